@@ -1,0 +1,31 @@
+# `make demo` and `make test` need Python 3.11 or newer (with venv) and pip; everything else is installed into .venv.
+
+PYTHON ?= python3
+# Test processes: `auto` is one per core, each on a single thread; JOBS=0 runs the tests one after another.
+JOBS ?= auto
+
+BIN := .venv/bin
+INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
+
+.PHONY: demo test lint
+
+demo: .venv/installed
+	$(BIN)/edlm demo
+
+test: .venv/installed-test
+	$(BIN)/python tests/transformers_suite/fetch.py
+	$(if $(filter 0,$(JOBS)),,OMP_NUM_THREADS=1) $(BIN)/pytest -n $(JOBS)
+
+lint: .venv/installed-dev
+	$(BIN)/ruff check .
+
+# torch comes first, alone: where pip is set up with a CPU build of it, that one is taken.
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(INSTALL) torch
+	$(INSTALL) --editable .
+	touch $@
+
+.venv/installed-%: .venv/installed
+	$(INSTALL) --editable ".[$*]"
+	touch $@

@@ -1,0 +1,36 @@
+"""EDLM (energy-based diffusion language models, arXiv 2410.21357) for transformers.
+
+Importing this package registers the model types `mdlm` and `edlm` with the auto classes, so that
+`AutoModelForMaskedLM.from_pretrained("kuleshov-group/mdlm-owt")` needs no remote code.
+"""
+
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM
+
+from edlm_hf.modeling.configuration_edlm import EDLMConfig
+from edlm_hf.modeling.configuration_mdlm import MDLMConfig
+from edlm_hf.modeling.energy_edlm import EDLMEnergyModel
+from edlm_hf.modeling.generation_edlm import EDLMGenerationConfig
+from edlm_hf.modeling.modeling_edlm import EDLMForMaskedDiffusion
+from edlm_hf.modeling.modeling_mdlm import MDLMForCausalLM, MDLMForMaskedLM, MDLMModel
+
+AutoConfig.register("mdlm", MDLMConfig, exist_ok=True)
+AutoConfig.register("edlm", EDLMConfig, exist_ok=True)
+AutoModel.register(MDLMConfig, MDLMModel, exist_ok=True)
+AutoModelForMaskedLM.register(MDLMConfig, MDLMForMaskedLM, exist_ok=True)
+AutoModelForCausalLM.register(MDLMConfig, MDLMForCausalLM, exist_ok=True)
+for auto_class in (AutoModel, AutoModelForMaskedLM, AutoModelForCausalLM):
+    auto_class.register(EDLMConfig, EDLMForMaskedDiffusion, exist_ok=True)
+del auto_class
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "EDLMConfig",
+    "EDLMEnergyModel",
+    "EDLMForMaskedDiffusion",
+    "EDLMGenerationConfig",
+    "MDLMConfig",
+    "MDLMForCausalLM",
+    "MDLMForMaskedLM",
+    "MDLMModel",
+]

@@ -1,0 +1,101 @@
+"""Tokenizers with a mask token: the text8 alphabet, and any other tokenizer given one.
+
+All are plain transformers tokenizers: saved beside a model, `AutoTokenizer` reads them where edlm_hf is not installed.
+"""
+
+import re
+import string
+
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+START_TOKEN = "<s>"
+MASK_TOKEN = "[MASK]"
+
+TEXT8_ALPHABET = " " + string.ascii_lowercase
+DIGIT_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+TEXT8_TABLE = str.maketrans(
+    dict(zip(string.ascii_uppercase, string.ascii_lowercase, strict=True))
+    | {str(digit): f" {name} " for digit, name in enumerate(DIGIT_NAMES)}
+)
+
+
+def normalize_text8(text: str) -> str:
+    """`text` over the 27 symbols of text8, by the last step of Matt Mahoney's script that made text8 (wikifil.pl).
+
+    A-Z becomes a-z, each digit its name between spaces, everything else (accented letters too) a space, and a run of
+    spaces one space. As in the script the result begins with a space and does not end with one, so that pieces can be
+    joined as they are; the empty text stays empty.
+
+    >>> normalize_text8("Room 42, please!")
+    ' room four two please'
+    """
+    return re.sub("[^a-z]+", " ", f" {text.translate(TEXT8_TABLE)} ")[:-1]
+
+
+def text8_tokenizer(model_max_length: int = 256, start_token: bool = True) -> PreTrainedTokenizerFast:
+    """One token per character of the text8 alphabet.
+
+    Ids: 0 is the space, 1 to 26 are a to z; then the start token "<s>" (27) if wanted, and last the mask token
+    "[MASK]" (28, or 27 without a start token), so that `mask_token_id == vocab_size - 1`.
+
+    Lossless over the alphabet: leading, trailing and repeated spaces survive `decode(..., skip_special_tokens=True)`.
+    Outside it nothing is dropped: A-Z is read as a-z, and every other character (digits, line ends) as one space;
+    runs are not collapsed. For text8's own treatment of digits and runs apply `normalize_text8` first.
+
+    Args:
+        model_max_length: longest row, the start token included.
+        start_token: encode with "<s>" in front, as the models here are trained (`add_special_tokens=False` leaves it
+            out). It is the `bos_token`, and also the `pad_token`, so that ragged batches can be padded; without it
+            there is no padding token.
+    """
+    symbols = [*TEXT8_ALPHABET, *([START_TOKEN] if start_token else []), MASK_TOKEN]
+    # WordLevel raises on a symbol it does not have, where a BPE model would silently drop it.
+    backend = Tokenizer(models.WordLevel({symbol: index for index, symbol in enumerate(symbols)}))
+    backend.normalizer = normalizers.Sequence(
+        [normalizers.Replace(Regex("[^A-Za-z]"), " "), normalizers.Lowercase()]  # in this order: ASCII letters only
+    )
+    backend.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+    backend.decoder = decoders.Fuse()
+    if start_token:
+        backend.post_processor = processors.TemplateProcessing(
+            single=f"{START_TOKEN} $A",
+            pair=f"{START_TOKEN} $A $B:1",
+            special_tokens=[(START_TOKEN, symbols.index(START_TOKEN))],
+        )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        model_max_length=model_max_length,
+        clean_up_tokenization_spaces=False,
+        mask_token=MASK_TOKEN,
+        **({"bos_token": START_TOKEN, "pad_token": START_TOKEN} if start_token else {}),
+    )
+
+
+def add_mask_token(tokenizer: PreTrainedTokenizerBase, token: str = MASK_TOKEN) -> PreTrainedTokenizerBase:
+    """The same tokenizer, with `token` added as its mask token under the next free id (50257 for gpt2).
+
+    A tokenizer that has a mask token already is left as it is.
+    """
+    if tokenizer.mask_token is None:
+        tokenizer.add_special_tokens({"mask_token": AddedToken(token, normalized=False, special=True)})
+    return tokenizer
+
+
+def check_mask_token(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> None:
+    """Do nothing if the tokenizer and the model mean the same token by "mask".
+
+    Raises:
+        ValueError: `tokenizer.mask_token_id` differs from `config.mask_token_id`, or the tokenizer has none.
+    """
+    if tokenizer.mask_token_id is None:
+        raise ValueError(
+            f"The tokenizer has no mask token, but the model masks with id {config.mask_token_id}. Add one with "
+            "edlm_hf.tokenization.add_mask_token(tokenizer)."
+        )
+    if tokenizer.mask_token_id != config.mask_token_id:
+        raise ValueError(
+            f"The tokenizer's mask token {tokenizer.mask_token!r} has id {tokenizer.mask_token_id}, but the model "
+            f"masks with id {config.mask_token_id}. Use the tokenizer the model was trained with; if it is the "
+            "configuration that is wrong, set its mask_token_id."
+        )

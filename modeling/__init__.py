@@ -1,0 +1,1 @@
+"""EDLM models: the files of this folder also travel with every saved checkpoint."""

@@ -1,0 +1,93 @@
+"""Configuration of the masked diffusion transformer (denoiser) and of its causal twin (autoregressive baseline)."""
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+
+from .masked_diffusion import canonical_schedule_name, make_schedule
+
+
+@strict
+class MDLMConfig(PreTrainedConfig):
+    r"""Field names are those of the published `kuleshov-group/mdlm-owt` configuration (arXiv 2406.07524).
+
+    Args:
+        vocab_size: rows of the embedding, the mask token included.
+        hidden_dim: width of the residual stream.
+        cond_dim: width of the conditioning vector (unused when `causal`).
+        n_blocks: number of transformer blocks.
+        n_heads: attention heads; `hidden_dim / n_heads` must be an even integer (rotary embedding).
+        model_length: longest sequence the model accepts.
+        dropout: dropout of the two residual branches of a block.
+        time_conditioning: whether the network sees the noise level sigma. Off: the conditioning vector is a constant.
+        mask_token_id: id of the mask token, `vocab_size - 1` unless given.
+        causal: the paper's autoregressive baseline: causal attention, no conditioning.
+        noise_schedule: `loglinear`, `cosine`, `cosinesqr`, `geometric` or `linear`.
+        noise_schedule_params: keyword arguments of the schedule (`eps`, or `sigma_min` and `sigma_max`).
+
+    Raises:
+        ValueError: a field is out of range; the message says what is allowed.
+    """
+
+    model_type = "mdlm"
+    keys_to_ignore_at_inference = ["past_key_values"]
+    attribute_map = {
+        "hidden_size": "hidden_dim",
+        "num_hidden_layers": "n_blocks",
+        "num_attention_heads": "n_heads",
+        "max_position_embeddings": "model_length",
+    }
+
+    vocab_size: int = 50258
+    hidden_dim: int = 768
+    cond_dim: int = 128
+    n_blocks: int = 12
+    n_heads: int = 12
+    model_length: int = 1024
+    dropout: float | int = 0.1
+    time_conditioning: bool = False
+    mask_token_id: int | None = None
+    causal: bool = False
+    noise_schedule: str = "loglinear"
+    noise_schedule_params: dict | None = None
+    bos_token_id: int | None = None
+    eos_token_id: int | list[int] | None = None
+    pad_token_id: int | None = None
+    tie_word_embeddings: bool = False
+    use_cache: bool = True
+
+    def __post_init__(self, **kwargs):
+        if self.mask_token_id is None:
+            self.mask_token_id = self.vocab_size - 1
+        self.noise_schedule = canonical_schedule_name(self.noise_schedule)
+        super().__post_init__(**kwargs)
+        # Published files store `return_dict: false`, which would turn every output into a tuple.
+        self.return_dict = True
+        # Strict dataclasses check again, but wrap what is wrong in an error that is not a ValueError.
+        self.validate_architecture()
+        self.validate_token_ids()
+
+    def validate_architecture(self):
+        """Sizes fit together (called at construction and before saving)."""
+        for name in ("vocab_size", "hidden_dim", "cond_dim", "n_blocks", "n_heads", "model_length"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, but it must be a positive integer.")
+        if self.hidden_dim % self.n_heads or (self.hidden_dim // self.n_heads) % 2:
+            raise ValueError(
+                f"hidden_dim={self.hidden_dim} and n_heads={self.n_heads}: each head needs an even, whole number of "
+                "channels (rotary embedding). Choose hidden_dim as a multiple of 2 * n_heads."
+            )
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout is {self.dropout}, but it must lie in [0, 1).")
+        make_schedule(self.noise_schedule, **(self.noise_schedule_params or {}))
+
+    def validate_token_ids(self):
+        """The mask token is a row of the embedding."""
+        if not 0 <= self.mask_token_id < self.vocab_size:
+            raise ValueError(
+                f"mask_token_id is {self.mask_token_id}, but the vocabulary has ids 0 to {self.vocab_size - 1}. "
+                "Give the id of the mask token, or enlarge vocab_size."
+            )
+        super().validate_token_ids()
+
+
+__all__ = ["MDLMConfig"]

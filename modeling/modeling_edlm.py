@@ -1,0 +1,446 @@
+"""EDLM: a masked diffusion denoiser and a residual energy in one model (arXiv 2410.21357)."""
+
+import torch
+from torch import nn
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+from transformers.modeling_outputs import MaskedLMOutput
+from transformers.utils import logging
+from transformers.utils.generic import can_return_tuple
+
+from .configuration_edlm import ENERGY_TYPES, EDLMConfig, check_choice
+from .configuration_mdlm import MDLMConfig
+from .energy_edlm import EDLMEnergyModel, EDLMSharedEnergyModel, autoregressive_log_probs
+from .generation_edlm import EDLMGenerationConfig, MaskedDiffusionGenerationMixin
+from .masked_diffusion import at_least_float32, subs_cross_entropy, subs_log_probs
+from .modeling_mdlm import MDLMForCausalLM, MDLMForMaskedLM, MDLMPreTrainedModel, list_keys, set_auto_map
+
+logger = logging.get_logger(__name__)
+
+
+class EDLMForMaskedDiffusion(PreTrainedModel, MaskedDiffusionGenerationMixin):
+    """A denoiser p_theta(x_0|x_t) and an energy E(x_0, x_t); together p(x_0|x_t) = p_theta exp(-E) / Z.
+
+    `model.denoiser` and `model.energy_model` are plain sub-modules; either may be replaced by another with the same
+    call. `energy_type` says what the energy is: `none`, `ar`, `coar` or `nce` (see `EDLMConfig`).
+    """
+
+    config: EDLMConfig
+    supports_gradient_checkpointing = True
+    accepts_loss_kwargs = False
+    _supports_flash_attn = True
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    generation_config_class = EDLMGenerationConfig
+    _auto_class = "AutoModelForMaskedLM"
+    _auto_map = {
+        "AutoModel": "modeling_edlm.EDLMForMaskedDiffusion",
+        "AutoModelForMaskedLM": "modeling_edlm.EDLMForMaskedDiffusion",
+        "AutoModelForCausalLM": "modeling_edlm.EDLMForMaskedDiffusion",
+    }
+
+    def __init__(self, config: EDLMConfig, denoiser: nn.Module | None = None, energy_model: nn.Module | None = None):
+        """Build the parts from `config`, or take the given ones as they are (`from_components` checks them)."""
+        super().__init__(config)
+        for part in (denoiser, energy_model):
+            for module in part.modules() if part is not None else ():
+                module._is_hf_initialized = True  # keep the weights of a given part
+        self.denoiser = denoiser if denoiser is not None else build_denoiser(config)
+        self.energy_model = energy_model if energy_model is not None else build_energy(config, self.denoiser)
+        self.post_init()
+
+    # ------------------------------------------------------------------------------------------ putting it together
+
+    @classmethod
+    def from_components(
+        cls,
+        denoiser: nn.Module | str,
+        energy: nn.Module | str | None = None,
+        *,
+        energy_type: str | None = None,
+        energy_scope: str = "sequence",
+        energy_weights: str = "own",
+        energy_by_reference: bool = False,
+        energy_revision: str | None = None,
+        mask_token_id: int | None = None,
+        tokenizer=None,
+        energy_tokenizer=None,
+        logits_shift: int = 0,
+        **kwargs,
+    ) -> "EDLMForMaskedDiffusion":
+        """Combine any masked language model with any causal language model of the same vocabulary, or an NCE energy.
+
+        Args:
+            denoiser: a module called as `denoiser(input_ids=..., attention_mask=...)`, returning `.logits`; or a name.
+            energy: a causal language model (`ar`, `coar`), an `EDLMEnergyModel` (`nce`), or a name. None with
+                `energy_type="nce"` makes a new energy network that starts from the denoiser.
+            energy_type: `none` without an energy, `nce` for an `EDLMEnergyModel`, `ar` for the rest, unless given.
+            energy_weights: `shared` lets a new NCE energy read the denoiser's own trunk.
+            energy_by_reference: `save_pretrained` stores the name (and `energy_revision`) of the AR energy instead of
+                its weights.
+            mask_token_id: taken from the denoiser's configuration or `tokenizer` unless given.
+            tokenizer, energy_tokenizer: tokenizers or names; where both are known their vocabularies are compared.
+            kwargs: passed to `from_pretrained` of the parts given by name (`dtype`, `trust_remote_code`, ...).
+
+        Raises:
+            ValueError: the denoiser is causal, the vocabularies differ, or the choices contradict each other.
+        """
+        tokenizer = load_tokenizer(tokenizer, denoiser, kwargs)
+        energy_tokenizer = load_tokenizer(energy_tokenizer, energy, kwargs)
+        if isinstance(denoiser, str):
+            denoiser = load_denoiser(denoiser, **kwargs)
+        if energy_type is None:
+            energy_type = "none" if energy is None else "nce" if isinstance(energy, EDLMEnergyModel) else "ar"
+        check_choice("energy_type", energy_type, ENERGY_TYPES)
+        if isinstance(energy, str):
+            loader = EDLMEnergyModel if energy_type == "nce" else AutoModelForCausalLM
+            energy = loader.from_pretrained(energy, revision=energy_revision or "main", **kwargs)
+        if (energy is None) != (energy_type == "none") and not (energy is None and energy_type == "nce"):
+            given = "no energy" if energy is None else f"an energy ({type(energy).__name__})"
+            raise ValueError(
+                f"energy_type is {energy_type!r} but {given} was given. Pass a causal language model for 'ar' or "
+                "'coar', an EDLMEnergyModel (or nothing, to start one from the denoiser) for 'nce', nothing for 'none'."
+            )
+        check_denoiser(denoiser, logits_shift)
+        if mask_token_id is None and tokenizer is not None:
+            mask_token_id = tokenizer.mask_token_id
+
+        reference = None
+        if energy_by_reference:
+            reference = getattr(getattr(energy, "config", None), "_name_or_path", None) or None
+            if reference is None:
+                raise ValueError(
+                    "energy_by_reference=True, but the energy was not loaded from a repository or folder, so there is "
+                    "nothing to refer to. Give its name as `energy`, or store it inside (energy_by_reference=False)."
+                )
+        config = EDLMConfig(
+            denoiser_config=config_of(denoiser, mask_token_id, causal=False),
+            energy_config=None if energy is None else config_of(energy, mask_token_id, causal=energy_type != "nce"),
+            energy_type=energy_type,
+            energy_scope=energy_scope,
+            energy_weights=energy_weights,
+            energy_name_or_path=reference,
+            energy_revision=energy_revision if reference else None,
+            mask_token_id=mask_token_id,
+            logits_shift=logits_shift,
+            attn_implementation={  # a composite sets this on its parts, which have theirs already
+                name: getattr(getattr(part, "config", None), "_attn_implementation", None)
+                for name, part in (("", denoiser), ("denoiser_config", denoiser), ("energy_config", energy))
+            },
+        )
+        if energy_type in ("ar", "coar"):
+            check_vocabularies(config, tokenizer, energy_tokenizer)
+        if energy is None and energy_type == "nce" and energy_weights == "own":
+            energy = EDLMEnergyModel.from_denoiser(denoiser)
+            config.energy_config = energy.config
+        model = cls(config, denoiser, energy)
+        return model.eval()
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, output_loading_info=False, **kwargs):
+        """`PreTrainedModel.from_pretrained` of the whole; an AR energy kept by reference is loaded from its own place.
+
+        Raises:
+            ValueError: the file lacks a weight of the model or has one too many.
+        """
+        model, info = super().from_pretrained(
+            pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
+        )
+        missing, unexpected = set(info["missing_keys"]), set(info["unexpected_keys"])
+        if pretrained_model_name_or_path is not None and (missing or unexpected):
+            raise ValueError(
+                f"The weights of {pretrained_model_name_or_path} do not fit its configuration: "
+                f"{list_keys('missing', missing)}{list_keys('not part of the model', unexpected)}"
+                "Save it again with save_pretrained, or check energy_type and the two sub-configurations."
+            )
+        if model.config.energy_name_or_path is not None and model.energy_model is None:
+            shared = ("dtype", "device_map", "attn_implementation", "token", "cache_dir", "local_files_only")
+            model.energy_model = AutoModelForCausalLM.from_pretrained(
+                model.config.energy_name_or_path,
+                revision=model.config.energy_revision or "main",
+                **{name: kwargs[name] for name in shared if name in kwargs},
+            )
+            model.config.energy_config = model.energy_model.config
+        return (model, info) if output_loading_info else model
+
+    def save_pretrained(self, save_directory, *args, **kwargs):
+        """`PreTrainedModel.save_pretrained` of the whole, with the modelling code for `trust_remote_code=True`.
+
+        Raises:
+            ValueError: a part is neither from this package nor from transformers, so nobody could load it again.
+        """
+        stored = {"denoiser": self.denoiser}
+        if self.config.energy_name_or_path is None and self.energy_model is not None:
+            stored["energy_model"] = self.energy_model
+        for name, part in stored.items():
+            if not isinstance(part, MDLMPreTrainedModel) and not type(part).__module__.startswith("transformers."):
+                raise ValueError(
+                    f"The {name} is a {type(part).__module__}.{type(part).__name__}, whose code is not part of this "
+                    "package or of transformers, so the whole could not be loaded again. Save that part by itself and "
+                    "use from_components after loading it."
+                )
+        if self.config.energy_name_or_path is not None:
+            weights = kwargs.get("state_dict") or self.state_dict()
+            kwargs["state_dict"] = {name: w for name, w in weights.items() if not name.startswith("energy_model.")}
+        set_auto_map(self)
+        for part in (self.denoiser, self.energy_model):
+            if part is not None:
+                part.config.dtype = part.dtype
+                part.config.__dict__.pop("auto_map", None)  # the code of the whole is beside it
+        super().save_pretrained(save_directory, *args, **kwargs)
+
+    # --------------------------------------------------------------------------------------------------- computing
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.denoiser.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module):
+        self.denoiser.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module | None:
+        return self.denoiser.get_output_embeddings()
+
+    def set_output_embeddings(self, value: nn.Module):
+        self.denoiser.set_output_embeddings(value)
+
+    def resize_token_embeddings(self, *args, **kwargs):
+        """Refused: the parts share one vocabulary, of which the mask token's id is a part."""
+        raise ValueError(
+            "The vocabulary of a composite cannot be resized in place. Resize model.denoiser and model.energy_model "
+            "and put them together again with from_components."
+        )
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        timesteps: torch.Tensor | None = None,
+        labels: torch.LongTensor | None = None,
+        **kwargs,
+    ) -> MaskedLMOutput:
+        """The denoiser's logits (B, L, V), position by position whatever `logits_shift` is.
+
+        Args:
+            input_ids, attention_mask: (B, L), as for the denoiser.
+            timesteps: (B,) total noise sigma, for denoisers that are conditioned on time.
+            labels: (B, L), -100 where nothing is to be predicted; mean cross-entropy of the SUBS log-probabilities.
+        """
+        if self.config.time_conditioning:
+            kwargs["timesteps"] = timesteps
+        outputs = self.denoiser(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+        logits = outputs.logits
+        if self.config.logits_shift:
+            logits = torch.cat([logits[:, :1], logits[:, :-1]], dim=1)
+        loss = None
+        if labels is not None:
+            loss = subs_cross_entropy(logits, labels.to(logits.device), input_ids, self.config.mask_token_id)
+        return MaskedLMOutput(
+            loss=loss,
+            logits=logits,
+            hidden_states=getattr(outputs, "hidden_states", None),
+            attentions=getattr(outputs, "attentions", None),
+        )
+
+    def energy(
+        self,
+        candidate_ids: torch.LongTensor,
+        noisy_ids: torch.LongTensor,
+        attention_mask: torch.Tensor | None = None,
+        timesteps: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """E(x_0, x_t) of every candidate; low = likely. Zero for `energy_type="none"`.
+
+        Args:
+            candidate_ids: (B, k, L) clean sequences that agree with `noisy_ids` wherever those are visible.
+            noisy_ids: (B, L). attention_mask: (B, L), 0 at padding.
+            timesteps: (B,) total noise sigma, for networks that are conditioned on time.
+
+        Returns:
+            (B, k), at least float32; float64 where the networks compute in it.
+
+        Raises:
+            ValueError: shapes do not fit, a candidate changes a visible token or still holds a mask.
+        """
+        check_candidates(candidate_ids, noisy_ids, attention_mask, self.config.mask_token_id)
+        if self.config.energy_type == "none":
+            return torch.zeros(candidate_ids.shape[:2], device=candidate_ids.device)
+        if self.config.energy_type == "nce":
+            output = self.energy_model(candidate_ids, noisy_ids, attention_mask=attention_mask, timesteps=timesteps)
+            return at_least_float32(output.energy)
+        return self._autoregressive_energy(candidate_ids, noisy_ids, attention_mask, timesteps)
+
+    def _autoregressive_energy(self, candidate_ids, noisy_ids, attention_mask, timesteps) -> torch.Tensor:
+        """E = -log p_AR(x_0) + log p_theta(x_0|x_t); `coar` sums the first term over masked positions only."""
+        batch, k, length = candidate_ids.shape
+        logits = self(input_ids=noisy_ids, attention_mask=attention_mask, timesteps=timesteps).logits
+        proposal = subs_log_probs(logits, noisy_ids, self.config.mask_token_id)  # (B, L, V)
+        proposal = proposal.gather(-1, candidate_ids.transpose(1, 2)).transpose(1, 2)  # (B, k, L)
+
+        real = torch.ones_like(noisy_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
+        first = real.long().argmax(-1, keepdim=True)
+        start = getattr(getattr(self.energy_model, "config", None), "bos_token_id", None)
+        has_start = noisy_ids.gather(1, first).squeeze(1) == start if start is not None else None
+        causal = autoregressive_log_probs(
+            self.energy_model,
+            candidate_ids.flatten(0, 1),
+            denoiser_vocab_size=logits.shape[-1],
+            mask_token_id=self.config.mask_token_id,
+            start_token_id=start,
+            needs_start=None if start is None else ~has_start.repeat_interleave(k),
+            attention_mask=real.repeat_interleave(k, 0),
+        ).view(batch, k, length)
+        if start is None:  # nothing scores the first token: the proposal's own probability, which cancels
+            if self.config.energy_type == "ar":
+                logger.warning_once(
+                    "The autoregressive energy model has no bos_token_id, so the first token keeps the law of the "
+                    "proposal and the energy is approximate. Set energy_model.config.bos_token_id if it has one."
+                )
+            at_first = torch.arange(length, device=first.device) == first
+            causal = torch.where(at_first.unsqueeze(1), proposal.to(causal.dtype), causal)
+        counted = real
+        if self.config.energy_type == "coar":
+            counted = real & (noisy_ids == self.config.mask_token_id)
+        dtype = torch.promote_types(causal.dtype, proposal.dtype)
+        log_p_ar = torch.where(counted.unsqueeze(1), causal.to(dtype), 0).sum(-1)
+        log_p_theta = torch.where(real.unsqueeze(1), proposal.to(dtype), 0).sum(-1)
+        return log_p_theta - log_p_ar
+
+
+# ------------------------------------------------------------------------------------------------- building the parts
+
+
+def build_denoiser(config: EDLMConfig) -> PreTrainedModel:
+    if config.denoiser_config.model_type == MDLMConfig.model_type:
+        return MDLMForMaskedLM(config.denoiser_config)
+    return AutoModelForMaskedLM.from_config(config.denoiser_config)
+
+
+def build_energy(config: EDLMConfig, denoiser: nn.Module) -> PreTrainedModel | None:
+    if config.energy_type == "none" or config.energy_name_or_path is not None:
+        return None
+    if config.energy_weights == "shared":
+        return EDLMSharedEnergyModel(denoiser.backbone)
+    if config.energy_type == "nce":
+        return EDLMEnergyModel(config.energy_config)
+    if config.energy_config.model_type == MDLMConfig.model_type:
+        return MDLMForCausalLM(config.energy_config)
+    return AutoModelForCausalLM.from_config(config.energy_config)
+
+
+def load_denoiser(name: str, **kwargs) -> PreTrainedModel:
+    """A masked language model by name; diffusion models of the Hub live under other auto classes as well."""
+    config = AutoConfig.from_pretrained(name, trust_remote_code=kwargs.get("trust_remote_code"))
+    listed = getattr(config, "auto_map", None) or {}
+    for auto_class in (AutoModelForMaskedLM, AutoModelForCausalLM, AutoModel):
+        if type(config) in auto_class._model_mapping or auto_class.__name__ in listed:
+            return auto_class.from_pretrained(name, **kwargs)
+    raise ValueError(f"{name} (model_type {config.model_type!r}) has no language model to load as the denoiser.")
+
+
+def load_tokenizer(tokenizer, component, kwargs: dict):
+    """The given tokenizer, loaded if it is a name; else the one beside a component given by name, if there is one."""
+    if isinstance(tokenizer, str):
+        return AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=kwargs.get("trust_remote_code"))
+    if tokenizer is None and isinstance(component, str):
+        try:
+            return AutoTokenizer.from_pretrained(component, trust_remote_code=kwargs.get("trust_remote_code"))
+        except (OSError, ValueError, KeyError):
+            return None  # many model repositories ship none
+    return tokenizer
+
+
+def config_of(module: nn.Module, mask_token_id: int | None, causal: bool) -> PreTrainedConfig:
+    """The configuration of a part; for a plain module a stand-in that only says how many ids it has."""
+    config = getattr(module, "config", None)
+    if isinstance(config, PreTrainedConfig):
+        return config
+    vocab_size = getattr(config, "vocab_size", None) or getattr(module, "vocab_size", None)
+    if vocab_size is None and mask_token_id is None:
+        raise ValueError(f"{type(module).__name__} has no configuration: pass mask_token_id=... to from_components.")
+    length = getattr(config, "max_position_embeddings", None) or 2**20
+    return MDLMConfig(
+        vocab_size=vocab_size or mask_token_id + 1,
+        mask_token_id=mask_token_id,
+        model_length=length,
+        causal=causal,
+        bos_token_id=getattr(config, "bos_token_id", None),
+    )
+
+
+# -------------------------------------------------------------------------------------------------------------- checks
+
+
+def check_denoiser(denoiser: nn.Module, logits_shift: int) -> None:
+    """Refuse a causal language model in the place of the denoiser.
+
+    Classes that transformers lists as causal are asked: if a later token does not change an earlier position's logits,
+    they are (a GPT-2 made bidirectional, as in DiffuGPT, passes).
+    """
+    config = getattr(denoiser, "config", None)
+    causal = bool(getattr(config, "causal", False))
+    if type(denoiser) in MODEL_FOR_CAUSAL_LM_MAPPING.values() and not isinstance(denoiser, MDLMForMaskedLM):
+        ids = torch.zeros(2, 3, dtype=torch.long, device=denoiser.device)
+        ids[1, -1] = 1
+        with torch.no_grad():
+            logits = denoiser(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[:, 0]
+        causal = torch.equal(logits[0], logits[1])
+    if causal:
+        raise ValueError(
+            f"The denoiser is a causal language model ({type(denoiser).__name__}), which cannot fill masks. Pass a "
+            "masked language model (AutoModelForMaskedLM) as the denoiser and the causal one as `energy`."
+        )
+
+
+def check_vocabularies(config: EDLMConfig, tokenizer, energy_tokenizer, shown: int = 5) -> None:
+    """Every id the denoiser can emit is a row of the AR model and, where both tokenizers are known, the same token."""
+    emitted = [i for i in range(config.vocab_size or 0) if i != config.mask_token_id]
+    rows = getattr(config.energy_config, "vocab_size", None)
+    if rows is not None and emitted and emitted[-1] >= rows:
+        raise ValueError(
+            f"The denoiser can emit ids up to {emitted[-1]}, but the autoregressive energy model has only {rows} rows "
+            f"(ids 0 to {rows - 1}). Use a causal language model of the same vocabulary."
+        )
+    if tokenizer is None or energy_tokenizer is None:
+        return
+    ours = {i: token for token, i in tokenizer.get_vocab().items()}
+    theirs = {i: token for token, i in energy_tokenizer.get_vocab().items()}
+    different = [i for i in emitted if i in ours and ours[i] != theirs.get(i)]
+    if different:
+        examples = ", ".join(f"{i} ({ours[i]!r} against {theirs.get(i)!r})" for i in different[:shown])
+        raise ValueError(
+            f"The vocabularies of denoiser and energy differ at {len(different)} ids: {examples}"
+            f"{', ...' if len(different) > shown else ''}. An AR energy must use the denoiser's tokenizer."
+        )
+
+
+def check_candidates(candidate_ids, noisy_ids, attention_mask, mask_token_id: int) -> None:
+    """Shapes fit, visible tokens are carried over, and no mask is left among the real positions."""
+    if candidate_ids.dim() != 3 or noisy_ids.dim() != 2 or candidate_ids[:, 0].shape != noisy_ids.shape:
+        raise ValueError(
+            f"candidate_ids has shape {tuple(candidate_ids.shape)} and noisy_ids {tuple(noisy_ids.shape)}, but "
+            "(B, k, L) and (B, L) are needed."
+        )
+    real = torch.ones_like(noisy_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
+    visible = noisy_ids != mask_token_id
+    changed = (candidate_ids != noisy_ids.unsqueeze(1)) & (visible & real).unsqueeze(1)
+    if changed.any():
+        row, candidate, position = changed.nonzero()[0].tolist()
+        raise ValueError(
+            f"Candidate {candidate} of row {row} changes the visible token at position {position}. Candidates must "
+            "agree with noisy_ids wherever that is not the mask token."
+        )
+    if ((candidate_ids == mask_token_id) & real.unsqueeze(1)).any():
+        raise ValueError("candidate_ids still holds mask tokens. Energies are those of complete sequences.")
+
+
+__all__ = ["EDLMForMaskedDiffusion"]

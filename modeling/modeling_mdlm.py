@@ -1,0 +1,551 @@
+"""The masked diffusion transformer of MDLM: trunk, denoiser and the causal baseline.
+
+Module names are those of the published checkpoints, so `kuleshov-group/mdlm-owt` loads without any renaming:
+`backbone.vocab_embed.embedding`, `backbone.blocks.0.attn_qkv.weight`, `backbone.output_layer.linear.weight`, ...
+"""
+
+import math
+import re
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from transformers import GenerationMixin, PreTrainedModel, initialization
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast, MaskedLMOutput
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.utils.output_capturing import OutputRecorder, capture_outputs
+
+from .configuration_mdlm import MDLMConfig
+from .generation_edlm import EDLMGenerationConfig, MaskedDiffusionGenerationMixin
+from .masked_diffusion import subs_cross_entropy
+
+# The projection of a headed model; a trunk lacks it.
+HEAD_KEYS = r"output_layer\.linear\.(weight|bias)$"
+
+
+class MDLMEmbedding(nn.Embedding):
+    """An `nn.Embedding` whose weight is stored under the published name `embedding`."""
+
+    def __init__(self, num_embeddings: int, embedding_dim: int):
+        super().__init__(num_embeddings, embedding_dim)
+        self.embedding = self._parameters.pop("weight")
+
+    @property
+    def weight(self) -> nn.Parameter:
+        return self.embedding
+
+    @weight.setter
+    def weight(self, value: nn.Parameter):
+        self.embedding = value
+
+
+class ZeroLinear(nn.Linear):
+    """A linear layer that starts at zero: the modulations and the final projections of the published networks."""
+
+
+class MDLMSigmaMap(nn.Module):
+    """Embedding of the total noise sigma: (B,) -> (B, cond_dim)."""
+
+    FREQUENCIES = 128
+
+    def __init__(self, cond_dim: int):
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Linear(2 * self.FREQUENCIES, cond_dim), nn.SiLU(), nn.Linear(cond_dim, cond_dim))
+
+    def forward(self, sigma: torch.Tensor) -> torch.Tensor:
+        weight = self.mlp[0].weight
+        dtype = torch.promote_types(weight.dtype, torch.float32)
+        exponents = torch.arange(self.FREQUENCIES, dtype=dtype, device=sigma.device) / self.FREQUENCIES
+        angles = sigma.to(dtype)[:, None] * torch.exp(-math.log(10000) * exponents)
+        return nn.functional.silu(self.mlp(torch.cat([angles.cos(), angles.sin()], dim=-1).to(weight.dtype)))
+
+
+def rotary_cos_sin(position_ids: torch.Tensor, head_dim: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """cos and sin of p * 10000^(-2j / d), repeated for the two halves: (B, L) -> twice (B, 1, L, head_dim).
+
+    Computed in at least float32 at each call: there is no buffer that a cast to half precision could damage.
+    """
+    precise = torch.promote_types(dtype, torch.float32)
+    exponents = torch.arange(0, head_dim, 2, dtype=precise, device=position_ids.device) / head_dim
+    angles = position_ids[:, None, :, None].to(precise) * 10000.0**-exponents
+    angles = torch.cat([angles, angles], dim=-1)
+    return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
+def apply_rotary(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Rotate the halves (a, b) of the last dimension: (a cos - b sin, b cos + a sin)."""
+    a, b = x.chunk(2, dim=-1)
+    return x * cos + torch.cat([-b, a], dim=-1) * sin
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """softmax(q k^T / sqrt(d)) v with the softmax in at least float32: (B, H, L, d) -> (B, L, H, d)."""
+    weights = torch.matmul(query, key.transpose(2, 3)) * scaling
+    if attention_mask is not None:
+        weights = weights + attention_mask
+    weights = weights.softmax(-1, dtype=torch.promote_types(query.dtype, torch.float32)).to(query.dtype)
+    weights = nn.functional.dropout(weights, p=dropout, training=module.training)
+    return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
+
+
+class MDLMBlock(GradientCheckpointingLayer):
+    """One transformer block; with conditioning, shift, scale and gate of both branches come from `adaLN_modulation`."""
+
+    num_key_value_groups = 1
+
+    def __init__(self, config: MDLMConfig, layer_idx: int):
+        super().__init__()
+        self.config = config
+        self.layer_idx = layer_idx
+        self.is_causal = config.causal
+        self.head_dim = config.hidden_dim // config.n_heads
+        self.scaling = self.head_dim**-0.5
+        self.norm1 = nn.LayerNorm(config.hidden_dim, bias=False)
+        self.attn_qkv = nn.Linear(config.hidden_dim, 3 * config.hidden_dim, bias=False)
+        self.attn_out = nn.Linear(config.hidden_dim, config.hidden_dim, bias=False)
+        self.norm2 = nn.LayerNorm(config.hidden_dim, bias=False)
+        self.mlp = nn.Sequential(
+            nn.Linear(config.hidden_dim, 4 * config.hidden_dim),
+            nn.GELU(approximate="tanh"),
+            nn.Linear(4 * config.hidden_dim, config.hidden_dim),
+        )
+        self.adaLN_modulation = None if config.causal else ZeroLinear(config.cond_dim, 6 * config.hidden_dim)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        conditioning: torch.Tensor | None,
+        attention_mask: torch.Tensor | None,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor],
+        past_key_values: Cache | None = None,
+        **kwargs,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """(B, L, H) -> (B, L, H) and the attention weights (B, heads, L, L), or None where the backend has none."""
+        shift1 = scale1 = shift2 = scale2 = 0.0
+        gate1 = gate2 = 1.0
+        if conditioning is not None:
+            shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN_modulation(conditioning)[:, None].chunk(6, dim=-1)
+        attended, weights = self.attend(
+            self.norm1(hidden_states) * (1 + scale1) + shift1,
+            attention_mask,
+            position_embeddings,
+            past_key_values,
+            **kwargs,
+        )
+        hidden_states = hidden_states + gate1 * self.drop(self.attn_out(attended))
+        expanded = self.mlp(self.norm2(hidden_states) * (1 + scale2) + shift2)
+        return hidden_states + gate2 * self.drop(expanded), weights
+
+    def attend(self, hidden_states, attention_mask, position_embeddings, past_key_values, **kwargs):
+        batch, length, width = hidden_states.shape
+        qkv = self.attn_qkv(hidden_states).view(batch, length, 3, -1, self.head_dim).permute(2, 0, 3, 1, 4)
+        query, key, value = qkv.unbind(0)  # each (B, heads, L, head_dim)
+        query, key = apply_rotary(query, *position_embeddings), apply_rotary(key, *position_embeddings)
+        if past_key_values is not None:
+            key, value = past_key_values.update(key, value, self.layer_idx)
+        attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        attended, weights = attention(
+            self, query, key, value, attention_mask, dropout=0.0, scaling=self.scaling, **kwargs
+        )
+        return attended.reshape(batch, length, width).contiguous(), weights
+
+    def drop(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.dropout(x, p=self.config.dropout, training=self.training)
+
+
+class MDLMOutputLayer(nn.Module):
+    """Final norm with its modulation; a head adds its projection here as `linear`, where published files store it."""
+
+    def __init__(self, config: MDLMConfig):
+        super().__init__()
+        self.norm_final = nn.LayerNorm(config.hidden_dim, bias=False)
+        self.adaLN_modulation = None if config.causal else ZeroLinear(config.cond_dim, 2 * config.hidden_dim)
+
+    def forward(self, hidden_states: torch.Tensor, conditioning: torch.Tensor | None) -> torch.Tensor:
+        """(B, L, H) -> (B, L, H), before `linear`."""
+        hidden_states = self.norm_final(hidden_states)
+        if conditioning is None:
+            return hidden_states
+        shift, scale = self.adaLN_modulation(conditioning)[:, None].chunk(2, dim=-1)
+        return hidden_states * (1 + scale) + shift
+
+
+class MDLMPreTrainedModel(PreTrainedModel):
+    config: MDLMConfig
+    base_model_prefix = "backbone"
+    supports_gradient_checkpointing = True
+    accepts_loss_kwargs = False
+    _no_split_modules = ["MDLMBlock"]
+    _skip_keys_device_placement = ["past_key_values"]
+    _supports_flash_attn = True
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+    _can_record_outputs = {
+        "hidden_states": OutputRecorder(MDLMBlock, index=0),
+        "attentions": OutputRecorder(MDLMBlock, index=1),
+    }
+    # Published files store the rotary frequencies; here they are computed.
+    _keys_to_ignore_on_load_unexpected = [r"rotary_emb\.inv_freq$"]
+    # Where a saved EDLM composite holds this model, so that it can be loaded out of one.
+    _composite_part = "denoiser"
+    _composite_part_is_causal = False
+    _auto_map = {}
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        """The published initialisation: torch's own for linear layers, zero for modulations and final projections."""
+        if isinstance(module, ZeroLinear):
+            initialization.zeros_(module.weight)
+            initialization.zeros_(module.bias)
+        elif isinstance(module, (nn.Embedding, nn.Linear)):
+            initialization.kaiming_uniform_(module.weight, a=math.sqrt(5))
+            if getattr(module, "bias", None) is not None:
+                bound = 1 / math.sqrt(module.in_features)
+                initialization.uniform_(module.bias, -bound, bound)
+        elif isinstance(module, nn.LayerNorm):
+            initialization.ones_(module.weight)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, output_loading_info=False, **kwargs):
+        """`PreTrainedModel.from_pretrained` that also reads the part of a saved EDLM composite, and that is strict.
+
+        Raises:
+            ValueError: the file lacks a weight of the model or has one too many. Loading the trunk from a headed
+                checkpoint, or a headed model from a trunk, stays allowed.
+        """
+        if pretrained_model_name_or_path is not None:
+            kwargs = read_composite_part(cls, pretrained_model_name_or_path, kwargs)
+        model, info = super().from_pretrained(
+            pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
+        )
+        if pretrained_model_name_or_path is not None:
+            check_loaded_keys(model, info, pretrained_model_name_or_path)
+        return (model, info) if output_loading_info else model
+
+    def save_pretrained(self, save_directory, *args, **kwargs):
+        """`PreTrainedModel.save_pretrained`; the modelling code travels along for `trust_remote_code=True`."""
+        set_auto_map(self)
+        super().save_pretrained(save_directory, *args, **kwargs)
+
+
+def set_auto_map(model: PreTrainedModel) -> None:
+    """Tell every auto class that knows this model where its code is (transformers records a single one by itself)."""
+    if model._auto_class is not None:
+        module = type(model.config).__module__.split(".")[-1]
+        model.config.auto_map = {"AutoConfig": f"{module}.{type(model.config).__name__}"} | type(model)._auto_map
+
+
+def read_composite_part(cls: type[PreTrainedModel], path, kwargs: dict) -> dict:
+    """Arguments of `from_pretrained` that load `cls._composite_part` if `path` is an EDLM composite, else `kwargs`."""
+    if "config" in kwargs or kwargs.get("gguf_file"):
+        return kwargs
+    hub = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
+    stored, _ = MDLMConfig.get_config_dict(path, **{key: kwargs[key] for key in hub if key in kwargs})
+    if stored.get("model_type") != "edlm":
+        return kwargs
+    part = cls._composite_part
+    config = stored.get("denoiser_config" if part == "denoiser" else "energy_config") or {}
+    if (
+        config.get("model_type") != MDLMConfig.model_type
+        or config.get("causal", False) != cls._composite_part_is_causal
+    ):
+        raise ValueError(
+            f"{path} is an EDLM composite, but its {part} is not a {cls.__name__}. "
+            f"Load the whole with EDLMForMaskedDiffusion.from_pretrained and take `.{part}` of it."
+        )
+    return kwargs | {
+        "config": MDLMConfig(**config),
+        "key_mapping": {rf"^{part}\.": ""} | (kwargs.get("key_mapping") or {}),
+    }
+
+
+def check_loaded_keys(model: PreTrainedModel, info: dict, path) -> None:
+    """Raise ValueError if loading left a weight at its random start or a stored weight unused.
+
+    Allowed are a trunk that leaves the head of a checkpoint unused, a head that starts new on a complete trunk, and
+    the other part of a composite.
+    """
+    head = {name for name in model.state_dict() if re.search(HEAD_KEYS, name)}
+    missing = set(info["missing_keys"])
+    unexpected = {name for name in info["unexpected_keys"] if not re.match(r"(denoiser|energy_model)\.", name)}
+    if not head:
+        unexpected = {name for name in unexpected if not re.search(HEAD_KEYS, name)}
+    elif missing == head:
+        missing = set()
+    if missing or unexpected:
+        raise ValueError(
+            f"The weights of {path} do not fit {type(model).__name__}: {list_keys('missing', missing)}"
+            f"{list_keys('not part of the model', unexpected)} Check that the configuration (causal, n_blocks, ...) "
+            "belongs to this file, or convert it with `edlm convert`."
+        )
+
+
+def list_keys(label: str, keys: set[str], shown: int = 8) -> str:
+    """`label: a, b, c and 5 more.`, or nothing if there are no keys."""
+    names = sorted(keys)
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return f"{label}: {', '.join(names[:shown])}{more}. " if names else ""
+
+
+class MDLMModel(MDLMPreTrainedModel):
+    """The trunk: token ids to hidden states after the final norm, bidirectional or `causal` as configured."""
+
+    _auto_class = "AutoModel"
+    _auto_map = {"AutoModel": "modeling_mdlm.MDLMModel"}
+
+    def __init__(self, config: MDLMConfig):
+        super().__init__(config)
+        self.vocab_embed = MDLMEmbedding(config.vocab_size, config.hidden_dim)
+        self.sigma_map = None if config.causal else MDLMSigmaMap(config.cond_dim)
+        self.blocks = nn.ModuleList([MDLMBlock(config, layer_idx) for layer_idx in range(config.n_blocks)])
+        self.output_layer = MDLMOutputLayer(config)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        return self.vocab_embed
+
+    def set_input_embeddings(self, value: nn.Embedding):
+        self.vocab_embed = value
+
+    def conditioning(self, timesteps: torch.Tensor | None, batch: int, device: torch.device) -> torch.Tensor | None:
+        """The conditioning vector c: (B, cond_dim) from sigma; (1, cond_dim), for sigma = 0, when time is switched off.
+
+        Raises:
+            ValueError: `timesteps` is missing although the network is conditioned on time, or has a wrong shape.
+        """
+        if self.config.causal:
+            return None
+        if not self.config.time_conditioning:
+            return self.sigma_map(torch.zeros(1, device=device))
+        if timesteps is None:
+            raise ValueError(
+                "This model is conditioned on time (time_conditioning=True) but got timesteps=None. Pass the total "
+                "noise sigma of each row, shape (B,): make_schedule(config.noise_schedule).total(t) at time t."
+            )
+        timesteps = timesteps.reshape(-1)
+        if timesteps.shape[0] not in (1, batch):
+            raise ValueError(f"timesteps has {timesteps.shape[0]} entries for {batch} rows. Pass one sigma per row.")
+        return self.sigma_map(timesteps)
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        timesteps: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs,
+    ) -> BaseModelOutputWithPast:
+        """Hidden states (B, L, hidden_dim) after the final norm and its modulation, ready for a projection.
+
+        Args:
+            input_ids: (B, L) token ids; or give `inputs_embeds` (B, L, hidden_dim).
+            attention_mask: (B, L), 0 at padding, which then takes part in nothing; with a cache (B, past + L).
+            timesteps: (B,) total noise sigma (not the diffusion time t); needed with `time_conditioning` only.
+            position_ids: (B, L); counted over the non-padding tokens unless given.
+            past_key_values: key/value cache, causal models only.
+
+        Raises:
+            ValueError: not exactly one of the two inputs, a sequence longer than `model_length`, missing timesteps, or
+                a cache given to a bidirectional model.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("Give exactly one of input_ids and inputs_embeds.")
+        if inputs_embeds is None:
+            inputs_embeds = self.vocab_embed(input_ids)
+        if past_key_values is not None and not self.config.causal:
+            raise ValueError("A bidirectional model has no key/value cache: call it without past_key_values.")
+        if use_cache and self.config.causal and past_key_values is None:
+            past_key_values = DynamicCache(config=self.config)
+        batch, length = inputs_embeds.shape[:2]
+        past = past_key_values.get_seq_length() if past_key_values is not None else 0
+        if length > self.config.model_length:
+            raise ValueError(
+                f"The sequence has {length} tokens but model_length is {self.config.model_length}. Truncate it, or "
+                "generate in blocks (block_length)."
+            )
+        if position_ids is None and attention_mask is not None and attention_mask.dim() == 2:
+            position_ids = (attention_mask.long().cumsum(-1) - 1).clamp_min(0)[:, -length:]
+        elif position_ids is None:
+            position_ids = torch.arange(length, device=inputs_embeds.device).unsqueeze(0) + past
+
+        make_mask = create_causal_mask if self.config.causal else create_bidirectional_mask
+        mask = make_mask(
+            config=self.config,
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+        )
+        conditioning = self.conditioning(timesteps, batch, inputs_embeds.device)
+        position_embeddings = rotary_cos_sin(
+            position_ids, self.config.hidden_dim // self.config.n_heads, inputs_embeds.dtype
+        )
+        hidden_states = inputs_embeds
+        for block in self.blocks:
+            hidden_states, _ = block(
+                hidden_states, conditioning, mask, position_embeddings, past_key_values=past_key_values, **kwargs
+            )
+        return BaseModelOutputWithPast(
+            last_hidden_state=self.output_layer(hidden_states, conditioning), past_key_values=past_key_values
+        )
+
+
+class MDLMHeadedModel(MDLMPreTrainedModel):
+    """A trunk with its projection to the vocabulary, stored as `backbone.output_layer.linear`."""
+
+    _tied_weights_keys = {"backbone.output_layer.linear.weight": "backbone.vocab_embed.embedding"}
+
+    def __init__(self, config: MDLMConfig):
+        super().__init__(config)
+        self.backbone = MDLMModel(config)
+        self.backbone.output_layer.linear = ZeroLinear(config.hidden_dim, config.vocab_size)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        return self.backbone.vocab_embed
+
+    def set_input_embeddings(self, value: nn.Embedding):
+        self.backbone.vocab_embed = value
+
+    def get_output_embeddings(self) -> nn.Linear:
+        return self.backbone.output_layer.linear
+
+    def set_output_embeddings(self, value: nn.Linear):
+        self.backbone.output_layer.linear = value
+
+
+class MDLMForMaskedLM(MDLMHeadedModel, MaskedDiffusionGenerationMixin):
+    """The denoiser of masked diffusion: logits of the clean tokens at every position, given the noisy ones."""
+
+    generation_config_class = EDLMGenerationConfig
+    _auto_class = "AutoModelForMaskedLM"
+    _auto_map = MDLMModel._auto_map | {"AutoModelForMaskedLM": "modeling_mdlm.MDLMForMaskedLM"}
+
+    def __init__(self, config: MDLMConfig):
+        if config.causal:
+            raise ValueError(
+                "MDLMForMaskedLM is the bidirectional denoiser, but the configuration says causal=True. Use "
+                "MDLMForCausalLM (AutoModelForCausalLM) for the autoregressive baseline, or set causal=False."
+            )
+        super().__init__(config)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        timesteps: torch.Tensor | None = None,
+        labels: torch.LongTensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        **kwargs,
+    ) -> MaskedLMOutput:
+        """Raw logits (B, L, V), the mask token's among them.
+
+        Args:
+            input_ids, attention_mask, timesteps, position_ids, inputs_embeds: as for `MDLMModel`.
+            labels: (B, L) clean tokens, -100 where nothing is to be predicted. The loss is the mean cross-entropy of
+                the SUBS log-probabilities (mask token impossible, visible tokens carried over) over the labelled
+                positions; the weight 1/t of the likelihood bound belongs to the trainer.
+        """
+        outputs = self.backbone(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            timesteps=timesteps,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            **kwargs,
+        )
+        logits = self.get_output_embeddings()(outputs.last_hidden_state)
+        loss = None
+        if labels is not None:
+            loss = subs_cross_entropy(logits, labels.to(logits.device), input_ids, self.config.mask_token_id)
+        return MaskedLMOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+class MDLMForCausalLM(MDLMHeadedModel, GenerationMixin):
+    """The paper's autoregressive baseline: the same transformer, causal, without conditioning."""
+
+    accepts_loss_kwargs = True
+    _composite_part = "energy_model"
+    _composite_part_is_causal = True
+    _auto_class = "AutoModelForCausalLM"
+    _auto_map = MDLMModel._auto_map | {"AutoModelForCausalLM": "modeling_mdlm.MDLMForCausalLM"}
+
+    def __init__(self, config: MDLMConfig):
+        if not config.causal:
+            raise ValueError(
+                "MDLMForCausalLM is the autoregressive baseline, but the configuration says causal=False. Use "
+                "MDLMForMaskedLM (AutoModelForMaskedLM) for the denoiser, or set causal=True."
+            )
+        super().__init__(config)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        **kwargs,
+    ) -> CausalLMOutputWithPast:
+        """Next-token logits (B, L, V). The mask token is never text: its logit is the lowest finite number.
+
+        Args:
+            labels: (B, L), shifted inside as usual; -100 is ignored.
+            logits_to_keep: compute the logits of the last n positions only (0: all), or of the given indices.
+        """
+        outputs = self.backbone(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.get_output_embeddings()(outputs.last_hidden_state[:, kept])
+        is_mask = torch.arange(logits.shape[-1], device=logits.device) == self.config.mask_token_id
+        logits = logits.masked_fill(is_mask, torch.finfo(logits.dtype).min)
+        loss = None
+        if labels is not None or kwargs.get("shift_labels") is not None:
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=logits.shape[-1], **kwargs)
+        return CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+__all__ = ["MDLMPreTrainedModel", "MDLMModel", "MDLMForMaskedLM", "MDLMForCausalLM"]

@@ -1,0 +1,235 @@
+"""The composite: any masked with any causal language model, energies of every type, and clear errors."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from published import randomised, tiny_causal, tiny_config, tiny_denoiser, tiny_gpt2
+from tokenizers import Tokenizer, models
+from transformers import BertConfig, BertForMaskedLM, BertLMHeadModel, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+from edlm_hf import EDLMConfig, EDLMEnergyModel, EDLMForMaskedDiffusion, MDLMForCausalLM
+
+MASK = 12
+NOISY = torch.tensor([[3, 12, 5, 0, 12, 7], [12, 2, 12, 12, 4, 9]])
+CLEAN = torch.tensor([[3, 1, 5, 0, 2, 7], [8, 2, 6, 11, 4, 9]])
+build = EDLMForMaskedDiffusion.from_components
+
+
+def by_hand(model, clean, noisy, start, energy_type):
+    """E of one row, from the definition: separate calls, plain sums, the start token in front."""
+    log_theta = model.denoiser(noisy[None]).logits[0].masked_fill(torch.arange(13) == MASK, -torch.inf).log_softmax(-1)
+    inputs = torch.cat([torch.tensor([start]), clean[:-1]])
+    log_ar = model.energy_model(inputs[None]).logits[0, :, :12].log_softmax(-1)
+    masked = noisy == MASK
+    counted = masked if energy_type == "coar" else torch.ones_like(masked)
+    token = torch.arange(len(clean))
+    return (log_theta[token, clean] * masked).sum() - (log_ar[token, clean] * counted).sum()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("energy_type", ["ar", "coar"])
+@pytest.mark.parametrize("causal", [lambda: tiny_causal(bos_token_id=10), lambda: tiny_gpt2(bos_token_id=10)])
+def test_autoregressive_energy_follows_its_definition(energy_type, causal):
+    model = build(tiny_denoiser(), causal(), energy_type=energy_type)
+    energy = model.energy(CLEAN.unsqueeze(1), NOISY)
+    for row in range(2):
+        torch.testing.assert_close(energy[row, 0], by_hand(model, CLEAN[row], NOISY[row], 10, energy_type))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("causal", [lambda: tiny_causal(bos_token_id=10), tiny_gpt2])
+@pytest.mark.parametrize("energy_type", ["ar", "coar", "nce"])
+def test_padding_on_either_side_leaves_energies_alone(energy_type, causal):
+    energy = randomised(EDLMEnergyModel(tiny_config())) if energy_type == "nce" else causal()
+    model = build(tiny_denoiser(), energy, energy_type=energy_type)
+    plain = model.energy(CLEAN.unsqueeze(1), NOISY)
+    for left, right in [(2, 0), (0, 3), (1, 1)]:
+        pad = lambda x: torch.nn.functional.pad(x, (left, right), value=11)  # noqa: B023, E731
+        mask = torch.nn.functional.pad(torch.ones_like(NOISY), (left, right))
+        padded = model.energy(pad(CLEAN).unsqueeze(1), pad(NOISY), attention_mask=mask)
+        torch.testing.assert_close(padded, plain, rtol=0, atol=1e-4)
+
+
+@torch.no_grad()
+def test_rows_that_begin_with_the_start_token_are_not_given_another():
+    model = build(tiny_denoiser(), tiny_gpt2(bos_token_id=10), energy_type="ar")
+    started = torch.cat([torch.tensor([[10], [4]]), CLEAN], dim=1)
+    noisy = torch.cat([torch.tensor([[10], [4]]), NOISY], dim=1)
+    energy = model.energy(started.unsqueeze(1), noisy)
+    log_theta = model(noisy).logits.masked_fill(torch.arange(13) == MASK, -torch.inf).log_softmax(-1)
+    log_theta = log_theta.gather(-1, started.unsqueeze(-1)).squeeze(-1).masked_fill(noisy != MASK, 0).sum(-1)
+    first = model.energy_model(started[:1, :-1]).logits.log_softmax(-1).gather(-1, started[:1, 1:, None]).sum()
+    torch.testing.assert_close(energy[0, 0], log_theta[0] - first)
+    inputs = torch.cat([torch.tensor([[10]]), started[1:, :-1]], dim=1)
+    second = model.energy_model(inputs).logits.log_softmax(-1).gather(-1, started[1:, :, None]).sum()
+    torch.testing.assert_close(energy[1, 0], log_theta[1] - second)
+
+
+@torch.no_grad()
+def test_energies_of_many_candidates_equal_those_of_single_ones():
+    generator = torch.Generator().manual_seed(0)
+    draws = torch.randint(0, 12, (2, 7, 6), generator=generator)
+    candidates = torch.where(NOISY.unsqueeze(1) == MASK, draws, NOISY.unsqueeze(1))
+    for energy in (tiny_causal(bos_token_id=10), tiny_gpt2(), randomised(EDLMEnergyModel(tiny_config()))):
+        model = build(tiny_denoiser(), energy)
+        together = model.energy(candidates, NOISY)
+        alone = torch.cat([model.energy(candidates[:, j : j + 1], NOISY) for j in range(7)], dim=1)
+        torch.testing.assert_close(together, alone, rtol=0, atol=1e-4)
+        assert together.std() > 0.01
+
+
+@torch.no_grad()
+def test_energy_of_type_none_is_zero():
+    assert torch.equal(build(tiny_denoiser()).energy(CLEAN.unsqueeze(1), NOISY), torch.zeros(2, 1))
+
+
+@torch.no_grad()
+def test_new_nce_energy_is_a_constant_and_starts_from_the_denoiser():
+    torch.manual_seed(0)
+    denoiser = tiny_denoiser()
+    model = build(denoiser, energy_type="nce")
+    energy = model.energy(torch.stack([CLEAN, CLEAN.masked_fill(NOISY == MASK, 3)], 1), NOISY)
+    assert energy.std() == 0 and energy[0, 0] != 0
+    ours, theirs = model.energy_model.state_dict(), denoiser.backbone.state_dict()
+    copied = [name for name in ours if name in theirs and "output_layer.linear" not in name]
+    assert len(copied) > 20 and all(torch.equal(ours[name], theirs[name]) for name in copied)
+    assert ours["vocab_embed.embedding"].data_ptr() != theirs["vocab_embed.embedding"].data_ptr()
+
+
+@torch.no_grad()
+def test_given_parts_keep_their_weights_and_can_be_replaced():
+    denoiser, causal = tiny_denoiser(), tiny_gpt2()
+    before = {name: p.clone() for name, p in list(denoiser.named_parameters()) + list(causal.named_parameters())}
+    model = build(denoiser, causal, energy_type="coar")
+    assert model.denoiser is denoiser and model.energy_model is causal
+    after = dict(list(denoiser.named_parameters()) + list(causal.named_parameters()))
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    first = model.energy(CLEAN.unsqueeze(1), NOISY)
+    model.energy_model = randomised(tiny_gpt2(), seed=9)
+    assert (model.energy(CLEAN.unsqueeze(1), NOISY) - first).abs().max() > 0.01
+
+    class Uniform(torch.nn.Module):
+        def forward(self, input_ids, attention_mask=None):
+            return SimpleNamespace(logits=torch.zeros(*input_ids.shape, 13))
+
+    model.denoiser = Uniform()
+    assert torch.equal(model(NOISY).logits, torch.zeros(2, 6, 13))
+
+
+@torch.no_grad()
+def test_shifted_logits_are_put_in_place():
+    plain, shifted = build(tiny_denoiser()), build(tiny_denoiser(), logits_shift=1)
+    logits = plain(NOISY).logits
+    torch.testing.assert_close(shifted(NOISY).logits[:, 1:], logits[:, :-1])
+    torch.testing.assert_close(shifted(NOISY).logits[:, 0], logits[:, 0])
+
+
+def test_composite_loss_is_that_of_its_denoiser():
+    model, labels = build(tiny_denoiser()), torch.where(NOISY == MASK, CLEAN, -100)
+    torch.testing.assert_close(model(NOISY, labels=labels).loss, model.denoiser(NOISY, labels=labels).loss)
+
+
+def vocabulary(tokens):
+    tokenizer = Tokenizer(models.WordLevel({token: i for i, token in enumerate(tokens)}, unk_token=tokens[0]))
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+
+
+def test_vocabularies_are_compared_where_both_are_known():
+    tokens = [f"t{i}" for i in range(12)]
+    other = tokens[:5] + ["x", "y"] + tokens[7:]
+    with pytest.raises(ValueError, match=r"differ at 2 ids: 5 \('t5' against 'x'\), 6 \('t6' against 'y'\)"):
+        build(tiny_denoiser(), tiny_gpt2(), tokenizer=vocabulary(tokens), energy_tokenizer=vocabulary(other))
+    build(tiny_denoiser(), tiny_gpt2(), tokenizer=vocabulary(tokens), energy_tokenizer=vocabulary(tokens))
+
+
+def test_energy_must_know_every_id_the_denoiser_can_emit():
+    with pytest.raises(ValueError, match=r"ids up to 11.*only 11 rows"):
+        build(tiny_denoiser(), tiny_gpt2(vocab_size=11, bos_token_id=1, eos_token_id=1), energy_type="ar")
+    build(tiny_denoiser(), tiny_gpt2(vocab_size=12), energy_type="ar")  # the mask needs no row
+    with pytest.raises(ValueError, match=r"ids up to 12.*only 12 rows"):
+        build(tiny_denoiser(mask_token_id=5), tiny_gpt2(vocab_size=12), energy_type="ar")
+    model = build(tiny_denoiser(), tiny_gpt2(), energy_type="ar")
+    model.energy_model = tiny_gpt2(vocab_size=11, bos_token_id=1, eos_token_id=1)
+    with pytest.raises(ValueError, match=r"ids up to 11.*only 11 rows"):
+        model.energy(CLEAN.clamp_max(10).unsqueeze(1), torch.full_like(NOISY, MASK))
+
+
+def bidirectional_gpt2():
+    model = tiny_gpt2(vocab_size=13)
+    model.set_attn_implementation("eager")
+    for block in model.transformer.h:
+        block.attn.is_causal = False
+        block.attn.forward = unmasked(block.attn.forward)
+    return model
+
+
+def unmasked(forward):
+    def call(*args, attention_mask=None, **kwargs):
+        return forward(*args, attention_mask=None, **kwargs)
+
+    return call
+
+
+def test_causal_model_as_denoiser_is_refused():
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    bert = BertConfig(vocab_size=13, **sizes)
+    decoder = randomised(BertLMHeadModel(BertConfig(vocab_size=13, is_decoder=True, **sizes)))
+    for causal in (tiny_causal(), tiny_gpt2(vocab_size=13), decoder):
+        with pytest.raises(ValueError, match=r"causal language model .*AutoModelForMaskedLM"):
+            build(causal, mask_token_id=MASK)
+    build(randomised(BertForMaskedLM(bert)), mask_token_id=MASK)
+    model = build(bidirectional_gpt2(), mask_token_id=MASK, logits_shift=1)  # as DiffuGPT
+    assert isinstance(model.denoiser, GPT2LMHeadModel)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"energy_type": "gan"}, "energy_type is 'gan'.*'none', 'ar', 'coar', 'nce'"),
+        ({"energy_scope": "half"}, "energy_scope is 'half'"),
+        ({"energy_weights": "rented"}, "energy_weights is 'rented'"),
+        ({"logits_shift": 2}, "logits_shift is 2"),
+        ({"mask_token_id": 13}, "mask_token_id is 13.*between 0 and 12"),
+        ({"noise_schedule": "quadratic"}, "noise_schedule is 'quadratic'"),
+        ({"energy_weights": "shared"}, "only an NCE energy can share"),
+        ({"energy_name_or_path": "gpt2"}, "only an AR energy"),
+        ({"denoiser_config": tiny_config(causal=True)}, "describes a causal model"),
+        ({"denoiser_config": {"model_type": "nonesuch"}}, "model_type 'nonesuch'"),
+        ({"denoiser_config": BertConfig()}, "mask_token_id is not known"),
+        ({"energy_type": "ar"}, "energy_config is missing"),
+        ({"energy_type": "ar", "energy_config": tiny_config()}, "needs a causal"),
+        ({"energy_type": "nce", "energy_config": BertConfig()}, "needs an MDLMConfig"),
+    ],
+)
+def test_bad_configuration_says_what_is_allowed(changes, message):
+    with pytest.raises(ValueError, match=message):
+        EDLMConfig(**({"denoiser_config": tiny_config()} | changes))
+
+
+def test_bad_components_say_what_to_do():
+    with pytest.raises(ValueError, match="energy_type is 'ar' but no energy was given"):
+        build(tiny_denoiser(), energy_type="ar")
+    with pytest.raises(ValueError, match="energy_type is 'none' but an energy"):
+        build(tiny_denoiser(), tiny_gpt2(), energy_type="none")
+    with pytest.raises(ValueError, match="energy_type is 'gan'"):
+        build(tiny_denoiser(), tiny_gpt2(), energy_type="gan")
+    with pytest.raises(ValueError, match="cannot be resized in place"):
+        build(tiny_denoiser()).resize_token_embeddings(20)
+    with pytest.raises(ValueError, match="causal=True"):
+        EDLMEnergyModel(tiny_config(causal=True))
+    assert isinstance(build(tiny_denoiser(), tiny_causal()).energy_model, MDLMForCausalLM)
+
+
+def test_bad_candidates_say_where():
+    model = build(tiny_denoiser(), tiny_gpt2())
+    with pytest.raises(ValueError, match=r"\(B, k, L\) and \(B, L\) are needed"):
+        model.energy(CLEAN, NOISY)
+    changed = CLEAN.clone()
+    changed[1, 1] = 7
+    with pytest.raises(ValueError, match="Candidate 0 of row 1 changes the visible token at position 1"):
+        model.energy(changed.unsqueeze(1), NOISY)
+    with pytest.raises(ValueError, match="still holds mask tokens"):
+        model.energy(NOISY.unsqueeze(1), NOISY)
+    with pytest.raises(ValueError, match="are needed"):
+        randomised(EDLMEnergyModel(tiny_config()))(CLEAN[:1], NOISY)

@@ -1,0 +1,121 @@
+"""The exact test-bed: three tokens, four positions, everything enumerated in float64 and wrapped as modules.
+
+q_0(x) is proportional to exp(sum_{i<j} J_ij[x_i, x_j]) with J ~ 1.5 N(0, 1). States are sequences over the three tokens
+and the mask (id 3): 256 states, 81 of them fully visible. The autoregressive table also knows a start token (id 4).
+"""
+
+import itertools
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+from torch import nn
+
+V, L, MASK, START = 3, 4, 3, 4
+SEQUENCES = np.array(list(itertools.product(range(V), repeat=L)))  # (81, L)
+STATES = np.array(list(itertools.product(range(V + 1), repeat=L)))  # (256, L)
+PLACES = (V + 1) ** np.arange(L)[::-1]
+
+
+def state_index(ids: np.ndarray) -> np.ndarray:
+    """Index into STATES of sequences over tokens and mask: (..., L) -> (...)."""
+    return ids @ PLACES
+
+
+def agrees(state: np.ndarray) -> np.ndarray:
+    """(81,) which sequences have the visible tokens of a state."""
+    return ((state == MASK) | (SEQUENCES == state)).all(-1)
+
+
+def random_joint(seed: int = 0) -> np.ndarray:
+    """q_0 over SEQUENCES, (81,)."""
+    rng = np.random.default_rng(seed)
+    score = np.zeros(len(SEQUENCES))
+    for i, j in itertools.combinations(range(L), 2):
+        coupling = 1.5 * rng.normal(size=(V, V))
+        score += coupling[SEQUENCES[:, i], SEQUENCES[:, j]]
+    weights = np.exp(score - score.max())
+    return weights / weights.sum()
+
+
+def marginals(joint: np.ndarray) -> np.ndarray:
+    """Exact p(x_i | visible tokens) of every state: (256, L, V); one-hot where visible."""
+    table = np.zeros((len(STATES), L, V))
+    for s, state in enumerate(STATES):
+        conditional = np.where(agrees(state), joint, 0)
+        for i, v in itertools.product(range(L), range(V)):
+            table[s, i, v] = conditional[SEQUENCES[:, i] == v].sum()
+    return table / table.sum(-1, keepdims=True)
+
+
+def perturbed(table: np.ndarray, seed: int, scale: float = 0.5) -> np.ndarray:
+    """Another table of distributions near `table`."""
+    noise = np.random.default_rng(seed).normal(size=table.shape)
+    other = np.where(table > 0, table * np.exp(scale * noise), 0)
+    return other / other.sum(-1, keepdims=True)
+
+
+def product_law(table: np.ndarray, s: int) -> np.ndarray:
+    """p_theta(x_0 | state s) over SEQUENCES for a table of marginals: (81,)."""
+    masked = STATES[s] == MASK
+    factors = np.where(masked, table[s][np.arange(L), SEQUENCES], 1)
+    return np.where(agrees(STATES[s]), factors.prod(-1), 0)
+
+
+def chain_law(conditionals: np.ndarray, steps: int) -> np.ndarray:
+    """Law over SEQUENCES of the T-step chain on t_n = n / T whose joint at state s is conditionals[s]: (256, 81)."""
+    law = np.zeros(len(STATES))
+    law[state_index(np.full(L, MASK))] = 1
+    for n in range(steps, 0, -1):
+        reveal, new = 1 / n, np.zeros_like(law)
+        for s in np.flatnonzero(law):
+            for kept in itertools.product([False, True], repeat=L):
+                kept = np.array(kept)
+                if (kept & (STATES[s] != MASK)).any():
+                    continue
+                masked = int((STATES[s] == MASK).sum())
+                chance = (1 - reveal) ** kept.sum() * reveal ** (masked - kept.sum())
+                target = state_index(np.where(kept, MASK, SEQUENCES))
+                np.add.at(new, target, law[s] * chance * conditionals[s])
+        law = new
+    return law[state_index(SEQUENCES)]
+
+
+class TableDenoiser(nn.Module):
+    """A masked language model whose logits are the logarithms of a table (256, L, V) of marginals."""
+
+    def __init__(self, table: np.ndarray, dtype: torch.dtype = torch.float64):
+        super().__init__()
+        logits = np.full((len(STATES), L, V + 1), -3.0)  # the mask token gets a finite logit that must not matter
+        with np.errstate(divide="ignore"):
+            logits[..., :V] = np.maximum(np.log(table), -1e30)
+        self.register_buffer("table", torch.tensor(logits, dtype=dtype))
+        self.calls = 0
+
+    def forward(self, input_ids, attention_mask=None):
+        self.calls += 1
+        index = (input_ids * torch.tensor(PLACES)).sum(-1)
+        return SimpleNamespace(logits=self.table[index])
+
+
+class TableCausalLM(nn.Module):
+    """The chain rule of a joint (81,) as a causal language model over 3 tokens, the mask and a start token."""
+
+    def __init__(self, joint: np.ndarray, dtype: torch.dtype = torch.float64, start: int | None = START):
+        super().__init__()
+        self.config = SimpleNamespace(vocab_size=5, bos_token_id=start)
+        for i in range(L):
+            table = np.zeros((V**i, V))
+            np.add.at(table, (SEQUENCES[:, :i] @ (V ** np.arange(i)[::-1]), SEQUENCES[:, i]), joint)
+            logits = np.full((V**i, 5), 1.5)  # mask and start token: finite logits that must not matter
+            logits[:, :V] = np.log(table / table.sum(-1, keepdims=True))
+            self.register_buffer(f"table{i}", torch.tensor(logits, dtype=dtype))
+
+    def forward(self, input_ids, attention_mask=None):
+        with_start = self.config.bos_token_id is not None
+        logits = []
+        for j in range(input_ids.shape[1]):
+            prefix = input_ids[:, 1 : j + 1] if with_start else input_ids[:, : j + 1]
+            code = (prefix * torch.tensor(V ** np.arange(prefix.shape[1])[::-1].copy())).sum(-1)
+            logits.append(getattr(self, f"table{min(prefix.shape[1], L - 1)}")[code % V ** (L - 1)])
+        return SimpleNamespace(logits=torch.stack(logits, dim=1))
