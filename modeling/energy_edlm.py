@@ -6,12 +6,14 @@ The autoregressive energies read a causal language model; the NCE energy is a sc
 k candidates per row, L positions, V vocabulary.
 """
 
+import copy
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import nn
+from transformers.cache_utils import Cache
 from transformers.utils import ModelOutput
 
 from .configuration_mdlm import MDLMConfig
@@ -154,87 +156,158 @@ def sequence_energy(
 
 # -------------------------------------------------------------------------------------------- autoregressive energies
 
+# Fewer shared columns than this are recomputed: a second pass would cost more than it saves.
+SHORTEST_SHARED_PREFIX = 16
+
 
 def autoregressive_log_probs(
     causal_lm: nn.Module,
-    ids: torch.LongTensor,
+    candidate_ids: torch.LongTensor,
+    scored: torch.Tensor,
     *,
     denoiser_vocab_size: int,
     mask_token_id: int,
     start_token_id: int | None = None,
     needs_start: torch.Tensor | None = None,
     attention_mask: torch.Tensor | None = None,
-    chunk_bytes: int = 2**28,
+    shared: int = 0,
+    chunk_size: int | None = None,
 ) -> torch.Tensor:
-    """log p_AR(x_i | x_<i) of every token under a causal language model, normalised over what the denoiser can emit.
+    """log p_AR(x_i | x_<i) of the scored tokens, normalised over what the denoiser can emit.
 
-    A row that needs no start token (or has none) has its first token as context only: it counts 0, as does padding.
+    A row that gets no start token has its first token as context only: it counts 0.
 
     Args:
         causal_lm: called as `causal_lm(input_ids=..., attention_mask=...)`, returns `.logits`.
-        ids: (N, L) token ids without mask tokens.
+        candidate_ids: (B, k, L) without mask tokens up to the last scored position.
+        scored: (B, L) bool, the positions whose log-probabilities are wanted.
         denoiser_vocab_size, mask_token_id: the denoiser emits every id below the size except the mask.
-        start_token_id: put in front of the rows with `needs_start` (N,) (every row unless given).
-        attention_mask: (N, L), 0 at padding on either side.
-        chunk_bytes: bound on the bytes of logits that are alive at once.
+        start_token_id: put in front of the rows with `needs_start` (B,) (every row unless given).
+        attention_mask: (B, L), 0 at padding on either side.
+        shared: leading columns in which all candidates of a row agree; they run once per row, through the cache.
+        chunk_size: candidates per call; bounded by memory unless given.
 
     Returns:
-        (N, L) log-probabilities in at least float32.
+        (B, k, L) log-probabilities in at least float32, 0 where not scored.
 
     Raises:
         ValueError: the denoiser can emit an id for which the model has no row.
     """
-    real = torch.ones_like(ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
-    ids = ids.masked_fill(~real, 0)
-    if start_token_id is not None and needs_start is None:
-        needs_start = torch.ones(len(ids), dtype=torch.bool, device=ids.device)
-    if start_token_id is None or not needs_start.any():
+    batch, k, length = candidate_ids.shape
+    real = torch.ones_like(scored) if attention_mask is None else attention_mask.bool()
+    if start_token_id is not None and needs_start is not None and not needs_start.any():
         start_token_id = None
-    first = real.long().argmax(-1, keepdim=True)  # (N, 1) where the text of a row begins
+    first = real.long().argmax(-1, keepdim=True)  # (B, 1) where the text of a row begins
 
-    # Input i holds the token before x_i, so that logits i are those of x_i; column `first` holds the start token.
-    inputs = torch.cat([torch.zeros_like(ids[:, :1]), ids[:, :-1]], dim=1)
-    inputs_real = torch.cat([torch.zeros_like(real[:, :1]), real[:, :-1]], dim=1)
+    # Input column i holds the token before x_i, so that its logits are those of x_i; `first` holds the start token.
+    inputs = nn.functional.pad(candidate_ids[..., :-1].masked_fill(~real[:, None, :-1], 0), (1, 0))
+    inputs_real = nn.functional.pad(real[:, :-1], (1, 0))
     if start_token_id is not None:
-        inputs = inputs.scatter(1, first, start_token_id)
-        inputs_real = inputs_real.scatter(1, first, needs_start.unsqueeze(1))
-    scored = real & inputs_real
-    drop = 1 if start_token_id is None else 0  # no row has a token in column 0
-    if drop == ids.shape[1]:
-        return torch.zeros(ids.shape, device=ids.device)
-    inputs, inputs_real = inputs[:, drop:], inputs_real[:, drop:]
-    arguments = {"input_ids": inputs, "attention_mask": None if inputs_real.all() else inputs_real.long()}
-    if arguments["attention_mask"] is not None and accepts(causal_lm, "position_ids"):
-        arguments["position_ids"] = (inputs_real.long().cumsum(-1) - 1).clamp_min(0)
-    fixed = {"use_cache": False} if accepts(causal_lm, "use_cache") else {}
+        inputs = inputs.scatter(2, first.unsqueeze(1).expand(-1, k, -1), start_token_id)
+        has_start = torch.ones_like(first, dtype=torch.bool) if needs_start is None else needs_start.unsqueeze(1)
+        inputs_real = inputs_real.scatter(1, first, has_start)
+    scored = scored & real & inputs_real
+    begin = 0 if start_token_id is not None else 1  # without a start token, no row has a token in column 0
+    columns = scored.any(0).nonzero()
+    end = int(columns.max()) + 1 if len(columns) else begin
+    result = torch.zeros(candidate_ids.shape, device=candidate_ids.device)
+    if end <= begin:
+        return result
+    padded = not bool(inputs_real[:, begin:end].all())
+    scorer = TokenScorer(causal_lm, denoiser_vocab_size, mask_token_id)
 
-    chunks, begin, size = [], 0, 1  # the first row tells how large the logits of one are
-    while begin < len(ids):
-        rows = slice(begin, begin + size)
-        logits = causal_lm(**{name: x if x is None else x[rows] for name, x in arguments.items()}, **fixed).logits
-        chunks.append(emittable_log_probs(logits, ids[rows, drop:], denoiser_vocab_size, mask_token_id))
-        begin += size
-        size = max(1, chunk_bytes // (3 * logits[0].numel() * 4))
-    log_probs = nn.functional.pad(torch.cat(chunks), (drop, 0))
-    return torch.where(scored, log_probs, 0)
+    split, cache = begin, None
+    if shared - begin >= SHORTEST_SHARED_PREFIX and not padded and accepts(causal_lm, "past_key_values"):
+        split = min(shared, end)
+        part = inputs[:, 0, begin:split], scored[:, begin:split], candidate_ids[:, 0, begin:split]
+        log_probs, cache = scorer(*part, keep_cache=split < end)
+        result = result.to(log_probs.dtype)
+        result[:, :, begin:split] = log_probs.unsqueeze(1)
+    if split < end:
+        rows = torch.arange(batch, device=inputs.device).repeat_interleave(k)  # the row of each candidate
+        flat = inputs.flatten(0, 1)[:, split:end], candidate_ids.flatten(0, 1)[:, split:end]
+        size = chunk_size or scorer.affordable_rows(end - split)
+        chunks = []
+        for chunk in torch.arange(batch * k, device=inputs.device).split(size):
+            of = rows[chunk]
+            mask = inputs_real[of, begin:end].long() if padded else None
+            past = select_rows(cache, of)
+            chunks.append(scorer(flat[0][chunk], scored[of, split:end], flat[1][chunk], mask, past)[0])
+        log_probs = torch.cat(chunks)
+        result = result.to(log_probs.dtype)
+        result[:, :, split:end] = log_probs.view(batch, k, -1)
+    return result
 
 
-def emittable_log_probs(
-    logits: torch.Tensor, targets: torch.LongTensor, denoiser_vocab_size: int, mask_token_id: int
-) -> torch.Tensor:
-    """log softmax of `logits` (N, L, V) over the denoiser's tokens, at `targets` (N, L) -> (N, L)."""
-    rows = logits.shape[-1]
-    highest = denoiser_vocab_size - 1 - (mask_token_id == denoiser_vocab_size - 1)
-    if rows <= highest:
-        raise ValueError(
-            f"The denoiser can emit ids up to {highest}, but the autoregressive energy model has only {rows} rows. Use "
-            "a causal language model of the same vocabulary."
-        )
-    logits = at_least_float32(logits)
-    ids = torch.arange(rows, device=logits.device)
-    foreign = (ids >= denoiser_vocab_size) | (ids == mask_token_id)
-    logits = logits.masked_fill(foreign, -torch.inf)
-    return logits.gather(-1, targets.unsqueeze(-1)).squeeze(-1) - logits.logsumexp(-1)
+class TokenScorer:
+    """Scores tokens under a causal language model without holding the logits of a whole batch.
+
+    Args:
+        causal_lm: a causal language model; one with `project` (ours) never builds logits that are not asked for.
+        denoiser_vocab_size, mask_token_id: what the denoiser can emit; the softmax runs over that alone.
+    """
+
+    HIDDEN_BYTES = 2**28  # activations, or logits of foreign models, per call
+    LOGIT_BYTES = 2**24  # logits per projection: they stay in the processor's cache
+
+    def __init__(self, causal_lm: nn.Module, denoiser_vocab_size: int, mask_token_id: int):
+        self.causal_lm = causal_lm
+        self.denoiser_vocab_size, self.mask_token_id = denoiser_vocab_size, mask_token_id
+        self.project = causal_lm.projection() if hasattr(causal_lm, "projection") else None
+
+    def affordable_rows(self, length: int) -> int:
+        """Rows of `length` tokens that one call may have."""
+        config = getattr(self.causal_lm, "config", None)
+        vocab_size, hidden_size = getattr(config, "vocab_size", 1024), getattr(config, "hidden_size", 1024)
+        floats = 32 * hidden_size if self.project is not None else 3 * vocab_size
+        return max(1, self.HIDDEN_BYTES // (4 * floats * length))
+
+    def __call__(self, input_ids, scored, targets, attention_mask=None, past_key_values=None, keep_cache=False):
+        """log p of `targets` (N, L) where `scored` (N, L), else 0; and the key/value cache if it is kept."""
+        arguments = {"input_ids": input_ids, "attention_mask": attention_mask}
+        if attention_mask is not None and accepts(self.causal_lm, "position_ids"):
+            arguments["position_ids"] = (attention_mask.cumsum(-1) - 1).clamp_min(0)
+        if accepts(self.causal_lm, "use_cache"):
+            arguments["use_cache"] = keep_cache or past_key_values is not None
+        if past_key_values is not None:
+            arguments["past_key_values"] = past_key_values
+        if self.project is not None:
+            output = self.causal_lm.backbone(**arguments)
+            features, project = output.last_hidden_state[scored], self.project
+        else:
+            output = self.causal_lm(**arguments)
+            features, project = output.logits[scored], at_least_float32
+        wanted = targets[scored]
+        rows = project(features[:0]).shape[-1]
+        self.check_rows(rows)
+        foreign = torch.arange(rows, device=features.device)
+        foreign = (foreign >= self.denoiser_vocab_size) | (foreign == self.mask_token_id)
+        chunks = []
+        size = max(1, self.LOGIT_BYTES // (4 * rows))
+        for part, target in zip(features.split(size), wanted.split(size), strict=True):
+            logits = project(part).masked_fill(foreign, -torch.inf)
+            chunks.append(logits.gather(-1, target.unsqueeze(-1)).squeeze(-1) - logits.logsumexp(-1))
+        log_probs = torch.cat(chunks)
+        result = torch.zeros(targets.shape, dtype=log_probs.dtype, device=targets.device)
+        result[scored] = log_probs
+        return result, getattr(output, "past_key_values", None) if keep_cache else None
+
+    def check_rows(self, rows: int) -> None:
+        highest = self.denoiser_vocab_size - 1 - (self.mask_token_id == self.denoiser_vocab_size - 1)
+        if rows <= highest:
+            raise ValueError(
+                f"The denoiser can emit ids up to {highest}, but the autoregressive energy model has only {rows} rows. "
+                "Use a causal language model of the same vocabulary."
+            )
+
+
+def select_rows(cache: Cache | None, rows: torch.Tensor) -> Cache | None:
+    """A copy of a key/value cache with the given rows, each as often as it is named."""
+    if cache is None:
+        return None
+    cache = copy.deepcopy(cache)
+    cache.batch_select_indices(rows)
+    return cache
 
 
 def accepts(module: nn.Module, name: str) -> bool:

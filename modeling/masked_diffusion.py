@@ -35,6 +35,15 @@ class NoiseSchedule:
         alpha = torch.exp(-self.total(t))
         return torch.where(t <= 0, torch.ones_like(alpha), torch.where(t >= 1, torch.zeros_like(alpha), alpha))
 
+    def time(self, masked: torch.Tensor) -> torch.Tensor:
+        """The time t at which a share `masked` = 1 - alpha_t of the tokens is masked, the inverse of `alpha`."""
+        low, high = torch.zeros_like(masked), torch.ones_like(masked)
+        for _ in range(60):  # bisection: alpha falls
+            middle = (low + high) / 2
+            early = 1 - self.alpha(middle) < masked
+            low, high = torch.where(early, middle, low), torch.where(early, high, middle)
+        return (low + high) / 2
+
     def check_reaches_full_mask(self) -> None:
         """Raise ValueError unless (almost) every token is masked at t = 1, which sampling starts from."""
         visible = math.exp(-float(self.total(torch.ones((), dtype=torch.float64))))
@@ -59,6 +68,9 @@ class LogLinear(NoiseSchedule):
 
     def alpha(self, t):
         return 1 - t
+
+    def time(self, masked):
+        return masked
 
     def importance_time(self, u: torch.Tensor) -> torch.Tensor:
         """Map uniform `u` in [0, 1] to times whose density is proportional to the weight of the bound."""
@@ -247,10 +259,27 @@ def reveal_probability(alpha_s: torch.Tensor, alpha_t: torch.Tensor) -> torch.Te
     return (alpha_s - alpha_t) / (1 - alpha_t)
 
 
+def reverse_posterior(
+    log_probs: torch.Tensor, noisy_ids: torch.Tensor, mask_token_id: int, alpha_s: torch.Tensor, alpha_t: torch.Tensor
+) -> torch.Tensor:
+    """q(x_s | x_t) with p_theta in place of x_0: r p_theta(v) for a token v, 1 - r for staying masked.
+
+    Args:
+        log_probs: (B, L, V) of `subs_log_probs`. noisy_ids: (B, L). alpha_s, alpha_t: scalars or (B, 1, 1).
+
+    Returns:
+        (B, L, V) probabilities; visible tokens are kept.
+    """
+    r = reveal_probability(alpha_s, alpha_t)
+    posterior = r * log_probs.exp()
+    posterior[..., mask_token_id] += (1 - r).expand(posterior.shape[:-1] + (1,)).squeeze(-1)
+    return torch.where((noisy_ids == mask_token_id).unsqueeze(-1), posterior, log_probs.exp())
+
+
 def draw_reveal_set(
     masked: torch.Tensor, probability: float | torch.Tensor, generator: torch.Generator | None = None
 ) -> torch.Tensor:
-    """Draw S, the positions revealed in this step; given x_t it does not depend on x_0, so it can be drawn first.
+    """Draw S, the positions revealed in one step; given x_t it does not depend on x_0, so it can be drawn first.
 
     Args:
         masked: (B, L) bool, the set M(x_t). probability: r of `reveal_probability`, scalar or (B, 1).
@@ -261,44 +290,89 @@ def draw_reveal_set(
     return masked & (uniform(masked.shape, masked.device, generator) < probability)
 
 
+def draw_reveal_times(masked: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
+    """All reveal sets of a whole trajectory at once: masked position i stays masked while 1 - alpha_t > u_i.
+
+    u_i uniform makes P(revealed between t and s | masked at t) = (alpha_s - alpha_t) / (1 - alpha_t), independently
+    over positions: `draw_reveal_set` at every step. Sorted, the u_i of a row are its first hitting times.
+
+    Returns:
+        (B, L) float64 uniforms, and -1 where nothing is masked.
+    """
+    return torch.where(masked, uniform(masked.shape, masked.device, generator), -1.0)
+
+
 def uniform(shape, device: torch.device, generator: torch.Generator | None = None) -> torch.Tensor:
-    """float64 uniforms on [0, 1) on `device`; a generator of another device draws on its own."""
+    """float64 uniforms on [0, 1); drawn on the generator's device (the CPU where that knows no float64)."""
     source = generator.device if generator is not None else device
-    if source.type == "mps":  # no float64 there: draw on the CPU with a seed taken from the device's generator
+    if source.type == "mps":
         seed = torch.randint(2**31 - 1, (), device=source, generator=generator).item()
         source, generator = torch.device("cpu"), torch.Generator().manual_seed(seed)
     draws = torch.rand(shape, dtype=torch.float64, device=source, generator=generator)
     return draws if device.type == "mps" else draws.to(device)
 
 
-def draw_tokens(
-    log_probs: torch.Tensor, num_candidates: int = 1, generator: torch.Generator | None = None
-) -> torch.Tensor:
-    """Independent categorical draws by inverse CDF with float64 uniforms; one CDF serves all candidates.
+def sample_categorical(logits: torch.Tensor, uniforms: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Draws by inverse CDF, one CDF for all candidates, and their log-probabilities.
 
-    float32 Gumbel noise would cut off every event rarer than 2^-24 and so lower the entropy of large vocabularies.
+    The CDF accumulates in float64 and so do the uniforms: float32 Gumbel noise would cut off every event rarer than
+    about 2^-24 and so lower the entropy of large vocabularies.
 
     Args:
-        log_probs: (N, V), need not be normalised; -inf is never drawn.
+        logits: (N, V) unnormalised log-probabilities in at least float32; -inf is never drawn.
+        uniforms: (N, k) float64 on [0, 1).
 
     Returns:
-        (N, num_candidates) token ids.
+        Token ids (N, k) and their normalised log-probabilities (N, k).
 
     Raises:
-        ValueError: a row has no finite entry, or a NaN.
+        ValueError: a row holds NaN or no finite entry.
     """
-    device = log_probs.device
-    work = log_probs.cpu() if device.type == "mps" else log_probs
-    cdf = work.double().softmax(-1).cumsum(-1)
+    device = logits.device
+    if device.type == "mps":  # no float64 there
+        tokens, log_probs = sample_categorical(logits.cpu(), uniforms.cpu())
+        return tokens.to(device), log_probs.to(device)
+    highest = logits.amax(-1, keepdim=True)
+    cdf = (logits - highest).exp_().cumsum(-1, dtype=torch.float64)
     total = cdf[:, -1:]
     if not bool((total > 0).all()):
         raise ValueError(
-            "A row of proposal log-probabilities has no finite entry: a filter removed every token, or NaN."
+            "A row of the proposal has no token left (top_k, top_p or a logits processor removed all of them) or NaN."
         )
-    u = uniform((len(cdf), num_candidates), work.device, generator)
     # The first index whose CDF exceeds a point strictly below the total: never an entry of probability zero.
-    point = torch.minimum(u * total, torch.nextafter(total, torch.zeros_like(total)))
-    return torch.searchsorted(cdf, point, right=True).to(device)
+    point = torch.minimum(uniforms * total, torch.nextafter(total, torch.zeros_like(total)))
+    tokens = torch.searchsorted(cdf, point, right=True)
+    log_probs = logits.gather(-1, tokens) - highest - total.log().to(logits.dtype)
+    return tokens, log_probs
+
+
+# ---------------------------------------------------------------------------------------------- importance resampling
+
+
+def importance_weights(energies: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
+    """Self-normalised weights w_j proportional to exp(-E_j / tau): (B, k) -> (B, k) float64 where the device has it.
+
+    Raises:
+        ValueError: an energy is NaN or -inf, or all candidates of a row have energy +inf.
+    """
+    if energies.device.type != "mps":
+        energies = energies.double()
+    if not bool((energies > -torch.inf).all()):  # NaN compares false
+        raise ValueError("An energy is NaN or -inf. Energies are finite numbers, or +inf to reject a candidate.")
+    if not bool((energies < torch.inf).any(-1).all()):
+        raise ValueError("All candidates of a row have energy +inf, so there is nothing to choose from.")
+    return (-energies / temperature).softmax(-1)
+
+
+def effective_sample_size(weights: torch.Tensor) -> torch.Tensor:
+    """1 / sum w^2: between 1 (one candidate has all the weight) and k (equal weights); (B, k) -> (B,)."""
+    return 1 / weights.square().sum(-1)
+
+
+def resample(weights: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
+    """Pick one candidate per row with the given probabilities: (B, k) -> (B,) indices."""
+    chosen, _ = sample_categorical(weights.log(), uniform((len(weights), 1), weights.device, generator))
+    return chosen.squeeze(-1)
 
 
 __all__ = [
@@ -311,7 +385,12 @@ __all__ = [
     "subs_log_probs",
     "subs_cross_entropy",
     "reveal_probability",
+    "reverse_posterior",
     "draw_reveal_set",
-    "draw_tokens",
+    "draw_reveal_times",
+    "sample_categorical",
     "uniform",
+    "importance_weights",
+    "effective_sample_size",
+    "resample",
 ]

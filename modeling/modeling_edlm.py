@@ -251,6 +251,12 @@ class EDLMForMaskedDiffusion(PreTrainedModel, MaskedDiffusionGenerationMixin):
             attentions=getattr(outputs, "attentions", None),
         )
 
+    def features_at(self, positions, input_ids, attention_mask=None, timesteps=None):
+        """What the logits at `positions` are made of, and how: see `MDLMForMaskedLM.features_at`."""
+        if hasattr(self.denoiser, "features_at") and not self.config.logits_shift:
+            return self.denoiser.features_at(positions, input_ids, attention_mask, timesteps)
+        return super().features_at(positions, input_ids, attention_mask, timesteps)
+
     def energy(
         self,
         candidate_ids: torch.LongTensor,
@@ -272,48 +278,107 @@ class EDLMForMaskedDiffusion(PreTrainedModel, MaskedDiffusionGenerationMixin):
             ValueError: shapes do not fit, a candidate changes a visible token or still holds a mask.
         """
         check_candidates(candidate_ids, noisy_ids, attention_mask, self.config.mask_token_id)
+        proposal = vocab_size = None
+        if self.config.energy_type in ("ar", "coar"):
+            logits = self(input_ids=noisy_ids, attention_mask=attention_mask, timesteps=timesteps).logits
+            vocab_size = logits.shape[-1]
+            proposal = subs_log_probs(logits, noisy_ids, self.config.mask_token_id)  # (B, L, V)
+            proposal = proposal.gather(-1, candidate_ids.transpose(1, 2)).transpose(1, 2)
+        return self.candidate_energies(candidate_ids, noisy_ids, proposal, vocab_size, attention_mask, timesteps)
+
+    def candidate_energies(
+        self,
+        candidate_ids: torch.LongTensor,
+        noisy_ids: torch.LongTensor,
+        proposal_log_probs: torch.Tensor | None,
+        vocab_size: int | None,
+        attention_mask: torch.Tensor | None = None,
+        timesteps: torch.Tensor | None = None,
+        chunk_size: int | None = None,
+    ) -> torch.Tensor:
+        """`energy()` for proposals at hand: the log-probability of every token (B, k, L), 0 where visible, out of V.
+
+        Positions of `candidate_ids` that still hold the mask are outside the reveal set (`energy_scope="revealed"`):
+        an autoregressive energy then needs the revealed positions to be the next block of the text.
+        """
         if self.config.energy_type == "none":
             return torch.zeros(candidate_ids.shape[:2], device=candidate_ids.device)
         if self.config.energy_type == "nce":
-            output = self.energy_model(candidate_ids, noisy_ids, attention_mask=attention_mask, timesteps=timesteps)
-            return at_least_float32(output.energy)
-        return self._autoregressive_energy(candidate_ids, noisy_ids, attention_mask, timesteps)
+            return self._network_energy(candidate_ids, noisy_ids, attention_mask, timesteps, chunk_size)
+        return self._autoregressive_energy(
+            candidate_ids, noisy_ids, proposal_log_probs, vocab_size, attention_mask, chunk_size
+        )
 
-    def _autoregressive_energy(self, candidate_ids, noisy_ids, attention_mask, timesteps) -> torch.Tensor:
-        """E = -log p_AR(x_0) + log p_theta(x_0|x_t); `coar` sums the first term over masked positions only."""
+    def _network_energy(self, candidate_ids, noisy_ids, attention_mask, timesteps, chunk_size) -> torch.Tensor:
         batch, k, length = candidate_ids.shape
-        logits = self(input_ids=noisy_ids, attention_mask=attention_mask, timesteps=timesteps).logits
-        proposal = subs_log_probs(logits, noisy_ids, self.config.mask_token_id)  # (B, L, V)
-        proposal = proposal.gather(-1, candidate_ids.transpose(1, 2)).transpose(1, 2)  # (B, k, L)
+        if chunk_size is None:
+            chunk_size = max(1, 2**28 // (4 * 32 * length * (self.config.hidden_size or 1024)))
+        energies = []
+        for rows in torch.arange(batch, device=noisy_ids.device).split(chunk_size):
+            mask = None if attention_mask is None else attention_mask[rows]
+            sigma = timesteps if timesteps is None or timesteps.numel() == 1 else timesteps[rows]
+            of_rows = [
+                self.energy_model(part, noisy_ids[rows], attention_mask=mask, timesteps=sigma).energy
+                for part in candidate_ids[rows].split(max(1, chunk_size // len(rows)), dim=1)
+            ]
+            energies.append(torch.cat(of_rows, dim=1))
+        return at_least_float32(torch.cat(energies))
 
+    def _autoregressive_energy(
+        self, candidate_ids, noisy_ids, proposal, vocab_size, attention_mask, chunk_size
+    ) -> torch.Tensor:
+        """E = -log p_AR(x_0) + log p_theta(x_0|x_t); `coar` sums the first term over masked positions only."""
+        mask_token_id = self.config.mask_token_id
         real = torch.ones_like(noisy_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
+        masked = real & (noisy_ids == mask_token_id)
+        counted = masked if self.config.energy_type == "coar" else real
+        hidden = masked & (candidate_ids[:, 0] == mask_token_id)
+        if hidden.any():
+            counted = revealed_block(masked, hidden)
         first = real.long().argmax(-1, keepdim=True)
         start = getattr(getattr(self.energy_model, "config", None), "bos_token_id", None)
-        has_start = noisy_ids.gather(1, first).squeeze(1) == start if start is not None else None
         causal = autoregressive_log_probs(
             self.energy_model,
-            candidate_ids.flatten(0, 1),
-            denoiser_vocab_size=logits.shape[-1],
-            mask_token_id=self.config.mask_token_id,
+            candidate_ids,
+            counted,
+            denoiser_vocab_size=vocab_size,
+            mask_token_id=mask_token_id,
             start_token_id=start,
-            needs_start=None if start is None else ~has_start.repeat_interleave(k),
-            attention_mask=real.repeat_interleave(k, 0),
-        ).view(batch, k, length)
-        if start is None:  # nothing scores the first token: the proposal's own probability, which cancels
+            needs_start=None if start is None else noisy_ids.gather(1, first).squeeze(1) != start,
+            attention_mask=attention_mask,
+            shared=int(masked.long().argmax(-1).min()),
+            chunk_size=chunk_size,
+        )
+        dtype = torch.promote_types(causal.dtype, proposal.dtype)
+        causal, proposal = causal.to(dtype), proposal.to(dtype)
+        if start is None:  # nothing scores the first token: it keeps the proposal's own probability, which cancels
             if self.config.energy_type == "ar":
                 logger.warning_once(
                     "The autoregressive energy model has no bos_token_id, so the first token keeps the law of the "
                     "proposal and the energy is approximate. Set energy_model.config.bos_token_id if it has one."
                 )
-            at_first = torch.arange(length, device=first.device) == first
-            causal = torch.where(at_first.unsqueeze(1), proposal.to(causal.dtype), causal)
-        counted = real
-        if self.config.energy_type == "coar":
-            counted = real & (noisy_ids == self.config.mask_token_id)
-        dtype = torch.promote_types(causal.dtype, proposal.dtype)
-        log_p_ar = torch.where(counted.unsqueeze(1), causal.to(dtype), 0).sum(-1)
-        log_p_theta = torch.where(real.unsqueeze(1), proposal.to(dtype), 0).sum(-1)
-        return log_p_theta - log_p_ar
+            at_first = counted & (torch.arange(noisy_ids.shape[1], device=first.device) == first)
+            causal = torch.where(at_first.unsqueeze(1), proposal, causal)
+        revealed = (masked & ~hidden).unsqueeze(1)
+        return torch.where(revealed, proposal, 0).sum(-1) - causal.sum(-1)
+
+
+def revealed_block(masked: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+    """The revealed positions (B, L), which must be a contiguous block between a visible prefix and a masked suffix.
+
+    Raises:
+        ValueError: they are not, so that an autoregressive model cannot score them by themselves.
+    """
+    revealed = masked & ~hidden
+    started = revealed.long().cumsum(-1) > 0  # from the first revealed position on
+    ended = revealed.long().flip(-1).cumsum(-1).flip(-1) == 0  # behind the last one
+    gap, out_of_order = started & ~ended & ~revealed, started & ended & ~hidden
+    if (masked & ~started).any() or gap.any() or out_of_order.any():
+        raise ValueError(
+            "An AR energy with energy_scope='revealed' needs every step to reveal the next tokens of the text, left to "
+            "right. Use max_denoising_steps=1 with block_length, or energy_scope='sequence'."
+        )
+    return revealed
 
 
 # ------------------------------------------------------------------------------------------------- building the parts
@@ -367,11 +432,10 @@ def config_of(module: nn.Module, mask_token_id: int | None, causal: bool) -> Pre
     vocab_size = getattr(config, "vocab_size", None) or getattr(module, "vocab_size", None)
     if vocab_size is None and mask_token_id is None:
         raise ValueError(f"{type(module).__name__} has no configuration: pass mask_token_id=... to from_components.")
-    length = getattr(config, "max_position_embeddings", None) or 2**20
     return MDLMConfig(
         vocab_size=vocab_size or mask_token_id + 1,
         mask_token_id=mask_token_id,
-        model_length=length,
+        model_length=getattr(config, "max_position_embeddings", None) or 2**20,
         causal=causal,
         bos_token_id=getattr(config, "bos_token_id", None),
     )

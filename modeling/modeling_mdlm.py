@@ -21,7 +21,7 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_mdlm import MDLMConfig
 from .generation_edlm import EDLMGenerationConfig, MaskedDiffusionGenerationMixin
-from .masked_diffusion import subs_cross_entropy
+from .masked_diffusion import at_least_float32, subs_cross_entropy
 
 # The projection of a headed model; a trunk lacks it.
 HEAD_KEYS = r"output_layer\.linear\.(weight|bias)$"
@@ -435,6 +435,17 @@ class MDLMHeadedModel(MDLMPreTrainedModel):
     def set_output_embeddings(self, value: nn.Linear):
         self.backbone.output_layer.linear = value
 
+    def projection(self) -> Callable[[torch.Tensor], torch.Tensor]:
+        """The map from hidden states (..., H) to logits (..., V) in at least float32, whatever the model's precision.
+
+        Half-precision weights are widened once, so keep the function for as long as it is used.
+        """
+        head = self.get_output_embeddings()
+        if type(head) in (nn.Linear, ZeroLinear) and head.weight.dtype in (torch.bfloat16, torch.float16):
+            weight, bias = head.weight.float(), None if head.bias is None else head.bias.float()
+            return lambda hidden: nn.functional.linear(hidden.float(), weight, bias)
+        return lambda hidden: at_least_float32(head(hidden))
+
 
 class MDLMForMaskedLM(MDLMHeadedModel, MaskedDiffusionGenerationMixin):
     """The denoiser of masked diffusion: logits of the clean tokens at every position, given the noisy ones."""
@@ -485,6 +496,16 @@ class MDLMForMaskedLM(MDLMHeadedModel, MaskedDiffusionGenerationMixin):
         return MaskedLMOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )
+
+    def features_at(
+        self, positions: torch.Tensor, input_ids: torch.LongTensor, attention_mask=None, timesteps=None
+    ) -> tuple[torch.Tensor, Callable[[torch.Tensor], torch.Tensor]]:
+        """Hidden states at `positions` (B, L) bool -> (N, H), and the map from them to logits (N, V).
+
+        The vocabulary projection is the largest part of a call when few positions matter.
+        """
+        hidden = self.backbone(input_ids=input_ids, attention_mask=attention_mask, timesteps=timesteps)
+        return hidden.last_hidden_state[positions], self.projection()
 
 
 class MDLMForCausalLM(MDLMHeadedModel, GenerationMixin):

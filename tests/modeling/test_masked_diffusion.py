@@ -5,16 +5,28 @@ import math
 import numpy as np
 import pytest
 import torch
+from published import golden
 
 from edlm_hf.modeling.masked_diffusion import (
     SCHEDULES,
     draw_reveal_set,
-    draw_tokens,
+    draw_reveal_times,
+    effective_sample_size,
+    importance_weights,
     make_schedule,
+    resample,
     reveal_probability,
+    reverse_posterior,
+    sample_categorical,
     subs_log_probs,
     token_log_probs,
+    uniform,
 )
+
+
+def draw_tokens(log_probs, count, generator):
+    uniforms = uniform((len(log_probs), count), log_probs.device, generator)
+    return sample_categorical(log_probs, uniforms)[0]
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
@@ -102,12 +114,67 @@ def test_last_token_is_reachable_but_never_a_zero_behind_it():
 
 
 def test_row_without_any_possible_token_is_an_error():
-    with pytest.raises(ValueError, match="no finite entry"):
-        draw_tokens(torch.full((1, 4), -math.inf))
-    with pytest.raises(ValueError, match="no finite entry"):
-        draw_tokens(torch.tensor([[0.0, math.nan]]))
+    for row in ([-math.inf] * 4, [0.0, 0.0, math.nan, 0.0]):
+        with pytest.raises(ValueError, match="no token left"):
+            draw_tokens(torch.tensor([row]), 1, None)
+
+
+def test_log_probabilities_of_the_draws_are_normalised():
+    logits = torch.randn(5, 9, generator=torch.Generator().manual_seed(0)) * 3
+    tokens, log_probs = sample_categorical(logits, uniform((5, 4), logits.device, torch.Generator().manual_seed(1)))
+    torch.testing.assert_close(log_probs, logits.log_softmax(-1).gather(-1, tokens))
 
 
 def test_same_seed_draws_the_same():
     one, two = (draw_tokens(torch.zeros(3, 7), 5, torch.Generator().manual_seed(4)) for _ in range(2))
-    assert torch.equal(one, two) and not torch.equal(one, draw_tokens(torch.zeros(3, 7), 5))
+    assert torch.equal(one, two) and not torch.equal(one, draw_tokens(torch.zeros(3, 7), 5, None))
+
+
+@pytest.mark.parametrize("name", ["loglinear", "cosine", "cosinesqr", "linear"])
+def test_reveal_times_give_the_reveal_probability_of_every_step(name):
+    schedule, generator = make_schedule(name), torch.Generator().manual_seed(2)
+    masked = torch.ones(200_000, 1, dtype=torch.bool)
+    times = draw_reveal_times(masked, generator)
+    grid = torch.tensor([0.8, 0.55], dtype=torch.float64)
+    share_t, share_s = 1 - schedule.alpha(grid)
+    still = times < share_t
+    revealed = still & (times >= share_s)
+    expected = reveal_probability(*schedule.alpha(grid).flip(0))
+    assert abs(revealed.sum() / still.sum() - expected) < 4.5 * math.sqrt(0.25 / still.sum())
+    assert (draw_reveal_times(~masked, generator) == -1).all()
+    torch.testing.assert_close(schedule.time(1 - schedule.alpha(grid)), grid)
+
+
+def test_weights_favour_low_energies():
+    energies = torch.tensor([[0.0, math.log(3.0), math.inf], [5.0, 5.0, 5.0]])
+    weights = importance_weights(energies)
+    torch.testing.assert_close(weights, torch.tensor([[0.75, 0.25, 0.0], [1 / 3] * 3], dtype=torch.float64))
+    flat = importance_weights(energies[:, :2], temperature=2.0)
+    torch.testing.assert_close(flat[0, 0] / flat[0, 1], torch.tensor(3**0.5, dtype=torch.float64))
+    sizes = effective_sample_size(weights)
+    torch.testing.assert_close(sizes, torch.tensor([1.6, 3.0], dtype=torch.float64))
+    assert resample(torch.tensor([[0.0, 1.0, 0.0]] * 4, dtype=torch.float64)).tolist() == [1] * 4
+
+
+@pytest.mark.parametrize(
+    ("energies", "message"),
+    [([[0.0, math.nan]], "NaN or -inf"), ([[0.0, -math.inf]], "NaN or -inf"), ([[math.inf] * 2], "All candidates")],
+)
+def test_unusable_energies_are_errors(energies, message):
+    with pytest.raises(ValueError, match=message):
+        importance_weights(torch.tensor(energies))
+
+
+def test_reverse_posterior_equals_the_recorded_one():
+    data = golden("f_step")
+    mask, t = 32, data["t"].double()[:, None, None]
+    s = t - data["dt"].double()
+    visible = torch.nn.functional.one_hot(data["xt"], 33).double()
+    for name in ("cache", "ddpm"):
+        # the recorded q is unnormalised; its second variant has (1 - eps) t for t, which leaves the ratio alone
+        recorded = data[f"q_xs_{name}"].double()
+        recorded = recorded / recorded.sum(-1, keepdim=True)
+        recorded = torch.where((data["xt"] == mask).unsqueeze(-1), recorded, visible)
+        ours = reverse_posterior(data["p_x0"].double().log(), data["xt"], mask, 1 - s, 1 - t)
+        assert (ours - recorded).abs().max() < 1e-6
+        torch.testing.assert_close(ours.sum(-1), torch.ones(ours.shape[:2], dtype=torch.float64))

@@ -62,19 +62,25 @@ def product_law(table: np.ndarray, s: int) -> np.ndarray:
     return np.where(agrees(STATES[s]), factors.prod(-1), 0)
 
 
-def chain_law(conditionals: np.ndarray, steps: int) -> np.ndarray:
-    """Law over SEQUENCES of the T-step chain on t_n = n / T whose joint at state s is conditionals[s]: (256, 81)."""
+def chain_law(conditionals, steps: int, start=(MASK,) * L, reveal=lambda n: 1 / n) -> np.ndarray:
+    """Law over SEQUENCES of the T-step chain on t_n = n / T whose joint at state s is conditionals[s]: (256, 81).
+
+    `conditionals` may be a function of the step n; `reveal` gives the probability that step n reveals a mask.
+    """
+    joint_at = conditionals if callable(conditionals) else lambda n: conditionals
     law = np.zeros(len(STATES))
-    law[state_index(np.full(L, MASK))] = 1
+    law[state_index(np.array(start))] = 1
     for n in range(steps, 0, -1):
-        reveal, new = 1 / n, np.zeros_like(law)
+        conditionals, new = joint_at(n), np.zeros_like(law)
         for s in np.flatnonzero(law):
             for kept in itertools.product([False, True], repeat=L):
                 kept = np.array(kept)
                 if (kept & (STATES[s] != MASK)).any():
                     continue
                 masked = int((STATES[s] == MASK).sum())
-                chance = (1 - reveal) ** kept.sum() * reveal ** (masked - kept.sum())
+                chance = (1 - reveal(n)) ** kept.sum() * reveal(n) ** (masked - kept.sum())
+                if chance == 0:
+                    continue
                 target = state_index(np.where(kept, MASK, SEQUENCES))
                 np.add.at(new, target, law[s] * chance * conditionals[s])
         law = new
