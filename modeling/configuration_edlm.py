@@ -19,6 +19,16 @@ except ValueError:
 
 
 @strict
+class PlainModuleConfig(PreTrainedConfig):
+    """What is known of a part that has no transformers configuration; such a part cannot be saved."""
+
+    vocab_size: int | None = None
+    mask_token_id: int | None = None
+    bos_token_id: int | None = None
+    max_position_embeddings: int | None = None
+
+
+@strict
 class EDLMConfig(PreTrainedConfig):
     r"""Composite configuration of `EDLMForMaskedDiffusion` (arXiv 2410.21357).
 
@@ -68,10 +78,12 @@ class EDLMConfig(PreTrainedConfig):
         for name in ("vocab_size", "mask_token_id", "bos_token_id", "eos_token_id", "pad_token_id"):
             if getattr(self, name) is None:
                 setattr(self, name, getattr(denoiser, name, None))
-        if self.noise_schedule is None:
-            self.noise_schedule = getattr(denoiser, "noise_schedule", "loglinear")
+        of_denoiser = getattr(denoiser, "noise_schedule", "loglinear")
+        self.noise_schedule = canonical_schedule_name(self.noise_schedule or of_denoiser)
+        if self.noise_schedule_params is None and self.noise_schedule == of_denoiser:
             self.noise_schedule_params = getattr(denoiser, "noise_schedule_params", None)
-        self.noise_schedule = canonical_schedule_name(self.noise_schedule)
+        if self.energy_type == "nce" and self.energy_config is None and denoiser.model_type == MDLMConfig.model_type:
+            self.energy_config = None if self.energy_weights == "shared" else copy.deepcopy(denoiser)
         super().__post_init__(**kwargs)
         self.return_dict = True
         # Strict dataclasses check again, but wrap what is wrong in an error that is not a ValueError.
@@ -119,11 +131,8 @@ class EDLMConfig(PreTrainedConfig):
                 "denoiser_config describes a causal model (causal=True), which cannot denoise. Give a masked language "
                 "model; the causal one can be the energy (energy_type='ar')."
             )
-        if self.energy_type == "nce" and getattr(self.energy_config, "model_type", "mdlm") != "mdlm":
-            raise ValueError(
-                f"energy_config is of type {self.energy_config.model_type!r}, but the NCE energy needs an MDLMConfig. "
-                "Use energy_type='ar' or 'coar' with a causal language model."
-            )
+        if self.energy_type == "nce" and self.energy_weights == "own":
+            self._validate_network_energy()
         if self.energy_type in ("ar", "coar"):
             if self.energy_config is None and self.energy_name_or_path is None:
                 raise ValueError(
@@ -141,10 +150,57 @@ class EDLMConfig(PreTrainedConfig):
                 f"{self.denoiser_config.model_type!r} denoiser: only an NCE energy can share its trunk, and only with "
                 "an MDLM denoiser. Use energy_weights='own'."
             )
+        self._validate_rows()
         if self.energy_name_or_path is not None and self.energy_type not in ("ar", "coar"):
             raise ValueError(
                 f"energy_name_or_path is {self.energy_name_or_path!r}, but energy_type is {self.energy_type!r}: only "
                 "an AR energy ('ar', 'coar') can be kept by reference. Leave it None to store the energy inside."
+            )
+
+    def _validate_network_energy(self):
+        """The NCE network exists for this denoiser."""
+        if self.energy_config is None:
+            raise ValueError(
+                f"energy_type='nce' needs an energy_config: a {self.denoiser_config.model_type or 'plain'!r} denoiser "
+                "is no MDLM, so an energy network cannot start from it. Give an MDLMConfig with its vocabulary."
+            )
+        if getattr(self.energy_config, "model_type", None) not in (MDLMConfig.model_type, ""):
+            raise ValueError(
+                f"energy_config is of type {self.energy_config.model_type!r}, but the NCE energy needs an MDLMConfig. "
+                "Use energy_type='ar' or 'coar' with a causal language model."
+            )
+
+    def _validate_rows(self):
+        """The energy has a row for every id it can be given, as far as the configurations tell."""
+        rows = getattr(self.energy_config, "vocab_size", None)
+        if rows is None or self.vocab_size is None or self.mask_token_id is None or self.energy_type == "none":
+            return
+        highest = self.vocab_size - 1
+        if self.energy_type == "nce":
+            if rows <= max(highest, self.mask_token_id):
+                raise ValueError(
+                    f"The denoiser has ids up to {highest}, but the NCE energy network has only {rows} rows. Give it "
+                    "the denoiser's vocabulary, mask token included."
+                )
+            return
+        highest -= self.mask_token_id == highest
+        if rows <= highest:
+            raise ValueError(
+                f"The denoiser can emit ids up to {highest}, but the autoregressive energy model has only {rows} rows "
+                f"(ids 0 to {rows - 1}). Use a causal language model of the same vocabulary."
+            )
+        foreign_mask = getattr(self.energy_config, "mask_token_id", None)
+        if self.energy_config.model_type == MDLMConfig.model_type and foreign_mask != self.mask_token_id:
+            if foreign_mask <= highest:
+                raise ValueError(
+                    f"The denoiser can emit id {foreign_mask}, but that is the mask token of the autoregressive energy "
+                    f"model. Train both with one vocabulary (mask_token_id={self.mask_token_id})."
+                )
+        start = getattr(self.energy_config, "bos_token_id", None)
+        if isinstance(start, int) and start >= rows:
+            raise ValueError(
+                f"The autoregressive energy model's bos_token_id is {start}, but it has only {rows} rows. Set "
+                "energy.config.bos_token_id to its start token, or to None."
             )
 
     def validate_token_ids(self):
@@ -154,7 +210,15 @@ class EDLMConfig(PreTrainedConfig):
                 "mask_token_id is not known: the denoiser's configuration has none. Pass mask_token_id=..., for "
                 "example tokenizer.mask_token_id."
             )
-        if self.mask_token_id < 0 or (self.vocab_size is not None and self.mask_token_id >= self.vocab_size):
+        own = getattr(self.denoiser_config, "mask_token_id", None)
+        if own is not None and own != self.mask_token_id:
+            raise ValueError(
+                f"mask_token_id is {self.mask_token_id}, but the denoiser's configuration says {own}. Leave it out, or "
+                "correct the denoiser's configuration."
+            )
+        lacks_mask = isinstance(self.denoiser_config, PlainModuleConfig)  # its logits may stop before the mask
+        limit = None if self.vocab_size is None else self.vocab_size + lacks_mask
+        if self.mask_token_id < 0 or (limit is not None and self.mask_token_id >= limit):
             allowed = "at least 0" if self.vocab_size is None else f"between 0 and {self.vocab_size - 1}"
             raise ValueError(f"mask_token_id is {self.mask_token_id}, but it must be {allowed} (the denoiser's ids).")
 

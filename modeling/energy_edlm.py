@@ -13,8 +13,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 from transformers.utils import ModelOutput
+from transformers.utils.generic import can_return_tuple
 
 from .configuration_mdlm import MDLMConfig
 from .masked_diffusion import at_least_float32
@@ -57,12 +59,16 @@ class EDLMEnergyModel(MDLMModel):
     @classmethod
     def from_denoiser(cls, denoiser: nn.Module) -> "EDLMEnergyModel":
         """An energy whose trunk starts from the weights of an `MDLMForMaskedLM`, as in the paper."""
-        model = cls(denoiser.config).to(denoiser.device, denoiser.dtype)
-        head = set(model.state_dict()) - set(MDLMModel(denoiser.config).state_dict())
-        trunk = {name: weight for name, weight in denoiser.backbone.state_dict().items() if name not in head}
-        model.load_state_dict(trunk, strict=False)
+        model = cls(copy.deepcopy(denoiser.config)).to(denoiser.device, denoiser.dtype)
+        trunk = denoiser.backbone.state_dict()
+        own = {name for name in trunk if name.startswith("output_layer.linear.")}  # the denoiser's is H -> V
+        model.load_state_dict({name: weight for name, weight in trunk.items() if name not in own}, strict=False)
         return model
 
+    def _apply(self, fn, recurse=True):
+        return keep_head_wide(super()._apply(fn, recurse))
+
+    @can_return_tuple
     def forward(
         self,
         candidate_ids: torch.LongTensor,
@@ -96,10 +102,15 @@ class EDLMSharedEnergyModel(MDLMPreTrainedModel):
         self.output_layer = nn.ModuleDict({"linear": ZeroLinear(trunk.config.hidden_dim, trunk.config.hidden_dim)})
         self.vocab_proj, self.energy_head = energy_layers(trunk.config.hidden_dim)
         self.post_init()
+        self.to(trunk.device, trunk.dtype)
 
     def get_input_embeddings(self) -> nn.Embedding:
         return self.trunk.vocab_embed
 
+    def _apply(self, fn, recurse=True):
+        return keep_head_wide(super()._apply(fn, recurse))
+
+    @can_return_tuple
     def forward(self, candidate_ids, noisy_ids, attention_mask=None, timesteps=None, **kwargs) -> EDLMEnergyOutput:
         """As `EDLMEnergyModel.forward`."""
         inputs = candidate_ids, noisy_ids, attention_mask, timesteps
@@ -110,6 +121,13 @@ def energy_layers(hidden_dim: int) -> tuple[nn.Linear, nn.Sequential]:
     """The projection of the joined embeddings and the head (its random start keeps gradients alive)."""
     head = nn.Sequential(nn.Linear(hidden_dim, hidden_dim), nn.ReLU(), nn.Linear(hidden_dim, 1, bias=False))
     return nn.Linear(2 * hidden_dim, hidden_dim), head
+
+
+def keep_head_wide(model: nn.Module) -> nn.Module:
+    """The energy head computes in at least float32: a cast of the model to half precision leaves it there."""
+    if model.energy_head[-1].weight.dtype in (torch.bfloat16, torch.float16):
+        model.energy_head.float()
+    return model
 
 
 def sequence_energy(
@@ -140,7 +158,7 @@ def sequence_energy(
         inputs_embeds=model.vocab_proj(joined).flatten(0, 1),
         attention_mask=attention_mask,
         timesteps=timesteps,
-        **kwargs,
+        **(kwargs | {"return_dict": True}),
     ).last_hidden_state
     features = at_least_float32(project(hidden))
     weight = features.new_ones(1, features.shape[1], 1)
@@ -175,68 +193,65 @@ def autoregressive_log_probs(
 ) -> torch.Tensor:
     """log p_AR(x_i | x_<i) of the scored tokens, normalised over what the denoiser can emit.
 
-    A row that gets no start token has its first token as context only: it counts 0.
+    Every row is fed as [start token?] + its text, aligned left: a causal model needs no attention mask for what comes
+    behind, and rows cannot disturb each other. A row without start token has its first token as context: it counts 0.
 
     Args:
-        causal_lm: called as `causal_lm(input_ids=..., attention_mask=...)`, returns `.logits`.
+        causal_lm: called as `causal_lm(input_ids=..., attention_mask=None)`, returns `.logits`.
         candidate_ids: (B, k, L) without mask tokens up to the last scored position.
         scored: (B, L) bool, the positions whose log-probabilities are wanted.
         denoiser_vocab_size, mask_token_id: the denoiser emits every id below the size except the mask.
-        start_token_id: put in front of the rows with `needs_start` (B,) (every row unless given).
+        start_token_id: put in front of the rows with `needs_start` (B,) bool.
         attention_mask: (B, L), 0 at padding on either side.
-        shared: leading columns in which all candidates of a row agree; they run once per row, through the cache.
+        shared: leading text tokens in which all candidates of a row agree; they run once per row, through the cache.
         chunk_size: candidates per call; bounded by memory unless given.
 
     Returns:
         (B, k, L) log-probabilities in at least float32, 0 where not scored.
 
     Raises:
-        ValueError: the denoiser can emit an id for which the model has no row.
+        ValueError: the denoiser can emit an id for which the model has no row, or the text is too long for the model.
     """
     batch, k, length = candidate_ids.shape
     real = torch.ones_like(scored) if attention_mask is None else attention_mask.bool()
-    if start_token_id is not None and needs_start is not None and not needs_start.any():
-        start_token_id = None
-    first = real.long().argmax(-1, keepdim=True)  # (B, 1) where the text of a row begins
-
-    # Input column i holds the token before x_i, so that its logits are those of x_i; `first` holds the start token.
-    inputs = nn.functional.pad(candidate_ids[..., :-1].masked_fill(~real[:, None, :-1], 0), (1, 0))
-    inputs_real = nn.functional.pad(real[:, :-1], (1, 0))
-    if start_token_id is not None:
-        inputs = inputs.scatter(2, first.unsqueeze(1).expand(-1, k, -1), start_token_id)
-        has_start = torch.ones_like(first, dtype=torch.bool) if needs_start is None else needs_start.unsqueeze(1)
-        inputs_real = inputs_real.scatter(1, first, has_start)
-    scored = scored & real & inputs_real
-    begin = 0 if start_token_id is not None else 1  # without a start token, no row has a token in column 0
-    columns = scored.any(0).nonzero()
-    end = int(columns.max()) + 1 if len(columns) else begin
-    result = torch.zeros(candidate_ids.shape, device=candidate_ids.device)
-    if end <= begin:
-        return result
-    padded = not bool(inputs_real[:, begin:end].all())
+    if start_token_id is None:
+        needs_start, start_token_id = torch.zeros(batch, dtype=torch.bool, device=scored.device), 0
+    started = needs_start.unsqueeze(1)
+    # Aligned left: column c of `text` is the c-th token of a row; `column` takes the input column that predicts it.
+    order = (~real).long().argsort(dim=-1, stable=True)
+    text = candidate_ids.masked_fill(~real.unsqueeze(1), 0).gather(2, order.unsqueeze(1).expand(-1, k, -1))
+    shifted = nn.functional.pad(text[..., :-1], (1, 0), value=start_token_id)
+    inputs = torch.where(started.unsqueeze(1), shifted, text)
+    column = torch.arange(length, device=scored.device) - (~started).long()
+    wanted = (scored & real).gather(1, order) & (column >= 0)  # (B, L) by text token
+    targets = torch.where(started.unsqueeze(1), text, nn.functional.pad(text[..., 1:], (0, 1)))
+    predicts = torch.where(started, wanted, nn.functional.pad(wanted[:, 1:], (0, 1)))  # (B, L) by input column
+    used = predicts.any(0).nonzero()
+    if not len(used):
+        return torch.zeros(candidate_ids.shape, device=candidate_ids.device)
+    end = int(used.max()) + 1
     scorer = TokenScorer(causal_lm, denoiser_vocab_size, mask_token_id)
+    scorer.check_length(end)
 
-    split, cache = begin, None
-    if shared - begin >= SHORTEST_SHARED_PREFIX and not padded and accepts(causal_lm, "past_key_values"):
+    split, cache, parts = 0, None, []
+    shared -= int(not needs_start.all())  # without a start token, input column c already predicts token c + 1
+    if shared >= SHORTEST_SHARED_PREFIX and accepts(causal_lm, "past_key_values"):
         split = min(shared, end)
-        part = inputs[:, 0, begin:split], scored[:, begin:split], candidate_ids[:, 0, begin:split]
-        log_probs, cache = scorer(*part, keep_cache=split < end)
-        result = result.to(log_probs.dtype)
-        result[:, :, begin:split] = log_probs.unsqueeze(1)
+        log_probs, cache = scorer(inputs[:, 0, :split], predicts[:, :split], targets[:, 0, :split], None, split < end)
+        parts.append(log_probs.unsqueeze(1).expand(-1, k, -1))
     if split < end:
-        rows = torch.arange(batch, device=inputs.device).repeat_interleave(k)  # the row of each candidate
-        flat = inputs.flatten(0, 1)[:, split:end], candidate_ids.flatten(0, 1)[:, split:end]
+        row_of = torch.arange(batch, device=inputs.device).repeat_interleave(k)
+        flat_inputs, flat_targets = (x.flatten(0, 1)[:, split:end] for x in (inputs, targets))
         size = chunk_size or scorer.affordable_rows(end - split)
-        chunks = []
-        for chunk in torch.arange(batch * k, device=inputs.device).split(size):
-            of = rows[chunk]
-            mask = inputs_real[of, begin:end].long() if padded else None
-            past = select_rows(cache, of)
-            chunks.append(scorer(flat[0][chunk], scored[of, split:end], flat[1][chunk], mask, past)[0])
-        log_probs = torch.cat(chunks)
-        result = result.to(log_probs.dtype)
-        result[:, :, split:end] = log_probs.view(batch, k, -1)
-    return result
+        chunks = [
+            scorer(flat_inputs[i], predicts[row_of[i], split:end], flat_targets[i], select_rows(cache, row_of[i]))[0]
+            for i in torch.arange(batch * k, device=inputs.device).split(size)
+        ]
+        parts.append(torch.cat(chunks).view(batch, k, -1))
+    by_column = nn.functional.pad(torch.cat(parts, dim=-1), (0, length - end))
+    by_token = by_column.gather(2, column.clamp_min(0).unsqueeze(1).expand(batch, k, -1))
+    by_token = torch.where(wanted.unsqueeze(1), by_token, 0)
+    return torch.zeros_like(by_token).scatter(2, order.unsqueeze(1).expand(-1, k, -1), by_token)
 
 
 class TokenScorer:
@@ -262,28 +277,26 @@ class TokenScorer:
         floats = 32 * hidden_size if self.project is not None else 3 * vocab_size
         return max(1, self.HIDDEN_BYTES // (4 * floats * length))
 
-    def __call__(self, input_ids, scored, targets, attention_mask=None, past_key_values=None, keep_cache=False):
+    def __call__(self, input_ids, scored, targets, past_key_values=None, keep_cache=False):
         """log p of `targets` (N, L) where `scored` (N, L), else 0; and the key/value cache if it is kept."""
-        arguments = {"input_ids": input_ids, "attention_mask": attention_mask}
-        if attention_mask is not None and accepts(self.causal_lm, "position_ids"):
-            arguments["position_ids"] = (attention_mask.cumsum(-1) - 1).clamp_min(0)
+        arguments = {"input_ids": input_ids, "attention_mask": None}
         if accepts(self.causal_lm, "use_cache"):
             arguments["use_cache"] = keep_cache or past_key_values is not None
         if past_key_values is not None:
             arguments["past_key_values"] = past_key_values
+        if isinstance(self.causal_lm, PreTrainedModel):
+            arguments["return_dict"] = True
         if self.project is not None:
             output = self.causal_lm.backbone(**arguments)
             features, project = output.last_hidden_state[scored], self.project
         else:
             output = self.causal_lm(**arguments)
             features, project = output.logits[scored], at_least_float32
-        wanted = targets[scored]
         rows = project(features[:0]).shape[-1]
         self.check_rows(rows)
         foreign = torch.arange(rows, device=features.device)
         foreign = (foreign >= self.denoiser_vocab_size) | (foreign == self.mask_token_id)
-        chunks = []
-        size = max(1, self.LOGIT_BYTES // (4 * rows))
+        wanted, chunks, size = targets[scored], [], max(1, self.LOGIT_BYTES // (4 * rows))
         for part, target in zip(features.split(size), wanted.split(size), strict=True):
             logits = project(part).masked_fill(foreign, -torch.inf)
             chunks.append(logits.gather(-1, target.unsqueeze(-1)).squeeze(-1) - logits.logsumexp(-1))
@@ -291,6 +304,14 @@ class TokenScorer:
         result = torch.zeros(targets.shape, dtype=log_probs.dtype, device=targets.device)
         result[scored] = log_probs
         return result, getattr(output, "past_key_values", None) if keep_cache else None
+
+    def check_length(self, length: int) -> None:
+        limit = getattr(getattr(self.causal_lm, "config", None), "max_position_embeddings", None)
+        if limit is not None and length > limit:
+            raise ValueError(
+                f"The autoregressive energy model reads at most {limit} tokens, but the text has {length}. Use a "
+                "causal language model as long as the denoiser's texts, or shorter texts."
+            )
 
     def check_rows(self, rows: int) -> None:
         highest = self.denoiser_vocab_size - 1 - (self.mask_token_id == self.denoiser_vocab_size - 1)

@@ -47,6 +47,8 @@ class EDLMGenerationConfig(GenerationConfig):
     def __init__(self, **kwargs):
         for name in self.diffusion_defaults:
             setattr(self, name, kwargs.pop(name, None))
+        if kwargs.get("do_sample") is None:
+            kwargs["do_sample"] = True  # diffusion samples unless told otherwise
         super().__init__(**kwargs)
 
     @classmethod

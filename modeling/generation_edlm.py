@@ -220,18 +220,17 @@ class MaskedDiffusionGenerationMixin(GenerationMixin):
         """k tokens at the N `positions` (B, L) from p_theta(. | x_t): ids and log-probabilities (N, k), and V."""
         features, project = self.features_at(positions, noisy, attention_of(real), sigma)
         uniforms = uniform((len(features), k), noisy.device, run.generator)
-        row_of, vocab_size = positions.nonzero()[:, 0], project(features[:0]).shape[-1]
-        tokens, log_probs = [], []
-        for part in torch.arange(len(features), device=noisy.device).split(max(1, 2**23 // vocab_size)):  # CDF: 64 MB
+        row_of, drawn = positions.nonzero()[:, 0], []
+        for part in chunks_of(features, project):
             logits = self._proposal_logits(project(features[part]), noisy, row_of[part], run)
-            drawn = sample_categorical(logits, uniforms[part])
-            tokens.append(drawn[0])
-            log_probs.append(drawn[1])
-        return torch.cat(tokens), torch.cat(log_probs), vocab_size
+            drawn.append(sample_categorical(logits, uniforms[part]))
+        tokens, log_probs = zip(*drawn, strict=True)
+        return torch.cat(tokens), torch.cat(log_probs), logits.shape[-1]
 
     def _proposal_logits(self, logits: torch.Tensor, noisy: torch.Tensor, row_of: torch.Tensor, run: Run):
         """Logits (N, V) of the proposal: no mask token, then the user's processors and filters."""
-        logits[:, self.config.mask_token_id] = -torch.inf
+        if self.config.mask_token_id < logits.shape[-1]:
+            logits[:, self.config.mask_token_id] = -torch.inf
         return run.processors(noisy[row_of], logits) if run.processors else logits
 
     def _take_most_confident(self, ids: torch.Tensor, view: View, step: Step, run: Run) -> torch.Tensor:
@@ -241,7 +240,7 @@ class MaskedDiffusionGenerationMixin(GenerationMixin):
         masked = view.free[rows] & (noisy == self.config.mask_token_id)
         features, project = self.features_at(masked, noisy, attention_of(real), run.sigma(step.t[step.rows]))
         row_of, tokens, confidence = masked.nonzero()[:, 0], [], []
-        for part in torch.arange(len(features), device=ids.device).split(max(1, 2**23 // self.config.vocab_size)):
+        for part in chunks_of(features, project):
             log_probs = self._proposal_logits(project(features[part]), noisy, row_of[part], run).log_softmax(-1)
             best = log_probs.max(-1)
             tokens.append(best.indices)
@@ -297,8 +296,7 @@ class MaskedDiffusionGenerationMixin(GenerationMixin):
                 raise ValueError("The model does not say how long its texts are: pass max_length or max_new_tokens.")
             if batch_size < 1:
                 raise ValueError(f"batch_size is {batch_size}, but it must be positive.")
-            device = next((x.device for x in (*self.parameters(), *self.buffers())), torch.device("cpu"))
-            input_ids = torch.empty(batch_size, 0, dtype=torch.long, device=device)
+            input_ids = torch.empty(batch_size, 0, dtype=torch.long, device=self.device)
         elif new is None:
             new = 0 if config.max_length is None else config.max_length - input_ids.shape[1]
             if new < 0:
@@ -380,6 +378,12 @@ class MaskedDiffusionGenerationMixin(GenerationMixin):
 def attention_of(real: torch.Tensor) -> torch.Tensor | None:
     """The attention mask (B, L) of the networks, None where nothing is padding (it lets them take faster kernels)."""
     return None if bool(real.all()) else real.long()
+
+
+def chunks_of(features: torch.Tensor, project: Callable) -> Iterator[slice]:
+    """Slices of the N features whose logits and float64 CDF take about 100 MB."""
+    size = max(1, 2**23 // project(features[:0]).shape[-1])
+    return (slice(begin, begin + size) for begin in range(0, len(features), size))
 
 
 def fill_candidates(base: torch.Tensor, positions: torch.Tensor, values: torch.Tensor) -> torch.Tensor:

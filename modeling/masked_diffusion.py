@@ -227,7 +227,8 @@ def subs_log_probs(logits: torch.Tensor, noisy_ids: torch.Tensor, mask_token_id:
         (B, L, V) log-probabilities, at least float32.
     """
     log_probs = token_log_probs(logits, mask_token_id)
-    carried = torch.full_like(log_probs, -torch.inf).scatter_(-1, noisy_ids.unsqueeze(-1), 0)
+    visible = noisy_ids.clamp_max(logits.shape[-1] - 1)  # the logits may lack a row for the mask token
+    carried = torch.full_like(log_probs, -torch.inf).scatter_(-1, visible.unsqueeze(-1), 0)
     return torch.where((noisy_ids == mask_token_id).unsqueeze(-1), log_probs, carried)
 
 

@@ -13,10 +13,10 @@ from transformers import (
     PreTrainedModel,
 )
 from transformers.modeling_outputs import MaskedLMOutput
-from transformers.utils import logging
+from transformers.utils import cached_file, logging
 from transformers.utils.generic import can_return_tuple
 
-from .configuration_edlm import ENERGY_TYPES, EDLMConfig, check_choice
+from .configuration_edlm import ENERGY_TYPES, EDLMConfig, PlainModuleConfig, check_choice
 from .configuration_mdlm import MDLMConfig
 from .energy_edlm import EDLMEnergyModel, EDLMSharedEnergyModel, autoregressive_log_probs
 from .generation_edlm import EDLMGenerationConfig, MaskedDiffusionGenerationMixin
@@ -24,6 +24,9 @@ from .masked_diffusion import at_least_float32, subs_cross_entropy, subs_log_pro
 from .modeling_mdlm import MDLMForCausalLM, MDLMForMaskedLM, MDLMPreTrainedModel, list_keys, set_auto_map
 
 logger = logging.get_logger(__name__)
+
+# Arguments of from_pretrained that say where from, not what
+HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "proxies", "trust_remote_code")
 
 
 class EDLMForMaskedDiffusion(PreTrainedModel, MaskedDiffusionGenerationMixin):
@@ -95,7 +98,8 @@ class EDLMForMaskedDiffusion(PreTrainedModel, MaskedDiffusionGenerationMixin):
             ValueError: the denoiser is causal, the vocabularies differ, or the choices contradict each other.
         """
         tokenizer = load_tokenizer(tokenizer, denoiser, kwargs)
-        energy_tokenizer = load_tokenizer(energy_tokenizer, energy, kwargs)
+        energy_kwargs = kwargs | {"revision": energy_revision or "main"}
+        energy_tokenizer = load_tokenizer(energy_tokenizer, energy, energy_kwargs)
         if isinstance(denoiser, str):
             denoiser = load_denoiser(denoiser, **kwargs)
         if energy_type is None:
@@ -103,28 +107,21 @@ class EDLMForMaskedDiffusion(PreTrainedModel, MaskedDiffusionGenerationMixin):
         check_choice("energy_type", energy_type, ENERGY_TYPES)
         if isinstance(energy, str):
             loader = EDLMEnergyModel if energy_type == "nce" else AutoModelForCausalLM
-            energy = loader.from_pretrained(energy, revision=energy_revision or "main", **kwargs)
+            energy = loader.from_pretrained(energy, **energy_kwargs)
         if (energy is None) != (energy_type == "none") and not (energy is None and energy_type == "nce"):
             given = "no energy" if energy is None else f"an energy ({type(energy).__name__})"
             raise ValueError(
                 f"energy_type is {energy_type!r} but {given} was given. Pass a causal language model for 'ar' or "
                 "'coar', an EDLMEnergyModel (or nothing, to start one from the denoiser) for 'nce', nothing for 'none'."
             )
-        check_denoiser(denoiser, logits_shift)
-        if mask_token_id is None and tokenizer is not None:
+        check_denoiser(denoiser)
+        reference = name_of(energy) if energy_by_reference else None
+        denoiser_config = config_of(denoiser)
+        if mask_token_id is None and getattr(denoiser_config, "mask_token_id", None) is None and tokenizer is not None:
             mask_token_id = tokenizer.mask_token_id
-
-        reference = None
-        if energy_by_reference:
-            reference = getattr(getattr(energy, "config", None), "_name_or_path", None) or None
-            if reference is None:
-                raise ValueError(
-                    "energy_by_reference=True, but the energy was not loaded from a repository or folder, so there is "
-                    "nothing to refer to. Give its name as `energy`, or store it inside (energy_by_reference=False)."
-                )
         config = EDLMConfig(
-            denoiser_config=config_of(denoiser, mask_token_id, causal=False),
-            energy_config=None if energy is None else config_of(energy, mask_token_id, causal=energy_type != "nce"),
+            denoiser_config=denoiser_config,
+            energy_config=None if energy is None else config_of(energy),
             energy_type=energy_type,
             energy_scope=energy_scope,
             energy_weights=energy_weights,
@@ -132,18 +129,23 @@ class EDLMForMaskedDiffusion(PreTrainedModel, MaskedDiffusionGenerationMixin):
             energy_revision=energy_revision if reference else None,
             mask_token_id=mask_token_id,
             logits_shift=logits_shift,
-            attn_implementation={  # a composite sets this on its parts, which have theirs already
-                name: getattr(getattr(part, "config", None), "_attn_implementation", None)
-                for name, part in (("", denoiser), ("denoiser_config", denoiser), ("energy_config", energy))
+            attn_implementation={  # setting it would set that of the parts, which are built already
+                "": attention_of_part(denoiser),
+                "denoiser_config": attention_of_part(denoiser),
+                "energy_config": attention_of_part(energy),
             },
         )
+        if tokenizer is not None and tokenizer.mask_token_id not in (None, config.mask_token_id):
+            raise ValueError(
+                f"The tokenizer's mask token has id {tokenizer.mask_token_id}, but the denoiser's is "
+                f"{config.mask_token_id}. Use the tokenizer the denoiser was trained with."
+            )
         if energy_type in ("ar", "coar"):
             check_vocabularies(config, tokenizer, energy_tokenizer)
         if energy is None and energy_type == "nce" and energy_weights == "own":
             energy = EDLMEnergyModel.from_denoiser(denoiser)
             config.energy_config = energy.config
-        model = cls(config, denoiser, energy)
-        return model.eval()
+        return cls(config, denoiser, energy).eval()
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, output_loading_info=False, **kwargs):
@@ -163,11 +165,11 @@ class EDLMForMaskedDiffusion(PreTrainedModel, MaskedDiffusionGenerationMixin):
                 "Save it again with save_pretrained, or check energy_type and the two sub-configurations."
             )
         if model.config.energy_name_or_path is not None and model.energy_model is None:
-            shared = ("dtype", "device_map", "attn_implementation", "token", "cache_dir", "local_files_only")
+            shared = ("dtype", "torch_dtype", "device_map", "attn_implementation", *HUB_ARGUMENTS)
             model.energy_model = AutoModelForCausalLM.from_pretrained(
                 model.config.energy_name_or_path,
-                revision=model.config.energy_revision or "main",
                 **{name: kwargs[name] for name in shared if name in kwargs},
+                **{"revision": model.config.energy_revision or "main"},
             )
             model.config.energy_config = model.energy_model.config
         return (model, info) if output_loading_info else model
@@ -191,11 +193,24 @@ class EDLMForMaskedDiffusion(PreTrainedModel, MaskedDiffusionGenerationMixin):
         if self.config.energy_name_or_path is not None:
             weights = kwargs.get("state_dict") or self.state_dict()
             kwargs["state_dict"] = {name: w for name, w in weights.items() if not name.startswith("energy_model.")}
+        dtypes = {name: part.dtype for name, part in stored.items()}
+        if len(set(dtypes.values())) > 1:
+            raise ValueError(
+                f"The parts have different precisions ({dtypes}), but a checkpoint has one. Cast the whole, for example "
+                "with model.to(torch.bfloat16)."
+            )
+        if self.config.energy_weights == "shared" and self.energy_model.trunk is not self.denoiser.backbone:
+            raise ValueError(
+                "energy_weights='shared', but the energy reads the trunk of another denoiser than model.denoiser. Put "
+                "them together with from_components."
+            )
+        self.config.denoiser_config = self.denoiser.config
+        if self.energy_model is not None and self.config.energy_weights == "own":
+            self.config.energy_config = self.energy_model.config
         set_auto_map(self)
-        for part in (self.denoiser, self.energy_model):
-            if part is not None:
-                part.config.dtype = part.dtype
-                part.config.__dict__.pop("auto_map", None)  # the code of the whole is beside it
+        for part in stored.values():
+            part.config.dtype = part.dtype
+            part.config.__dict__.pop("auto_map", None)  # the code of the whole is beside it
         super().save_pretrained(save_directory, *args, **kwargs)
 
     # --------------------------------------------------------------------------------------------------- computing
@@ -212,12 +227,28 @@ class EDLMForMaskedDiffusion(PreTrainedModel, MaskedDiffusionGenerationMixin):
     def set_output_embeddings(self, value: nn.Module):
         self.denoiser.set_output_embeddings(value)
 
-    def resize_token_embeddings(self, *args, **kwargs):
-        """Refused: the parts share one vocabulary, of which the mask token's id is a part."""
-        raise ValueError(
-            "The vocabulary of a composite cannot be resized in place. Resize model.denoiser and model.energy_model "
-            "and put them together again with from_components."
-        )
+    def resize_token_embeddings(self, *args, **kwargs) -> nn.Module:
+        """Resize the vocabulary of both parts; the mask token keeps its id."""
+        embeddings = self.denoiser.resize_token_embeddings(*args, **kwargs)
+        if self.energy_model is not None and self.config.energy_weights == "own":
+            self.energy_model.resize_token_embeddings(*args, **kwargs)
+        self.config.vocab_size = self.denoiser.config.vocab_size
+        return embeddings
+
+    @property
+    def vocab_size(self) -> int | None:
+        return self.config.vocab_size
+
+    @property
+    def device(self) -> torch.device:
+        """Of the first parameter or buffer; the CPU for parts that have neither."""
+        return next((x.device for x in (*self.parameters(), *self.buffers())), torch.device("cpu"))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the first floating-point parameter or buffer."""
+        floats = (x.dtype for x in (*self.parameters(), *self.buffers()) if x.is_floating_point())
+        return next(floats, torch.get_default_dtype())
 
     @can_return_tuple
     def forward(
@@ -237,6 +268,8 @@ class EDLMForMaskedDiffusion(PreTrainedModel, MaskedDiffusionGenerationMixin):
         """
         if self.config.time_conditioning:
             kwargs["timesteps"] = timesteps
+        if isinstance(self.denoiser, PreTrainedModel):
+            kwargs["return_dict"] = True
         outputs = self.denoiser(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
         logits = outputs.logits
         if self.config.logits_shift:
@@ -267,7 +300,8 @@ class EDLMForMaskedDiffusion(PreTrainedModel, MaskedDiffusionGenerationMixin):
         """E(x_0, x_t) of every candidate; low = likely. Zero for `energy_type="none"`.
 
         Args:
-            candidate_ids: (B, k, L) clean sequences that agree with `noisy_ids` wherever those are visible.
+            candidate_ids: (B, k, L) clean sequences that agree with `noisy_ids` wherever those are visible; with
+                `energy_scope="revealed"` the mask stays where nothing is revealed.
             noisy_ids: (B, L). attention_mask: (B, L), 0 at padding.
             timesteps: (B,) total noise sigma, for networks that are conditioned on time.
 
@@ -275,15 +309,24 @@ class EDLMForMaskedDiffusion(PreTrainedModel, MaskedDiffusionGenerationMixin):
             (B, k), at least float32; float64 where the networks compute in it.
 
         Raises:
-            ValueError: shapes do not fit, a candidate changes a visible token or still holds a mask.
+            ValueError: shapes do not fit, a candidate changes a visible token or still holds a mask; an AR energy of
+                scope `revealed` whose reveal set is not the next block of the text.
         """
-        check_candidates(candidate_ids, noisy_ids, attention_mask, self.config.mask_token_id)
+        partial = self.config.energy_scope == "revealed"
+        check_candidates(candidate_ids, noisy_ids, attention_mask, self.config.mask_token_id, partial)
         proposal = vocab_size = None
         if self.config.energy_type in ("ar", "coar"):
             logits = self(input_ids=noisy_ids, attention_mask=attention_mask, timesteps=timesteps).logits
             vocab_size = logits.shape[-1]
             proposal = subs_log_probs(logits, noisy_ids, self.config.mask_token_id)  # (B, L, V)
-            proposal = proposal.gather(-1, candidate_ids.transpose(1, 2)).transpose(1, 2)
+            check_ids(candidate_ids, noisy_ids, vocab_size, self.config.mask_token_id)
+            tokens = candidate_ids.clamp(0, vocab_size - 1)
+            proposal = proposal.gather(-1, tokens.transpose(1, 2)).transpose(1, 2)
+            if partial:
+                masked = (noisy_ids == self.config.mask_token_id) & (
+                    attention_mask != 0 if attention_mask is not None else True
+                )
+                revealed_block(masked, masked & (candidate_ids[:, 0] == self.config.mask_token_id))
         return self.candidate_energies(candidate_ids, noisy_ids, proposal, vocab_size, attention_mask, timesteps)
 
     def candidate_energies(
@@ -303,6 +346,11 @@ class EDLMForMaskedDiffusion(PreTrainedModel, MaskedDiffusionGenerationMixin):
         """
         if self.config.energy_type == "none":
             return torch.zeros(candidate_ids.shape[:2], device=candidate_ids.device)
+        if self.energy_model is None:
+            raise ValueError(
+                f"The energy ({self.config.energy_name_or_path}) is kept by reference and was not loaded. Load the "
+                "model with from_pretrained, or set model.energy_model."
+            )
         if self.config.energy_type == "nce":
             return self._network_energy(candidate_ids, noisy_ids, attention_mask, timesteps, chunk_size)
         return self._autoregressive_energy(
@@ -336,7 +384,11 @@ class EDLMForMaskedDiffusion(PreTrainedModel, MaskedDiffusionGenerationMixin):
         if hidden.any():
             counted = revealed_block(masked, hidden)
         first = real.long().argmax(-1, keepdim=True)
+        first_token = noisy_ids.gather(1, first).squeeze(1)
         start = getattr(getattr(self.energy_model, "config", None), "bos_token_id", None)
+        # A row whose visible first token is the start token needs no other in front.
+        needs_start = (first_token != start) | (first_token == mask_token_id) if start is not None else None
+        text_masked = masked.gather(1, (~real).long().argsort(dim=-1, stable=True))  # aligned left
         causal = autoregressive_log_probs(
             self.energy_model,
             candidate_ids,
@@ -344,9 +396,9 @@ class EDLMForMaskedDiffusion(PreTrainedModel, MaskedDiffusionGenerationMixin):
             denoiser_vocab_size=vocab_size,
             mask_token_id=mask_token_id,
             start_token_id=start,
-            needs_start=None if start is None else noisy_ids.gather(1, first).squeeze(1) != start,
+            needs_start=needs_start,
             attention_mask=attention_mask,
-            shared=int(masked.long().argmax(-1).min()),
+            shared=int(text_masked.long().argmax(-1).min()),
             chunk_size=chunk_size,
         )
         dtype = torch.promote_types(causal.dtype, proposal.dtype)
@@ -360,7 +412,8 @@ class EDLMForMaskedDiffusion(PreTrainedModel, MaskedDiffusionGenerationMixin):
             at_first = counted & (torch.arange(noisy_ids.shape[1], device=first.device) == first)
             causal = torch.where(at_first.unsqueeze(1), proposal, causal)
         revealed = (masked & ~hidden).unsqueeze(1)
-        return torch.where(revealed, proposal, 0).sum(-1) - causal.sum(-1)
+        log_p_theta, log_p_ar = torch.where(revealed, proposal, 0).sum(-1), causal.sum(-1)
+        return torch.where(log_p_ar == -torch.inf, torch.inf, log_p_theta - log_p_ar)  # impossible text is rejected
 
 
 def revealed_block(masked: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
@@ -404,7 +457,9 @@ def build_energy(config: EDLMConfig, denoiser: nn.Module) -> PreTrainedModel | N
 
 def load_denoiser(name: str, **kwargs) -> PreTrainedModel:
     """A masked language model by name; diffusion models of the Hub live under other auto classes as well."""
-    config = AutoConfig.from_pretrained(name, trust_remote_code=kwargs.get("trust_remote_code"))
+    config = AutoConfig.from_pretrained(
+        name, **{key: kwargs[key] for key in (*HUB_ARGUMENTS, "revision") if key in kwargs}
+    )
     listed = getattr(config, "auto_map", None) or {}
     for auto_class in (AutoModelForMaskedLM, AutoModelForCausalLM, AutoModel):
         if type(config) in auto_class._model_mapping or auto_class.__name__ in listed:
@@ -414,49 +469,60 @@ def load_denoiser(name: str, **kwargs) -> PreTrainedModel:
 
 def load_tokenizer(tokenizer, component, kwargs: dict):
     """The given tokenizer, loaded if it is a name; else the one beside a component given by name, if there is one."""
+    where = {key: kwargs[key] for key in (*HUB_ARGUMENTS, "revision") if key in kwargs}
     if isinstance(tokenizer, str):
-        return AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=kwargs.get("trust_remote_code"))
-    if tokenizer is None and isinstance(component, str):
-        try:
-            return AutoTokenizer.from_pretrained(component, trust_remote_code=kwargs.get("trust_remote_code"))
-        except (OSError, ValueError, KeyError):
-            return None  # many model repositories ship none
-    return tokenizer
+        return AutoTokenizer.from_pretrained(tokenizer, **where)
+    if tokenizer is not None or not isinstance(component, str):
+        return tokenizer
+    files = {key: value for key, value in where.items() if key != "trust_remote_code"}
+    for file in ("tokenizer.json", "tokenizer_config.json", "vocab.json", "vocab.txt"):
+        if cached_file(component, file, _raise_exceptions_for_missing_entries=False, **files) is not None:
+            return AutoTokenizer.from_pretrained(component, **where)
+    return None
 
 
-def config_of(module: nn.Module, mask_token_id: int | None, causal: bool) -> PreTrainedConfig:
-    """The configuration of a part; for a plain module a stand-in that only says how many ids it has."""
+def config_of(module: nn.Module) -> PreTrainedConfig:
+    """The configuration of a part, or what a plain module tells about itself."""
     config = getattr(module, "config", None)
     if isinstance(config, PreTrainedConfig):
         return config
-    vocab_size = getattr(config, "vocab_size", None) or getattr(module, "vocab_size", None)
-    if vocab_size is None and mask_token_id is None:
-        raise ValueError(f"{type(module).__name__} has no configuration: pass mask_token_id=... to from_components.")
-    return MDLMConfig(
-        vocab_size=vocab_size or mask_token_id + 1,
-        mask_token_id=mask_token_id,
-        model_length=getattr(config, "max_position_embeddings", None) or 2**20,
-        causal=causal,
-        bos_token_id=getattr(config, "bos_token_id", None),
-    )
+    known = {name: getattr(config, name, None) for name in PlainModuleConfig.__annotations__}
+    known["vocab_size"] = known["vocab_size"] or getattr(module, "vocab_size", None)
+    return PlainModuleConfig(**known)
+
+
+def name_of(energy: nn.Module | None) -> str:
+    name = getattr(getattr(energy, "config", None), "_name_or_path", None)
+    if not name:
+        raise ValueError(
+            "energy_by_reference=True, but the energy was not loaded from a repository or folder, so there is nothing "
+            "to refer to. Give its name as `energy`, or store it inside (energy_by_reference=False)."
+        )
+    return name
+
+
+def attention_of_part(part: nn.Module | None) -> str | None:
+    return getattr(getattr(part, "config", None), "_attn_implementation", None)
 
 
 # -------------------------------------------------------------------------------------------------------------- checks
 
 
-def check_denoiser(denoiser: nn.Module, logits_shift: int) -> None:
+def check_denoiser(denoiser: nn.Module) -> None:
     """Refuse a causal language model in the place of the denoiser.
 
     Classes that transformers lists as causal are asked: if a later token does not change an earlier position's logits,
     they are (a GPT-2 made bidirectional, as in DiffuGPT, passes).
     """
-    config = getattr(denoiser, "config", None)
-    causal = bool(getattr(config, "causal", False))
-    if type(denoiser) in MODEL_FOR_CAUSAL_LM_MAPPING.values() and not isinstance(denoiser, MDLMForMaskedLM):
+    causal = bool(getattr(getattr(denoiser, "config", None), "causal", False))
+    if isinstance(denoiser, tuple(MODEL_FOR_CAUSAL_LM_MAPPING.values())) and not isinstance(denoiser, MDLMForMaskedLM):
         ids = torch.zeros(2, 3, dtype=torch.long, device=denoiser.device)
         ids[1, -1] = 1
+        training = denoiser.training
+        denoiser.eval()
         with torch.no_grad():
-            logits = denoiser(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[:, 0]
+            logits = denoiser(input_ids=ids, attention_mask=torch.ones_like(ids), return_dict=True).logits[:, 0]
+        denoiser.train(training)
         causal = torch.equal(logits[0], logits[1])
     if causal:
         raise ValueError(
@@ -466,19 +532,14 @@ def check_denoiser(denoiser: nn.Module, logits_shift: int) -> None:
 
 
 def check_vocabularies(config: EDLMConfig, tokenizer, energy_tokenizer, shown: int = 5) -> None:
-    """Every id the denoiser can emit is a row of the AR model and, where both tokenizers are known, the same token."""
-    emitted = [i for i in range(config.vocab_size or 0) if i != config.mask_token_id]
-    rows = getattr(config.energy_config, "vocab_size", None)
-    if rows is not None and emitted and emitted[-1] >= rows:
-        raise ValueError(
-            f"The denoiser can emit ids up to {emitted[-1]}, but the autoregressive energy model has only {rows} rows "
-            f"(ids 0 to {rows - 1}). Use a causal language model of the same vocabulary."
-        )
+    """Where both tokenizers are known, every id the denoiser can emit is the same token to the AR model."""
     if tokenizer is None or energy_tokenizer is None:
         return
-    ours = {i: token for token, i in tokenizer.get_vocab().items()}
+    ours = {i: token for token, i in tokenizer.get_vocab().items() if i != config.mask_token_id}
     theirs = {i: token for token, i in energy_tokenizer.get_vocab().items()}
-    different = [i for i in emitted if i in ours and ours[i] != theirs.get(i)]
+    different = sorted(
+        i for i in ours if ours[i] != theirs.get(i) and (config.vocab_size is None or i < config.vocab_size)
+    )
     if different:
         examples = ", ".join(f"{i} ({ours[i]!r} against {theirs.get(i)!r})" for i in different[:shown])
         raise ValueError(
@@ -487,8 +548,17 @@ def check_vocabularies(config: EDLMConfig, tokenizer, energy_tokenizer, shown: i
         )
 
 
-def check_candidates(candidate_ids, noisy_ids, attention_mask, mask_token_id: int) -> None:
-    """Shapes fit, visible tokens are carried over, and no mask is left among the real positions."""
+def check_ids(candidate_ids, noisy_ids, vocab_size: int, mask_token_id: int) -> None:
+    proposed = candidate_ids[(noisy_ids == mask_token_id).unsqueeze(1).expand_as(candidate_ids)]
+    if len(proposed) and not 0 <= int(proposed.min()) <= int(proposed.max()) < max(vocab_size, mask_token_id + 1):
+        raise ValueError(
+            f"candidate_ids holds ids from {int(proposed.min())} to {int(proposed.max())}, but the denoiser emits 0 to "
+            f"{vocab_size - 1}."
+        )
+
+
+def check_candidates(candidate_ids, noisy_ids, attention_mask, mask_token_id: int, partial: bool) -> None:
+    """Shapes fit, visible tokens are carried over, and unless `partial` no mask is left among the real positions."""
     if candidate_ids.dim() != 3 or noisy_ids.dim() != 2 or candidate_ids[:, 0].shape != noisy_ids.shape:
         raise ValueError(
             f"candidate_ids has shape {tuple(candidate_ids.shape)} and noisy_ids {tuple(noisy_ids.shape)}, but "
@@ -503,7 +573,7 @@ def check_candidates(candidate_ids, noisy_ids, attention_mask, mask_token_id: in
             f"Candidate {candidate} of row {row} changes the visible token at position {position}. Candidates must "
             "agree with noisy_ids wherever that is not the mask token."
         )
-    if ((candidate_ids == mask_token_id) & real.unsqueeze(1)).any():
+    if not partial and ((candidate_ids == mask_token_id) & real.unsqueeze(1)).any():
         raise ValueError("candidate_ids still holds mask tokens. Energies are those of complete sequences.")
 
 

@@ -230,13 +230,14 @@ class MDLMPreTrainedModel(PreTrainedModel):
             ValueError: the file lacks a weight of the model or has one too many. Loading the trunk from a headed
                 checkpoint, or a headed model from a trunk, stays allowed.
         """
+        part = {}
         if pretrained_model_name_or_path is not None:
-            kwargs = read_composite_part(cls, pretrained_model_name_or_path, kwargs)
+            part = composite_part(cls, pretrained_model_name_or_path, kwargs)
         model, info = super().from_pretrained(
-            pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
+            pretrained_model_name_or_path, *model_args, output_loading_info=True, **(kwargs | part)
         )
         if pretrained_model_name_or_path is not None:
-            check_loaded_keys(model, info, pretrained_model_name_or_path)
+            check_loaded_keys(model, info, pretrained_model_name_or_path, of_composite=bool(part))
         return (model, info) if output_loading_info else model
 
     def save_pretrained(self, save_directory, *args, **kwargs):
@@ -252,14 +253,14 @@ def set_auto_map(model: PreTrainedModel) -> None:
         model.config.auto_map = {"AutoConfig": f"{module}.{type(model.config).__name__}"} | type(model)._auto_map
 
 
-def read_composite_part(cls: type[PreTrainedModel], path, kwargs: dict) -> dict:
-    """Arguments of `from_pretrained` that load `cls._composite_part` if `path` is an EDLM composite, else `kwargs`."""
+def composite_part(cls: type[PreTrainedModel], path, kwargs: dict) -> dict:
+    """Arguments of `from_pretrained` that load `cls._composite_part` if `path` is an EDLM composite, else none."""
     if "config" in kwargs or kwargs.get("gguf_file"):
-        return kwargs
+        return {}
     hub = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
     stored, _ = MDLMConfig.get_config_dict(path, **{key: kwargs[key] for key in hub if key in kwargs})
     if stored.get("model_type") != "edlm":
-        return kwargs
+        return {}
     part = cls._composite_part
     config = stored.get("denoiser_config" if part == "denoiser" else "energy_config") or {}
     if (
@@ -270,13 +271,13 @@ def read_composite_part(cls: type[PreTrainedModel], path, kwargs: dict) -> dict:
             f"{path} is an EDLM composite, but its {part} is not a {cls.__name__}. "
             f"Load the whole with EDLMForMaskedDiffusion.from_pretrained and take `.{part}` of it."
         )
-    return kwargs | {
+    return {
         "config": MDLMConfig(**config),
         "key_mapping": {rf"^{part}\.": ""} | (kwargs.get("key_mapping") or {}),
     }
 
 
-def check_loaded_keys(model: PreTrainedModel, info: dict, path) -> None:
+def check_loaded_keys(model: PreTrainedModel, info: dict, path, of_composite: bool) -> None:
     """Raise ValueError if loading left a weight at its random start or a stored weight unused.
 
     Allowed are a trunk that leaves the head of a checkpoint unused, a head that starts new on a complete trunk, and
@@ -284,10 +285,12 @@ def check_loaded_keys(model: PreTrainedModel, info: dict, path) -> None:
     """
     head = {name for name in model.state_dict() if re.search(HEAD_KEYS, name)}
     missing = set(info["missing_keys"])
-    unexpected = {name for name in info["unexpected_keys"] if not re.match(r"(denoiser|energy_model)\.", name)}
+    unexpected = set(info["unexpected_keys"])
+    if of_composite:
+        unexpected = {name for name in unexpected if not re.match(r"(denoiser|energy_model)\.", name)}
     if not head:
         unexpected = {name for name in unexpected if not re.search(HEAD_KEYS, name)}
-    elif missing == head:
+    elif missing == head and model.config.architectures == ["MDLMModel"]:
         missing = set()
     if missing or unexpected:
         raise ValueError(
@@ -340,7 +343,7 @@ class MDLMModel(MDLMPreTrainedModel):
                 "This model is conditioned on time (time_conditioning=True) but got timesteps=None. Pass the total "
                 "noise sigma of each row, shape (B,): make_schedule(config.noise_schedule).total(t) at time t."
             )
-        timesteps = timesteps.reshape(-1)
+        timesteps = torch.as_tensor(timesteps, device=device).reshape(-1)
         if timesteps.shape[0] not in (1, batch):
             raise ValueError(f"timesteps has {timesteps.shape[0]} entries for {batch} rows. Pass one sigma per row.")
         return self.sigma_map(timesteps)
@@ -381,10 +384,10 @@ class MDLMModel(MDLMPreTrainedModel):
             past_key_values = DynamicCache(config=self.config)
         batch, length = inputs_embeds.shape[:2]
         past = past_key_values.get_seq_length() if past_key_values is not None else 0
-        if length > self.config.model_length:
+        if (past if isinstance(past, int) else 0) + length > self.config.model_length:
             raise ValueError(
-                f"The sequence has {length} tokens but model_length is {self.config.model_length}. Truncate it, or "
-                "generate in blocks (block_length)."
+                f"The sequence has {past + length} tokens but model_length is {self.config.model_length}. Truncate it, "
+                "or generate in blocks (block_length)."
             )
         if position_ids is None and attention_mask is not None and attention_mask.dim() == 2:
             position_ids = (attention_mask.long().cumsum(-1) - 1).clamp_min(0)[:, -length:]
@@ -487,6 +490,7 @@ class MDLMForMaskedLM(MDLMHeadedModel, MaskedDiffusionGenerationMixin):
             timesteps=timesteps,
             position_ids=position_ids,
             inputs_embeds=inputs_embeds,
+            return_dict=True,
             **kwargs,
         )
         logits = self.get_output_embeddings()(outputs.last_hidden_state)
@@ -504,7 +508,8 @@ class MDLMForMaskedLM(MDLMHeadedModel, MaskedDiffusionGenerationMixin):
 
         The vocabulary projection is the largest part of a call when few positions matter.
         """
-        hidden = self.backbone(input_ids=input_ids, attention_mask=attention_mask, timesteps=timesteps)
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "timesteps": timesteps}
+        hidden = self.backbone(**inputs, return_dict=True)
         return hidden.last_hidden_state[positions], self.projection()
 
 
@@ -551,6 +556,7 @@ class MDLMForCausalLM(MDLMHeadedModel, GenerationMixin):
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
+            return_dict=True,
             **kwargs,
         )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep

@@ -6,7 +6,14 @@ import pytest
 import torch
 from published import randomised, tiny_causal, tiny_config, tiny_denoiser, tiny_gpt2
 from tokenizers import Tokenizer, models
-from transformers import BertConfig, BertForMaskedLM, BertLMHeadModel, GPT2LMHeadModel, PreTrainedTokenizerFast
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    BertLMHeadModel,
+    GPT2Config,
+    GPT2LMHeadModel,
+    PreTrainedTokenizerFast,
+)
 
 from edlm_hf import EDLMConfig, EDLMEnergyModel, EDLMForMaskedDiffusion, MDLMForCausalLM
 
@@ -130,9 +137,9 @@ def test_composite_loss_is_that_of_its_denoiser():
     torch.testing.assert_close(model(NOISY, labels=labels).loss, model.denoiser(NOISY, labels=labels).loss)
 
 
-def vocabulary(tokens):
+def vocabulary(tokens, **special):
     tokenizer = Tokenizer(models.WordLevel({token: i for i, token in enumerate(tokens)}, unk_token=tokens[0]))
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
 
 
 def test_vocabularies_are_compared_where_both_are_known():
@@ -175,7 +182,8 @@ def test_causal_model_as_denoiser_is_refused():
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
     bert = BertConfig(vocab_size=13, **sizes)
     decoder = randomised(BertLMHeadModel(BertConfig(vocab_size=13, is_decoder=True, **sizes)))
-    for causal in (tiny_causal(), tiny_gpt2(vocab_size=13), decoder):
+    in_training = tiny_gpt2(vocab_size=13).train()
+    for causal in (tiny_causal(), tiny_gpt2(vocab_size=13), in_training, decoder):
         with pytest.raises(ValueError, match=r"causal language model .*AutoModelForMaskedLM"):
             build(causal, mask_token_id=MASK)
     build(randomised(BertForMaskedLM(bert)), mask_token_id=MASK)
@@ -190,7 +198,13 @@ def test_causal_model_as_denoiser_is_refused():
         ({"energy_scope": "half"}, "energy_scope is 'half'"),
         ({"energy_weights": "rented"}, "energy_weights is 'rented'"),
         ({"logits_shift": 2}, "logits_shift is 2"),
-        ({"mask_token_id": 13}, "mask_token_id is 13.*between 0 and 12"),
+        ({"mask_token_id": 13}, "mask_token_id is 13.*denoiser's configuration says 12"),
+        ({"denoiser_config": BertConfig(vocab_size=13), "mask_token_id": 13}, "mask_token_id is 13.*between 0 and 12"),
+        ({"energy_type": "nce", "energy_config": tiny_config(vocab_size=8)}, "network has only 8 rows"),
+        ({"energy_type": "nce", "denoiser_config": BertConfig(), "mask_token_id": 5}, "needs an energy_config"),
+        ({"energy_type": "ar", "energy_config": tiny_config(causal=True, vocab_size=5)}, "ids up to 11.*only 5 rows"),
+        ({"energy_type": "ar", "energy_config": tiny_config(causal=True, vocab_size=12)}, "can emit id 11.*mask token"),
+        ({"energy_type": "ar", "energy_config": GPT2Config(vocab_size=12)}, "bos_token_id is 50256.*only 12 rows"),
         ({"noise_schedule": "quadratic"}, "noise_schedule is 'quadratic'"),
         ({"energy_weights": "shared"}, "only an NCE energy can share"),
         ({"energy_name_or_path": "gpt2"}, "only an AR energy"),
@@ -214,11 +228,129 @@ def test_bad_components_say_what_to_do():
         build(tiny_denoiser(), tiny_gpt2(), energy_type="none")
     with pytest.raises(ValueError, match="energy_type is 'gan'"):
         build(tiny_denoiser(), tiny_gpt2(), energy_type="gan")
-    with pytest.raises(ValueError, match="cannot be resized in place"):
-        build(tiny_denoiser()).resize_token_embeddings(20)
+    with pytest.raises(ValueError, match="tokenizer's mask token has id 2.*denoiser's is 12"):
+        build(tiny_denoiser(), tokenizer=vocabulary(["a", "b", "[MASK]"], mask_token="[MASK]"))
+    with pytest.raises(ValueError, match="configuration says 12"):
+        build(tiny_denoiser(), mask_token_id=5)
+    with pytest.raises(ValueError, match="reads at most 4 tokens"):
+        gpt2 = tiny_gpt2(n_positions=4)
+        build(tiny_denoiser(), gpt2).energy(CLEAN.unsqueeze(1), NOISY)
     with pytest.raises(ValueError, match="causal=True"):
         EDLMEnergyModel(tiny_config(causal=True))
     assert isinstance(build(tiny_denoiser(), tiny_causal()).energy_model, MDLMForCausalLM)
+
+
+def test_parts_without_configuration_say_what_they_know():
+    """A table whose logits stop before the mask, an energy table without a mask row, nothing said about either."""
+
+    class Table(torch.nn.Module):
+        def __init__(self, rows):
+            super().__init__()
+            self.register_buffer("logits", torch.randn(6, rows, generator=torch.Generator().manual_seed(rows)))
+
+        def forward(self, input_ids, attention_mask=None):
+            return SimpleNamespace(logits=self.logits[: input_ids.shape[1]].expand(len(input_ids), -1, -1))
+
+    model = build(Table(4), Table(4), energy_type="coar", mask_token_id=4)
+    noisy = torch.tensor([[4, 1, 4, 0, 4, 4]])
+    candidates = torch.where(noisy == 4, torch.tensor([[3, 0, 2, 0, 1, 0]]), noisy).unsqueeze(1)
+    energy = model.energy(candidates, noisy)
+    token, masked = torch.arange(6), noisy[0] == 4
+    log_theta = model.denoiser.logits.log_softmax(-1)[token, candidates[0, 0]]
+    log_ar = model.energy_model.logits.log_softmax(-1)[token[:-1], candidates[0, 0, 1:]]  # position 0 cancels
+    torch.testing.assert_close(energy[0, 0], log_theta[1:][masked[1:]].sum() - log_ar[masked[1:]].sum())
+    tokens = model.generate(noisy.repeat(50, 1), generator=torch.Generator().manual_seed(0))
+    assert (tokens < 4).all() and model.generate(batch_size=2, max_length=6).shape == (2, 6)
+    with pytest.raises(ValueError, match="how long its texts are"):
+        model.generate()
+
+
+def test_impossible_text_has_infinite_energy_not_nan():
+    class Never(torch.nn.Module):
+        def forward(self, input_ids, attention_mask=None):
+            logits = torch.zeros(*input_ids.shape, 13)
+            logits[..., 5] = -torch.inf
+            return SimpleNamespace(logits=logits)
+
+    model = build(Never(), Never(), energy_type="ar", mask_token_id=MASK)
+    texts = torch.tensor([[[1, 5, 2], [1, 4, 2]]])
+    energy = model.energy(texts, torch.full((1, 3), MASK))
+    assert energy[0, 0] == torch.inf and energy[0, 1].isfinite()
+
+
+def test_rows_with_and_without_their_start_token_share_a_batch():
+    """Tables read columns by position and know no attention mask: a row must not see its neighbours (C15)."""
+
+    class Position(torch.nn.Module):
+        config = SimpleNamespace(bos_token_id=10)
+
+        def forward(self, input_ids, attention_mask=None):
+            assert (input_ids[:, 0] == 10).all()
+            place = torch.arange(input_ids.shape[1])[:, None] * torch.arange(13)
+            return SimpleNamespace(logits=place.expand(len(input_ids), -1, -1) * 0.1)
+
+    model = build(tiny_denoiser(), Position(), energy_type="ar")
+    texts = torch.tensor([[10, 1, 5, 0], [3, 1, 2, 7]])
+    noisy = torch.tensor([[10, MASK, MASK, MASK], [3, MASK, MASK, 7]])
+    together = model.energy(texts.unsqueeze(1), noisy)
+    for row in range(2):
+        alone = model.energy(texts[row : row + 1].unsqueeze(1), noisy[row : row + 1])
+        torch.testing.assert_close(together[row], alone[0], rtol=0, atol=1e-5)
+
+
+def test_start_token_that_is_the_mask_starts_no_row():
+    """With the mask as start token, a masked first position is still scored."""
+    causal = tiny_gpt2(vocab_size=13, bos_token_id=MASK, eos_token_id=MASK)
+    model = build(tiny_denoiser(), causal, energy_type="coar")
+    energy = model.energy(CLEAN[1:].unsqueeze(1), NOISY[1:])
+    torch.testing.assert_close(energy[0, 0], by_hand(model, CLEAN[1], NOISY[1], MASK, "coar"))
+
+
+def test_wrapped_energy_pads_as_the_bare_one():
+    causal = tiny_gpt2(bos_token_id=10)
+    mask = torch.nn.functional.pad(torch.ones_like(NOISY), (3, 0))
+    inputs = [torch.nn.functional.pad(x, (3, 0), value=11) for x in (CLEAN, NOISY)]
+    bare = build(tiny_denoiser(), causal, energy_type="ar")
+    expected = bare.energy(inputs[0].unsqueeze(1), inputs[1], attention_mask=mask)
+
+    class Wrapper(torch.nn.Module):  # as peft and torch.compile do: the signature says nothing
+        def __init__(self):
+            super().__init__()
+            self.inner, self.config = causal, causal.config
+
+        def forward(self, *args, **kwargs):
+            return self.inner(*args, **kwargs)
+
+    wrapped = build(tiny_denoiser(), Wrapper(), energy_type="ar")
+    torch.testing.assert_close(wrapped.energy(inputs[0].unsqueeze(1), inputs[1], attention_mask=mask), expected)
+
+
+def test_vocabulary_of_a_composite_is_resized_in_both_parts():
+    model = build(tiny_denoiser(), tiny_causal(bos_token_id=0))
+    before = model.energy(CLEAN.unsqueeze(1), NOISY)
+    model.resize_token_embeddings(20, mean_resizing=False)
+    assert model.config.vocab_size == 20 == model.energy_model.config.vocab_size
+    assert model(NOISY).logits.shape[-1] == 20 and (model.energy(CLEAN.unsqueeze(1), NOISY) - before).isfinite().all()
+
+
+def test_outputs_can_be_tuples():
+    model = build(tiny_denoiser(), randomised(EDLMEnergyModel(tiny_config())))
+    assert torch.equal(model(NOISY, return_dict=False)[0], model(NOISY).logits)
+    energy, _ = model.energy_model(CLEAN, NOISY, return_dict=False)
+    assert torch.equal(energy, model.energy_model(CLEAN, NOISY).energy)
+
+
+def test_reveal_set_energy_of_an_autoregressive_model_needs_the_next_block():
+    model = build(tiny_denoiser(), tiny_causal(bos_token_id=10), energy_type="ar", energy_scope="revealed")
+    noisy = torch.tensor([[3, 1, MASK, MASK, MASK, MASK]])
+    block = torch.tensor([[3, 1, 4, 1, MASK, MASK]])
+    log_theta = model(noisy).logits[0, :, :12].log_softmax(-1)
+    log_ar = model.energy_model(torch.tensor([[10, 3, 1, 4]])).logits[0, :, :12].log_softmax(-1)
+    expected = log_theta[2, 4] + log_theta[3, 1] - log_ar[2, 4] - log_ar[3, 1]
+    torch.testing.assert_close(model.energy(block.unsqueeze(1), noisy)[0, 0], expected)
+    for wrong in ([3, 1, MASK, 1, MASK, MASK], [3, 1, 4, MASK, 1, MASK]):
+        with pytest.raises(ValueError, match="next tokens of the text"):
+            model.energy(torch.tensor([[wrong]]), noisy)
 
 
 def test_bad_candidates_say_where():

@@ -39,9 +39,6 @@ EVERYWHERE = {
 COMPOSITE = {
     "test_model_base_model_prefix": "a denoiser and an energy: there is no single base model",
     "test_tied_weights_keys": "sets tie_word_embeddings on the composite, but each part has its own",
-    "test_resize_tokens_embeddings": "resizing one part would break the common vocabulary: it is refused",
-    "test_resize_embeddings_untied": "as above",
-    "test_resize_embeddings_untied_no_reinit_on_post_init": "as above",
 }
 
 
