@@ -1,0 +1,283 @@
+"""Numerics of the sampler: resampling bias, reveal sets against sequences, step size, entropy, precision, memory.
+
+Invariants C6, C7, C11, C16, C17 and the memory bound; the functions are the shipped ones.
+"""
+
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from exact import MASK, SEQUENCES, STATES, L, chain_law, marginals, perturbed, product_law, random_joint, state_index
+from published import golden, write_checkpoint
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
+
+from edlm_hf import EDLMEnergyModel, EDLMForMaskedDiffusion
+from edlm_hf.modeling.masked_diffusion import (
+    importance_weights,
+    make_schedule,
+    reveal_probability,
+    sample_categorical,
+    uniform,
+)
+
+
+def test_resampling_bias_falls_with_the_number_of_candidates():
+    """TV to the target falls like 1/k, KL like 1/k^2, and p_k <= k p_theta (C6).
+
+    p_k(x) = E[n_x w_x / sum n w] over multinomial counts n. With a = n_x w_x / k and S = sum n w / k,
+    a / S = a / Z - a (S - Z) / Z^2 + a (S - Z)^2 / (S Z^2): the first two expectations are known exactly, the small
+    third one is averaged over 1e5 multinomials with the shipped weights.
+    """
+    rng = np.random.default_rng(0)
+    target = random_joint(seed=1)  # chi-square distance 1.6 to the proposal: k = 64 is in the asymptotic regime
+    p = product_law(perturbed(marginals(target), seed=1, scale=0.3), state_index(np.full(L, MASK)))
+    w = target / p
+    sizes, distances, divergences = [64, 128, 256, 512, 1024], [], []
+    for k in sizes:
+        counts = rng.multinomial(k, p, size=100_000)
+        with np.errstate(divide="ignore"):
+            energies = torch.tensor(-np.log(w) - np.log(counts))
+        shares = importance_weights(energies).numpy()  # n_x w_x / sum n w
+        s = counts @ w / k  # Z = 1
+        third = (shares * ((s - 1) ** 2)[:, None]).mean(0)
+        law = target - (p * w**2 - p * w) / k + third
+        assert abs(law.sum() - 1) < 3e-3 and (law <= k * p).all()
+        distances.append(np.abs(law - target).sum() / 2)
+        divergences.append((target * np.log(target / law) - target + law).sum())  # second order in the noise too
+    slope = np.polyfit(np.log(sizes), np.log(distances), 1)[0]
+    assert -1.05 <= slope <= -0.75, (slope, distances)
+    slope = np.polyfit(np.log(sizes), np.log(divergences), 1)[0]
+    assert -2.1 <= slope <= -1.1, (slope, divergences)
+
+
+# ------------------------------------------------------------------------------------------------------ the long chain
+
+
+class Chain:
+    """A stationary Markov chain over 4 tokens and 96 positions, with exact conditionals by forward-backward (C7)."""
+
+    def __init__(self, length=96):
+        rng = np.random.default_rng(0)
+        a = np.exp(1.8 * rng.normal(size=(4, 4)))
+        self.a, self.length = a / a.sum(1, keepdims=True), length
+        values, vectors = np.linalg.eig(self.a.T)
+        start = np.real(vectors[:, np.argmax(np.real(values))])
+        self.start = start / start.sum()
+
+    def sample(self, n, rng):
+        x = np.zeros((n, self.length), dtype=int)
+        x[:, 0] = rng.choice(4, size=n, p=self.start)
+        for i in range(1, self.length):
+            x[:, i] = (self.a[x[:, i - 1]].cumsum(1) < rng.random((n, 1))).sum(1)
+        return x
+
+    def messages(self, x):
+        """log q(visible) (N,) and the marginals of every position (N, L, 4); x has 4 where masked."""
+        local = np.where(x[..., None] == 4, 1.0, np.eye(5)[x][..., :4])
+        forward, log_q, f = np.zeros_like(local), np.zeros(len(x)), None
+        for i in range(self.length):
+            f = (self.start if i == 0 else f @ self.a) * local[:, i]
+            scale = f.sum(-1, keepdims=True)
+            f, log_q = f / scale, log_q + np.log(scale[:, 0])
+            forward[:, i] = f
+        marginal, b = forward.copy(), np.ones((len(x), 4))
+        for i in range(self.length - 2, -1, -1):
+            b = (b * local[:, i + 1]) @ self.a.T
+            b = b / b.sum(-1, keepdims=True)
+            marginal[:, i] = forward[:, i] * b
+        return log_q, marginal / marginal.sum(-1, keepdims=True)
+
+    def log_q(self, x):
+        """log q of complete sequences (..., L)."""
+        return np.log(self.start[x[..., 0]]) + np.log(self.a[x[..., :-1], x[..., 1:]]).sum(-1)
+
+
+def draws(marginal, count, generator):
+    """`count` sequences from the product of marginals (N, L, 4): (N, count, L) and their log-probabilities."""
+    flat = torch.tensor(marginal).reshape(-1, 4).log()
+    tokens, log_p = sample_categorical(flat, uniform((len(flat), count), flat.device, generator))
+    shape = (*marginal.shape[:2], count)
+    return (x.reshape(shape).transpose(1, 2).numpy() for x in (tokens, log_p))
+
+
+def residuals(chain, sequences, steps, k, copies, generator, rng):
+    """Residual KL per sequence: sum over steps of log q(x_S|x_t) - log p(x_S|x_t), data x, for three samplers.
+
+    p_k(x_S|x_t) = p_theta(x_S) E[k w_1 / sum_j w_j] with candidate 1 carrying x_S (section 6); the mean runs over
+    `copies`, its logarithm is biased by less than 0.05 in sum here.
+    """
+    total = np.zeros((3, len(sequences)))
+    u = rng.random(sequences.shape)
+    for n in range(steps, 0, -1):
+        masked, revealed = u < n / steps, (u < n / steps) & (u >= (n - 1) / steps)
+        noisy = np.where(masked, 4, sequences)
+        log_visible, marginal = chain.messages(noisy)
+        log_after, _ = chain.messages(np.where(masked & ~revealed, 4, sequences))
+        log_p = np.log(np.take_along_axis(marginal, sequences[..., None], -1)[..., 0])
+        log_q = log_after - log_visible
+        log_proposal = np.where(revealed, log_p, 0).sum(-1)
+        total[0] += log_q - log_proposal
+        tokens, token_log_p = draws(marginal, copies * k, generator)
+        candidates = np.where(masked[:, None], tokens, sequences[:, None])
+        of_masked = np.where(masked[:, None], token_log_p, 0)
+        # scope `sequence`: candidate 1 has the data at S, the rest of M from the proposal; perfect energy
+        own = np.where(revealed[:, None], sequences[:, None], candidates)
+        own_log_p = np.where(revealed[:, None], log_p[:, None], of_masked).sum(-1)
+        first = np.arange(copies * k) % k == 0
+        x = np.where(first[:, None], own, candidates)
+        energy = np.where(first, own_log_p, of_masked.sum(-1)) - (chain.log_q(x) - log_visible[:, None])
+        weights = importance_weights(torch.tensor(energy).reshape(-1, k)).numpy().reshape(len(x), copies, k)
+        total[1] += log_q - log_proposal - np.log(k * weights[..., 0].mean(1))
+        # scope `revealed`: candidates live on S alone
+        count = copies * k // 4
+        partial = np.where(revealed[:, None], candidates[:, :count], noisy[:, None])
+        log_s, _ = chain.messages(partial.reshape(-1, chain.length))
+        energy = np.where(revealed[:, None], token_log_p[:, :count], 0).sum(-1)
+        energy = energy - (log_s.reshape(len(x), -1) - log_visible[:, None])
+        energy[:, ::k] = (log_proposal - log_q)[:, None]
+        weights = importance_weights(torch.tensor(energy).reshape(-1, k)).numpy().reshape(len(x), -1, k)
+        total[2] += log_q - log_proposal - np.log(k * weights[..., 0].mean(1))
+    return total
+
+
+def test_weighing_the_reveal_set_beats_weighing_the_sequence():
+    chain, rng = Chain(), np.random.default_rng(1)
+    sequences = chain.sample(160, rng)
+    plain, sequence, revealed = residuals(
+        chain, sequences, steps=8, k=8, copies=64, generator=torch.Generator().manual_seed(0), rng=rng
+    )
+    for values, expected in ((plain, 3.0), (sequence, 1.5), (revealed, 0.3)):
+        error = values.std() / np.sqrt(len(values))
+        assert abs(values.mean() - expected) < 4 * error + 0.15, (values.mean(), error, expected)
+    for worse, better in ((plain, sequence), (sequence, revealed)):
+        difference = worse - better
+        assert difference.mean() > 3 * difference.std() / np.sqrt(len(difference))
+
+
+def test_distance_to_one_at_a_time_halves_when_steps_double():
+    """TV(T-step law, one-at-a-time law) ~ 1/T for the plain chain, with the shipped reveal probabilities (C11)."""
+    products = np.stack([product_law(perturbed(marginals(random_joint(3)), 1), s) for s in range(len(STATES))])
+    alpha = make_schedule("loglinear").alpha
+
+    def law(steps):
+        grid = torch.arange(steps + 1, dtype=torch.float64) / steps
+        return chain_law(products, steps, reveal=lambda n: reveal_probability(*alpha(grid[[n - 1, n]])).item())
+
+    one_by_one = chain_of_single_reveals(products)
+    distances = [np.abs(law(steps) - one_by_one).sum() / 2 for steps in (8, 16, 32)]
+    assert distances[0] / distances[1] == pytest.approx(2, abs=0.05 * 2)
+    assert distances[1] / distances[2] == pytest.approx(2, abs=0.05)
+
+
+def chain_of_single_reveals(products):
+    law = np.zeros(len(STATES))
+    law[state_index(np.full(L, MASK))] = 1
+    for left in range(L, 0, -1):
+        new = np.zeros_like(law)
+        for s in np.flatnonzero(law):
+            for i in np.flatnonzero(STATES[s] == MASK):
+                after = np.repeat(STATES[s][None], len(SEQUENCES), 0)
+                after[:, i] = SEQUENCES[:, i]
+                np.add.at(new, state_index(after), law[s] / left * products[s])
+        law = new
+    return law[state_index(SEQUENCES)]
+
+
+# ------------------------------------------------------------------------------------------------ entropy and precision
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("steps", [16, 256, 4096])
+@pytest.mark.parametrize("candidates", [1, 3])
+def test_drawn_tokens_keep_the_entropy_of_the_proposal(dtype, steps, candidates):
+    """V = 50,000 Zipf: E[-log p(token)] is the entropy whatever T and the model's precision are (C16)."""
+    vocab_size, mask = 50_000, 49_999
+
+    class Zipf(torch.nn.Module):
+        config = SimpleNamespace(vocab_size=vocab_size, max_position_embeddings=64)
+
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("logits", -torch.log(torch.arange(1, vocab_size + 1).double()).to(dtype))
+
+        def forward(self, input_ids, attention_mask=None):
+            return SimpleNamespace(logits=self.logits.expand(*input_ids.shape, -1))
+
+    model = EDLMForMaskedDiffusion.from_components(Zipf(), mask_token_id=mask)
+    constant = lambda c, *rest: torch.zeros(c.shape[:2])  # noqa: E731
+    rows = 64 if candidates == 1 else 4
+    tokens = model.generate(
+        batch_size=rows,
+        max_denoising_steps=steps,
+        energy=constant,
+        num_candidates=candidates,
+        energy_scope="revealed",
+        generator=torch.Generator().manual_seed(steps),
+    )
+    log_p = model.denoiser.logits[:mask].double().log_softmax(-1)
+    entropy = -(log_p.exp() * log_p).sum()
+    surprise = -log_p[tokens.flatten()]
+    error = surprise.std() / len(surprise) ** 0.5
+    assert abs(surprise.mean() - entropy) < 5 * error
+    assert error < 0.25  # a float32 Gumbel draw loses 1 to 2 nats at T = 1024
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["ar", "coar", "nce"])
+def test_energies_in_half_precision_stay_near_single_precision(tmp_path, kind):
+    """abs(dE) < 0.05 sqrt(L) nats (C17), with the networks of the golden data."""
+    data = golden("b_ar_energy")
+    candidates, noisy = data["x0_candidates"].transpose(0, 1), data["xt"]
+    write_checkpoint(tmp_path / "denoiser", "model_dit")
+    write_checkpoint(tmp_path / "ar", "model_ar", causal=True)
+    write_checkpoint(tmp_path / "nce", "model_nce")
+    energies = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        denoiser = AutoModelForMaskedLM.from_pretrained(tmp_path / "denoiser", dtype=dtype)
+        loader = EDLMEnergyModel if kind == "nce" else AutoModelForCausalLM
+        energy = loader.from_pretrained(tmp_path / ("nce" if kind == "nce" else "ar"), dtype=dtype)
+        model = EDLMForMaskedDiffusion.from_components(denoiser, energy, energy_type=kind)
+        features, project = model.features_at(noisy == 32, noisy)
+        logits = torch.full((*noisy.shape, 33), 0.0)
+        logits[noisy == 32] = project(features)
+        logits[..., 32] = -torch.inf
+        log_p = logits.log_softmax(-1).gather(-1, candidates.transpose(1, 2)).transpose(1, 2)
+        log_p = torch.where((noisy == 32).unsqueeze(1), log_p, 0)
+        energies[dtype] = model.candidate_energies(candidates, noisy, log_p, 33)
+        assert energies[dtype].dtype == torch.float32
+    difference = (energies[torch.bfloat16] - energies[torch.float32]).abs().max()
+    assert 0 < difference < 0.05 * 24**0.5
+
+
+MEMORY = """
+import resource, torch
+from edlm_hf import EDLMForMaskedDiffusion, MDLMConfig, MDLMForCausalLM, MDLMForMaskedLM
+
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * resource.getpagesize()
+
+torch.manual_seed(0)
+sizes = dict(vocab_size=50258, hidden_dim=64, cond_dim=16, n_blocks=2, n_heads=2, model_length=1024)
+model = EDLMForMaskedDiffusion.from_components(
+    MDLMForMaskedLM(MDLMConfig(**sizes)),
+    MDLMForCausalLM(MDLMConfig(**sizes, causal=True, bos_token_id=50256)),
+    energy_type="coar",
+)
+model.generate(max_length=1, max_denoising_steps=1, num_candidates=2)
+before = resident()
+tokens = model.generate(max_length=1024, max_denoising_steps=2, num_candidates=16)
+assert tokens.shape == (1, 1024)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before) / 2**30)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the resident memory from /proc")
+def test_sixteen_candidates_of_a_large_vocabulary_fit_in_little_memory():
+    """k = 16, L = 1024, V = 50,258: (k B, L, V) logits alone would be 3.3 GB, and are never built."""
+    result = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert float(result.stdout.split()[-1]) < 1.2
