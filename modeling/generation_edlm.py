@@ -179,6 +179,8 @@ class MaskedDiffusionGenerationMixin(GenerationMixin):
 
     def _step(self, ids: torch.Tensor, view: View, step: Step, run: Run) -> torch.Tensor:
         """x_t -> x_s for all rows; one whose reveal set is empty needs no network, whatever that is conditioned on."""
+        if not len(step.rows):
+            return ids
         run.denoiser_calls[step.rows] += 1
         if step.revealed is None:
             return self._take_most_confident(ids, view, step, run)
@@ -209,7 +211,8 @@ class MaskedDiffusionGenerationMixin(GenerationMixin):
             # w_j = exp(-E_j / tau) / sum_i exp(-E_i / tau), pick one
             energies = run.energy(candidates, noisy, log_p_theta, vocab_size, real.long(), sigma)
             weights = importance_weights(energies, run.config.energy_temperature)
-            clean = candidates[torch.arange(len(noisy)), resample(weights, run.generator)]
+            chosen = resample(weights, run.generator)
+            clean = candidates[torch.arange(len(noisy), device=ids.device), chosen]
             run.record(rows, energies, weights)
         # x_s ~ q(x_s | x_t, x_0): the tokens at S are revealed, all others stay masked
         return ids.index_copy(0, rows, torch.where(revealed, clean, noisy))
@@ -284,8 +287,13 @@ class MaskedDiffusionGenerationMixin(GenerationMixin):
                 f"{', '.join(sorted(allowed))}."
             )
         config = EDLMGenerationConfig(**EDLMGenerationConfig.diffusion_defaults)
-        for values in (self.generation_config.to_diff_dict(), given, kwargs):
+        for values in (self.generation_config.to_diff_dict(), given):
             config.update(**{name: x for name, x in values.items() if name in allowed and x is not None})
+        # An explicit None switches off what can be off (eos_token_id=None), and is "unset" for the rest.
+        always_set = {name for name, x in EDLMGenerationConfig.diffusion_defaults.items() if x is not None} | {
+            "do_sample"
+        }
+        config.update(**{name: x for name, x in kwargs.items() if x is not None or name not in always_set})
         return config
 
     def _prepare_canvas(self, input_ids, attention_mask, config: EDLMGenerationConfig, batch_size: int) -> Canvas:

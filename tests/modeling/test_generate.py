@@ -202,6 +202,9 @@ def test_text_ends_at_the_first_end_token():
     assert ended[0].tolist() == [9, 1, 2, 3, 9, PAD, PAD, PAD]  # position 0 never counts
     by_itself = model.generate(max_length=8, eos_token_id=[8, 9], generator=seed())
     assert by_itself[0].tolist() == [9, 1, 2, 3, 9, 8, 8, 8]
+    model.generation_config.eos_token_id = 9
+    off = model.generate(max_length=8, eos_token_id=None, generator=seed())
+    assert torch.equal(off, whole)  # an explicit None switches it off
     prompt = torch.tensor([[1, 9, 9, 3]])
     after = model.generate(prompt, max_new_tokens=3, eos_token_id=9, pad_token_id=PAD, generator=seed())
     assert after[0].tolist() == [1, 9, 9, 3, 9, PAD, PAD]  # the prompt never counts
@@ -254,6 +257,11 @@ def test_likeliest_tokens_are_revealed_in_the_order_of_confidence():
     one_by_one = model.generate(ids, sampler="first_hitting", **options)
     order = [(h[0] != MASK).sum().item() for h in one_by_one.history]
     assert order == [0, 1, 2, 3, 4, 5, 6] and one_by_one.history[1][0, 5] == 5
+
+
+def test_steps_that_reveal_nothing_cost_nothing_without_sampling_too():
+    out = tiny_denoiser().generate(max_length=3, do_sample=False, max_denoising_steps=50, return_dict_in_generate=True)
+    assert out.num_denoiser_calls.tolist() == [3] and (out.sequences != MASK).all()
 
 
 def test_likeliest_tokens_ask_no_energy():
