@@ -2,16 +2,23 @@
 
 A denoiser, an autoregressive baseline and an EDLM with an NCE energy are told apart by their keys, and sizes come from
 tensor shapes. What the weights do not say (length, mask token, time conditioning, noise schedule) is for the caller to
-give. Nothing in the file is executed or imported.
+give. Nothing in the file is executed or imported: it is not given to `torch.load`, but read by a `CheckpointUnpickler`.
 """
 
+import io
+import math
+import mmap
+import pickle
+import pickletools
+import struct
+import sys
 import tempfile
+import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
@@ -54,15 +61,16 @@ def convert_lightning_checkpoint(
 
     Raises:
         ValueError: the output folder is not empty; the file is not such a checkpoint or cannot be read safely; keys
-            are missing or left over, shapes or the two copies of the energy disagree, the averaged weights fit no part
-            of the model, or the number of heads is unknown. Nothing is written then.
+            are missing or left over, a weight is no dense floating-point tensor, shapes or the two copies of the
+            energy disagree, the averaged weights fit no part of the model, or the number of heads is unknown. Nothing
+            is written then.
         FileNotFoundError: there is no file `path`.
     """
     target = Path(output_dir).resolve()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ValueError(f"output_dir {output_dir} exists and is not an empty folder. Give a new folder.")
-    checkpoint = load_checkpoint(path)
-    networks = split_networks(checkpoint["state_dict"])
+    checkpoint = Checkpoint(path)
+    networks = split_networks(checkpoint.weights())
     options = {
         "model_length": model_length,
         "mask_token_id": mask_token_id,
@@ -72,7 +80,7 @@ def convert_lightning_checkpoint(
     }
     models = [network.new_model(n_heads, options) for network in networks]
     if use_ema:
-        apply_averaged_weights(networks, checkpoint.get("ema"))
+        apply_averaged_weights(networks, checkpoint.averaged_weights())
     for network, model in zip(networks, models, strict=True):
         model.load_state_dict(network.weights, strict=True)
     model = models[0]
@@ -93,55 +101,157 @@ def convert_lightning_checkpoint(
 # ---------------------------------------------------------------------------------------------------- reading the file
 
 
-class InertObject:
-    """Stands for any object of a file that is neither a tensor nor a plain container. Takes anything, keeps nothing."""
+class InertObject(dict):
+    """Stands for any object that a file names. Keeps entries as a dictionary does; ignores all else it is given."""
 
-    def __new__(cls, *args, **kwargs):
-        return super().__new__(cls)
+    __hash__, __eq__ = object.__hash__, object.__eq__  # it may stand for a key
 
     def __init__(self, *args, **kwargs):
         pass
 
-    def __setstate__(self, state):
+    def ignore(self, *args, **kwargs):
         pass
 
-
-def inert_mapping(*args) -> dict:
-    """Stands for `collections.defaultdict`, whose entries torch puts into true dictionaries only."""
-    return {}
+    __call__ = __setstate__ = append = extend = add = ignore
 
 
-def load_checkpoint(path: str | Path) -> dict:
-    """The content of a file written by `torch.save`, tensors memory-mapped, without running anything of it.
+class StoredTensor(InertObject):
+    """What a file says about a dense tensor, in the order of `torch._utils._rebuild_tensor_v2`. Checked when read."""
 
-    torch's weights-only unpickler resolves every name it does not know (omegaconf nodes, tokenizers, and whatever an
-    attacker put there) to an `InertObject`.
+    def __init__(self, storage, offset, shape, strides, requires_grad=False, hooks=None, metadata=None):
+        self.storage, self.offset, self.shape, self.strides, self.metadata = storage, offset, shape, strides, metadata
+
+
+class StoredParameter(InertObject):
+    """An `nn.Parameter` in a file: the tensor in it."""
+
+    def __new__(cls, tensor, *others):
+        return tensor
+
+
+class CheckpointUnpickler(pickle.Unpickler):
+    """Reads a pickle that nobody vouches for.
+
+    Whatever the file names, `find_class` answers with a dtype or one of the three classes above, and imports nothing.
+    So these are all that a pickle can call, and they compute nothing and cannot be changed (`__setstate__` is inert).
+    """
+
+    KNOWN = {
+        "torch.DoubleStorage": torch.float64,
+        "torch.FloatStorage": torch.float32,
+        "torch.HalfStorage": torch.float16,
+        "torch.BFloat16Storage": torch.bfloat16,
+        "torch._utils._rebuild_tensor_v2": StoredTensor,
+        "torch._utils._rebuild_parameter": StoredParameter,
+        "torch._utils._rebuild_parameter_with_state": StoredParameter,
+    }
+
+    def __init__(self, pickled: bytes):
+        for operation, argument, _ in pickletools.genops(pickled):  # fails where a length exceeds the file
+            if operation.name.endswith("PUT") and argument > len(pickled):  # memory is taken for all lower numbers
+                raise pickle.UnpicklingError(f"it numbers an object {argument}, but has only {len(pickled)} bytes")
+        super().__init__(io.BytesIO(pickled))
+
+    def find_class(self, module: str, name: str):
+        if module in ("os", "posix", "nt", "sys"):  # torch refuses them, too: no checkpoint needs them
+            raise pickle.UnpicklingError(f"it names {module}.{name}")
+        return self.KNOWN.get(f"{module}.{name}", InertObject)
+
+    def persistent_load(self, identifier):
+        """The storage of a tensor: ("storage", dtype, record, device, number of elements), not read yet."""
+        return identifier
+
+
+class Checkpoint:
+    """A memory-mapped file of `torch.save`, of which only the weights that are asked for become tensors.
 
     Raises:
-        ValueError: torch cannot read the file this way, or it holds no `state_dict` of tensors.
+        ValueError: it is no such file, or it is damaged.
         FileNotFoundError: there is no file `path`.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no checkpoint file {path}.")
-    try:
-        names = get_unsafe_globals_in_checkpoint(str(path))
-        stubs = [(inert_mapping if name == "collections.defaultdict" else InertObject, name) for name in names]
-        with safe_globals(stubs):
-            checkpoint = torch.load(str(path), map_location="cpu", mmap=True, weights_only=True)
-    except Exception as error:  # a damaged or hostile file may fail in any way
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        if not self.path.is_file():
+            raise FileNotFoundError(f"There is no checkpoint file {path}.")
+        try:
+            with open(path, "rb") as file, zipfile.ZipFile(file) as archive:
+                self.memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+                self.records = {record.filename: record for record in archive.infolist()}
+                self.folder = next(iter(self.records)).partition("/")[0]
+                order = f"{self.folder}/byteorder"
+                if order in self.records and archive.read(order) != sys.byteorder.encode():
+                    raise ValueError(f"its numbers are not {sys.byteorder}-endian")
+                content = CheckpointUnpickler(archive.read(f"{self.folder}/data.pkl")).load()
+        except Exception as error:  # a damaged or hostile file may fail in any way
+            raise ValueError(
+                f"{path} cannot be read without trusting it ({type(error).__name__}: {error}). If it is yours, write "
+                "{'state_dict': ..., 'ema': ...} alone with torch.save where it was trained, and convert that file."
+            ) from error
+        self.content = content if isinstance(content, dict) else {}
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """The `state_dict`.
+
+        Raises:
+            ValueError: there is none, or something in it is no dense floating-point tensor with a name.
+        """
+        found, problem = self.content.get("state_dict"), "it has none, or an empty one"
+        if isinstance(found, dict) and found:
+            wrong = [f"a key of type {type(name).__name__}" for name in found if not isinstance(name, str)]
+            wrong += [name for name, x in found.items() if isinstance(name, str) and not isinstance(x, StoredTensor)]
+            if not wrong:
+                return {name: self.tensor(x, name) for name, x in found.items()}
+            problem = list_names("No dense tensor with a name", wrong)
         raise ValueError(
-            f"{path} cannot be read without trusting it ({type(error).__name__}: {error}). If it is yours, write "
-            "{'state_dict': ..., 'ema': ...} alone with torch.save where it was trained, and convert that file."
-        ) from error
-    state_dict = checkpoint.get("state_dict") if isinstance(checkpoint, dict) else None
-    if not isinstance(state_dict, dict) or not all(isinstance(x, torch.Tensor) for x in state_dict.values()):
-        given = ", ".join(map(str, checkpoint)) if isinstance(checkpoint, dict) else type(checkpoint).__name__
-        raise ValueError(
-            f"{path} holds no 'state_dict' of tensors (it has: {given}). Give a Lightning checkpoint (.ckpt) of the "
+            f"{self.path} holds no 'state_dict' of tensors ({problem}). Give a Lightning checkpoint (.ckpt) of the "
             "MDLM or EDLM repository."
         )
-    return checkpoint
+
+    def averaged_weights(self) -> list[torch.Tensor] | None:
+        """The averaged (EMA) weights, if there are any.
+
+        Raises:
+            ValueError: they are no list or tuple of dense floating-point tensors.
+        """
+        ema = self.content.get("ema")
+        averaged = ema.get("shadow_params") if isinstance(ema, dict) else None
+        if averaged is None:
+            return None
+        if not isinstance(averaged, list | tuple):
+            raise ValueError(
+                f"The averaged (EMA) weights are a {type(averaged).__name__}, but must be a list or tuple of tensors. "
+                "Pass use_ema=False to convert the plain weights."
+            )
+        return [self.tensor(x, f"ema.shadow_params[{i}] (not read with use_ema=False)") for i, x in enumerate(averaged)]
+
+    def tensor(self, stored: StoredTensor, name: str) -> torch.Tensor:
+        """A stored tensor, in the memory of the file; `name` is for the message.
+
+        Raises:
+            ValueError: it is not dense, has no floating-point numbers, or its storage holds fewer numbers than it.
+        """
+        try:
+            if not isinstance(stored, StoredTensor) or stored.metadata:
+                raise ValueError("it is another kind of object")
+            _, dtype, key, *_ = stored.storage
+            if not isinstance(dtype, torch.dtype):
+                raise ValueError("its numbers are of another type")
+            record = self.records[f"{self.folder}/data/{key}"]
+            count = record.file_size // dtype.itemsize
+            if not 0 < math.prod(torch.Size(stored.shape)) <= count:
+                raise ValueError(f"its shape is {stored.shape}, but the file has {count} numbers")
+            if record.compress_type != zipfile.ZIP_STORED:
+                raise ValueError("it is compressed")
+            names, extra = struct.unpack_from("<HH", self.memory, record.header_offset + 26)
+            start = record.header_offset + 30 + names + extra  # the numbers follow the record's header
+            storage = torch.frombuffer(self.memory, dtype=dtype, count=count, offset=start)
+            return storage.as_strided(stored.shape, stored.strides, stored.offset)
+        except Exception as error:  # any part of the description may be wrong
+            raise ValueError(
+                f"{name} in {self.path} is no dense floating-point tensor of 16, 32 or 64 bits that the file holds "
+                f"completely: {error}. Replace it by such a tensor where the file was written, and save that again."
+            ) from error
 
 
 # ------------------------------------------------------------------------------------------------ networks of the file
@@ -180,8 +290,9 @@ class Network:
                 "time_conditioning=True, but the file holds an autoregressive model (it has no sigma_map), which sees "
                 "no noise level. Leave time_conditioning out."
             )
-        model = self.model_class(MDLMConfig(**self.sizes(n_heads), **options, causal=causal))
-        expected = model.state_dict()
+        config = MDLMConfig(**self.sizes(n_heads), **options, causal=causal)
+        with torch.device("meta"):  # takes no memory, whatever sizes the file claims
+            expected = self.model_class(config).state_dict()
         missing = [name for name in expected if name not in self.weights]
         extra = [name for name in self.weights if name not in expected]
         check_all_used(self.file_names(missing), self.file_names(extra))
@@ -192,7 +303,7 @@ class Network:
         ]
         if wrong:
             raise ValueError(f"The shapes in the checkpoint contradict each other. {list_names('Wrong', wrong)}")
-        return model
+        return self.model_class(config)
 
     def sizes(self, n_heads: int | None) -> dict[str, int]:
         """The fields of `MDLMConfig` that the shapes tell.
@@ -226,16 +337,22 @@ class Network:
         """The number of heads by the rotary frequencies 10000^(-2j / head_dim), if the file has them.
 
         Raises:
-            ValueError: they are other frequencies, which our models do not have.
+            ValueError: they are other frequencies, which our models do not have, or do not divide the width.
         """
         if self.rotary is None:
             return None
         count = self.rotary.numel()  # head_dim / 2
         published = 10000.0 ** (-torch.arange(count) / count)
-        if count == 0 or not torch.allclose(self.rotary.float(), published, rtol=1e-2):
+        same_shape = self.rotary.shape == published.shape
+        if not same_shape or not torch.allclose(self.rotary.float(), published, rtol=1e-2):
             raise ValueError(
                 "rotary_emb.inv_freq does not hold the published frequencies 10000^(-2j / head_dim), the only ones "
                 "these models have. A checkpoint of another architecture cannot be converted."
+            )
+        if hidden_dim % (2 * count):
+            raise ValueError(
+                f"rotary_emb.inv_freq has {count} entries, so a head has {2 * count} channels, but the width of "
+                f"{hidden_dim} is no multiple of that. A checkpoint of another architecture cannot be converted."
             )
         return hidden_dim // (2 * count)
 
@@ -287,21 +404,20 @@ def split_networks(state_dict: dict[str, torch.Tensor]) -> list[Network]:
     ]
 
 
-def apply_averaged_weights(networks: list[Network], ema: dict | None) -> None:
-    """Replace the weights by the averaged ones, a list without names in the order of `parameters()`.
+def apply_averaged_weights(networks: list[Network], averaged: list[torch.Tensor] | None) -> None:
+    """Replace the weights by the averaged ones, which have no names, but the order of `parameters()`.
 
-    The list covers the parameters that were being trained: one network, or all of them.
+    They cover the parameters that were being trained: one network, or all of them.
 
     Raises:
-        ValueError: it fits neither by number and shape.
+        ValueError: they fit neither by number and shape.
     """
-    averaged = ema.get("shadow_params") if isinstance(ema, dict) else None
-    if not isinstance(averaged, list):
+    if averaged is None:
         logger.warning("The checkpoint has no averaged (EMA) weights: its plain weights are converted.")
         return
     for covered in [[network] for network in networks] + [networks]:
         slots = [(network.weights, name) for network in covered for name in network.weights]
-        if [getattr(x, "shape", None) for x in averaged] == [weights[name].shape for weights, name in slots]:
+        if [x.shape for x in averaged] == [weights[name].shape for weights, name in slots]:
             for (weights, name), average in zip(slots, averaged, strict=True):
                 weights[name] = average
             return

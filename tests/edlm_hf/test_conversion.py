@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import types
+import zipfile
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from published import golden
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
 from edlm_hf import EDLMForMaskedDiffusion, MDLMForCausalLM, MDLMForMaskedLM
-from edlm_hf.conversion import convert_lightning_checkpoint
+from edlm_hf.conversion import CheckpointUnpickler, InertObject, convert_lightning_checkpoint
 
 
 def noise(weights, seed=0):
@@ -148,6 +149,20 @@ def test_averaged_weights_of_an_energy_checkpoint_may_cover_either_part_or_both(
     assert_holds(model.energy_model, expected["energy"], prefix="ebm.")
 
 
+@pytest.mark.parametrize("kind", [tuple, lambda shadow: [torch.nn.Parameter(x) for x in shadow]])
+def test_averaged_weights_may_be_a_tuple_or_parameters(kind, tmp_path):
+    weights = golden("model_dit")
+    path = write(tmp_path / "mdlm.ckpt", noise(weights), kind(parameters(weights)))
+    assert_holds(convert_lightning_checkpoint(path, tmp_path / "out"), weights)
+
+
+@pytest.mark.parametrize("averaged", [{}, collections.deque([torch.zeros(2)]), [torch.zeros(2, dtype=torch.int64)]])
+def test_averaged_weights_that_cannot_be_read_are_refused_rather_than_ignored(averaged, tmp_path):
+    path = write(tmp_path / "mdlm.ckpt", golden("model_dit"), averaged)
+    assert_refused(path, tmp_path, "use_ema=False")
+    assert_holds(convert_lightning_checkpoint(path, tmp_path / "out", use_ema=False), golden("model_dit"))
+
+
 def test_averaged_weights_that_do_not_fit_are_refused(tmp_path):
     weights = golden("model_dit")
     shadow = parameters(weights)
@@ -212,6 +227,13 @@ def test_other_rotary_frequencies_are_refused(tmp_path):
     assert_refused(path, tmp_path, "published frequencies")
 
 
+@pytest.mark.parametrize("count", [12, 64])
+def test_rotary_frequencies_that_do_not_divide_the_width_are_refused(count, tmp_path):
+    frequencies = 10000.0 ** (-torch.arange(count) / count)
+    path = write(tmp_path / "mdlm.ckpt", golden("model_dit") | {"backbone.rotary_emb.inv_freq": frequencies})
+    assert_refused(path, tmp_path, f"has {count} entries.*width of 64 is no multiple")
+
+
 def test_time_conditioning_of_an_autoregressive_model_is_refused(tmp_path):
     path = write(tmp_path / "ar.ckpt", golden("model_ar"))
     assert_refused(path, tmp_path, "time_conditioning=True, but", time_conditioning=True)
@@ -227,6 +249,80 @@ def test_files_that_are_no_checkpoints_are_refused(tmp_path):
     assert_refused(tmp_path / "text.ckpt", tmp_path, "no 'state_dict' of tensors")
     with pytest.raises(FileNotFoundError, match="absent.ckpt"):
         convert_lightning_checkpoint(tmp_path / "absent.ckpt", tmp_path / "out")
+
+
+def test_a_key_that_is_no_text_is_refused(tmp_path):
+    path = write(tmp_path / "mdlm.ckpt", golden("model_dit") | {7: torch.zeros(2)})
+    assert_refused(path, tmp_path, "no 'state_dict' of tensors.*a key of type int")
+
+
+def test_shapes_of_which_the_file_holds_only_a_part_are_refused(tmp_path):
+    weights = golden("model_dit")
+    for index, shape in enumerate([(10**9, 10**4), (33, 64)]):
+        path = write(
+            tmp_path / f"{index}.ckpt", weights | {"backbone.vocab_embed.embedding": torch.zeros(1).expand(shape)}
+        )
+        assert_refused(path, tmp_path, r"vocab_embed\.embedding.*holds completely.*has 1 numbers")
+
+
+def test_sizes_are_compared_before_a_model_takes_memory(tmp_path):
+    wide = {"backbone.vocab_embed.embedding": torch.zeros(1, 10**6)}  # its blocks would take 12 * 10^12 numbers each
+    weights = golden("model_dit") | wide
+    assert_refused(write(tmp_path / "mdlm.ckpt", weights), tmp_path, "contradict each other")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        torch.Tensor.to_sparse,
+        torch.Tensor.long,
+        torch.Tensor.bool,
+        torch.Tensor.cfloat,
+        lambda x: x[:0],
+        torch.Tensor.numpy,
+    ],
+)
+def test_weights_that_are_no_dense_floating_point_tensors_are_refused(change, tmp_path):
+    name = "backbone.blocks.0.attn_out.weight"
+    weights = golden("model_dit")
+    path = write(tmp_path / "mdlm.ckpt", weights | {name: change(weights[name])})
+    assert_refused(path, tmp_path, name)
+
+
+def test_layouts_and_precisions_of_dense_tensors_do_not_matter(tmp_path):
+    weights = golden("model_dit")
+    exact = {name: x.bfloat16() for name, x in weights.items()}
+    block = torch.stack([exact["backbone.blocks.0.attn_out.weight"].t().double(), torch.zeros(64, 64).double()])
+    path = write(tmp_path / "mdlm.ckpt", exact | {"backbone.blocks.0.attn_out.weight": block[0].t()})
+    assert_holds(convert_lightning_checkpoint(path, tmp_path / "out"), {name: x.float() for name, x in exact.items()})
+
+
+def repack(path, method=zipfile.ZIP_STORED, **changed):
+    """The same archive written by another program, some records changed."""
+    with zipfile.ZipFile(path) as old:
+        records = {name: old.read(name) for name in old.namelist()}
+    with zipfile.ZipFile(path, "w", method) as new:
+        for name, content in records.items():
+            new.writestr(name, changed.get(name.split("/")[1], content))
+
+
+def test_archives_of_other_programs_are_read_if_they_are_plain(tmp_path):
+    path = write(tmp_path / "mdlm.ckpt", golden("model_dit"))
+    repack(path, zipfile.ZIP_DEFLATED)
+    assert_refused(path, tmp_path, "it is compressed")
+    repack(path, byteorder=b"big")
+    assert_refused(path, tmp_path, "not little-endian")
+    repack(path, byteorder=b"little")
+    assert_holds(convert_lightning_checkpoint(path, tmp_path / "out"), golden("model_dit"))
+
+
+def test_damaged_files_are_refused(tmp_path):
+    path = write(tmp_path / "mdlm.ckpt", golden("model_dit"))
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"state_dict", b"state-dict", 1))
+    assert_refused(path, tmp_path, "cannot be read.*CRC")
+    path.write_bytes(content[:-100])
+    assert_refused(path, tmp_path, "cannot be read")
 
 
 # ------------------------------------------------------------------------------------------------------- the output
@@ -280,7 +376,7 @@ def test_calls_in_the_file_are_not_made(function, tmp_path):
     code = f"open({str(fired)!r}, 'w').close()" if function in (eval, exec) else f"echo > '{fired}'"
     path = write(tmp_path / "mdlm.ckpt", golden("model_dit"), hyper_parameters={"config": [Trap(function, code)]})
     if function is os.system:  # torch blocks this module whatever stands for it
-        assert_refused(path, tmp_path, "cannot be read without trusting it")
+        assert_refused(path, tmp_path, "^(?!.*weights_only).*cannot be read without trusting it.*posix.system")
     else:
         assert_holds(convert_lightning_checkpoint(path, tmp_path / "out"), golden("model_dit"))
     assert not fired.exists()
@@ -319,10 +415,37 @@ class Argued(str):
 
 class Colour(enum.Enum):
     RED = 1
+
+class AttributeDict(dict):
+    def __getattr__(self, name):
+        return self[name]
+    __setattr__ = dict.__setitem__
+    def __setitem__(self, key, value):
+        raise RuntimeError("this code must not run")
+
+class DictOfState(dict):
+    pass
+
+class ListOfState(list):
+    def extend(self, values):
+        raise RuntimeError("this code must not run")
+
+class SetOfState(set):
+    pass
+
+Pair = collections.namedtuple("Pair", "a b")
 """
 
 
-def test_objects_of_unknown_classes_become_empty_shells(tmp_path, monkeypatch):
+def with_state(kind):
+    """A container with entries and an attribute."""
+    container = kind([("a", 1), ("b", 2)])
+    container.attribute = "value"
+    return container
+
+
+@pytest.mark.parametrize("protocol", [2, 5])
+def test_objects_of_unknown_classes_become_empty_shells(protocol, tmp_path, monkeypatch):
     module = types.ModuleType("foreign_training_code")
     exec(FOREIGN, module.__dict__)
     for value in vars(module).values():
@@ -334,9 +457,15 @@ def test_objects_of_unknown_classes_become_empty_shells(tmp_path, monkeypatch):
         "classes": (module.Node, module.Colour.RED, dict, functools.partial(print, 1)),
         "cache": cache,
         "numbers": (np.float64(1.5), np.arange(3), np.random.default_rng(0)),
+        "mapping": module.AttributeDict({"inner": module.AttributeDict(a=1), module.Node(1): 2}),
+        "containers": [with_state(kind) for kind in (module.DictOfState, module.ListOfState, module.SetOfState)],
+        "standard": [collections.deque([1, 2], 5), collections.Counter("aab"), module.Pair(1, 2), {module.Pair(1, 2)}],
+        "torch": [torch.zeros(2).to_sparse(), torch.arange(3), torch.float16, torch.nn.Linear(2, 2), torch.Size([2])],
+        "method": module.Node(1).__init__,
     }
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    path = write(tmp_path / "mdlm.ckpt", golden("model_dit"), hyper_parameters=objects)
+    path = tmp_path / "mdlm.ckpt"
+    torch.save({"state_dict": golden("model_dit"), "hyper_parameters": objects}, path, pickle_protocol=protocol)
     monkeypatch.delitem(sys.modules, module.__name__)
     (tmp_path / "foreign_training_code.py").write_text("raise RuntimeError('this module must not be imported')")
     monkeypatch.syspath_prepend(tmp_path)
@@ -344,6 +473,32 @@ def test_objects_of_unknown_classes_become_empty_shells(tmp_path, monkeypatch):
     assert module.__name__ not in sys.modules
     with pytest.raises(RuntimeError, match="must not be imported"):
         torch.load(path, weights_only=False)
+
+
+PICKLES = {  # what the file puts under `state_dict`, as opcodes
+    "attributes of a known function": b"ctorch._utils\n_rebuild_tensor_v2\nN}U\x06shape\x00K\x01s\x86b",
+    "attributes of a stub class": b"cbuiltins\neval\nN}U\x08__init__cbuiltins\nexec\ns\x86b",
+    "entries of a class": b"cbuiltins\neval\nU\x01aK\x01s",
+    "a call of a dtype": b"ctorch\nFloatStorage\n)R",
+    "a tensor that was never initialised": b"}U\x01xctorch._utils\n_rebuild_tensor_v2\n)\x81s",
+    "a storage made of anything": b"}U\x01xctorch._utils\n_rebuild_tensor_v2\n(U\x01aK\x00(K\x02t(K\x01ttRs",
+    "an enormous memo": b"Nr\xff\xff\xff\x7f",
+    "an enormous array": b"\x96" + bytes(4) + b"\x01" + bytes(3),
+    "an enormous shape": b"}U\x01xctorch._utils\n_rebuild_tensor_v2\n((U\x01actorch\nFloatStorage\nU\x010t"
+    b"K\x00(J\xff\xff\xff\x7fU\x01at(K\x01ttRs",
+}
+
+
+@pytest.mark.parametrize("opcodes", PICKLES.values(), ids=PICKLES)
+def test_pickles_that_torch_would_not_write_are_refused_and_change_nothing(opcodes, tmp_path):
+    path = tmp_path / "hostile.ckpt"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", b"\x80\x02}U\x0astate_dict" + opcodes + b"s.")
+        archive.writestr("archive/data/0", bytes(64))
+    known = [InertObject, *CheckpointUnpickler.KNOWN.values()]
+    before = [dict(vars(x)) for x in known if isinstance(x, type)]
+    assert_refused(path, tmp_path, "hostile.ckpt")
+    assert [dict(vars(x)) for x in known if isinstance(x, type)] == before
 
 
 def test_reading_a_file_allows_nothing_to_later_reads(tmp_path):
