@@ -116,6 +116,13 @@ class Canvas:
         target = torch.where(view.free, view.index, self.ids.shape[1])  # what is not free falls off the end
         self.ids = torch.nn.functional.pad(self.ids, (0, 1)).scatter(1, target, ids)[:, :-1]
 
+    def finished(self, view: View) -> torch.LongTensor:
+        """Tokens of the first row from where the block of a view begins to the next mask, or to the end of the row."""
+        row, first = self.read(view)[0], int(view.free[0].long().argmax())
+        masked = view.present[0] & (row == self.mask_token_id)
+        end = int(masked.long().argmax()) if masked.any() else int(view.present[0].sum())
+        return row[first:end]
+
     def end_rows(self, eos_token_ids: list[int]) -> None:
         """Turn what was generated behind the first end-of-text token of a row into padding and stop filling it.
 

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
@@ -284,8 +283,7 @@ class TokenScorer:
             arguments["use_cache"] = keep_cache or past_key_values is not None
         if past_key_values is not None:
             arguments["past_key_values"] = past_key_values
-        if isinstance(self.causal_lm, PreTrainedModel):
-            arguments["return_dict"] = True
+        arguments |= as_output_object(self.causal_lm)
         if self.project is not None:
             output = self.causal_lm.backbone(**arguments)
             features, project = output.last_hidden_state[scored], self.project
@@ -329,6 +327,12 @@ def select_rows(cache: Cache | None, rows: torch.Tensor) -> Cache | None:
     cache = copy.deepcopy(cache)
     cache.batch_select_indices(rows)
     return cache
+
+
+def as_output_object(module: nn.Module) -> dict[str, bool]:
+    """`return_dict=True` for models of transformers and ours, whose configuration may ask for tuples."""
+    known = isinstance(module, MDLMPreTrainedModel) or type(module).__module__.startswith("transformers.")
+    return {"return_dict": True} if known else {}
 
 
 def accepts(module: nn.Module, name: str) -> bool:

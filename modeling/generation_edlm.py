@@ -149,15 +149,16 @@ class MaskedDiffusionGenerationMixin(GenerationMixin):
             for step in logging.tqdm(run.steps_of(view), desc="denoising", disable=not progress_bar):
                 ids = self._step(ids, view, step, run)
                 run.steps += 1
-                canvas.write(view, ids)
                 if config.output_history:
+                    canvas.write(view, ids)
                     run.history.append(canvas.output())
                 if hasattr(streamer, "put_draft"):
                     streamer.put_draft(ids[0, int(view.free[0].long().argmax()) :].cpu())
+            canvas.write(view, ids)
             if config.eos_token_id is not None:
                 canvas.end_rows([config.eos_token_id] if isinstance(config.eos_token_id, int) else config.eos_token_id)
             if streamer is not None and view.free[0].any():
-                streamer.put(canvas.read(view)[0][view.free[0]].cpu())
+                streamer.put(canvas.finished(view).cpu())
             if stopping_criteria is not None and torch.as_tensor(stopping_criteria(canvas.output(), None)).all():
                 canvas.stop()
                 break

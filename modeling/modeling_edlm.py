@@ -18,7 +18,7 @@ from transformers.utils.generic import can_return_tuple
 
 from .configuration_edlm import ENERGY_TYPES, EDLMConfig, PlainModuleConfig, check_choice
 from .configuration_mdlm import MDLMConfig
-from .energy_edlm import EDLMEnergyModel, EDLMSharedEnergyModel, autoregressive_log_probs
+from .energy_edlm import EDLMEnergyModel, EDLMSharedEnergyModel, as_output_object, autoregressive_log_probs
 from .generation_edlm import EDLMGenerationConfig, MaskedDiffusionGenerationMixin
 from .masked_diffusion import at_least_float32, subs_cross_entropy, subs_log_probs
 from .modeling_mdlm import MDLMForCausalLM, MDLMForMaskedLM, MDLMPreTrainedModel, list_keys, set_auto_map
@@ -196,8 +196,8 @@ class EDLMForMaskedDiffusion(PreTrainedModel, MaskedDiffusionGenerationMixin):
         dtypes = {name: part.dtype for name, part in stored.items()}
         if len(set(dtypes.values())) > 1:
             raise ValueError(
-                f"The parts have different precisions ({dtypes}), but a checkpoint has one. Cast the whole, for example "
-                "with model.to(torch.bfloat16)."
+                f"The parts have different precisions ({dtypes}), but a checkpoint has one. Cast the whole, for "
+                "example with model.to(torch.bfloat16)."
             )
         if self.config.energy_weights == "shared" and self.energy_model.trunk is not self.denoiser.backbone:
             raise ValueError(
@@ -268,8 +268,7 @@ class EDLMForMaskedDiffusion(PreTrainedModel, MaskedDiffusionGenerationMixin):
         """
         if self.config.time_conditioning:
             kwargs["timesteps"] = timesteps
-        if isinstance(self.denoiser, PreTrainedModel):
-            kwargs["return_dict"] = True
+        kwargs |= as_output_object(self.denoiser)
         outputs = self.denoiser(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
         logits = outputs.logits
         if self.config.logits_shift:
@@ -514,8 +513,10 @@ def check_denoiser(denoiser: nn.Module) -> None:
     Classes that transformers lists as causal are asked: if a later token does not change an earlier position's logits,
     they are (a GPT-2 made bidirectional, as in DiffuGPT, passes).
     """
-    causal = bool(getattr(getattr(denoiser, "config", None), "causal", False))
-    if isinstance(denoiser, tuple(MODEL_FOR_CAUSAL_LM_MAPPING.values())) and not isinstance(denoiser, MDLMForMaskedLM):
+    config = getattr(denoiser, "config", None)
+    causal = bool(getattr(config, "causal", False))
+    known = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), ())
+    if isinstance(denoiser, known) and not isinstance(denoiser, MDLMPreTrainedModel):
         ids = torch.zeros(2, 3, dtype=torch.long, device=denoiser.device)
         ids[1, -1] = 1
         training = denoiser.training

@@ -1,14 +1,12 @@
 """Saving and loading: byte-identical round trips, strict keys, sharding, precision, parts, and code that travels."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from bare import BarePython
 from published import golden, randomised, tiny_causal, tiny_config, tiny_denoiser, tiny_gpt2, write_checkpoint
 from safetensors.torch import load_file, save_file
 from transformers import (
@@ -266,23 +264,7 @@ for name, weight in model.state_dict().items():
 
 @pytest.fixture(scope="module")
 def without_package(tmp_path_factory):
-    """Runs REMOTE in an interpreter that has torch and transformers but neither this package nor a network."""
-    home = tmp_path_factory.mktemp("home")
-    site = home / "site"
-    site.mkdir()
-    for folder in map(Path, sys.path):
-        for entry in folder.iterdir() if folder.name == "site-packages" else ():
-            if "edlm" not in entry.name and entry.suffix != ".pth":
-                (site / entry.name).symlink_to(entry)
-
-    def run(*arguments):
-        keep = {name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH") if name in os.environ}
-        environment = keep | {"HF_HOME": str(home / "hf"), "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(site)}
-        command = [sys.executable, "-S", "-c", REMOTE, *map(str, arguments)]
-        result = subprocess.run(command, env=environment, cwd=home, capture_output=True, text=True, timeout=300)
-        assert result.returncode == 0, result.stderr[-4000:]
-
-    return run
+    return BarePython(tmp_path_factory.mktemp("home"))
 
 
 @pytest.mark.parametrize(
@@ -300,7 +282,7 @@ def test_code_travels_with_the_checkpoint(tmp_path, without_package, kind, auto_
     parts = {"denoiser": tiny_denoiser, "causal": tiny_causal, "trunk": lambda: tiny_denoiser().backbone}
     model = parts[kind]() if kind in parts else composite(kind)
     model.save_pretrained(tmp_path / "model")
-    without_package(tmp_path / "model", auto_class, tmp_path / "result")
+    without_package(REMOTE, tmp_path / "model", auto_class, tmp_path / "result")
     result = torch.load(tmp_path / "result")
     assert result["name"] == name
     if kind != "trunk":

@@ -1,0 +1,30 @@
+"""An interpreter that has torch and transformers but neither this package nor a network."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+
+class BarePython:
+    """Runs scripts with `home` as working folder and HF_HOME below it; site-packages come without this package."""
+
+    def __init__(self, home: Path):
+        self.home = home
+        self.site = home / "site"
+        self.site.mkdir()
+        for folder in map(Path, sys.path):
+            for entry in folder.iterdir() if folder.name == "site-packages" else ():
+                if "edlm" not in entry.name and entry.suffix != ".pth":
+                    (self.site / entry.name).symlink_to(entry)
+
+    def __call__(self, script: str, *arguments, timeout: float = 300) -> str:
+        """Standard output of the script; its errors are those of the test."""
+        keep = {name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH") if name in os.environ}
+        here = {"HF_HOME": str(self.home / "hf"), "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(self.site)}
+        command = [sys.executable, "-S", "-c", script, *map(str, arguments)]
+        result = subprocess.run(
+            command, env=keep | here, cwd=self.home, capture_output=True, text=True, timeout=timeout
+        )
+        assert result.returncode == 0, result.stderr[-4000:]
+        return result.stdout
