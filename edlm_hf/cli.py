@@ -1,19 +1,22 @@
 """The command line: `edlm COMMAND`. Heavy imports happen inside the commands, so that --help is quick."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Energy-based diffusion language models.")
+benchmark = typer.Typer(no_args_is_help=True, help="Measure this package against the published method.")
+app.add_typer(benchmark, name="benchmark")
 
 
 @app.command()
 def demo(
     seconds: Annotated[float, typer.Option(help="How long to learn.")] = 60,
     samples: Annotated[int, typer.Option(help="How many texts to generate.")] = 4,
-    steps: Annotated[int, typer.Option(help="Denoising steps T.")] = 64,
+    steps: Annotated[int, typer.Option(help="Denoising steps T.")] = 32,
     seed: Annotated[int, typer.Option(help="Seed of all randomness.")] = 0,
 ):
     """Learn a small model from a book in a minute and generate from it."""
@@ -67,15 +70,19 @@ def generate(
     seed: Annotated[int | None, typer.Option(help="Seed; random unless given.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the texts as a JSON list.")] = False,
 ):
-    """Generate text, or fill the mask tokens of a prompt."""
+    """Generate text, or fill the mask tokens of a prompt; in a terminal a single text is shown while it forms."""
     import torch
     from transformers import AutoModelForMaskedLM, AutoTokenizer
 
     import edlm_hf  # noqa: F401  (registers the model types)
+    from edlm_hf.streaming import TerminalDiffusionStreamer
 
     generator = torch.Generator()
     generator.seed() if seed is None else generator.manual_seed(seed)
     network, tokenizer = AutoModelForMaskedLM.from_pretrained(model), AutoTokenizer.from_pretrained(model)
+    streamer = None
+    if samples == 1 and not as_json and sys.stdout.isatty():
+        streamer = TerminalDiffusionStreamer(tokenizer, mask_token_id=network.config.mask_token_id, keep=False)
     inputs = {} if prompt is None else dict(tokenizer([prompt] * samples, return_tensors="pt"))
     rows = network.generate(
         **{name: inputs[name] for name in ("input_ids", "attention_mask") if name in inputs},
@@ -83,6 +90,87 @@ def generate(
         max_new_tokens=max_new_tokens,
         max_denoising_steps=steps,
         generator=generator,
+        streamer=streamer,
     )
     texts = tokenizer.batch_decode(rows, skip_special_tokens=True)
     typer.echo(json.dumps(texts) if as_json else "\n\n".join(texts))
+
+
+def numbers(text: str | None) -> tuple[int, ...] | None:
+    """`16,64` -> (16, 64)."""
+    if text is None:
+        return None
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is not a list of whole numbers like 16,64.") from None
+
+
+@benchmark.command()
+def speed(
+    output: Annotated[Path, typer.Option(help="Folder for results.json, results.md and the plots.")],
+    modes: Annotated[
+        str | None, typer.Option(help="Of mdlm, ar, first_hitting.", show_default="mdlm,ar,first_hitting")
+    ] = None,
+    vocab_sizes: Annotated[str | None, typer.Option(help="With the mask.", show_default="28,50258")] = None,
+    steps: Annotated[str | None, typer.Option(help="Values of T.", show_default="16,64,128,256,1024")] = None,
+    batch_sizes: Annotated[str | None, typer.Option(help="Rows per batch.", show_default="1,8,32")] = None,
+    length: Annotated[int | None, typer.Option(help="Tokens per row.", show_default="256")] = None,
+    width: Annotated[int | None, typer.Option(help="Width of both networks.", show_default="256")] = None,
+    blocks: Annotated[int | None, typer.Option(help="Transformer blocks of each.", show_default="8")] = None,
+    candidates: Annotated[int | None, typer.Option(help="k of the AR energy.", show_default="8")] = None,
+    window: Annotated[float | None, typer.Option(help="w: energy at t in [1 - w, 1].", show_default="1.0")] = None,
+    repeats: Annotated[int | None, typer.Option(help="Timed runs per side, after a warm-up.", show_default="5")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32 or bfloat16.", show_default="float32")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...", show_default="cuda if there is one")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the weights.", show_default="0")] = None,
+    compiled: Annotated[bool, typer.Option("--compile", help="torch.compile both networks, for both sides.")] = False,
+    scaling: Annotated[bool, typer.Option(help="Also the time of ours against L, V, k, T and B alone.")] = False,
+    quick: Annotated[bool, typer.Option(help="Small sizes unless given: under two minutes.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
+):
+    """Time, network calls and memory of generate() against the published samplers, on the same random weights."""
+    import dataclasses
+
+    import torch
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from edlm_hf.benchmarks.speed import QUICK, SpeedSettings, markdown, run_benchmark
+
+    given = {
+        "modes": None if modes is None else tuple(modes.split(",")),
+        "vocab_sizes": numbers(vocab_sizes),
+        "steps": numbers(steps),
+        "batch_sizes": numbers(batch_sizes),
+        "length": length,
+        "width": width,
+        "blocks": blocks,
+        "candidates": candidates,
+        "window": window,
+        "repeats": repeats,
+        "dtype": dtype,
+        "device": device or ("cuda" if torch.cuda.is_available() else "cpu"),
+        "seed": seed,
+        "compile": compiled or None,
+        "scaling": scaling or None,
+    }
+    console = Console(stderr=True)
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    try:
+        settings = dataclasses.replace(
+            QUICK if quick else SpeedSettings(), **{name: x for name, x in given.items() if x is not None}
+        )
+        with Progress(*columns, console=console) as progress:
+            task = progress.add_task("")
+
+            def advance(done: int, in_all: int, label: str) -> None:
+                progress.update(task, completed=done, total=in_all, description=label)
+
+            result = run_benchmark(settings, output, advance)
+    except ValueError as error:
+        typer.echo(f"edlm benchmark speed: {error}", err=True)
+        raise typer.Exit(1) from None
+    if not result["plots"]:
+        typer.echo("No plots: matplotlib is not installed (pip install matplotlib).", err=True)
+    typer.echo(json.dumps(result) if as_json else markdown(result))

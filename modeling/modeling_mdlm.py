@@ -101,6 +101,13 @@ def eager_attention_forward(
     return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
 
 
+def take_positions(hidden_states: torch.Tensor, positions: torch.LongTensor | None) -> torch.Tensor:
+    """The given positions (B, Q) of (B, L, H), or all of them."""
+    if positions is None:
+        return hidden_states
+    return hidden_states.gather(1, positions.unsqueeze(-1).expand(-1, -1, hidden_states.shape[-1]))
+
+
 class MDLMBlock(GradientCheckpointingLayer):
     """One transformer block; with conditioning, shift, scale and gate of both branches come from `adaLN_modulation`."""
 
@@ -131,9 +138,13 @@ class MDLMBlock(GradientCheckpointingLayer):
         attention_mask: torch.Tensor | None,
         position_embeddings: tuple[torch.Tensor, torch.Tensor],
         past_key_values: Cache | None = None,
+        queries: torch.LongTensor | None = None,
         **kwargs,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """(B, L, H) -> (B, L, H) and the attention weights (B, heads, L, L), or None where the backend has none."""
+        """(B, L, H) -> (B, L, H) and the attention weights (B, heads, L, L), or None where the backend has none.
+
+        With `queries` (B, Q), positions, only those are computed: (B, Q, H). Keys and values still come from all.
+        """
         shift1 = scale1 = shift2 = scale2 = 0.0
         gate1 = gate2 = 1.0
         if conditioning is not None:
@@ -143,17 +154,22 @@ class MDLMBlock(GradientCheckpointingLayer):
             attention_mask,
             position_embeddings,
             past_key_values,
+            queries,
             **kwargs,
         )
+        hidden_states = take_positions(hidden_states, queries)
         hidden_states = hidden_states + gate1 * self.drop(self.attn_out(attended))
         expanded = self.mlp(self.norm2(hidden_states) * (1 + scale2) + shift2)
         return hidden_states + gate2 * self.drop(expanded), weights
 
-    def attend(self, hidden_states, attention_mask, position_embeddings, past_key_values, **kwargs):
+    def attend(self, hidden_states, attention_mask, position_embeddings, past_key_values, queries, **kwargs):
         batch, length, width = hidden_states.shape
         qkv = self.attn_qkv(hidden_states).view(batch, length, 3, -1, self.head_dim).permute(2, 0, 3, 1, 4)
         query, key, value = qkv.unbind(0)  # each (B, heads, L, head_dim)
         query, key = apply_rotary(query, *position_embeddings), apply_rotary(key, *position_embeddings)
+        if queries is not None:
+            query = query.gather(2, queries[:, None, :, None].expand(-1, query.shape[1], -1, self.head_dim))
+            length = queries.shape[1]
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
         attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
@@ -359,6 +375,7 @@ class MDLMModel(MDLMPreTrainedModel):
         past_key_values: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
+        queries: torch.LongTensor | None = None,
         **kwargs,
     ) -> BaseModelOutputWithPast:
         """Hidden states (B, L, hidden_dim) after the final norm and its modulation, ready for a projection.
@@ -369,6 +386,8 @@ class MDLMModel(MDLMPreTrainedModel):
             timesteps: (B,) total noise sigma (not the diffusion time t); needed with `time_conditioning` only.
             position_ids: (B, L); counted over the non-padding tokens unless given.
             past_key_values: key/value cache, causal models only.
+            queries: (B, Q) positions whose states are wanted, unless all: (B, Q, hidden_dim) comes back, and the last
+                block computes no others. Bidirectional models only.
 
         Raises:
             ValueError: not exactly one of the two inputs, a sequence longer than `model_length`, missing timesteps, or
@@ -405,11 +424,15 @@ class MDLMModel(MDLMPreTrainedModel):
         position_embeddings = rotary_cos_sin(
             position_ids, self.config.hidden_dim // self.config.n_heads, inputs_embeds.dtype
         )
+        kwargs |= {"past_key_values": past_key_values}
         hidden_states = inputs_embeds
-        for block in self.blocks:
-            hidden_states, _ = block(
-                hidden_states, conditioning, mask, position_embeddings, past_key_values=past_key_values, **kwargs
-            )
+        for block in self.blocks[:-1]:
+            hidden_states, _ = block(hidden_states, conditioning, mask, position_embeddings, **kwargs)
+        if queries is not None and mask is not None:
+            mask = mask[:, :, : queries.shape[1]]  # padding is hidden from every query alike
+        hidden_states, _ = self.blocks[-1](
+            hidden_states, conditioning, mask, position_embeddings, queries=queries, **kwargs
+        )
         return BaseModelOutputWithPast(
             last_hidden_state=self.output_layer(hidden_states, conditioning), past_key_values=past_key_values
         )
@@ -509,8 +532,15 @@ class MDLMForMaskedLM(MDLMHeadedModel, MaskedDiffusionGenerationMixin):
         The vocabulary projection is the largest part of a call when few positions matter.
         """
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "timesteps": timesteps}
-        hidden = self.backbone(**inputs, return_dict=True)
-        return hidden.last_hidden_state[positions], self.projection()
+        count = positions.sum(-1)
+        most = int(count.max())
+        if 2 * most > positions.shape[1] or self.config._attn_implementation not in ("sdpa", "eager"):
+            hidden = self.backbone(**inputs, return_dict=True).last_hidden_state
+            return hidden[positions], self.projection()
+        queries = (~positions).long().argsort(dim=-1, stable=True)[:, :most]  # first those wanted, in their order
+        hidden = self.backbone(**inputs, queries=queries, return_dict=True).last_hidden_state
+        wanted = torch.arange(most, device=count.device) < count.unsqueeze(1)
+        return hidden[wanted], self.projection()
 
 
 class MDLMForCausalLM(MDLMHeadedModel, GenerationMixin):

@@ -238,3 +238,20 @@ def test_wrong_use_says_what_to_do():
 def test_tied_embeddings_are_one_tensor():
     model = randomised(MDLMForMaskedLM(tiny_config(tie_word_embeddings=True)))
     assert model.get_input_embeddings().weight is model.get_output_embeddings().weight
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("implementation", ["sdpa", "eager", "flex_attention"])
+@pytest.mark.parametrize("padding", [(0, 0), (2, 1)])
+def test_few_positions_have_the_logits_of_the_full_pass(implementation, padding):
+    model = tiny_denoiser()
+    model.set_attn_implementation(implementation)
+    ids, mask = padded(IDS, *padding)
+    full = model(ids, attention_mask=mask).logits
+    generator = torch.Generator().manual_seed(0)
+    for share in (0.1, 0.3, 0.9):  # rows with different numbers of positions, some with none
+        positions = (torch.rand(ids.shape, generator=generator) < share) & mask.bool()
+        positions[0, padding[0] + 1] = True
+        features, project = model.features_at(positions, ids, mask)
+        assert len(features) == positions.sum()
+        torch.testing.assert_close(project(features), full[positions], rtol=0, atol=1e-5)

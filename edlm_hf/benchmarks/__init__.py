@@ -1,0 +1,1 @@
+"""Measurements that compare this package with the published method."""
