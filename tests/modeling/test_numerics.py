@@ -269,7 +269,7 @@ model = EDLMForMaskedDiffusion.from_components(
 )
 model.generate(max_length=1, max_denoising_steps=1, num_candidates=2)
 before = resident()
-tokens = model.generate(max_length=1024, max_denoising_steps=2, num_candidates=16)
+tokens = model.generate(max_length=1024, max_denoising_steps=1, num_candidates=16)
 assert tokens.shape == (1, 1024)
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before) / 2**30)
 """
@@ -278,6 +278,6 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before) / 2**
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the resident memory from /proc")
 def test_sixteen_candidates_of_a_large_vocabulary_fit_in_little_memory():
     """k = 16, L = 1024, V = 50,258: (k B, L, V) logits alone would be 3.3 GB, and are never built."""
-    result = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, timeout=300)
+    result = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, timeout=500)
     assert result.returncode == 0, result.stderr[-3000:]
     assert float(result.stdout.split()[-1]) < 1.2
