@@ -75,7 +75,8 @@ def test_published_mdlm_has_its_enumerated_law():
 def test_published_edlm_has_its_enumerated_law(carry_over):
     energy = AutoregressiveEnergy(TableCausalLM(P_AR), 4, MASK, START, carry_over)
     tokens, denoiser_calls, energy_calls = sample(2, energy=energy, num_candidates=2)
-    assert distance(tokens, chain_law(two_candidate_law(carry_over), 2)) < TV
+    own, other = (chain_law(two_candidate_law(c), 2) for c in (carry_over, not carry_over))
+    assert distance(tokens, own) < min(TV, distance(tokens, other))  # the two are 0.012 apart
     assert distance(tokens, chain_law(PRODUCTS, 2)) > 4 * TV
     assert (denoiser_calls, energy_calls) == (2, 2)
 
