@@ -262,7 +262,7 @@ class TokenScorer:
     """
 
     HIDDEN_BYTES = 2**28  # activations, or logits of foreign models, per call
-    LOGIT_BYTES = 2**24  # logits per projection: they stay in the processor's cache
+    LOGIT_BYTES = 2**26  # logits per projection; smaller blocks fragment the heap of glibc (below 32 MB it keeps them)
 
     def __init__(self, causal_lm: nn.Module, denoiser_vocab_size: int, mask_token_id: int):
         self.causal_lm = causal_lm
