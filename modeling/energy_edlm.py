@@ -257,7 +257,7 @@ class TokenScorer:
     """Scores tokens under a causal language model without holding the logits of a whole batch.
 
     Args:
-        causal_lm: a causal language model; one with `project` (ours) never builds logits that are not asked for.
+        causal_lm: a causal language model; one with `projection` (ours) never builds logits that are not asked for.
         denoiser_vocab_size, mask_token_id: what the denoiser can emit; the softmax runs over that alone.
     """
 

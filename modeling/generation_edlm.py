@@ -39,7 +39,6 @@ class Run:
     Args:
         energy: (candidates (B, k, L), noisy (B, L), log p_theta per token (B, k, L), V, attention_mask (B, L),
             sigma (B,)) -> (B, k); None where no energy acts.
-        padded: whether some row is shorter than the canvas.
     """
 
     config: EDLMGenerationConfig

@@ -454,11 +454,14 @@ def build_energy(config: EDLMConfig, denoiser: nn.Module) -> PreTrainedModel | N
     return AutoModelForCausalLM.from_config(config.energy_config)
 
 
+def where_from(kwargs: dict) -> dict:
+    """The arguments of `from_pretrained` that say where a part comes from."""
+    return {key: kwargs[key] for key in (*HUB_ARGUMENTS, "revision") if key in kwargs}
+
+
 def load_denoiser(name: str, **kwargs) -> PreTrainedModel:
     """A masked language model by name; diffusion models of the Hub live under other auto classes as well."""
-    config = AutoConfig.from_pretrained(
-        name, **{key: kwargs[key] for key in (*HUB_ARGUMENTS, "revision") if key in kwargs}
-    )
+    config = AutoConfig.from_pretrained(name, **where_from(kwargs))
     listed = getattr(config, "auto_map", None) or {}
     for auto_class in (AutoModelForMaskedLM, AutoModelForCausalLM, AutoModel):
         if type(config) in auto_class._model_mapping or auto_class.__name__ in listed:
@@ -468,7 +471,7 @@ def load_denoiser(name: str, **kwargs) -> PreTrainedModel:
 
 def load_tokenizer(tokenizer, component, kwargs: dict):
     """The given tokenizer, loaded if it is a name; else the one beside a component given by name, if there is one."""
-    where = {key: kwargs[key] for key in (*HUB_ARGUMENTS, "revision") if key in kwargs}
+    where = where_from(kwargs)
     if isinstance(tokenizer, str):
         return AutoTokenizer.from_pretrained(tokenizer, **where)
     if tokenizer is not None or not isinstance(component, str):

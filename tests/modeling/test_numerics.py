@@ -10,7 +10,18 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from exact import MASK, SEQUENCES, STATES, L, chain_law, marginals, perturbed, product_law, random_joint, state_index
+from exact import (
+    MASK,
+    STATES,
+    L,
+    chain_law,
+    marginals,
+    one_at_a_time_law,
+    perturbed,
+    product_law,
+    random_joint,
+    state_index,
+)
 from published import golden, write_checkpoint
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
@@ -166,24 +177,10 @@ def test_distance_to_one_at_a_time_halves_when_steps_double():
         grid = torch.arange(steps + 1, dtype=torch.float64) / steps
         return chain_law(products, steps, reveal=lambda n: reveal_probability(*alpha(grid[[n - 1, n]])).item())
 
-    one_by_one = chain_of_single_reveals(products)
+    one_by_one = one_at_a_time_law(products)
     distances = [np.abs(law(steps) - one_by_one).sum() / 2 for steps in (8, 16, 32)]
     assert distances[0] / distances[1] == pytest.approx(2, abs=0.05 * 2)
     assert distances[1] / distances[2] == pytest.approx(2, abs=0.05)
-
-
-def chain_of_single_reveals(products):
-    law = np.zeros(len(STATES))
-    law[state_index(np.full(L, MASK))] = 1
-    for left in range(L, 0, -1):
-        new = np.zeros_like(law)
-        for s in np.flatnonzero(law):
-            for i in np.flatnonzero(STATES[s] == MASK):
-                after = np.repeat(STATES[s][None], len(SEQUENCES), 0)
-                after[:, i] = SEQUENCES[:, i]
-                np.add.at(new, state_index(after), law[s] / left * products[s])
-        law = new
-    return law[state_index(SEQUENCES)]
 
 
 # ------------------------------------------------------------------------------------------------ entropy and precision

@@ -87,6 +87,21 @@ def chain_law(conditionals, steps: int, start=(MASK,) * L, reveal=lambda n: 1 / 
     return law[state_index(SEQUENCES)]
 
 
+def one_at_a_time_law(products: np.ndarray) -> np.ndarray:
+    """Law over SEQUENCES when one uniformly chosen mask is revealed at a time, from products (256, 81) by state."""
+    law = np.zeros(len(STATES))
+    law[state_index(np.full(L, MASK))] = 1
+    for left in range(L, 0, -1):
+        new = np.zeros_like(law)
+        for s in np.flatnonzero(law):
+            for i in np.flatnonzero(STATES[s] == MASK):
+                after = np.repeat(STATES[s][None], len(SEQUENCES), 0)
+                after[:, i] = SEQUENCES[:, i]
+                np.add.at(new, state_index(after), law[s] / left * products[s])
+        law = new
+    return law[state_index(SEQUENCES)]
+
+
 class TableDenoiser(nn.Module):
     """A masked language model whose logits are the logarithms of a table (256, L, V) of marginals."""
 
