@@ -493,6 +493,25 @@ class MDLMForMaskedLM(MDLMHeadedModel, MaskedDiffusionGenerationMixin):
             )
         super().__init__(config)
 
+    @classmethod
+    def from_causal(cls, causal: "MDLMForCausalLM", **changes) -> "MDLMForMaskedLM":
+        """A denoiser that starts from the weights of an `MDLMForCausalLM` (as DiffuLLaMA does, arXiv 2410.17891).
+
+        Embedding, blocks and head are copied; the modulations are new and start at shift 0, scale 0 and gate 1, so
+        that at first the network is the copied one with its attention in both directions.
+
+        Args:
+            changes: of the configuration (`cond_dim`, `time_conditioning`, `noise_schedule`, `dropout`).
+        """
+        config = MDLMConfig(**(causal.config.to_dict() | {"architectures": None, "causal": False} | changes))
+        model = cls(config).to(causal.device, causal.dtype)
+        model.load_state_dict(model.state_dict() | causal.state_dict())
+        with torch.no_grad():
+            for block in model.backbone.blocks:
+                gates = block.adaLN_modulation.bias.view(2, 3, -1)[:, 2]  # (branch, shift | scale | gate, H)
+                gates.fill_(1)
+        return model
+
     @can_return_tuple
     def forward(
         self,

@@ -59,6 +59,10 @@ class DataArguments:
 @dataclass
 class ModelArguments:
     model: str | None = field(default=None, metadata={"help": "Start from this model, not from random weights."})
+    from_causal: str | None = field(
+        default=None,
+        metadata={"help": "Start the denoiser from the weights of this autoregressive baseline, whose sizes it takes."},
+    )
     hidden_dim: int = field(default=768, metadata={"help": "Width."})
     cond_dim: int = field(default=128, metadata={"help": "Width of the conditioning (denoiser only)."})
     n_blocks: int = field(default=12, metadata={"help": "Transformer blocks."})
@@ -93,7 +97,16 @@ def train_denoiser(arguments: list[str]) -> dict:
     """Train a masked diffusion model; returns and prints what came out."""
     data, sizes, args = parse("train-denoiser", (DataArguments, ModelArguments, MaskedDiffusionArguments), arguments)
     tokenizer = load_tokenizer(data, args)
-    model = AutoModelForMaskedLM.from_pretrained(sizes.model) if sizes.model else new_model(sizes, data, tokenizer)
+    if sizes.model and sizes.from_causal:
+        raise ValueError("model and from_causal both say where the weights come from: give one of them.")
+    if sizes.model:
+        model = AutoModelForMaskedLM.from_pretrained(sizes.model)
+    elif sizes.from_causal:
+        causal = edlm_hf.MDLMForCausalLM.from_pretrained(sizes.from_causal)
+        names = "cond_dim", "time_conditioning", "noise_schedule", "dropout"
+        model = edlm_hf.MDLMForMaskedLM.from_causal(causal, **{name: getattr(sizes, name) for name in names})
+    else:
+        model = new_model(sizes, data, tokenizer)
     return run(MaskedDiffusionTrainer, model, args, data, tokenizer)
 
 
@@ -177,7 +190,7 @@ def load_blocks(data: DataArguments, tokenizer, training: bool):
 
 def new_model(sizes: ModelArguments, data: DataArguments, tokenizer, causal: bool = False) -> PreTrainedModel:
     """Random weights. The start token of cropped blocks is context; wrapped blocks are modelled whole, as published."""
-    chosen = {name: value for name, value in vars(sizes).items() if name != "model"}
+    chosen = {name: value for name, value in vars(sizes).items() if name not in ("model", "from_causal")}
     if causal:
         chosen = {name: chosen[name] for name in ("hidden_dim", "n_blocks", "n_heads", "dropout")} | {"causal": True}
     if data.style == "crop" and data.start_token:

@@ -20,6 +20,7 @@ from edlm_hf.evaluation.estimate import ratio_estimate
 from edlm_hf.modeling.masked_diffusion import uniform
 from edlm_hf.training.averaging import ExponentialMovingAverage
 from edlm_hf.training.collators import DataCollatorForBlocks
+from edlm_hf.training.optimizers import MuonAdamW
 
 PRESENT_WEIGHTS = "present_weights.safetensors"
 AVERAGE_OF_SHARDS = 1  # accelerate's index of a second sharded model; the present weights have index 0
@@ -27,12 +28,28 @@ AVERAGE_OF_SHARDS = 1  # accelerate's index of a second sharded model; the prese
 
 @dataclass
 class EDLMTrainingArguments(TrainingArguments):
-    """`transformers.TrainingArguments`, where optimiser, schedule, precision, compilation and logging are set."""
+    """`transformers.TrainingArguments`, where optimiser, schedule, precision, compilation and logging are set.
+
+    Raises:
+        ValueError: `muon` with FSDP.
+    """
 
     ema_decay: float = field(
         default=0.9999,
         metadata={"help": "Decay of the average of the weights that is evaluated and saved; 0: no average."},
     )
+    attn_implementation: str | None = field(
+        default=None, metadata={"help": "eager, sdpa, flash_attention_2, ...: eager is the fastest on some processors."}
+    )
+    muon: bool = field(
+        default=False,
+        metadata={"help": "Muon for the matrices of the blocks, AdamW for the rest, in place of `optim`."},
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.muon and self.fsdp:
+            raise ValueError("Muon needs whole matrices, which FSDP splits over processes. Use DDP, or muon=False.")
 
 
 class EDLMTrainer(Trainer):
@@ -55,6 +72,12 @@ class EDLMTrainer(Trainer):
         self.average = ExponentialMovingAverage(args.ema_decay)
         if args.ema_decay:
             kwargs["callbacks"] = [*(kwargs.get("callbacks") or []), self.average]
+        if args.attn_implementation:
+            model.set_attn_implementation(args.attn_implementation)
+        if args.muon:
+            options = {"lr": args.learning_rate, "weight_decay": args.weight_decay, "eps": args.adam_epsilon}
+            options["betas"] = (args.adam_beta1, args.adam_beta2)
+            kwargs["optimizer_cls_and_kwargs"] = (lambda: MuonAdamW), options  # the Trainer's form for whole models
         collator = data_collator or DataCollatorForBlocks(model.config)
         super().__init__(model, args, collator, compute_metrics=self.compute_row_metrics, **kwargs)
         self.eval_batches = 0

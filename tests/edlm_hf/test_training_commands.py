@@ -81,6 +81,18 @@ def test_text_to_a_model_with_an_energy_in_three_commands(tmp_path, recipe):
     assert rows.shape == (1, 16) and len(tokenizer.decode(rows[0], skip_special_tokens=True)) == 15
 
 
+def test_a_denoiser_starts_from_the_autoregressive_baseline(tmp_path, recipe):
+    call("train-autoregressive", recipe("autoregressive", max_steps=40))
+    start = {"max_steps": 1, "learning_rate": 0.0, "ema_decay": 0.0}
+    new = result_of(call("train-denoiser", recipe("denoiser", **start), "--json"))
+    causal = str(tmp_path / "autoregressive")
+    adapted = result_of(call("train-denoiser", recipe("denoiser", **start), "--json", "--from_causal", causal,
+                             "--output_dir", tmp_path / "adapted"))  # fmt: skip
+    assert adapted["parameters"] == new["parameters"] and adapted["eval_loss"] < new["eval_loss"] - 0.1
+    both = call("train-denoiser", recipe("denoiser"), "--from_causal", causal, "--model", causal)
+    assert both.exit_code == 1 and "give one of them" in both.stderr
+
+
 def test_a_command_that_stops_at_its_time_limit_goes_on_when_repeated(recipe):
     arguments = "train-denoiser", recipe("denoiser"), "--json"
     parts = result_of(call(*arguments, "--time_limit_minutes", 0))

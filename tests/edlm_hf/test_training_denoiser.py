@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 from exact import MASK, SEQUENCES, TableDenoiser, V, marginals, random_joint
-from published import tiny_config, tiny_denoiser
+from published import tiny_config
 from torch import nn
-from training import arguments, blocks, logged, mean_and_error, random_blocks
+from training import arguments, blocks, denoiser_trainer, logged, mean_and_error, random_blocks, same
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
 from edlm_hf import MDLMConfig, MDLMForCausalLM, MDLMForMaskedLM
@@ -20,25 +20,10 @@ from edlm_hf.training import (
     AutoregressiveTrainer,
     DataCollatorForBlocks,
     ExponentialMovingAverage,
-    MaskedDiffusionArguments,
-    MaskedDiffusionTrainer,
     last_complete_checkpoint,
     trainer_denoiser,
 )
 from edlm_hf.training.trainer_base import is_character_level
-
-
-def denoiser_trainer(folder, model=None, rows=None, eval_rows=None, callbacks=None, **changes):
-    rows = random_blocks(32) if rows is None else rows
-    model = model or tiny_denoiser()
-    args = arguments(folder, MaskedDiffusionArguments, **changes)
-    return MaskedDiffusionTrainer(model, args, train_dataset=rows, eval_dataset=eval_rows, callbacks=callbacks)
-
-
-def same(first: nn.Module, second: nn.Module) -> bool:
-    pairs = zip(first.state_dict().items(), second.state_dict().items(), strict=True)
-    return all(a == b and torch.equal(x, y) for (a, x), (b, y) in pairs)
-
 
 # --------------------------------------------------------------------------------------------------------- right target
 

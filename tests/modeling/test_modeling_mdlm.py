@@ -107,6 +107,21 @@ def test_published_initialisation_predicts_uniformly():
 
 
 @torch.no_grad()
+def test_denoiser_from_a_causal_model_computes_the_same_where_both_see_everything():
+    for causal, ids in ((tiny_causal(n_blocks=1), IDS), (tiny_causal(), IDS[:, :1])):
+        denoiser = MDLMForMaskedLM.from_causal(causal, cond_dim=4, time_conditioning=True, noise_schedule="cosine")
+        config = denoiser.config
+        assert (config.cond_dim, config.noise_schedule, config.causal, config.vocab_size) == (4, "cosine", False, 13)
+        for sigma in (0.1, 3.0):
+            logits = denoiser(ids, timesteps=torch.full((2,), sigma)).logits
+            torch.testing.assert_close(logits[:, -1, :12], causal(ids).logits[:, -1, :12])  # the last one sees all
+    denoiser.train().requires_grad_(True)
+    with torch.enable_grad():
+        denoiser(ids, timesteps=torch.ones(2)).logits.square().sum().backward()
+    assert all(block.adaLN_modulation.weight.grad.abs().sum() > 0 for block in denoiser.backbone.blocks)
+
+
+@torch.no_grad()
 def test_trunk_and_projection_make_the_logits():
     model = tiny_denoiser()
     hidden = model.backbone(IDS).last_hidden_state

@@ -4,8 +4,11 @@ import math
 
 import datasets
 import numpy as np
+import torch
+from published import tiny_denoiser
+from torch import nn
 
-from edlm_hf.training import EDLMTrainingArguments
+from edlm_hf.training import EDLMTrainingArguments, MaskedDiffusionArguments, MaskedDiffusionTrainer
 
 
 def arguments(folder, cls=EDLMTrainingArguments, **changes) -> EDLMTrainingArguments:
@@ -31,3 +34,15 @@ def logged(trainer, name: str = "loss") -> list[float]:
 
 def mean_and_error(values) -> tuple[float, float]:
     return float(np.mean(values)), float(np.std(values, ddof=1)) / math.sqrt(len(values))
+
+
+def denoiser_trainer(folder, model=None, rows=None, eval_rows=None, callbacks=None, **changes):
+    rows = random_blocks(32) if rows is None else rows
+    model = model or tiny_denoiser()
+    args = arguments(folder, MaskedDiffusionArguments, **changes)
+    return MaskedDiffusionTrainer(model, args, train_dataset=rows, eval_dataset=eval_rows, callbacks=callbacks)
+
+
+def same(first: nn.Module, second: nn.Module) -> bool:
+    pairs = zip(first.state_dict().items(), second.state_dict().items(), strict=True)
+    return all(a == b and torch.equal(x, y) for (a, x), (b, y) in pairs)
