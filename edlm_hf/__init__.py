@@ -6,6 +6,7 @@ Importing this package registers the model types `mdlm` and `edlm` with the auto
 
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM
 
+from edlm_hf.checkpoints import checkpoint
 from edlm_hf.modeling.configuration_edlm import EDLMConfig
 from edlm_hf.modeling.configuration_mdlm import MDLMConfig
 from edlm_hf.modeling.energy_edlm import EDLMEnergyModel
@@ -33,4 +34,5 @@ __all__ = [
     "MDLMForCausalLM",
     "MDLMForMaskedLM",
     "MDLMModel",
+    "checkpoint",
 ]

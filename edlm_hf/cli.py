@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from edlm_hf.checkpoints import locate
+
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Energy-based diffusion language models.")
 benchmark = typer.Typer(no_args_is_help=True, help="Measure this package against the published method.")
 app.add_typer(benchmark, name="benchmark")
@@ -14,15 +16,15 @@ app.add_typer(benchmark, name="benchmark")
 
 @app.command()
 def demo(
-    seconds: Annotated[float, typer.Option(help="How long to learn.")] = 60,
-    samples: Annotated[int, typer.Option(help="How many texts to generate.")] = 4,
+    samples: Annotated[int, typer.Option(help="How many texts of each sampler.")] = 2,
     steps: Annotated[int, typer.Option(help="Denoising steps T.")] = 32,
+    candidates: Annotated[int, typer.Option(help="Candidates k that an energy weighs.")] = 8,
     seed: Annotated[int, typer.Option(help="Seed of all randomness.")] = 0,
 ):
-    """Learn a small model from a book in a minute and generate from it."""
+    """Generate text from the checkpoint that ships: by the denoiser alone, and with each energy."""
     from edlm_hf.demo import run
 
-    run(seconds=seconds, samples=samples, steps=steps, seed=seed)
+    run(samples=samples, steps=steps, candidates=candidates, seed=seed)
 
 
 @app.command()
@@ -67,33 +69,53 @@ def generate(
     samples: Annotated[int, typer.Option(help="How many texts.")] = 1,
     max_new_tokens: Annotated[int | None, typer.Option(help="Length of the continuation.")] = None,
     steps: Annotated[int, typer.Option(help="Denoising steps T.")] = 128,
+    candidates: Annotated[int, typer.Option(help="Candidates k that an energy weighs; 1 switches it off.")] = 8,
+    window: Annotated[float, typer.Option(help="w: the energy acts at t in [1 - w, 1].")] = 1.0,
+    batch_size: Annotated[int, typer.Option(help="Texts at a time.")] = 16,
     seed: Annotated[int | None, typer.Option(help="Seed; random unless given.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...", show_default="cuda if there is one")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the texts as a JSON list.")] = False,
 ):
-    """Generate text, or fill the mask tokens of a prompt; in a terminal a single text is shown while it forms."""
+    """Generate text, or fill the mask tokens of a prompt; in a terminal a single text is shown while it forms.
+
+    Under torchrun the processes share the samples, each with random numbers of its own.
+    """
     import torch
     from transformers import AutoModelForMaskedLM, AutoTokenizer
 
-    import edlm_hf  # noqa: F401  (registers the model types)
+    from edlm_hf.processes import gather_turns, place
     from edlm_hf.streaming import TerminalDiffusionStreamer
 
-    generator = torch.Generator()
-    generator.seed() if seed is None else generator.manual_seed(seed)
-    network, tokenizer = AutoModelForMaskedLM.from_pretrained(model), AutoTokenizer.from_pretrained(model)
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    model, (process, processes) = locate(model), place()
+    network = AutoModelForMaskedLM.from_pretrained(model).to(device)
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    generator = torch.Generator(device)
+    if seed is None:
+        generator.seed()
+    else:
+        generator.manual_seed(seed * processes + process)
     streamer = None
     if samples == 1 and not as_json and sys.stdout.isatty():
         streamer = TerminalDiffusionStreamer(tokenizer, mask_token_id=network.config.mask_token_id, keep=False)
-    inputs = {} if prompt is None else dict(tokenizer([prompt] * samples, return_tensors="pt"))
-    rows = network.generate(
-        **{name: inputs[name] for name in ("input_ids", "attention_mask") if name in inputs},
-        batch_size=samples,
-        max_new_tokens=max_new_tokens,
-        max_denoising_steps=steps,
-        generator=generator,
-        streamer=streamer,
-    )
-    texts = tokenizer.batch_decode(rows, skip_special_tokens=True)
-    typer.echo(json.dumps(texts) if as_json else "\n\n".join(texts))
+    mine, texts = len(range(process, samples, processes)), []
+    for done in range(0, mine, batch_size):
+        count = min(batch_size, mine - done)
+        inputs = {} if prompt is None else dict(tokenizer([prompt] * count, return_tensors="pt").to(device))
+        rows = network.generate(
+            **{name: inputs[name] for name in ("input_ids", "attention_mask") if name in inputs},
+            batch_size=count,
+            max_new_tokens=max_new_tokens,
+            max_denoising_steps=steps,
+            num_candidates=candidates,
+            energy_window=window,
+            generator=generator,
+            streamer=streamer,
+        )
+        texts += tokenizer.batch_decode(rows, skip_special_tokens=True)
+    texts = gather_turns(texts)
+    if process == 0:
+        typer.echo(json.dumps(texts) if as_json else "\n\n".join(texts))
 
 
 TRAINING = {"context_settings": {"allow_extra_args": True, "ignore_unknown_options": True}, "add_help_option": False}
@@ -147,15 +169,15 @@ def evaluate(
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...", show_default="cuda if there is one")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ):
-    """Likelihood of a corpus under a model, with standard errors."""
+    """Likelihood of a corpus under a model, with standard errors; under torchrun the processes share the work."""
     import torch
 
-    import edlm_hf  # noqa: F401  (registers the model types)
     from edlm_hf.evaluation.run import EvaluationSettings, evaluate_model
+    from edlm_hf.processes import place
 
     try:
         settings = EvaluationSettings(
-            model=model,
+            model=locate(model),
             data=data,
             metrics=tuple(metrics.split(",")),
             tokenizer=tokenizer,
@@ -178,7 +200,8 @@ def evaluate(
     except (ValueError, FileNotFoundError) as error:
         typer.echo(f"edlm evaluate: {error}", err=True)
         raise typer.Exit(1) from None
-    typer.echo(json.dumps(evaluation.to_dict()) if as_json else evaluation.markdown())
+    if place()[0] == 0:
+        typer.echo(json.dumps(evaluation.to_dict()) if as_json else evaluation.markdown())
 
 
 def numbers(text: str | None) -> tuple[int, ...] | None:
@@ -298,8 +321,8 @@ def quality(
     from edlm_hf.benchmarks.quality_report import markdown
 
     given = {
-        "autoregressive": autoregressive,
-        "nce": tuple(nce or ()),
+        "autoregressive": autoregressive and locate(autoregressive),
+        "nce": tuple(map(locate, nce or ())),
         "judge": judge,
         "vocabulary": vocabulary,
         "steps": numbers(steps),
@@ -316,7 +339,7 @@ def quality(
     chosen = (QUICK if quick else {}) | {name: x for name, x in given.items() if x is not None}
     progress, advance = running()
     try:
-        settings = QualitySettings(model, tuple(data), **chosen)
+        settings = QualitySettings(locate(model), tuple(data), **chosen)
         with progress:
             result = run_study(settings, output, advance)
     except (ValueError, FileNotFoundError) as error:

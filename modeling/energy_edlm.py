@@ -21,7 +21,7 @@ from transformers.utils.generic import can_return_tuple
 
 from .configuration_mdlm import MDLMConfig
 from .masked_diffusion import at_least_float32
-from .modeling_mdlm import MDLMModel, MDLMPreTrainedModel, ZeroLinear, is_plain_linear
+from .modeling_mdlm import MDLMModel, MDLMPreTrainedModel, MeanLinear, ZeroLinear, is_plain_linear
 
 
 @dataclass
@@ -186,9 +186,13 @@ def with_updates(module: nn.Module, updates: Mapping[str, LowRankUpdate], path: 
 
 
 def energy_layers(hidden_dim: int) -> tuple[nn.Linear, nn.Sequential]:
-    """The projection of the joined embeddings and the head (its random start keeps gradients alive)."""
+    """The projection of the joined embeddings and the head (its random start keeps gradients alive).
+
+    The projection starts as the mean of emb(x_t) and emb(x_0): a visible token enters the trunk as the denoiser knows
+    it. Published code starts it at random, and the copied trunk then sees noise.
+    """
     head = nn.Sequential(nn.Linear(hidden_dim, hidden_dim), nn.ReLU(), nn.Linear(hidden_dim, 1, bias=False))
-    return nn.Linear(2 * hidden_dim, hidden_dim), head
+    return MeanLinear(2 * hidden_dim, hidden_dim), head
 
 
 def keep_head_wide(model: nn.Module) -> nn.Module:

@@ -20,6 +20,7 @@ from edlm_hf.evaluation.terms import joint_nats, log_gain, proposal, total
 from edlm_hf.modeling.custom_generate import unchanged
 from edlm_hf.modeling.energy_edlm import autoregressive_log_probs
 from edlm_hf.modeling.generation_edlm import Run
+from edlm_hf.processes import place
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,7 @@ def nelbo(
     importance_sampling: bool = False,
     batch_size: int = 16,
     seed: int = 0,
+    distributed: bool = False,
     progress_bar: bool = False,
 ) -> LikelihoodEstimate:
     """L_inf, the continuous-time bound of the denoiser: E int_0^1 (1/t) sum_{i in M} -log p_theta^i(x_0^i | x_t) dt.
@@ -93,11 +95,14 @@ def nelbo(
         num_samples: noise samples per text, even or 1; with 1 the standard error is that over texts.
         importance_sampling: draw times with a density proportional to the weight of the bound.
         batch_size: changes the speed only: the noise is a function of seed, text and sample.
+        distributed: share the batches with the other processes of `torchrun`; all get the same result.
 
     Raises:
         ValueError: no texts, a text that is empty, too long or not complete, or a log-probability that is not finite.
     """
-    run, noising = prepare(model, input_ids, attention_mask, scored, num_samples, batch_size, seed, **NO_FILTERS)
+    run, noising = prepare(
+        model, input_ids, attention_mask, scored, num_samples, batch_size, seed, distributed, **NO_FILTERS
+    )
 
     def nats(noised: Noised) -> torch.Tensor:
         return noised.weight * total(proposal(model, run, noised).nats, noised.masked)
@@ -115,6 +120,7 @@ def discrete_nelbo(
     num_samples: int = 8,
     batch_size: int = 16,
     seed: int = 0,
+    distributed: bool = False,
     progress_bar: bool = False,
 ) -> LikelihoodEstimate:
     """L_T = sum_n r_n E sum_{i in M} -log p_theta^i(x_0^i | x_{t_n}), the bound of the T-step sampler without energy.
@@ -128,7 +134,7 @@ def discrete_nelbo(
         ValueError: as `nelbo`; num_steps < 1.
     """
     options = {"num_steps": num_steps, "num_candidates": 1, "num_samples": num_samples, "batch_size": batch_size}
-    options |= {"seed": seed, "progress_bar": progress_bar} | NO_FILTERS
+    options |= {"seed": seed, "distributed": distributed, "progress_bar": progress_bar} | NO_FILTERS
     return sampler_bound(model, input_ids, attention_mask, scored=scored, **options)
 
 
@@ -145,6 +151,7 @@ def sampler_bound(
     num_samples: int = 8,
     batch_size: int = 16,
     seed: int = 0,
+    distributed: bool = False,
     progress_bar: bool = False,
     **generation_options,
 ) -> LikelihoodEstimate:
@@ -174,7 +181,9 @@ def sampler_bound(
         raise ValueError(f"inner_copies is {inner_copies}, but it must be at least 1.")
     options = {"max_denoising_steps": num_steps, "num_candidates": num_candidates, "sampler": "ancestral"}
     options |= generation_options
-    run, noising = prepare(model, input_ids, attention_mask, scored, num_samples, batch_size, seed, energy, **options)
+    run, noising = prepare(
+        model, input_ids, attention_mask, scored, num_samples, batch_size, seed, distributed, energy, **options
+    )
     if run.config.sampler != "ancestral" or run.config.do_sample is False or run.config.block_length is not None:
         raise ValueError("The bound is that of the sampler `ancestral` with do_sample=True, without block_length.")
 
@@ -201,6 +210,7 @@ def paper_nll(
     num_samples: int = 8,
     batch_size: int = 16,
     seed: int = 0,
+    distributed: bool = False,
     progress_bar: bool = False,
     **generation_options,
 ) -> LikelihoodEstimate:
@@ -224,7 +234,9 @@ def paper_nll(
     if partition_samples < 2:
         raise ValueError(f"partition_samples is {partition_samples}, but it must be at least 2.")
     options = NO_FILTERS | generation_options
-    run, noising = prepare(model, input_ids, attention_mask, scored, num_samples, batch_size, seed, energy, **options)
+    run, noising = prepare(
+        model, input_ids, attention_mask, scored, num_samples, batch_size, seed, distributed, energy, **options
+    )
     if run.config.energy_scope == "revealed":
         raise ValueError("The paper's estimator takes the joint over all masks: it needs energy_scope='sequence'.")
 
@@ -236,7 +248,14 @@ def paper_nll(
 
 @torch.no_grad()
 def autoregressive_nll(
-    model: nn.Module, input_ids, attention_mask=None, *, scored=None, batch_size: int = 16, progress_bar: bool = False
+    model: nn.Module,
+    input_ids,
+    attention_mask=None,
+    *,
+    scored=None,
+    batch_size: int = 16,
+    distributed: bool = False,
+    progress_bar: bool = False,
 ) -> LikelihoodEstimate:
     """-log p_AR(x) per token of a causal language model: exact, so its Monte-Carlo standard error is 0.
 
@@ -255,7 +274,7 @@ def autoregressive_nll(
     start = causal.config.bos_token_id
     if start is not None and not 0 <= start < causal.config.vocab_size:
         start = None
-    noising = Noising(texts, None, 1, batch_size, 0)
+    noising = Noising(texts, None, 1, batch_size, 0, place() if distributed else (0, 1))
     if start is None:
         for i, kept in enumerate(texts.scored):
             kept[0] = False
@@ -310,6 +329,7 @@ def h_profile(
     num_samples: int = 1,
     batch_size: int = 16,
     seed: int = 0,
+    distributed: bool = False,
     progress_bar: bool = False,
 ) -> HProfile:
     """h(t) = E[sum_{i in M} -log p_theta^i(x_0^i | x_t)] / E[|M|] at each of `times`; arguments as in `nelbo`.
@@ -323,7 +343,9 @@ def h_profile(
     times = tuple(float(t) for t in times)
     if not times or not all(0 < t <= 1 for t in times):
         raise ValueError(f"times is {times}, but at least one is needed, all in (0, 1].")
-    run, noising = prepare(model, input_ids, attention_mask, scored, num_samples, batch_size, seed, **NO_FILTERS)
+    run, noising = prepare(
+        model, input_ids, attention_mask, scored, num_samples, batch_size, seed, distributed, **NO_FILTERS
+    )
     entropies = []
 
     def nats(noised: Noised) -> torch.Tensor:
@@ -334,8 +356,9 @@ def h_profile(
         for noised in scoring(model, noising, noising.at(t, run.device), progress_bar):
             sums.append(where_masked(nats, noised))
             counts.append(noised.masked.sum(-1).cpu())
-        check_finite(torch.cat(sums).view(-1, noising.num_samples))
-        entropies.append(ratio_estimate(torch.cat(sums), torch.cat(counts), "nats/masked token"))
+        sums, counts = (torch.cat(noising.gather(parts)) for parts in (sums, counts))
+        check_finite(sums.view(-1, noising.num_samples))
+        entropies.append(ratio_estimate(sums, counts, "nats/masked token"))
     return HProfile(times, tuple(entropies))
 
 
@@ -352,6 +375,7 @@ def prepare(
     num_samples,
     batch_size,
     seed,
+    distributed,
     energy=None,
     **generation_options,
 ) -> tuple[Run, Noising]:
@@ -364,7 +388,7 @@ def prepare(
     config = model._prepare_generation_config(None, **generation_options)
     run = model.prepare_run(config, torch.empty(0, 0, dtype=torch.long, device=device_of(model)), energy)
     texts = read_texts(model.config, input_ids, attention_mask, scored)
-    return run, Noising(texts, run.schedule, num_samples, batch_size, seed)
+    return run, Noising(texts, run.schedule, num_samples, batch_size, seed, place() if distributed else (0, 1))
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -373,7 +397,8 @@ def device_of(model: nn.Module) -> torch.device:
 
 def scoring(model: nn.Module, noising: Noising, batches: Iterable[Noised], progress_bar: bool) -> Iterable[Noised]:
     """The batches, one by one, with the model in eval mode and without gradients."""
-    progress = {"console": Console(stderr=True), "total": len(noising), "disable": not progress_bar}
+    shown = progress_bar and noising.place[0] == 0
+    progress = {"console": Console(stderr=True), "total": len(noising), "disable": not shown}
     with unchanged([model]), torch.no_grad():
         model.eval()
         yield from track(batches, "scoring", **progress)
@@ -393,7 +418,7 @@ def estimate(
     (1 / K^2) sum_j (y_{i,2j} - y_{i,2j+1})^2 / 4, without bias.
     """
     values = [where_masked(nats, noised) for noised in scoring(model, noising, batches, progress_bar)]
-    samples = torch.cat(values).view(-1, noising.num_samples)
+    samples = torch.cat(noising.gather(values)).view(-1, noising.num_samples)
     check_finite(samples)
     counts = noising.texts.counts
     means, strata = samples.mean(-1), noising.num_samples // 2

@@ -2,11 +2,13 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
+from itertools import islice
 
 import numpy as np
 import torch
 
 from edlm_hf.modeling.masked_diffusion import NoiseSchedule, reveal_probability
+from edlm_hf.processes import gather_turns
 
 GOLDEN_RATIO = (5**0.5 - 1) / 2
 
@@ -129,18 +131,32 @@ class Noising:
         num_samples: M, even or 1. With M even the samples 2j and 2j + 1 of a text have independent times in stratum j
             of M / 2, so that the Monte-Carlo error of every text can be estimated without bias. With M = 1 the times
             are a lattice over the texts.
+        place: (r, P): only the batches r, r + P, ... are made, the share of process r of P.
     """
 
-    def __init__(self, texts: Texts, schedule: NoiseSchedule, num_samples: int, batch_size: int, seed: int):
+    def __init__(
+        self,
+        texts: Texts,
+        schedule: NoiseSchedule,
+        num_samples: int,
+        batch_size: int,
+        seed: int,
+        place: tuple[int, int] = (0, 1),
+    ):
         if num_samples < 1 or (num_samples > 1 and num_samples % 2):
             raise ValueError(f"num_samples is {num_samples}, but it must be 1 or even (samples come in pairs).")
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}, but it must be at least 1.")
         self.texts, self.schedule, self.seed = texts, schedule, seed
-        self.num_samples, self.batch_size = num_samples, batch_size
+        self.num_samples, self.batch_size, self.place = num_samples, batch_size, place
 
     def __len__(self) -> int:
-        return -(-len(self.texts.ids) * self.num_samples // self.batch_size)
+        batches = -(-len(self.texts.ids) * self.num_samples // self.batch_size)
+        return len(range(self.place[0], batches, self.place[1]))
+
+    def gather(self, of_batches: list) -> list:
+        """What the processes made of their batches, one item each, in the order of the batches."""
+        return of_batches if self.place[1] == 1 else gather_turns(of_batches)
 
     def points(self) -> Iterator[tuple[int, float, np.random.Generator]]:
         """(text i, a point of [0, 1) that decides the time, a source of the other noise) for every sample."""
@@ -205,15 +221,14 @@ class Noising:
         )
 
     def batches(self, draw, device: torch.device) -> Iterator[Noised]:
-        rows = []
-        for i, point, source in self.points():
-            scored = self.texts.scored[i]
-            masked, revealed, t, weight = draw(int(scored.sum()), point, source)
-            rows.append((i, self.spread(masked, scored), self.spread(revealed, scored), t, weight, source))
-            if len(rows) == self.batch_size:
-                yield self.collate(rows, device)
-                rows = []
-        if rows:
+        points, (first, every) = self.points(), self.place
+        all_batches = iter(lambda: list(islice(points, self.batch_size)), [])
+        for batch in islice(all_batches, first, None, every):
+            rows = []
+            for i, point, source in batch:
+                scored = self.texts.scored[i]
+                masked, revealed, t, weight = draw(int(scored.sum()), point, source)
+                rows.append((i, self.spread(masked, scored), self.spread(revealed, scored), t, weight, source))
             yield self.collate(rows, device)
 
     @staticmethod

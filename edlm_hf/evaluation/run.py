@@ -20,6 +20,7 @@ from edlm_hf.evaluation.likelihood import (
 )
 from edlm_hf.evaluation.noising import Texts, read_texts
 from edlm_hf.modeling.modeling_edlm import EDLMForMaskedDiffusion
+from edlm_hf.processes import connected
 from edlm_hf.tokenization import normalize_text8
 
 METRICS: dict[str, Callable] = {
@@ -83,7 +84,7 @@ class EvaluationSettings:
 
     def options(self, metric: str) -> dict:
         """Arguments of a metric beside model and texts."""
-        options = {"batch_size": self.batch_size, "progress_bar": self.progress_bar}
+        options = {"batch_size": self.batch_size, "distributed": True, "progress_bar": self.progress_bar}
         if metric != "autoregressive_nll":
             options |= {"num_samples": self.num_samples, "seed": self.seed}
         if metric in ("discrete_nelbo", "sampler_bound"):
@@ -131,14 +132,15 @@ class Evaluation:
 
 
 def evaluate_model(settings: EvaluationSettings) -> Evaluation:
-    """Load, cut and score.
+    """Load, cut and score; under `torchrun` the processes share the scoring, and all get the result.
 
     Raises:
         ValueError: what the settings, the corpus, the tokenizer or a metric refuse.
     """
     model = load_model(settings.model, any(name != "autoregressive_nll" for name in settings.metrics))
     tokenizer = AutoTokenizer.from_pretrained(settings.tokenizer or settings.model)
-    ids, scored = load_texts(settings, tokenizer, model.config)
+    with connected().main_process_first():  # which leaves the blocks in the cache for the others
+        ids, scored = load_texts(settings, tokenizer, model.config)
     texts = read_texts(model.config, ids, scored=scored)
     model = model.to(settings.device)
     counted = (row[keep] for row, keep in zip(texts.ids, texts.scored, strict=True))

@@ -26,6 +26,7 @@ from transformers import (
 )
 
 import edlm_hf
+from edlm_hf.checkpoints import locate
 from edlm_hf.data import PROTOCOLS, load_corpus, to_blocks
 from edlm_hf.tokenization import add_mask_token, normalize_text8, text8_tokenizer
 from edlm_hf.training.trainer_autoregressive import AutoregressiveTrainer
@@ -100,9 +101,9 @@ def train_denoiser(arguments: list[str]) -> dict:
     if sizes.model and sizes.from_causal:
         raise ValueError("model and from_causal both say where the weights come from: give one of them.")
     if sizes.model:
-        model = AutoModelForMaskedLM.from_pretrained(sizes.model)
+        model = AutoModelForMaskedLM.from_pretrained(locate(sizes.model))
     elif sizes.from_causal:
-        causal = edlm_hf.MDLMForCausalLM.from_pretrained(sizes.from_causal)
+        causal = edlm_hf.MDLMForCausalLM.from_pretrained(locate(sizes.from_causal))
         names = "cond_dim", "time_conditioning", "noise_schedule", "dropout"
         model = edlm_hf.MDLMForMaskedLM.from_causal(causal, **{name: getattr(sizes, name) for name in names})
     else:
@@ -116,7 +117,7 @@ def train_autoregressive(arguments: list[str]) -> dict:
     data, sizes, args = parse("train-autoregressive", classes, arguments)
     tokenizer = load_tokenizer(data, args)
     if sizes.model:
-        model = AutoModelForCausalLM.from_pretrained(sizes.model)
+        model = AutoModelForCausalLM.from_pretrained(locate(sizes.model))
     else:
         model = new_model(sizes, data, tokenizer, causal=True)
     return run(AutoregressiveTrainer, model, args, data, tokenizer)
@@ -207,7 +208,7 @@ def new_energy(parts: EnergyModelArguments) -> edlm_hf.EDLMForMaskedDiffusion:
     Raises:
         ValueError: more `energy_blocks` than the denoiser has, or where nothing is copied.
     """
-    denoiser = AutoModelForMaskedLM.from_pretrained(parts.denoiser)
+    denoiser = AutoModelForMaskedLM.from_pretrained(locate(parts.denoiser))
     if isinstance(denoiser, edlm_hf.EDLMForMaskedDiffusion):
         denoiser = denoiser.denoiser
     options = {"energy_type": "nce", "energy_scope": parts.energy_scope}

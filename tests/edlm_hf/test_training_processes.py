@@ -8,10 +8,13 @@ import sys
 
 import pytest
 import torch
-from published import tiny_causal, tiny_denoiser
+from published import tiny_causal, tiny_config, tiny_denoiser
 from training import arguments, random_blocks
 
-from edlm_hf import EDLMForMaskedDiffusion
+from edlm_hf import EDLMForMaskedDiffusion, MDLMForMaskedLM
+from edlm_hf.cli import app
+from edlm_hf.evaluation import autoregressive_nll, h_profile, nelbo
+from edlm_hf.tokenization import text8_tokenizer
 from edlm_hf.training import AutoregressiveTrainer, EnergyArguments, EnergyTrainer, MaskedDiffusionTrainer
 from edlm_hf.training.trainer_denoiser import MaskedDiffusionArguments
 
@@ -37,8 +40,23 @@ def runs(folder, rows_per_process: int) -> dict[str, list[dict]]:
     return logs
 
 
+def likelihoods() -> dict[str, list[float]]:
+    """Nats of seven texts of different length, and h(t), with the work shared by the processes."""
+    texts = [[1, 2, 3, 4, 5, 6][: 2 + i % 5] for i in range(7)]
+    options = {"batch_size": 3, "distributed": True}
+    found = nelbo(tiny_denoiser(), texts, num_samples=2, **options), autoregressive_nll(tiny_causal(), texts, **options)
+    profile = h_profile(tiny_denoiser(), texts, times=(0.3, 1.0), **options)
+    return {
+        "nats": [x for estimate in found for x in estimate.sequence_nats],
+        "h": [x for estimate in profile.entropies for x in (estimate.value, estimate.standard_error)],
+    }
+
+
 @pytest.mark.timeout(300)
 def test_two_processes_have_the_losses_of_one(tmp_path):
+    tokenizer = text8_tokenizer(12, start_token=False)
+    MDLMForMaskedLM(tiny_config(vocab_size=len(tokenizer))).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -55,10 +73,12 @@ def test_two_processes_have_the_losses_of_one(tmp_path):
         for rank in range(2)
     ]
     one = runs(tmp_path / "one", rows_per_process=8)
-    for process in processes:
-        output, _ = process.communicate()
-        assert process.returncode == 0, output[-4000:]
+    outputs = [process.communicate()[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], "\n".join(text[-4000:] for text in outputs)
     two = json.loads((tmp_path / "two.json").read_text())
+    assert two.pop("likelihoods") == [likelihoods()] * 2
+    texts = two.pop("texts")
+    assert len(texts) == 5 == len(set(texts)) and all(len(text) == 12 for text in texts)
     timing = ("runtime", "per_second", "total_flos")
     for name, entries in one.items():
         assert len(entries) == len(two[name]) == 5
@@ -72,8 +92,17 @@ def test_two_processes_have_the_losses_of_one(tmp_path):
 if __name__ == "__main__":
     from pathlib import Path
 
+    from accelerate.utils import gather_object
+    from typer.testing import CliRunner
+
     home = Path(sys.argv[1])
-    logs = runs(home / "two", rows_per_process=4)
+    logs = runs(home / "two", rows_per_process=4) | {"likelihoods": gather_object([likelihoods()])}
+    arguments = "generate", "--model", str(home), "--max-new-tokens", "12", "--steps", "2", "--samples", "5"
+    result = CliRunner().invoke(app, [*arguments, "--seed", "0", "--batch-size", "2", "--json"])
+    assert result.exit_code == 0, (result.output, result.exception)
     if os.environ["RANK"] == "0":
+        logs["texts"] = json.loads(result.stdout.splitlines()[-1])
         (home / "two.json").write_text(json.dumps(logs))
+    elif result.stdout:
+        raise AssertionError("The second process prints too.")
     torch.distributed.destroy_process_group()
