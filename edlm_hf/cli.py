@@ -177,7 +177,7 @@ def evaluate(
 
     try:
         settings = EvaluationSettings(
-            model=locate(model),
+            model=model,
             data=data,
             metrics=tuple(metrics.split(",")),
             tokenizer=tokenizer,
@@ -309,6 +309,7 @@ def quality(
     samples: Annotated[int | None, typer.Option(help="Samples per seed.", show_default="256")] = None,
     seeds: Annotated[str | None, typer.Option(help="Each makes samples of its own.", show_default="0")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Rows per batch.", show_default="16")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32 or bfloat16.", show_default="float32")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...", show_default="cuda if there is one")] = None,
     quick: Annotated[bool, typer.Option(help="Few steps and samples unless given: under two minutes.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
@@ -321,8 +322,8 @@ def quality(
     from edlm_hf.benchmarks.quality_report import markdown
 
     given = {
-        "autoregressive": autoregressive and locate(autoregressive),
-        "nce": tuple(map(locate, nce or ())),
+        "autoregressive": autoregressive,
+        "nce": tuple(nce or ()),
         "judge": judge,
         "vocabulary": vocabulary,
         "steps": numbers(steps),
@@ -334,12 +335,13 @@ def quality(
         "num_generated": samples,
         "seeds": numbers(seeds),
         "batch_size": batch_size,
+        "dtype": dtype,
         "device": device or ("cuda" if torch.cuda.is_available() else "cpu"),
     }
     chosen = (QUICK if quick else {}) | {name: x for name, x in given.items() if x is not None}
     progress, advance = running()
     try:
-        settings = QualitySettings(locate(model), tuple(data), **chosen)
+        settings = QualitySettings(model, tuple(data), **chosen)
         with progress:
             result = run_study(settings, output, advance)
     except (ValueError, FileNotFoundError) as error:

@@ -27,7 +27,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 
 import edlm_hf
 from edlm_hf.benchmarks.quality_report import markdown, plot
-from edlm_hf.benchmarks.report import Parts, environment, hardware, write_results
+from edlm_hf.benchmarks.report import DTYPES, Parts, environment, hardware, write_results
+from edlm_hf.checkpoints import locate
 from edlm_hf.data import PROTOCOLS, load_corpus, to_blocks
 from edlm_hf.evaluation import (
     Estimate,
@@ -70,6 +71,7 @@ class QualitySettings:
         steps: values of T. num_candidates: k. window: w. inner_copies: values of m for the sampler bound.
         num_texts: blocks of each set that are scored. noise_samples: per text, even or 1.
         num_generated: samples for each of `seeds`.
+        dtype: float32 or bfloat16, of all networks but the judge.
 
     Raises:
         ValueError: a value is out of range, missing or given twice.
@@ -90,6 +92,7 @@ class QualitySettings:
     num_generated: int = 256
     seeds: tuple[int, ...] = (0,)
     batch_size: int = 16
+    dtype: str = "float32"
     device: str = "cpu"
 
     def __post_init__(self):
@@ -114,6 +117,8 @@ class QualitySettings:
         names = [name for name, _ in map(named_source, self.data)]
         if len(set(names)) < len(names):
             raise ValueError(f"Two sets of texts have the same name: {', '.join(names)}. Write name=source.")
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype is {self.dtype!r}, but it must be one of {', '.join(DTYPES)}.")
         try:
             torch.device(self.device)
         except RuntimeError:
@@ -226,16 +231,17 @@ class Study:
 
     def __init__(self, settings: QualitySettings, output: Path):
         self.settings, self.parts, self.device = settings, Parts(output / "parts"), torch.device(settings.device)
-        self.tokenizer = AutoTokenizer.from_pretrained(settings.model)
-        network = load_denoiser(settings.model)
+        self.tokenizer = AutoTokenizer.from_pretrained(locate(settings.model))
+        precision = {"dtype": DTYPES[settings.dtype]}
+        network = load_denoiser(locate(settings.model), **precision)
         denoiser, own_energy = getattr(network, "denoiser", network), getattr(network.config, "energy_type", "none")
         self.causal = network.energy_model if own_energy in ("ar", "coar") else None
         if settings.autoregressive is not None:
-            causal = AutoModelForCausalLM.from_pretrained(settings.autoregressive)
+            causal = AutoModelForCausalLM.from_pretrained(locate(settings.autoregressive), **precision)
             self.causal = getattr(causal, "energy_model", causal)
         if self.causal is None and settings.judge is None:
             raise ValueError("Nothing judges the samples: give judge, or autoregressive (an AR model, also an arm).")
-        composites = [EDLMForMaskedDiffusion.from_pretrained(name) for name in settings.nce]
+        composites = [EDLMForMaskedDiffusion.from_pretrained(locate(name), **precision) for name in settings.nce]
         composites += [network] if own_energy == "nce" else []
         self.denoiser = EDLMForMaskedDiffusion.from_components(denoiser, tokenizer=self.tokenizer)
         self.length = self.denoiser.config.max_position_embeddings

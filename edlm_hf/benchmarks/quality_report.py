@@ -27,7 +27,7 @@ def markdown(result: dict) -> str:
         f"{facts['date']}, torch {facts['torch']}, transformers {facts['transformers']}. Model {settings['model']}, "
         f"L = {result['length']}, k = {settings['num_candidates']}, w = {settings['window']}, seeds "
         f"{', '.join(map(str, settings['seeds']))}. Seconds are those of {'; '.join(measured)}, in batches of "
-        f"{settings['batch_size']}.",
+        f"{settings['batch_size']}, {settings['dtype']}.",
         "",
         f"`{facts['command']}`",
         "",

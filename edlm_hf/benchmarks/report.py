@@ -14,6 +14,8 @@ from pathlib import Path
 import torch
 import transformers
 
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
 
 def environment(device: torch.device) -> dict:
     return {

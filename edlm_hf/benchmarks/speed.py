@@ -23,13 +23,12 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from edlm_hf.benchmarks.published import AutoregressiveEnergy, sample_published
-from edlm_hf.benchmarks.report import environment, new_figure, save_figure, write_results
+from edlm_hf.benchmarks.report import DTYPES, environment, new_figure, save_figure, write_results
 from edlm_hf.modeling.configuration_mdlm import MDLMConfig
 from edlm_hf.modeling.modeling_edlm import EDLMForMaskedDiffusion
 from edlm_hf.modeling.modeling_mdlm import MDLMForCausalLM, MDLMForMaskedLM
 
 MODES = ("mdlm", "ar", "first_hitting")
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 PUBLISHED, OURS = "published", "ours"
 WARM_UP_STEPS, MEMORY_STEPS = 4, 128
 

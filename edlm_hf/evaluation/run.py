@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer, PreTrainedTokenizerBase
 
+from edlm_hf.checkpoints import locate
 from edlm_hf.data import PROTOCOLS, document_windows, load_corpus, to_blocks
 from edlm_hf.evaluation.likelihood import (
     HProfile,
@@ -137,8 +138,9 @@ def evaluate_model(settings: EvaluationSettings) -> Evaluation:
     Raises:
         ValueError: what the settings, the corpus, the tokenizer or a metric refuse.
     """
-    model = load_model(settings.model, any(name != "autoregressive_nll" for name in settings.metrics))
-    tokenizer = AutoTokenizer.from_pretrained(settings.tokenizer or settings.model)
+    name = locate(settings.model)
+    model = load_model(name, any(name != "autoregressive_nll" for name in settings.metrics))
+    tokenizer = AutoTokenizer.from_pretrained(settings.tokenizer or name)
     with connected().main_process_first():  # which leaves the blocks in the cache for the others
         ids, scored = load_texts(settings, tokenizer, model.config)
     texts = read_texts(model.config, ids, scored=scored)
