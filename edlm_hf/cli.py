@@ -118,6 +118,37 @@ def generate(
         typer.echo(json.dumps(texts) if as_json else "\n\n".join(texts))
 
 
+@app.command()
+def push(
+    folder: Annotated[Path, typer.Argument(help="A model or adapter as save_pretrained or training wrote it.")],
+    repository: Annotated[str, typer.Argument(help="user/name on the Hub; it is made if it does not exist.")],
+    private: Annotated[bool, typer.Option("--private", help="Only you see it; refused for a public one.")] = False,
+    revision: Annotated[str | None, typer.Option(help="Branch, made if needed.", show_default="main")] = None,
+    message: Annotated[str | None, typer.Option(help="Of the commit.", show_default="Upload model")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+):
+    """Upload a model or adapter with its model card to the Hugging Face Hub, in one commit.
+
+    The folder is only read: after an interruption, repeat the command. A card that somebody wrote or edited, there or
+    on the Hub, is kept. Checkpoints and the optimiser's state are not uploaded. The account is that of `hf auth login`
+    or HF_TOKEN.
+    """
+    from huggingface_hub.errors import HTTPError
+
+    from edlm_hf.hub import push as push_to_hub
+
+    try:
+        commit = push_to_hub(folder, repository, private=private or None, revision=revision, commit_message=message)
+    except (ValueError, OSError, HTTPError) as error:
+        typer.echo(f"edlm push: {error}", err=True)
+        if isinstance(error, HTTPError):
+            typer.echo(f"{folder} is as it was: repeat the command to push again.", err=True)
+        raise typer.Exit(1) from None
+    url = str(commit.repo_url)
+    result = {"repository": commit.repo_url.repo_id, "revision": revision or "main", "commit": commit.oid, "url": url}
+    typer.echo(json.dumps(result) if as_json else f"{url}, commit {commit.oid}")
+
+
 TRAINING = {"context_settings": {"allow_extra_args": True, "ignore_unknown_options": True}, "add_help_option": False}
 
 

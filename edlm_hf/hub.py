@@ -1,7 +1,7 @@
-"""What goes to the Hub: the generation engine as a repository that any masked diffusion model there can call.
+"""What goes to the Hub: models, adapters, and the generation engine that any masked diffusion model there can call.
 
-save_custom_generate("edlm-generate")
-huggingface_hub.upload_folder(repo_id="user/edlm-generate", folder_path="edlm-generate")
+push("runs/energy", "user/edlm", private=True)
+push(save_custom_generate("edlm-generate"), "user/edlm-generate")
 """
 
 import re
@@ -9,9 +9,12 @@ import tempfile
 from importlib.metadata import requires
 from pathlib import Path
 
+from huggingface_hub import CommitInfo, ModelCard
+from transformers import AutoConfig
 from transformers.dynamic_module_utils import get_relative_import_files
 
 from edlm_hf.modeling import custom_generate
+from edlm_hf.modeling.card_edlm import BLANK, KINDS, CardFacts, CardMixin, model_card, push_folder, read_json, replaces
 
 CARD = """\
 ---
@@ -97,3 +100,58 @@ def save_custom_generate(folder: str | Path) -> Path:
             target.rmdir()
         complete.rename(target)
     return target
+
+
+def push(model, repo_id: str, *, facts: CardFacts | None = None, **kwargs) -> CommitInfo:
+    """Upload a model, an adapter or a folder with either in it, with its model card, in one commit.
+
+    A folder is only read, and a push that was interrupted can be repeated. What a training run needs for going on
+    (checkpoints, the state of the optimiser) stays here.
+
+    Args:
+        model: a folder that `save_pretrained` or `save_custom_generate` wrote, or anything that has `save_pretrained`,
+            a `PeftModel` among them.
+        repo_id: `user/name`, or `name` for the account of the token.
+        facts: what only the author knows, for the card; a model of this package keeps them as its `card_facts`.
+        kwargs: `private`, `revision`, `commit_message`, `token`, `create_pr`, `tags`: see `push_folder`.
+
+    Raises:
+        ValueError: there is no such folder, or nothing in it that could be loaded; the repository is public although
+            `private` was asked for; the checkpoint refers to another one that is only on this machine.
+        huggingface_hub.errors.HTTPError: the Hub was not reached, or refused.
+    """
+    if not isinstance(model, (str, Path)):
+        if facts is not None and isinstance(model, CardMixin):
+            model.card_facts, facts = facts, None
+        with tempfile.TemporaryDirectory() as folder:
+            model.save_pretrained(folder)
+            return push(folder, repo_id, facts=facts, **kwargs)
+    folder = Path(model)
+    entries = ("config.json", "adapter_config.json", "custom_generate/generate.py")
+    if not any((folder / entry).is_file() for entry in entries):
+        raise ValueError(
+            f"{folder} is no folder with a model: it holds none of {', '.join(entries)}. Give one that save_pretrained "
+            "wrote."
+        )
+    card, readme = None, folder / "README.md"
+    old = readme.read_text(encoding="utf-8") if readme.is_file() else None
+    if old is None or BLANK in old or facts is not None:
+        card = card_of_folder(folder, facts, old)
+    if card is not None and not replaces(card, old):
+        card = None
+    return push_folder(folder, repo_id, card=card, **kwargs)
+
+
+def card_of_folder(folder: Path, facts: CardFacts | None = None, old: str | None = None) -> str | None:
+    """Our card for what is in a folder, with the base models of its `old` card; None if it is not of this package."""
+    config, adapter = read_json(folder, "config.json"), read_json(folder, "adapter_config.json")
+    if config is None and adapter is not None:
+        architecture = (adapter.get("auto_mapping") or {}).get("base_model_class", "EDLMForMaskedDiffusion")
+        base = [adapter.get("base_model_name_or_path")]
+        return model_card(architecture, None, facts, base_models=base, adapter=True) if architecture in KINDS else None
+    architecture = ((config or {}).get("architectures") or [""])[0]
+    if architecture not in KINDS:
+        return None
+    base = (ModelCard(old, ignore_metadata_errors=True).data.base_model if old else None) or []
+    base = [base] if isinstance(base, str) else base
+    return model_card(architecture, AutoConfig.from_pretrained(folder), facts, base_models=base)

@@ -16,6 +16,7 @@ from transformers.modeling_outputs import MaskedLMOutput
 from transformers.utils import cached_file, logging
 from transformers.utils.generic import can_return_tuple
 
+from .card_edlm import CardMixin
 from .configuration_edlm import ENERGY_TYPES, EDLMConfig, PlainModuleConfig, check_choice
 from .configuration_mdlm import MDLMConfig
 from .energy_edlm import (
@@ -35,7 +36,7 @@ logger = logging.get_logger(__name__)
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "proxies", "trust_remote_code")
 
 
-class EDLMForMaskedDiffusion(PreTrainedModel, MaskedDiffusionGenerationMixin):
+class EDLMForMaskedDiffusion(CardMixin, PreTrainedModel, MaskedDiffusionGenerationMixin):
     """A denoiser p_theta(x_0|x_t) and an energy E(x_0, x_t); together p(x_0|x_t) = p_theta exp(-E) / Z.
 
     `model.denoiser` and `model.energy_model` are plain sub-modules; either may be replaced by another with the same
@@ -184,7 +185,7 @@ class EDLMForMaskedDiffusion(PreTrainedModel, MaskedDiffusionGenerationMixin):
         return (model, info) if output_loading_info else model
 
     def save_pretrained(self, save_directory, *args, **kwargs):
-        """`PreTrainedModel.save_pretrained` of the whole, with the modelling code for `trust_remote_code=True`.
+        """`PreTrainedModel.save_pretrained` of the whole, with a model card and the code for `trust_remote_code=True`.
 
         Raises:
             ValueError: a part is neither from this package nor from transformers, so nobody could load it again.

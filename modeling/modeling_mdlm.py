@@ -19,6 +19,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
+from .card_edlm import CardMixin
 from .configuration_mdlm import MDLMConfig
 from .generation_edlm import EDLMGenerationConfig, MaskedDiffusionGenerationMixin
 from .masked_diffusion import at_least_float32, subs_cross_entropy
@@ -210,7 +211,7 @@ class MDLMOutputLayer(nn.Module):
         return hidden_states * (1 + scale) + shift
 
 
-class MDLMPreTrainedModel(PreTrainedModel):
+class MDLMPreTrainedModel(CardMixin, PreTrainedModel):
     config: MDLMConfig
     base_model_prefix = "backbone"
     supports_gradient_checkpointing = True
@@ -270,7 +271,7 @@ class MDLMPreTrainedModel(PreTrainedModel):
         return (model, info) if output_loading_info else model
 
     def save_pretrained(self, save_directory, *args, **kwargs):
-        """`PreTrainedModel.save_pretrained`; the modelling code travels along for `trust_remote_code=True`."""
+        """`PreTrainedModel.save_pretrained` with a model card; the code travels along for `trust_remote_code=True`."""
         set_auto_map(self)
         super().save_pretrained(save_directory, *args, **kwargs)
 

@@ -19,7 +19,7 @@ def call(*arguments):
 def test_help_names_every_command():
     result = call("--help")
     assert result.exit_code == 0
-    for command in ("demo", "convert", "generate"):
+    for command in ("demo", "convert", "generate", "push"):
         assert command in result.output
 
 

@@ -1,4 +1,4 @@
-"""An interpreter that has torch and transformers but neither this package nor a network."""
+"""An interpreter that has torch and transformers but neither this package nor, unless told otherwise, a network."""
 
 import os
 import subprocess
@@ -18,13 +18,13 @@ class BarePython:
                 if "edlm" not in entry.name and entry.suffix != ".pth":
                     (self.site / entry.name).symlink_to(entry)
 
-    def __call__(self, script: str, *arguments, timeout: float = 300) -> str:
+    def __call__(self, script: str, *arguments, timeout: float = 300, **environment: str) -> str:
         """Standard output of the script; its errors are those of the test."""
         keep = {name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH") if name in os.environ}
         here = {"HF_HOME": str(self.home / "hf"), "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(self.site)}
         command = [sys.executable, "-S", "-c", script, *map(str, arguments)]
         result = subprocess.run(
-            command, env=keep | here, cwd=self.home, capture_output=True, text=True, timeout=timeout
+            command, env=keep | here | environment, cwd=self.home, capture_output=True, text=True, timeout=timeout
         )
         assert result.returncode == 0, result.stderr[-4000:]
         return result.stdout
