@@ -8,6 +8,7 @@ import argparse
 import copy
 import json
 import os
+import shlex
 import sys
 import time
 from collections.abc import Callable
@@ -28,6 +29,7 @@ from transformers import (
 import edlm_hf
 from edlm_hf.checkpoints import locate
 from edlm_hf.data import PROTOCOLS, load_corpus, to_blocks
+from edlm_hf.modeling.card_edlm import CardFacts
 from edlm_hf.tokenization import add_mask_token, normalize_text8, text8_tokenizer
 from edlm_hf.training.trainer_autoregressive import AutoregressiveTrainer
 from edlm_hf.training.trainer_base import EDLMTrainer, EDLMTrainingArguments, last_complete_checkpoint
@@ -246,7 +248,19 @@ def run(trainer_class: type[EDLMTrainer], model: PreTrainedModel, args, data: Da
     result |= {"steps": trainer.state.global_step, "max_steps": trainer.state.max_steps, "finished": not limit.reached}
     result |= {"training_seconds": round(trained.metrics["train_runtime"], 1), "peak_memory_bytes": peak_memory()}
     if not limit.reached:
-        result |= trainer.evaluate()
+        measured = trainer.evaluate()
+        result |= measured
+        texts = f"{len(sets['eval_dataset'])} blocks of {data.length} tokens of {data.eval_dataset or data.dataset}"
+        model.card_facts = CardFacts(
+            data=f"`{data.dataset}`{', reduced to the alphabet of text8' if data.normalize_text8 else ''}",
+            command=shlex.join(["edlm", *sys.argv[1:]]),
+            results={
+                name.removeprefix("eval_"): (value, measured[f"{name}_standard_error"])
+                for name, value in measured.items()
+                if f"{name}_standard_error" in measured
+            },
+            measured=f"On {texts}, ± the standard error over texts.",
+        )
         trainer.save_model()
         trainer.save_state()
     if trainer.is_world_process_zero():

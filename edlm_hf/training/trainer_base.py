@@ -182,6 +182,9 @@ class EDLMTrainer(Trainer):
         with self.averaged_weights():
             super().save_model(output_dir, _internal_call)
 
+    def create_model_card(self, *args, **kwargs):
+        """Nothing: `save_model` writes the card of the model (`edlm_hf.modeling.card_edlm`), which a push keeps."""
+
     def _save_optimizer_and_scheduler(self, output_dir):
         super()._save_optimizer_and_scheduler(output_dir)
         if self.average.shadow is None:

@@ -65,6 +65,8 @@ def test_text_to_a_model_with_an_energy_in_three_commands(tmp_path, recipe):
     assert denoiser["finished"] and denoiser["steps"] == 12 and 0 < denoiser["eval_bits_per_character"] < 5
     causal = result_of(call("train-autoregressive", recipe("autoregressive"), "--json"))
     assert 0 < causal["eval_bits_per_character"] < 5
+    card = (tmp_path / "autoregressive" / "README.md").read_text()
+    assert f"| bits_per_character | {causal['eval_bits_per_character']:.6g} |" in card and "train.txt" in card
     file = recipe("energy", denoiser=str(tmp_path / "denoiser"), energy="lora", adapter_rank=2)
     energy = result_of(call("train-energy", file, "--max_steps", 4, "--json"))
     assert energy["steps"] == 4 and energy["denoiser_bytes"] == denoiser["bytes"] and energy["energy_overhead"] <= 1.1

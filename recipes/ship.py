@@ -1,0 +1,77 @@
+"""Make the checkpoints that ship out of what the recipes leave: half the bytes, no code (the package has it), the card.
+
+    python recipes/ship.py RUNS RESULTS
+
+RUNS holds books-cpu-denoiser, books-cpu-energy and books-cpu-autoregressive; RESULTS the output of `edlm evaluate
+--json` on edlm-books and edlm-books-ar, `*.json`, for the cards. Run it once for the weights, measure those, and run it
+again for the cards.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+import transformers
+
+import edlm_hf
+from edlm_hf.checkpoints import ASSETS
+from edlm_hf.modeling.card_edlm import CardFacts
+
+LIMITS = (
+    "Trained for about two hours on two CPU cores: it shows what the method does and is no good writer. It knows 26 "
+    "letters and the space, the English of books from 1850 to 1928, and their opinions."
+)
+DATA = (
+    "506 public-domain books, first published 1850-1928, of the collection mlschmitt/classic-books-markdown (nine others "
+    "are the validation and test splits), in the alphabet of text8: lower case, digits spelled out, everything else a "
+    "space."
+)
+
+
+def facts(kinds: tuple[str, ...], results: Path, name: str) -> CardFacts:
+    commands = [
+        f"OMP_NUM_THREADS=1 torchrun --nproc_per_node 2 $(which edlm) train-{kind} recipes/books_cpu/{kind}.yaml"
+        for kind in kinds
+    ]
+    measured = {}
+    for file in sorted(results.glob("*.json")):
+        found = json.loads(file.read_text())
+        if found["model"] == name:
+            for metric, value in found["metrics"].items():
+                bits = value["bits_per_character"]
+                row = f"{metric} on {found['data']}, {found['num_texts']} texts, bits/character"
+                measured[row] = bits["value"], bits["standard_error"]
+    return CardFacts(
+        data=DATA,
+        command="\n".join(commands),
+        results=measured,
+        measured="By `edlm evaluate` on the weights of this folder, ± the standard error of the noise (the likelihood "
+        "of an autoregressive model has none). The bounds of samplers are those of T = 64 steps.",
+        limits=LIMITS,
+        license="apache-2.0",
+        language="en",
+    )
+
+
+def ship(model, folder: Path, name: str, kinds: tuple[str, ...], results: Path) -> None:
+    model.card_facts, model._auto_class = facts(kinds, results, name), None
+    target = ASSETS / name
+    model.to(torch.bfloat16).save_pretrained(target)
+    transformers.AutoTokenizer.from_pretrained(folder).save_pretrained(target)
+    # They compute in float32 unless asked otherwise: not every processor is fast in half precision.
+    config = json.loads((target / "config.json").read_text())
+    for part in (config, config.get("denoiser_config"), config.get("energy_config")):
+        if part is not None:
+            part["dtype"] = "float32"
+    (target / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    size = sum(file.stat().st_size for file in target.iterdir())
+    print(f"{target}: {model.num_parameters():,} parameters, {size:,} bytes")
+
+
+if __name__ == "__main__":
+    runs, results = map(Path, sys.argv[1:])
+    energy, causal = runs / "books-cpu-energy", runs / "books-cpu-autoregressive"
+    kinds = ("autoregressive", "denoiser", "energy")
+    ship(edlm_hf.EDLMForMaskedDiffusion.from_pretrained(energy), energy, "edlm-books", kinds, results)
+    ship(edlm_hf.MDLMForCausalLM.from_pretrained(causal), causal, "edlm-books-ar", kinds[:1], results)
