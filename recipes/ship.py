@@ -23,9 +23,9 @@ LIMITS = (
     "letters and the space, the English of books from 1850 to 1928, and their opinions."
 )
 DATA = (
-    "506 public-domain books, first published 1850-1928, of the collection mlschmitt/classic-books-markdown (nine others "
-    "are the validation and test splits), in the alphabet of text8: lower case, digits spelled out, everything else a "
-    "space."
+    "506 public-domain books, first published 1850-1928, of the collection mlschmitt/classic-books-markdown (nine "
+    "others are the validation and test splits), in the alphabet of text8: lower case, digits spelled out, everything "
+    "else a space."
 )
 
 
