@@ -1,8 +1,7 @@
-"""The command line: help, the demo, conversion and generation."""
+"""The command line: help, conversion and generation."""
 
 import json
 
-import pytest
 import torch
 from published import golden, tiny_config
 from typer.testing import CliRunner
@@ -21,13 +20,6 @@ def test_help_names_every_command():
     assert result.exit_code == 0
     for command in ("demo", "convert", "generate", "push"):
         assert command in result.output
-
-
-@pytest.mark.timeout(120)
-def test_demo_learns_and_generates():
-    result = call("demo", "--seconds", 1, "--samples", 2, "--steps", 4)
-    assert result.exit_code == 0, result.output
-    assert "2 x 64 characters" in result.output and "bits/char" in result.output
 
 
 def test_convert_writes_a_model(tmp_path):

@@ -1,0 +1,108 @@
+"""The checkpoints that ship: found by name and by path, small, and trained for what they say."""
+
+import math
+
+import pytest
+import torch
+from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
+from typer.testing import CliRunner
+
+import edlm_hf
+from edlm_hf.checkpoints import ASSETS, CHECKPOINTS, locate
+from edlm_hf.cli import app
+from edlm_hf.evaluation import autoregressive_nll, nelbo
+from edlm_hf.modeling.masked_diffusion import sample_categorical, token_log_probs
+from edlm_hf.tokenization import normalize_text8
+
+# The beginning of "The Sign of the Four" (1890)
+TEXT = """Sherlock Holmes took his bottle from the corner of the mantelpiece and his hypodermic syringe from its neat
+morocco case. With his long, white, nervous fingers he adjusted the delicate needle, and rolled back his left
+shirt-cuff. For some little time his eyes rested thoughtfully upon the sinewy forearm and wrist all dotted and scarred
+with innumerable puncture-marks."""
+
+
+@pytest.fixture(scope="module")
+def model():
+    return AutoModelForMaskedLM.from_pretrained(edlm_hf.checkpoint("edlm-books"))
+
+
+@pytest.fixture(scope="module")
+def text():
+    return AutoTokenizer.from_pretrained(edlm_hf.checkpoint("edlm-books")).encode(normalize_text8(TEXT))[:256]
+
+
+def test_names_are_folders_and_unknown_names_are_told_what_there_is(tmp_path, monkeypatch):
+    assert all(AutoTokenizer.from_pretrained(edlm_hf.checkpoint(name)).mask_token_id == 28 for name in CHECKPOINTS)
+    with pytest.raises(ValueError, match="there are edlm-books and edlm-books-ar"):
+        edlm_hf.checkpoint("gpt2")
+    assert locate("gpt2") == "gpt2" and locate("edlm-books") == edlm_hf.checkpoint("edlm-books")
+    (tmp_path / "edlm-books").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert locate("edlm-books") == "edlm-books"  # a folder of the user's comes first
+
+
+def test_together_they_take_at_most_28_megabytes_and_compute_in_float32(model):
+    assert sum(file.stat().st_size for file in ASSETS.rglob("*") if file.is_file()) <= 28e6
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert not list(ASSETS.rglob("*.py"))  # the code is the package's
+
+
+def test_every_auto_class_and_the_parts_load(model):
+    path = edlm_hf.checkpoint("edlm-books")
+    assert type(AutoModel.from_pretrained(path)) is type(model) is edlm_hf.EDLMForMaskedDiffusion
+    denoiser = edlm_hf.MDLMForMaskedLM.from_pretrained(path)
+    ids = torch.tensor([[27, 28, 20, 8, 5]])
+    assert torch.equal(denoiser(ids).logits, model.denoiser(ids).logits)
+    assert isinstance(edlm_hf.EDLMEnergyModel.from_pretrained(path), type(model.energy_model))
+
+
+def test_cards_tell_how_they_were_made_and_what_was_measured():
+    for name in CHECKPOINTS:
+        card = (ASSETS / name / "README.md").read_text()
+        assert "train-autoregressive recipes/books_cpu/autoregressive.yaml" in card and "license: apache-2.0" in card
+        assert "bits/character" in card and "Not recorded" not in card
+
+
+def test_likelihoods_of_english_are_those_of_trained_models(model, text):
+    causal = AutoModelForCausalLM.from_pretrained(edlm_hf.checkpoint("edlm-books-ar"))
+    bits = autoregressive_nll(causal, [text]).value / math.log(2)
+    bound = nelbo(model.denoiser, [text], num_samples=64, batch_size=64)
+    assert bits < 2.2 and bits - 0.1 < bound.value / math.log(2) < 2.6
+
+
+def test_the_energy_prefers_the_text_to_proposals_with_the_same_visible_letters(model, text):
+    clean = torch.tensor([text])
+    generator = torch.Generator().manual_seed(0)
+    wins = []
+    for share in (0.2, 0.4, 0.6, 0.8):
+        masked = torch.rand(clean.shape, generator=generator) < share
+        masked[:, 0] = False
+        noisy = clean.masked_fill(masked, 28)
+        with torch.no_grad():
+            log_probs = token_log_probs(model.denoiser(noisy).logits[masked], 28)
+        points = torch.rand(len(log_probs), 16, dtype=torch.float64, generator=generator)
+        candidates = clean.unsqueeze(1).repeat(1, 17, 1)
+        candidates[0, 1:, masked[0]] = sample_categorical(log_probs, points)[0].T
+        with torch.no_grad():
+            energies = model.energy(candidates, noisy)[0]
+        wins.append((energies[0] < energies[1:]).float().mean())
+    # 64 draws; an energy that knows nothing wins half of each row of 16
+    assert torch.stack(wins).mean() > 0.7
+
+
+@pytest.mark.timeout(120)
+def test_demo_prints_texts_of_all_samplers_and_what_they_cost():
+    arguments = "demo", "--samples", "1", "--steps", "4", "--candidates", "2"
+    result = CliRunner().invoke(app, arguments, env={"COLUMNS": "300"})
+    assert result.exit_code == 0, result.output
+    assert result.output.count("1 x 255 characters, T = 4") == 3 and "effective sample size" in result.output
+    assert "4 calls of the denoiser" in result.output and "4 of the energy" in result.output
+    lines = [line for line in result.output.splitlines() if line.startswith("  ")]
+    assert len(lines) == 3 and all(set(line) <= set(" abcdefghijklmnopqrstuvwxyz") for line in lines)
+
+
+def test_generate_takes_the_short_name():
+    arguments = "generate", "--model", "edlm-books", "--prompt", "the ", "--max-new-tokens", "8", "--steps", "2"
+    result = CliRunner().invoke(app, [*arguments, "--seed", "0", "--json"])
+    assert result.exit_code == 0, result.output
+    assert '["the ' in result.stdout
