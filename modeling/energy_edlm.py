@@ -21,7 +21,7 @@ from transformers.utils.generic import can_return_tuple
 
 from .configuration_mdlm import MDLMConfig
 from .masked_diffusion import at_least_float32
-from .modeling_mdlm import MDLMModel, MDLMPreTrainedModel, MeanLinear, ZeroLinear, is_plain_linear
+from .modeling_mdlm import MDLMModel, MDLMPreTrainedModel, ZeroLinear, is_plain_linear
 
 
 @dataclass
@@ -64,6 +64,7 @@ class EDLMEnergyModel(MDLMModel):
         trunk = denoiser.backbone.state_dict()
         own = {name for name in trunk if name.startswith("output_layer.linear.")}  # the denoiser's is H -> V
         model.load_state_dict({name: weight for name, weight in trunk.items() if name not in own}, strict=False)
+        start_as_mean(model.vocab_proj)
         return model
 
     def _apply(self, fn, recurse=True):
@@ -116,6 +117,7 @@ class EDLMSharedEnergyModel(MDLMPreTrainedModel):
             }
         )
         self.post_init()
+        start_as_mean(self.vocab_proj)
         self.to(trunk.device, trunk.dtype)
 
     def get_input_embeddings(self) -> nn.Embedding:
@@ -186,13 +188,20 @@ def with_updates(module: nn.Module, updates: Mapping[str, LowRankUpdate], path: 
 
 
 def energy_layers(hidden_dim: int) -> tuple[nn.Linear, nn.Sequential]:
-    """The projection of the joined embeddings and the head (its random start keeps gradients alive).
-
-    The projection starts as the mean of emb(x_t) and emb(x_0): a visible token enters the trunk as the denoiser knows
-    it. Published code starts it at random, and the copied trunk then sees noise.
-    """
+    """The projection of the joined embeddings and the head (its random start keeps gradients alive)."""
     head = nn.Sequential(nn.Linear(hidden_dim, hidden_dim), nn.ReLU(), nn.Linear(hidden_dim, 1, bias=False))
-    return MeanLinear(2 * hidden_dim, hidden_dim), head
+    return nn.Linear(2 * hidden_dim, hidden_dim), head
+
+
+@torch.no_grad()
+def start_as_mean(projection: nn.Linear) -> None:
+    """u = (emb(x_t) + emb(x_0)) / 2: a visible token enters a trained trunk as that trunk knows it.
+
+    Published code starts the projection at random, and the trunk copied from the denoiser then sees noise.
+    """
+    half = torch.eye(projection.out_features) / 2
+    projection.weight.copy_(torch.cat([half, half], dim=1))
+    projection.bias.zero_()
 
 
 def keep_head_wide(model: nn.Module) -> nn.Module:

@@ -48,10 +48,6 @@ class ZeroLinear(nn.Linear):
     """A linear layer that starts at zero: the modulations and the final projections of the published networks."""
 
 
-class MeanLinear(nn.Linear):
-    """A linear layer (2 H -> H) of two joined vectors that starts as their mean."""
-
-
 def is_plain_linear(module: nn.Module | None) -> bool:
     """Whether `module` computes W h + b and nothing else (a head that carries an adapter does more)."""
     return type(module) in (nn.Linear, ZeroLinear)
@@ -239,10 +235,6 @@ class MDLMPreTrainedModel(CardMixin, PreTrainedModel):
         """As published: torch's own for linear layers, zero for modulations and final projections."""
         if isinstance(module, ZeroLinear):
             initialization.zeros_(module.weight)
-            initialization.zeros_(module.bias)
-        elif isinstance(module, MeanLinear):
-            half = torch.eye(module.out_features, dtype=module.weight.dtype, device=module.weight.device) / 2
-            initialization.copy_(module.weight, torch.cat([half, half], dim=1))
             initialization.zeros_(module.bias)
         elif isinstance(module, (nn.Embedding, nn.Linear)):
             initialization.kaiming_uniform_(module.weight, a=math.sqrt(5))
