@@ -212,10 +212,11 @@ def run_page(page: Path, folder: Path) -> list[dict]:
     """
     folder.mkdir(parents=True)
     (folder / "recipes").symlink_to(ROOT / "recipes")
+    in_order = sorted(blocks(page), key=lambda block: block.language != "python" and "run" not in block.words)
     before, namespace, results = Path.cwd(), {"__name__": "__main__"}, []
     os.chdir(folder)
     try:
-        for block in sorted(blocks(page), key=lambda block: block.language != "python" and "run" not in block.words):
+        for block in in_order:
             began, error = time.monotonic(), None
             try:
                 with contextlib.redirect_stdout(io.StringIO()):
