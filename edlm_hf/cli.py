@@ -64,7 +64,8 @@ def convert(
 
 @app.command()
 def generate(
-    model: Annotated[str, typer.Option(help="Folder or Hub repository of the model and its tokenizer.")],
+    model: Annotated[str, typer.Option(help="Folder or Hub repository, or a checkpoint that ships (edlm-books).")],
+    tokenizer: Annotated[str | None, typer.Option(help="Where it is not beside the model.")] = None,
     prompt: Annotated[str | None, typer.Option(help="Text to continue; mask tokens in it are filled.")] = None,
     samples: Annotated[int, typer.Option(help="How many texts.")] = 1,
     max_new_tokens: Annotated[int | None, typer.Option(help="Length of the continuation.")] = None,
@@ -85,11 +86,12 @@ def generate(
 
     from edlm_hf.processes import gather_turns, place
     from edlm_hf.streaming import TerminalDiffusionStreamer
+    from edlm_hf.tokenization import add_mask_token
 
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     model, (process, processes) = locate(model), place()
     network = AutoModelForMaskedLM.from_pretrained(model).to(device)
-    tokenizer = AutoTokenizer.from_pretrained(model)
+    encoder = add_mask_token(AutoTokenizer.from_pretrained(tokenizer or model))
     generator = torch.Generator(device)
     if seed is None:
         generator.seed()
@@ -97,11 +99,11 @@ def generate(
         generator.manual_seed(seed * processes + process)
     streamer = None
     if samples == 1 and not as_json and sys.stdout.isatty():
-        streamer = TerminalDiffusionStreamer(tokenizer, mask_token_id=network.config.mask_token_id, keep=False)
+        streamer = TerminalDiffusionStreamer(encoder, mask_token_id=network.config.mask_token_id, keep=False)
     mine, texts = len(range(process, samples, processes)), []
     for done in range(0, mine, batch_size):
         count = min(batch_size, mine - done)
-        inputs = {} if prompt is None else dict(tokenizer([prompt] * count, return_tensors="pt").to(device))
+        inputs = {} if prompt is None else dict(encoder([prompt] * count, return_tensors="pt").to(device))
         rows = network.generate(
             **{name: inputs[name] for name in ("input_ids", "attention_mask") if name in inputs},
             batch_size=count,
@@ -112,7 +114,7 @@ def generate(
             generator=generator,
             streamer=streamer,
         )
-        texts += tokenizer.batch_decode(rows, skip_special_tokens=True)
+        texts += encoder.batch_decode(rows, skip_special_tokens=True)
     texts = gather_turns(texts)
     if process == 0:
         typer.echo(json.dumps(texts) if as_json else "\n\n".join(texts))

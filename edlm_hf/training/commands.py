@@ -42,7 +42,9 @@ class DataArguments:
     dataset: str = field(metadata={"help": "A protocol (text8, openwebtext, ...), a dataset of the Hub, or files."})
     eval_dataset: str | None = field(default=None, metadata={"help": "Unless given, `dataset` itself."})
     train_split: str = field(default="train", metadata={"help": "Split to train on."})
-    eval_split: str = field(default="validation", metadata={"help": "Split to evaluate on."})
+    eval_split: str | None = field(
+        default=None, metadata={"help": "Split to evaluate on: validation unless given, or test if that is all there is."}
+    )
     text_column: str | None = field(default=None, metadata={"help": "Column with the text, where it is not obvious."})
     tokenizer: str = field(default="text8", metadata={"help": "text8 (27 characters), or a tokenizer of the Hub."})
     normalize_text8: bool = field(default=False, metadata={"help": "Reduce the text to the alphabet of text8."})
@@ -182,7 +184,9 @@ def load_tokenizer(data: DataArguments, args: EDLMTrainingArguments):
 
 def load_blocks(data: DataArguments, tokenizer, training: bool):
     name = data.dataset if training else data.eval_dataset or data.dataset
-    split = data.train_split if training else data.eval_split
+    protocol = PROTOCOLS.get(name)
+    held_out = protocol.evaluation if protocol and "validation" not in protocol.splits else "validation"
+    split = data.train_split if training else data.eval_split or held_out
     normalize = normalize_text8 if data.normalize_text8 else None
     streaming = data.streaming and training
     corpus = load_corpus(name, split, streaming=streaming, text_column=data.text_column, normalize=normalize)

@@ -156,7 +156,8 @@ class EnergyTrainer(EDLMTrainer):
         t = low_discrepancy_times(within, rows, shift=shift)
         positive, negative = self.energies(self.model, inputs, t, *rest)
         sizes = effective_sample_size(importance_weights(negative))
-        measured = nce_readings(positive, negative) | {"effective_sample_size": sizes, "t": t}
+        loss = NCE_LOSSES[self.args.nce_loss](positive, negative[:, : self.args.num_negatives])
+        measured = nce_readings(positive, negative) | {"loss": loss, "effective_sample_size": sizes, "t": t}
         options = {
             "num_steps": self.args.eval_denoising_steps,
             "num_samples": 1,
@@ -176,8 +177,9 @@ class EnergyTrainer(EDLMTrainer):
     def summarise(self, rows):
         names = ("nce_loss", "jensen_shannon", "accuracy", "energy_data", "energy_draws", "energy_draws_squared")
         metrics = summarise_readings({name: float(rows[name].mean()) for name in names})
-        metrics["loss"] = metrics.pop("nce_loss")
-        metrics["loss_standard_error"] = mean_estimate(rows["nce_loss"], "nats").standard_error
+        for name in ("loss", "nce_loss"):
+            estimate = mean_estimate(rows[name], "nats")
+            metrics |= {name: estimate.value, f"{name}_standard_error": estimate.standard_error}
         metrics["effective_sample_size"] = float(rows["effective_sample_size"].mean())
         for quarter in range(4):
             chosen = (rows["t"] * 4).long().clamp_max(3) == quarter

@@ -251,7 +251,7 @@ def test_a_checkpoint_is_the_composite_and_agrees_with_the_evaluation(tmp_path, 
     assert metrics["eval_sampler_bound"] == pytest.approx(bound, abs=1e-6)
     assert metrics["eval_sampler_bound_change"] == pytest.approx(change, abs=1e-6) and change != 0
     assert 1 <= metrics["eval_effective_sample_size"] <= 4
-    assert metrics["eval_jensen_shannon"] == pytest.approx(math.log(2) - metrics["eval_loss"] / 2, abs=1e-6)
+    assert metrics["eval_jensen_shannon"] == pytest.approx(math.log(2) - metrics["eval_nce_loss"] / 2, abs=1e-6)
     again = energy_trainer(tmp_path, loaded, eval_rows=rows, **options).evaluate()
     for name in ("eval_loss", "eval_energy_draws_sd", "eval_effective_sample_size"):
         assert again[name] == pytest.approx(metrics[name], abs=1e-6)
