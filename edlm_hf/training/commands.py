@@ -43,7 +43,7 @@ class DataArguments:
     eval_dataset: str | None = field(default=None, metadata={"help": "Unless given, `dataset` itself."})
     train_split: str = field(default="train", metadata={"help": "Split to train on."})
     eval_split: str | None = field(
-        default=None, metadata={"help": "Split to evaluate on: validation unless given, or test if that is all there is."}
+        default=None, metadata={"help": "Split to evaluate on: validation unless given, test if there is none."}
     )
     text_column: str | None = field(default=None, metadata={"help": "Column with the text, where it is not obvious."})
     tokenizer: str = field(default="text8", metadata={"help": "text8 (27 characters), or a tokenizer of the Hub."})
