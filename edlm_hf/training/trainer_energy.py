@@ -17,11 +17,6 @@ from edlm_hf.modeling.masked_diffusion import (
 from edlm_hf.training.objectives import NCE_LOSSES, low_discrepancy_times, nce_readings, summarise_readings
 from edlm_hf.training.trainer_base import EDLMTrainer, EDLMTrainingArguments, uniforms
 
-# LoRA by PEFT on an energy with weights of its own, in EDLMForMaskedDiffusion: LoraConfig(target_modules=...,
-# modules_to_save=...). It stays inside the energy; a shared energy has its updates built in (energy_adapter_rank).
-LORA_TARGET_MODULES = r"energy_model\.blocks\.\d+\.(attn_qkv|attn_out|mlp\.[02])"
-LORA_MODULES_TO_SAVE = ["vocab_proj", "energy_head", "energy_model.output_layer"]
-
 
 @dataclass
 class EnergyArguments(EDLMTrainingArguments):
@@ -197,4 +192,4 @@ class EnergyTrainer(EDLMTrainer):
         return metrics
 
 
-__all__ = ["LORA_MODULES_TO_SAVE", "LORA_TARGET_MODULES", "EnergyArguments", "EnergyTrainer"]
+__all__ = ["EnergyArguments", "EnergyTrainer"]
