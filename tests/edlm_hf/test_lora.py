@@ -303,6 +303,15 @@ def test_every_part_of_an_adapter_is_trained_and_nothing_else_changes(tmp_path, 
     assert modes == {False} and model.energy_model.training
 
 
+@SHARED
+def test_checkpointed_activations_change_no_loss(tmp_path, base):
+    runs = [adapter_trainer(tmp_path, base, 0.0, gradient_checkpointing=on, max_steps=4) for on in (False, True)]
+    for trainer in runs:
+        trainer.train()
+    assert all(block.gradient_checkpointing for block in runs[1].model.energy_model.twin.blocks)
+    assert logged(runs[0]) == pytest.approx(logged(runs[1]), abs=1e-6)
+
+
 @pytest.mark.parametrize("base", ["own", "updated"])
 def test_a_resumed_run_continues_bitwise(tmp_path, base):
     whole, resumed = adapter_trainer(tmp_path, base), adapter_trainer(tmp_path, base)
@@ -328,6 +337,7 @@ def test_checkpoints_hold_the_averaged_adapter_that_is_evaluated(tmp_path, base)
     for folder in (tmp_path / "checkpoint-8", tmp_path / "final"):
         files = {path.name for path in folder.glob("*.safetensors")}
         assert files <= {"adapter_model.safetensors", "present_weights.safetensors"}
+        assert "An adapter for this model" in (folder / "README.md").read_text()
         again = adapter_trainer(tmp_path / "again", base)
         scatter(trainable(again.model).values(), seed=9)
         loaded = PeftModel.from_pretrained(again.model.unload(), folder)
