@@ -121,13 +121,13 @@ class EDLMSharedEnergyModel(MDLMPreTrainedModel):
 
     def run_trunk(self, **kwargs):
         """The trunk's forward with the linear layers of this energy."""
-        twin = self.twin
-        if twin is None:
-            twin = self.__dict__["twin"] = twin_of(self.trunk, {"blocks": self.blocks}).train(self.training)
-        return twin(**kwargs)
+        if self.twin is None:
+            self.__dict__["twin"] = twin_of(self.trunk, {"blocks": self.blocks}).train(self.training)
+        return self.twin(**kwargs)
 
     def train(self, mode: bool = True):
-        self.__dict__["twin"] = None
+        if self.twin is not None:
+            self.twin.train(mode)
         return super().train(mode)
 
     @torch.no_grad()

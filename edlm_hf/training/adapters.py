@@ -23,10 +23,9 @@ LORA_MODULES_TO_SAVE = ["vocab_proj", "energy_head", "energy_model.output_layer.
 def merge_lora(model: "PeftModel") -> EDLMForMaskedDiffusion:
     """The model with its active adapters as part of it: it computes the same, and needs no PEFT.
 
-    With `energy_weights="own"` this is PEFT's `merge_and_unload`. Weights that are shared stay as they are, since they
-    are the denoiser's: the adapters join the low-rank updates of the energy (`energy_adapter_rank` grows), exactly in the
-    precision of the model. As with `merge_and_unload`, the base model is changed and adapters that are not active are
-    lost.
+    With `energy_weights="own"` this is PEFT's `merge_and_unload`. Shared weights are the denoiser's and stay as they
+    are: the adapters join the low-rank updates of the energy (`energy_adapter_rank` grows), exactly, in the precision
+    of the model. As with `merge_and_unload`, the base is changed and adapters that are not active are lost.
 
     Raises:
         ValueError: an adapter of a shared energy is on a layer of the denoiser, or is no plain LoRA (DoRA, `lora_bias`,
