@@ -133,13 +133,17 @@ def push(model, repo_id: str, *, facts: CardFacts | None = None, **kwargs) -> Co
             f"{folder} is no folder with a model: it holds none of {', '.join(entries)}. Give one that save_pretrained "
             "wrote."
         )
-    card, readme = None, folder / "README.md"
+    return push_folder(folder, repo_id, card=better_card(folder, facts), **kwargs)
+
+
+def better_card(folder: Path, facts: CardFacts | None = None) -> str | None:
+    """Our card for what is in a folder, where its README.md is missing, blank or knows less; else None."""
+    readme = folder / "README.md"
     old = readme.read_text(encoding="utf-8") if readme.is_file() else None
-    if old is None or BLANK in old or facts is not None:
-        card = card_of_folder(folder, facts, old)
-    if card is not None and not replaces(card, old):
-        card = None
-    return push_folder(folder, repo_id, card=card, **kwargs)
+    if old is not None and BLANK not in old and facts is None:
+        return None
+    card = card_of_folder(folder, facts, old)
+    return card if card is not None and replaces(card, old) else None
 
 
 def card_of_folder(folder: Path, facts: CardFacts | None = None, old: str | None = None) -> str | None:

@@ -1,16 +1,12 @@
 """Training: the denoiser, the autoregressive baseline and the energies."""
 
+from edlm_hf.training.adapters import LORA_MODULES_TO_SAVE, LORA_TARGET_MODULES, merge_lora
 from edlm_hf.training.averaging import ExponentialMovingAverage
 from edlm_hf.training.collators import DataCollatorForBlocks
 from edlm_hf.training.trainer_autoregressive import AutoregressiveTrainer
 from edlm_hf.training.trainer_base import EDLMTrainer, EDLMTrainingArguments, last_complete_checkpoint
 from edlm_hf.training.trainer_denoiser import MaskedDiffusionArguments, MaskedDiffusionTrainer
-from edlm_hf.training.trainer_energy import (
-    LORA_MODULES_TO_SAVE,
-    LORA_TARGET_MODULES,
-    EnergyArguments,
-    EnergyTrainer,
-)
+from edlm_hf.training.trainer_energy import EnergyArguments, EnergyTrainer
 
 __all__ = [
     "LORA_MODULES_TO_SAVE",
@@ -25,4 +21,5 @@ __all__ = [
     "MaskedDiffusionArguments",
     "MaskedDiffusionTrainer",
     "last_complete_checkpoint",
+    "merge_lora",
 ]

@@ -305,9 +305,8 @@ def sizes_in_bytes(model: PreTrainedModel) -> dict[str, int | float]:
     energy = getattr(model, "energy_model", None)
     if energy is None:
         return sizes
-    own_layers = (energy.vocab_proj, energy.energy_head)
-    projection = energy.output_layer["linear"] if hasattr(energy, "trunk") else energy.output_layer.linear
-    head, denoiser = sum(map(size, (*own_layers, projection))), size(model.denoiser)
+    own_layers = energy.vocab_proj, energy.output_layer.linear, energy.energy_head
+    head, denoiser = sum(map(size, own_layers)), size(model.denoiser)
     overhead = (sizes["bytes"] - head) / denoiser
     return sizes | {"denoiser_bytes": denoiser, "head_bytes": head, "energy_overhead": round(overhead, 4)}
 

@@ -17,11 +17,6 @@ from edlm_hf.modeling.masked_diffusion import (
 from edlm_hf.training.objectives import NCE_LOSSES, low_discrepancy_times, nce_readings, summarise_readings
 from edlm_hf.training.trainer_base import EDLMTrainer, EDLMTrainingArguments, uniforms
 
-# LoRA by PEFT on an energy with weights of its own, in EDLMForMaskedDiffusion: LoraConfig(target_modules=...,
-# modules_to_save=...). It stays inside the energy; a shared energy has its updates built in (energy_adapter_rank).
-LORA_TARGET_MODULES = r"energy_model\.blocks\.\d+\.(attn_qkv|attn_out|mlp\.[02])"
-LORA_MODULES_TO_SAVE = ["vocab_proj", "energy_head", "energy_model.output_layer"]
-
 
 @dataclass
 class EnergyArguments(EDLMTrainingArguments):
@@ -54,14 +49,15 @@ class EnergyTrainer(EDLMTrainer):
 
     How the energy holds its weights is the model's: `EDLMForMaskedDiffusion.from_components(denoiser,
     energy_type="nce")` starts from a copy of the denoiser, as in the paper; `energy_weights="shared"` reads the
-    denoiser's frozen trunk, with low-rank updates (`energy_adapter_rank`) or through a small head alone.
+    denoiser's frozen trunk, with low-rank updates (`energy_adapter_rank`) or through a small head alone. Of a
+    `PeftModel` the active adapter alone is trained, averaged and saved (`edlm_hf.training.adapters`).
 
     While training it logs `nce_readings`. `evaluate()` adds, with k = `eval_num_candidates`, the effective sample size
     of the weights exp(-E) over all t and by quarters of t, and the bounds of the T-step sampler with and without the
     energy (`sampler_bound`, m = 1, and its change), T = `eval_denoising_steps`.
 
     Args:
-        model: an `EDLMForMaskedDiffusion` with `energy_type="nce"`. args: `EnergyArguments`.
+        model: an `EDLMForMaskedDiffusion` with `energy_type="nce"`, or a `PeftModel` of one. args: `EnergyArguments`.
 
     Raises:
         ValueError: another energy type; a shared energy with FSDP.
@@ -197,4 +193,4 @@ class EnergyTrainer(EDLMTrainer):
         return metrics
 
 
-__all__ = ["LORA_MODULES_TO_SAVE", "LORA_TARGET_MODULES", "EnergyArguments", "EnergyTrainer"]
+__all__ = ["EnergyArguments", "EnergyTrainer"]

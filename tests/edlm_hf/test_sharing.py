@@ -277,6 +277,52 @@ def test_adapters_are_pushed_with_a_card_and_load_on_their_base(hub, client, fol
         client(run, script=re.findall(r"```python\n(.*?)```", readme, re.DOTALL)[0])
 
 
+def push_shared(base, repo_id):
+    """Adapters of an energy that shares the denoiser's weights: energies with them, before and after a push."""
+    import peft
+    import torch
+    import transformers
+
+    import edlm_hf
+    from edlm_hf.hub import push
+    from edlm_hf.training import LORA_MODULES_TO_SAVE, LORA_TARGET_MODULES
+
+    noisy, clean = torch.tensor([[3, 28, 5, 28]]), torch.tensor([[[3, 1, 5, 0], [3, 2, 5, 7]]])
+    torch.manual_seed(0)
+    denoiser = edlm_hf.MDLMForMaskedLM.from_pretrained(base)
+    build, options = edlm_hf.EDLMForMaskedDiffusion.from_components, {"energy_type": "nce", "energy_weights": "shared"}
+    build(denoiser, **options).push_to_hub(repo_id, private=True)
+    load = transformers.AutoModelForMaskedLM.from_pretrained
+    config = peft.LoraConfig(r=2, target_modules=LORA_TARGET_MODULES, modules_to_save=LORA_MODULES_TO_SAVE)
+    model, energies = peft.get_peft_model(load(repo_id), config).eval(), []
+    with torch.no_grad():
+        for send, revision in (
+            (lambda: push(model, f"{repo_id}-lora", private=True), None),
+            (lambda: push(model, f"{repo_id}-lora", revision="v2"), "v2"),
+            (lambda: model.push_to_hub(f"{repo_id}-by-peft"), None),
+        ):
+            for parameter in model.parameters():
+                if parameter.requires_grad:
+                    parameter.normal_(std=0.3)
+            send()
+            name = f"{repo_id}-lora" if len(energies) < 2 else f"{repo_id}-by-peft"
+            loaded = peft.PeftModel.from_pretrained(load(repo_id), name, revision=revision)
+            energies.append([model.energy(clean, noisy).tolist(), loaded.energy(clean, noisy).tolist()])
+        loaded = peft.PeftModel.from_pretrained(load(repo_id), f"{repo_id}-lora")
+        return [*energies, [energies[0][0], loaded.energy(clean, noisy).tolist()]]
+
+
+def test_adapters_of_a_shared_energy_are_pushed_alone_in_private_and_by_revision(hub, client, folder):
+    found = client(push_shared, base=str(folder), repo_id="me/shared")
+    assert all(pushed == loaded for pushed, loaded in found)
+    assert len({str(pushed) for pushed, _ in found}) == 3  # the first one is still there beside v2
+    for name in ("me/shared-lora", "me/shared-by-peft"):
+        files = hub[name].files()
+        assert "adapter_model.safetensors" in files and "model.safetensors" not in files
+    assert hub["me/shared-lora"].private and not hub["me/shared-by-peft"].private
+    assert ModelCard(hub["me/shared-lora"].text("README.md")).data.base_model == ["me/shared"]
+
+
 def push_local(base, causal, repo_id, folder):
     import peft
     import transformers

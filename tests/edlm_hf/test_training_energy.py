@@ -105,7 +105,7 @@ def test_a_shared_energy_leaves_the_proposals_bare():
     with torch.no_grad():
         energy = model.energy(noisy.masked_fill(noisy == 12, 4).unsqueeze(1), noisy)
         assert torch.equal(model(noisy).logits, denoiser(noisy).logits)
-        model.energy_model.adapter["blocks_1_mlp_2"].up.zero_()
+        model.energy_model.get_submodule("blocks.1.mlp.2").up.zero_()
         assert (model.energy(noisy.masked_fill(noisy == 12, 4).unsqueeze(1), noisy) - energy).abs() > 1e-4
         model.denoiser.backbone.blocks[0].mlp[0].weight.mul_(2)  # one set of weights
         assert (model.energy(noisy.masked_fill(noisy == 12, 4).unsqueeze(1), noisy) - energy).abs() > 1e-3
