@@ -61,9 +61,7 @@ class Page(HTMLParser):
 
     def named(self, tag, **attributes):
         return [
-            (given, text)
-            for name, given, text in self.elements
-            if name == tag and attributes.items() <= given.items()
+            (given, text) for name, given, text in self.elements if name == tag and attributes.items() <= given.items()
         ]
 
     def texts(self):
