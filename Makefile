@@ -7,7 +7,7 @@ JOBS ?= auto
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test lint
+.PHONY: demo test nightly lint
 
 demo: .venv/installed
 	$(BIN)/edlm demo
@@ -15,6 +15,10 @@ demo: .venv/installed
 test: .venv/installed-test
 	$(BIN)/python tests/transformers_suite/fetch.py
 	$(if $(filter 0,$(JOBS)),,OMP_NUM_THREADS=1) $(BIN)/pytest -n $(JOBS)
+
+# What .ci/run leaves out: the Space in a browser (Debian's chromium and chromium-driver; skipped without them).
+nightly: .venv/installed-demo .venv/installed-nightly
+	$(BIN)/pytest -rs tests/nightly
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .

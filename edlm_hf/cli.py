@@ -75,18 +75,23 @@ def generate(
     batch_size: Annotated[int, typer.Option(help="Texts at a time.")] = 16,
     seed: Annotated[int | None, typer.Option(help="Seed; random unless given.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...", show_default="cuda if there is one")] = None,
+    html: Annotated[Path | None, typer.Option(dir_okay=False, help="Web page to write: steps and energies.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the texts as a JSON list.")] = False,
 ):
     """Generate text, or fill the mask tokens of a prompt; in a terminal a single text is shown while it forms.
 
     Under torchrun the processes share the samples, each with random numbers of its own.
     """
+    if html is not None and not html.absolute().parent.is_dir():
+        raise typer.BadParameter(f"There is no folder {html.parent}: make it first.", param_hint="--html")
     import torch
     from transformers import AutoModelForMaskedLM, AutoTokenizer
 
+    from edlm_hf.benchmarks.report import write_atomically
     from edlm_hf.processes import gather_turns, place
     from edlm_hf.streaming import TerminalDiffusionStreamer
     from edlm_hf.tokenization import add_mask_token
+    from edlm_hf.visualization import page, trajectories
 
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     model, (process, processes) = locate(model), place()
@@ -100,11 +105,11 @@ def generate(
     streamer = None
     if samples == 1 and not as_json and sys.stdout.isatty():
         streamer = TerminalDiffusionStreamer(encoder, mask_token_id=network.config.mask_token_id, keep=False)
-    mine, texts = len(range(process, samples, processes)), []
+    mine, texts, rows = len(range(process, samples, processes)), [], []
     for done in range(0, mine, batch_size):
         count = min(batch_size, mine - done)
         inputs = {} if prompt is None else dict(encoder([prompt] * count, return_tensors="pt").to(device))
-        rows = network.generate(
+        out = network.generate(
             **{name: inputs[name] for name in ("input_ids", "attention_mask") if name in inputs},
             batch_size=count,
             max_new_tokens=max_new_tokens,
@@ -113,9 +118,15 @@ def generate(
             energy_window=window,
             generator=generator,
             streamer=streamer,
+            return_dict_in_generate=True,
+            output_history=html is not None,
         )
-        texts += encoder.batch_decode(rows, skip_special_tokens=True)
-    texts = gather_turns(texts)
+        texts += encoder.batch_decode(out.sequences, skip_special_tokens=True)
+        if html is not None:
+            rows += trajectories(out, encoder, mask_token_id=network.config.mask_token_id)
+    texts, rows = gather_turns(texts), gather_turns(rows)
+    if process == 0 and html is not None:
+        write_atomically(html, page(rows).encode())
     if process == 0:
         typer.echo(json.dumps(texts) if as_json else "\n\n".join(texts))
 

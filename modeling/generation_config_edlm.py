@@ -104,6 +104,7 @@ class EDLMGenerationOutput(ModelOutput):
         num_energy_calls: (B,) steps at which the energy weighed the candidates of a row.
         tokens_per_forward: (B,) generated tokens per call of the denoiser.
         history: sequences before the first step and after every step, each (B, length), with `output_history=True`.
+        chosen: (steps, B) index of the candidate that was taken; -1 where none was weighed, None if none ever was.
     """
 
     sequences: torch.LongTensor | None = None
@@ -113,6 +114,7 @@ class EDLMGenerationOutput(ModelOutput):
     num_energy_calls: torch.LongTensor | None = None
     tokens_per_forward: torch.Tensor | None = None
     history: tuple[torch.LongTensor, ...] | None = None
+    chosen: torch.LongTensor | None = None
 
 
 __all__ = ["EDLMGenerationConfig", "EDLMGenerationOutput", "window_times"]

@@ -51,6 +51,7 @@ class Run:
     steps: int = 0
     energies: dict[int, torch.Tensor] = field(default_factory=dict)
     sample_sizes: dict[int, torch.Tensor] = field(default_factory=dict)
+    chosen: dict[int, torch.Tensor] = field(default_factory=dict)
     history: list[torch.Tensor] = field(default_factory=list)
 
     def __post_init__(self):
@@ -77,18 +78,20 @@ class Run:
         """Total noise for the networks: (B,) float32 on their device."""
         return self.schedule.total(t).to(self.device, torch.float32)
 
-    def record(self, rows: torch.Tensor, energies: torch.Tensor, weights: torch.Tensor) -> None:
+    def record(self, rows: torch.Tensor, energies: torch.Tensor, weights: torch.Tensor, chosen: torch.Tensor) -> None:
         self.energy_calls[rows.cpu()] += 1
         nan = energies.new_full((self.batch, energies.shape[1]), torch.nan)
         sizes = effective_sample_size(weights).to(energies.dtype)
         self.energies[self.steps] = self.energies.get(self.steps, nan).index_copy(0, rows, energies)
         self.sample_sizes[self.steps] = self.sample_sizes.get(self.steps, nan[:, 0]).index_copy(0, rows, sizes)
+        none_taken = chosen.new_full((self.batch,), -1)
+        self.chosen[self.steps] = self.chosen.get(self.steps, none_taken).index_copy(0, rows, chosen)
 
-    def stacked(self, records: dict[int, torch.Tensor]) -> torch.Tensor | None:
-        """(steps, ...) of what was recorded, NaN at the steps in between."""
+    def stacked(self, records: dict[int, torch.Tensor], missing: float = torch.nan) -> torch.Tensor | None:
+        """(steps, ...) of what was recorded, `missing` at the steps in between."""
         if not records:
             return None
-        empty = torch.full_like(next(iter(records.values())), torch.nan)
+        empty = torch.full_like(next(iter(records.values())), missing)
         return torch.stack([records.get(step, empty) for step in range(self.steps)])
 
 
@@ -173,6 +176,7 @@ class MaskedDiffusionGenerationMixin(GenerationMixin):
             num_energy_calls=run.energy_calls,
             tokens_per_forward=canvas.generated.sum(-1).cpu() / run.denoiser_calls.clamp_min(1),
             history=tuple(run.history) if config.output_history else None,
+            chosen=run.stacked(run.chosen, missing=-1),
         )
 
     # -------------------------------------------------------------------------------------------------- Algorithm 1
@@ -213,7 +217,7 @@ class MaskedDiffusionGenerationMixin(GenerationMixin):
             weights = importance_weights(energies, run.config.energy_temperature)
             chosen = resample(weights, run.generator)
             clean = candidates[torch.arange(len(noisy), device=ids.device), chosen]
-            run.record(rows, energies, weights)
+            run.record(rows, energies, weights, chosen)
         # x_s ~ q(x_s | x_t, x_0): the tokens at S are revealed, all others stay masked
         return ids.index_copy(0, rows, torch.where(revealed, clean, noisy))
 

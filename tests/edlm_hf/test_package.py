@@ -29,3 +29,8 @@ def test_every_requirement_has_a_tested_version():
     pinned = (ROOT / "constraints.txt").read_text().splitlines()
     assert all(line.startswith("#") or re.fullmatch(r"[\w.-]+==[\w.]+", line) for line in pinned)
     assert package_names(requires("edlm-hf")) <= package_names(pinned)
+
+
+def test_space_runs_on_the_tested_gradio():
+    version = re.search(r"^sdk_version: (.+)$", (ROOT / "space" / "README.md").read_text(), re.MULTILINE)[1]
+    assert f"gradio=={version}" in (ROOT / "constraints.txt").read_text().splitlines()

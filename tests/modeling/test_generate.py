@@ -435,6 +435,38 @@ def test_output_counts_what_happened():
     assert out.tokens_per_forward[0] == 3 / out.num_denoiser_calls[0]
     plain = tiny_denoiser().generate(batch_size=1, return_dict_in_generate=True, generator=seed())
     assert plain.energies is None and plain.effective_sample_size is None and plain.history is None
+    assert plain.chosen is None
+
+
+def test_output_says_which_candidate_was_taken():
+    seen = []
+
+    def one_finite(candidates, noisy, log_p, attention_mask):
+        """Only candidate (number of the call) mod 3 is possible."""
+        energies = torch.full(candidates.shape[:2], torch.inf)
+        energies[:, len(seen) % 3] = 0.0
+        seen.append(candidates)
+        return energies
+
+    out = tiny_denoiser().generate(
+        torch.tensor([[3, MASK, MASK, MASK, MASK], [1, 2, 3, 4, 5]]),
+        max_denoising_steps=6,
+        num_candidates=3,
+        energy=one_finite,
+        energy_window=0.6,
+        generator=seed(2),
+        return_dict_in_generate=True,
+        output_history=True,
+    )
+    weighed = ~out.effective_sample_size.isnan()
+    assert out.chosen.shape == (6, 2) and torch.equal(out.chosen >= 0, weighed) and (out.chosen[:, 1] == -1).all()
+    steps = weighed[:, 0].nonzero()[:, 0].tolist()
+    assert len(seen) == len(steps) > 1 and (out.chosen[4:] == -1).all()  # t = 2/6 and 1/6 lie outside the window
+    for call, step in enumerate(steps):
+        assert out.chosen[step, 0] == call % 3
+        before, after = out.history[step][0], out.history[step + 1][0]
+        revealed = before != after
+        assert torch.equal(after[revealed], seen[call][0, call % 3][revealed])
 
 
 def test_streamer_gets_prompt_drafts_and_text():
