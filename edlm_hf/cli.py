@@ -210,6 +210,7 @@ def evaluate(
     num_samples: Annotated[int, typer.Option(help="Noise samples per text, even or 1.")] = 2,
     batch_size: Annotated[int, typer.Option(help="Changes the speed only.")] = 16,
     seed: Annotated[int, typer.Option(help="Of the noise.")] = 0,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, float16.", show_default="stored")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...", show_default="cuda if there is one")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ):
@@ -237,6 +238,7 @@ def evaluate(
             num_samples=num_samples,
             batch_size=batch_size,
             seed=seed,
+            dtype=dtype,
             device=device or ("cuda" if torch.cuda.is_available() else "cpu"),
             progress_bar=True,
         )

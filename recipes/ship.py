@@ -55,15 +55,19 @@ def facts(kinds: tuple[str, ...], results: Path, name: str) -> CardFacts:
 
 
 def ship(model, folder: Path, name: str, kinds: tuple[str, ...], results: Path) -> None:
-    model.card_facts, model._auto_class = facts(kinds, results, name), None
+    model.card_facts = facts(kinds, results, name)
     target = ASSETS / name
     model.to(torch.bfloat16).save_pretrained(target)
     transformers.AutoTokenizer.from_pretrained(folder).save_pretrained(target)
+    for file in target.glob("*.py"):
+        file.unlink()
     # They compute in float32 unless asked otherwise: not every processor is fast in half precision.
     config = json.loads((target / "config.json").read_text())
     for part in (config, config.get("denoiser_config"), config.get("energy_config")):
         if part is not None:
             part["dtype"] = "float32"
+            part.pop("auto_map", None)
+            part.pop("_name_or_path", None)
     (target / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     size = sum(file.stat().st_size for file in target.iterdir())
     print(f"{target}: {model.num_parameters():,} parameters, {size:,} bytes")

@@ -50,6 +50,7 @@ class EvaluationSettings:
         num_texts: the first so many texts only.
         num_steps, num_candidates, inner_copies, energy_window: T, k, m and w of the sampler bound.
         num_samples: noise samples per text.
+        dtype: float32, bfloat16 or float16, that of the checkpoint unless given.
 
     Raises:
         ValueError: an unknown metric or normalisation, or no metric.
@@ -71,6 +72,7 @@ class EvaluationSettings:
     num_samples: int = 2
     batch_size: int = 16
     seed: int = 0
+    dtype: str | None = None
     device: str = "cpu"
     progress_bar: bool = field(default=False, repr=False)
 
@@ -80,6 +82,8 @@ class EvaluationSettings:
             raise ValueError(f"metrics has {unknown or 'nothing'}, but it must name some of {', '.join(METRICS)}.")
         if self.normalize not in (None, "text8"):
             raise ValueError(f"normalize is {self.normalize!r}, but there is only text8.")
+        if self.dtype not in (None, "float32", "bfloat16", "float16"):
+            raise ValueError(f"dtype is {self.dtype!r}, but it must be float32, bfloat16 or float16.")
         if self.num_texts is not None and self.num_texts < 1:
             raise ValueError(f"num_texts is {self.num_texts}, but it must be at least 1.")
 
@@ -107,7 +111,7 @@ class Evaluation:
 
     def to_dict(self) -> dict:
         tokens = int(self.texts.counts.sum())
-        result = {"model": self.settings.model, "data": self.settings.data, "num_texts": len(self.texts.ids)}
+        result = {"dtype": self.settings.dtype, "model": self.settings.model, "data": self.settings.data, "num_texts": len(self.texts.ids)}
         result |= {"num_tokens": tokens, "num_characters": self.characters, "metrics": {}}
         for name, found in self.metrics.items():
             if isinstance(found, HProfile):
@@ -139,7 +143,8 @@ def evaluate_model(settings: EvaluationSettings) -> Evaluation:
         ValueError: what the settings, the corpus, the tokenizer or a metric refuse.
     """
     name = locate(settings.model)
-    model = load_model(name, any(name != "autoregressive_nll" for name in settings.metrics))
+    denoises = any(metric != "autoregressive_nll" for metric in settings.metrics)
+    model = load_model(name, denoises, dtype=settings.dtype or "auto")
     tokenizer = AutoTokenizer.from_pretrained(settings.tokenizer or name)
     with connected().main_process_first():  # which leaves the blocks in the cache for the others
         ids, scored = load_texts(settings, tokenizer, model.config)
@@ -154,14 +159,14 @@ def evaluate_model(settings: EvaluationSettings) -> Evaluation:
     )
 
 
-def load_model(name: str, denoises: bool) -> nn.Module:
+def load_model(name: str, denoises: bool, **kwargs) -> nn.Module:
     """A denoiser (any masked language model; ours with its energy), or a causal language model."""
     config = AutoConfig.from_pretrained(name)
     if not denoises and (config.model_type != "edlm"):
-        return AutoModelForCausalLM.from_pretrained(name)
+        return AutoModelForCausalLM.from_pretrained(name, **kwargs)
     if config.model_type in ("mdlm", "edlm"):
-        return AutoModelForMaskedLM.from_pretrained(name)
-    return EDLMForMaskedDiffusion.from_components(name, tokenizer=name)
+        return AutoModelForMaskedLM.from_pretrained(name, **kwargs)
+    return EDLMForMaskedDiffusion.from_components(name, tokenizer=name, **kwargs)
 
 
 def load_texts(
