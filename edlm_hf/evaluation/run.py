@@ -111,7 +111,8 @@ class Evaluation:
 
     def to_dict(self) -> dict:
         tokens = int(self.texts.counts.sum())
-        result = {"dtype": self.settings.dtype, "model": self.settings.model, "data": self.settings.data, "num_texts": len(self.texts.ids)}
+        result = {"model": self.settings.model, "data": self.settings.data, "dtype": self.settings.dtype}
+        result["num_texts"] = len(self.texts.ids)
         result |= {"num_tokens": tokens, "num_characters": self.characters, "metrics": {}}
         for name, found in self.metrics.items():
             if isinstance(found, HProfile):
