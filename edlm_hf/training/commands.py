@@ -105,7 +105,7 @@ def train_denoiser(arguments: list[str]) -> dict:
     if sizes.model and sizes.from_causal:
         raise ValueError("model and from_causal both say where the weights come from: give one of them.")
     if sizes.model:
-        model = AutoModelForMaskedLM.from_pretrained(locate(sizes.model))
+        model = load_denoiser(sizes.model)
     elif sizes.from_causal:
         causal = edlm_hf.MDLMForCausalLM.from_pretrained(locate(sizes.from_causal))
         names = "cond_dim", "time_conditioning", "noise_schedule", "dropout"
@@ -208,15 +208,19 @@ def new_model(sizes: ModelArguments, data: DataArguments, tokenizer, causal: boo
     return edlm_hf.MDLMForCausalLM(config) if causal else edlm_hf.MDLMForMaskedLM(config)
 
 
+def load_denoiser(name: str) -> PreTrainedModel:
+    """A denoiser by name, also out of a composite."""
+    model = AutoModelForMaskedLM.from_pretrained(locate(name))
+    return model.denoiser if isinstance(model, edlm_hf.EDLMForMaskedDiffusion) else model
+
+
 def new_energy(parts: EnergyModelArguments) -> edlm_hf.EDLMForMaskedDiffusion:
     """The frozen denoiser with a new energy, held in one of three ways.
 
     Raises:
         ValueError: more `energy_blocks` than the denoiser has, or where nothing is copied.
     """
-    denoiser = AutoModelForMaskedLM.from_pretrained(locate(parts.denoiser))
-    if isinstance(denoiser, edlm_hf.EDLMForMaskedDiffusion):
-        denoiser = denoiser.denoiser
+    denoiser = load_denoiser(parts.denoiser)
     options = {"energy_type": "nce", "energy_scope": parts.energy_scope}
     if parts.energy != "full":
         rank = parts.adapter_rank if parts.energy == "lora" else 0
