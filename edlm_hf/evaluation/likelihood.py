@@ -101,7 +101,7 @@ def nelbo(
         ValueError: no texts, a text that is empty, too long or not complete, or a log-probability that is not finite.
     """
     run, noising = prepare(
-        model, input_ids, attention_mask, scored, num_samples, batch_size, seed, distributed, **NO_FILTERS
+        model, input_ids, attention_mask, scored, num_samples, batch_size, seed, None, distributed, **NO_FILTERS
     )
 
     def nats(noised: Noised) -> torch.Tensor:
@@ -182,7 +182,7 @@ def sampler_bound(
     options = {"max_denoising_steps": num_steps, "num_candidates": num_candidates, "sampler": "ancestral"}
     options |= generation_options
     run, noising = prepare(
-        model, input_ids, attention_mask, scored, num_samples, batch_size, seed, distributed, energy, **options
+        model, input_ids, attention_mask, scored, num_samples, batch_size, seed, energy, distributed, **options
     )
     if run.config.sampler != "ancestral" or run.config.do_sample is False or run.config.block_length is not None:
         raise ValueError("The bound is that of the sampler `ancestral` with do_sample=True, without block_length.")
@@ -235,7 +235,7 @@ def paper_nll(
         raise ValueError(f"partition_samples is {partition_samples}, but it must be at least 2.")
     options = NO_FILTERS | generation_options
     run, noising = prepare(
-        model, input_ids, attention_mask, scored, num_samples, batch_size, seed, distributed, energy, **options
+        model, input_ids, attention_mask, scored, num_samples, batch_size, seed, energy, distributed, **options
     )
     if run.config.energy_scope == "revealed":
         raise ValueError("The paper's estimator takes the joint over all masks: it needs energy_scope='sequence'.")
@@ -344,7 +344,7 @@ def h_profile(
     if not times or not all(0 < t <= 1 for t in times):
         raise ValueError(f"times is {times}, but at least one is needed, all in (0, 1].")
     run, noising = prepare(
-        model, input_ids, attention_mask, scored, num_samples, batch_size, seed, distributed, **NO_FILTERS
+        model, input_ids, attention_mask, scored, num_samples, batch_size, seed, None, distributed, **NO_FILTERS
     )
     entropies = []
 
@@ -375,8 +375,8 @@ def prepare(
     num_samples,
     batch_size,
     seed,
-    distributed,
     energy=None,
+    distributed=False,
     **generation_options,
 ) -> tuple[Run, Noising]:
     """The sampler that is bounded, and the noise."""

@@ -85,7 +85,7 @@ class EnergyTrainer(EDLMTrainer):
         t = low_discrepancy_times(within, self.rows_per_step, first, shift)
         positive, negative = self.energies(model, inputs, t, *rest)
         loss = NCE_LOSSES[self.args.nce_loss](positive, negative).mean()
-        for name, values in nce_readings(positive.detach(), negative.detach()).items():
+        for name, values in nce_readings(*precise(positive, negative)).items():
             self.readings[name] = self.readings.get(name, 0) + values.mean()
         self.readings_taken += 1
         return (loss, {"energy_data": positive, "energy_draws": negative}) if return_outputs else loss
@@ -153,7 +153,7 @@ class EnergyTrainer(EDLMTrainer):
         positive, negative = self.energies(self.model, inputs, t, *rest)
         sizes = effective_sample_size(importance_weights(negative))
         loss = NCE_LOSSES[self.args.nce_loss](positive, negative[:, : self.args.num_negatives])
-        measured = nce_readings(positive, negative) | {"loss": loss, "effective_sample_size": sizes, "t": t}
+        measured = nce_readings(*precise(positive, negative)) | {"loss": loss, "effective_sample_size": sizes, "t": t}
         options = {
             "num_steps": self.args.eval_denoising_steps,
             "num_samples": 1,
@@ -191,6 +191,11 @@ class EnergyTrainer(EDLMTrainer):
             estimate = ratio_estimate(nats, rows["tokens"], "nats/token")
             metrics |= {name: estimate.value, f"{name}_standard_error": estimate.standard_error}
         return metrics
+
+
+def precise(*energies: torch.Tensor) -> list[torch.Tensor]:
+    """Energies in float64 where the device has it: their spread is a difference of squares."""
+    return [x.detach() if x.device.type == "mps" else x.detach().double() for x in energies]
 
 
 __all__ = ["EnergyArguments", "EnergyTrainer"]
