@@ -3,7 +3,7 @@
     python recipes/ship.py RUNS RESULTS
 
 RUNS holds books-cpu-denoiser, books-cpu-energy and books-cpu-autoregressive; RESULTS the output of `edlm evaluate
---json` on edlm-books and edlm-books-ar, `*.json`, for the cards. Run it once for the weights, measure those, and run it
+--json` on edlm-books and edlm-books-ar, `nelbo-*.json` and `ar-*.json`, for the cards. Run it once for the weights, measure those, and run it
 again for the cards.
 """
 
@@ -36,7 +36,7 @@ def facts(kinds: tuple[str, ...], runs: Path, results: Path, name: str) -> CardF
         for kind in kinds
     ]
     measured = {}
-    for file in sorted(results.glob("*.json")):
+    for file in sorted([*results.glob("ar-*.json"), *results.glob("nelbo-*.json")]):
         found = json.loads(file.read_text())
         if found.get("model") == name:
             for metric, value in found["metrics"].items():
