@@ -3,8 +3,8 @@
     python recipes/ship.py RUNS RESULTS
 
 RUNS holds books-cpu-denoiser, books-cpu-energy and books-cpu-autoregressive; RESULTS the output of `edlm evaluate
---json` on edlm-books and edlm-books-ar, `nelbo-*.json` and `ar-*.json`, for the cards. Run it once for the weights, measure those, and run it
-again for the cards.
+--json` on edlm-books and edlm-books-ar, `nelbo-*.json` and `ar-*.json`, for the cards. Run it once for the weights,
+measure those, and run it again for the cards.
 """
 
 import json
