@@ -95,6 +95,11 @@ def test_a_denoiser_starts_from_the_autoregressive_baseline(tmp_path, recipe):
     assert both.exit_code == 1 and "give one of them" in both.stderr
 
 
+def test_a_denoiser_goes_on_from_the_one_in_a_composite_that_ships():
+    denoiser = commands.load_denoiser("edlm-books")
+    assert type(denoiser) is commands.edlm_hf.MDLMForMaskedLM and denoiser.config.hidden_dim == 192
+
+
 def test_a_command_that_stops_at_its_time_limit_goes_on_when_repeated(recipe):
     arguments = "train-denoiser", recipe("denoiser"), "--json"
     parts = result_of(call(*arguments, "--time_limit_minutes", 0))
