@@ -20,7 +20,6 @@ from edlm_hf.evaluation.terms import joint_nats, log_gain, proposal, total
 from edlm_hf.modeling.custom_generate import unchanged
 from edlm_hf.modeling.energy_edlm import autoregressive_log_probs
 from edlm_hf.modeling.generation_edlm import Run
-from edlm_hf.processes import place
 
 
 @dataclass(frozen=True)
@@ -274,7 +273,7 @@ def autoregressive_nll(
     start = causal.config.bos_token_id
     if start is not None and not 0 <= start < causal.config.vocab_size:
         start = None
-    noising = Noising(texts, None, 1, batch_size, 0, place() if distributed else (0, 1))
+    noising = Noising(texts, None, 1, batch_size, 0, distributed)
     if start is None:
         for i, kept in enumerate(texts.scored):
             kept[0] = False
@@ -388,7 +387,7 @@ def prepare(
     config = model._prepare_generation_config(None, **generation_options)
     run = model.prepare_run(config, torch.empty(0, 0, dtype=torch.long, device=device_of(model)), energy)
     texts = read_texts(model.config, input_ids, attention_mask, scored)
-    return run, Noising(texts, run.schedule, num_samples, batch_size, seed, place() if distributed else (0, 1))
+    return run, Noising(texts, run.schedule, num_samples, batch_size, seed, distributed)
 
 
 def device_of(model: nn.Module) -> torch.device:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from edlm_hf.modeling.masked_diffusion import NoiseSchedule, reveal_probability
-from edlm_hf.processes import gather_turns
+from edlm_hf.processes import gather_turns, place
 
 GOLDEN_RATIO = (5**0.5 - 1) / 2
 
@@ -131,7 +131,7 @@ class Noising:
         num_samples: M, even or 1. With M even the samples 2j and 2j + 1 of a text have independent times in stratum j
             of M / 2, so that the Monte-Carlo error of every text can be estimated without bias. With M = 1 the times
             are a lattice over the texts.
-        place: (r, P): only the batches r, r + P, ... are made, the share of process r of P.
+        distributed: process r of P makes the batches r, r + P, ... alone.
     """
 
     def __init__(
@@ -141,14 +141,15 @@ class Noising:
         num_samples: int,
         batch_size: int,
         seed: int,
-        place: tuple[int, int] = (0, 1),
+        distributed: bool = False,
     ):
         if num_samples < 1 or (num_samples > 1 and num_samples % 2):
             raise ValueError(f"num_samples is {num_samples}, but it must be 1 or even (samples come in pairs).")
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}, but it must be at least 1.")
         self.texts, self.schedule, self.seed = texts, schedule, seed
-        self.num_samples, self.batch_size, self.place = num_samples, batch_size, place
+        self.num_samples, self.batch_size = num_samples, batch_size
+        self.place = place() if distributed else (0, 1)
 
     def __len__(self) -> int:
         batches = -(-len(self.texts.ids) * self.num_samples // self.batch_size)
