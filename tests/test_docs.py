@@ -10,12 +10,15 @@ from pathlib import Path
 import pages
 import pytest
 import yaml
+from bare import BarePython
+from hub_server import HubServer
 
 import edlm_hf
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-PROSE = [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", ROOT / "recipes" / "README.md"]
+QUICKSTART = ROOT / "docs" / "quickstart.md"
+PAGES = [ROOT / "README.md", *sorted(set((ROOT / "docs").glob("*.md")) - {QUICKSTART})]
+PROSE = [*PAGES, QUICKSTART, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", ROOT / "recipes" / "README.md"]
 FILES = [path for path in ROOT.glob("[!.]*/**/*") if path.is_file()] + list(ROOT.glob("*.*"))
 
 
@@ -32,6 +35,28 @@ def test_every_block_of_every_page_runs_as_written(tmp_path):
     report = json.loads((tmp_path / "report.json").read_text())
     assert {block["page"] for block in report if block["language"] == "python"} >= {"README.md", "using.md"}
     assert not (wrong := [block["error"] for block in report if block["error"]]), "\n\n".join(wrong)
+
+
+def test_a_new_user_comes_from_nothing_to_a_model_that_loads_elsewhere(tmp_path):
+    """The page as written: install left out, the Hub a local server, the last block without this package."""
+    *here, push, elsewhere = [block for block in pages.blocks(QUICKSTART) if block.language != "console"]
+    assert [block.language for block in (*here, push, elsewhere)] == ["python", "python", "python", "bash", "python"]
+    hub, bare, cwd = HubServer(), BarePython(tmp_path), tmp_path / "cwd"
+    cwd.mkdir()
+    environment = os.environ | hub.environment(tmp_path / "hf") | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    environment |= {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    edlm = [sys.executable, "-c", "from edlm_hf.cli import app; app()"]
+    try:
+        for command in (
+            [sys.executable, "-c", "\n".join(block.text for block in here)],
+            edlm + pages.commands(push)[0][1:],
+        ):
+            done = subprocess.run(command, env=environment, cwd=cwd, capture_output=True, text=True)
+            assert done.returncode == 0, done.stderr[-4000:]
+        assert hub["user/edlm-mine"].private
+        assert bare(elsewhere.text, **hub.environment(tmp_path / "elsewhere")).startswith("it was a bright ")
+    finally:
+        hub.close()
 
 
 WRONG = """
