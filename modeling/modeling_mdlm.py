@@ -419,13 +419,10 @@ class MDLMModel(MDLMPreTrainedModel):
         elif position_ids is None:
             position_ids = torch.arange(length, device=inputs_embeds.device).unsqueeze(0) + past
 
-        make_mask = create_causal_mask if self.config.causal else create_bidirectional_mask
-        mask = make_mask(
-            config=self.config,
-            inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
-            past_key_values=past_key_values,
-        )
+        if self.config.causal:  # by position: what `past_key_values` is called there depends on the version
+            mask = create_causal_mask(self.config, inputs_embeds, attention_mask, past_key_values)
+        else:
+            mask = create_bidirectional_mask(self.config, inputs_embeds, attention_mask)
         conditioning = self.conditioning(timesteps, batch, inputs_embeds.device)
         position_embeddings = rotary_cos_sin(
             position_ids, self.config.hidden_dim // self.config.n_heads, inputs_embeds.dtype
