@@ -7,14 +7,18 @@ JOBS ?= auto
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test nightly lint
+.PHONY: demo test notebooks nightly lint
 
 demo: .venv/installed
 	$(BIN)/edlm demo
 
-test: .venv/installed-test
+test: .venv/installed-test .venv/installed-notebooks
 	$(BIN)/python tests/transformers_suite/fetch.py
-	$(if $(filter 0,$(JOBS)),,OMP_NUM_THREADS=1) $(BIN)/pytest -n $(JOBS)
+	$(if $(filter 0,$(JOBS)),,OMP_NUM_THREADS=1) $(BIN)/pytest -n $(JOBS) --nbmake notebooks tests
+
+# Run the notebooks and write what they print into them, as they are committed.
+notebooks: .venv/installed-notebooks
+	$(if $(filter 0,$(JOBS)),,OMP_NUM_THREADS=1) $(BIN)/python notebooks/execute.py
 
 # What .ci/run leaves out: the Space in a browser (Debian's chromium and chromium-driver; skipped without them).
 nightly: .venv/installed-demo .venv/installed-nightly
