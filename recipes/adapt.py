@@ -3,7 +3,7 @@
     python recipes/adapt.py CORPUS FOLDER
 
 CORPUS is a text or parquet file. The first nine tenths of its blocks are for training; the texts that are measured lie
-evenly in the last twentieth, so that an address that is scored is none of those trained on. FOLDER gets the adapter,
+evenly in the last twentieth, at a distance from those trained on. FOLDER gets the adapter,
 alone, and results.json. The loss is `ranking`, which tightens the bound of the sampler with k = num_negatives + 1; both
 bounds are taken on the same noise, so that their difference is known better than either.
 """
@@ -14,9 +14,10 @@ from pathlib import Path
 
 import typer
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForMaskedLM, AutoTokenizer
+from transformers import AutoModelForMaskedLM, AutoTokenizer, set_seed
 
-import edlm_hf
+from edlm_hf.benchmarks.quality import TextSet
+from edlm_hf.checkpoints import locate
 from edlm_hf.data import load_corpus, to_blocks
 from edlm_hf.evaluation import discrete_nelbo, sampler_bound
 from edlm_hf.evaluation.estimate import ratio_estimate
@@ -45,37 +46,34 @@ def adapt(
     inner_copies: int = 16,
     seed: int = 0,
 ):
-    source = edlm_hf.checkpoints.locate(model)
-    tokenizer = AutoTokenizer.from_pretrained(source)
+    tokenizer = AutoTokenizer.from_pretrained(locate(model))
+    base = AutoModelForMaskedLM.from_pretrained(locate(model))
     texts = load_corpus(str(corpus), normalize=normalize_text8)
-    blocks = to_blocks(texts, tokenizer, 256, style="crop", start_token=True).with_format("numpy")
-    train = blocks.select(range(len(blocks) * 9 // 10))
+    blocks = to_blocks(texts, tokenizer, base.config.max_position_embeddings, style="crop", start_token=True)
+    train = blocks.select(range(len(blocks) * 9 // 10)).with_format("numpy")
     held_out = blocks.select(range(len(blocks) * 19 // 20, len(blocks)))
-    ids = [held_out[i * len(held_out) // num_texts]["input_ids"].tolist() for i in range(num_texts)]
+    ids = TextSet(corpus.stem, held_out).rows(num_texts)
 
     lora = LoraConfig(
         r=rank, lora_alpha=2 * rank, target_modules=LORA_TARGET_MODULES, modules_to_save=LORA_MODULES_TO_SAVE
     )
-    peft_model = get_peft_model(AutoModelForMaskedLM.from_pretrained(source), lora)
-    peft_model.set_attn_implementation("eager")
+    set_seed(seed)  # the adapter starts at random
+    peft_model = get_peft_model(base, lora)
     peft_model.print_trainable_parameters()
     args = EnergyArguments(
         str(folder), nce_loss="ranking", num_negatives=CANDIDATES - 1, max_steps=steps, learning_rate=learning_rate,
         per_device_train_batch_size=batch_size, lr_scheduler_type="cosine", warmup_steps=steps // 10, ema_decay=0.9,
         bf16=True, use_cpu=True, logging_steps=10, save_strategy="no", report_to="none", seed=seed,
+        attn_implementation="eager",
     )  # fmt: skip
     trainer = EnergyTrainer(peft_model, args, train_dataset=train, processing_class=tokenizer)
 
     options = {"num_steps": denoising_steps, "num_samples": 1, "seed": seed, "progress_bar": True}
 
     def bound():
-        peft_model.eval()
-        found = sampler_bound(
-            peft_model.get_base_model(), ids, num_candidates=CANDIDATES, inner_copies=inner_copies, **options
-        )
-        return found.sequence_nats
+        return sampler_bound(base, ids, num_candidates=CANDIDATES, inner_copies=inner_copies, **options).sequence_nats
 
-    denoiser = discrete_nelbo(peft_model.get_base_model(), ids, **options)
+    denoiser = discrete_nelbo(base, ids, **options)
     before = bound()
     trained = trainer.train()
     trainer.save_model()
@@ -85,7 +83,7 @@ def adapt(
     change = [x - y for x, y in zip(after, before, strict=True)]
     result = {
         "corpus": corpus.name,
-        "num_texts": num_texts,
+        "num_texts": len(ids),
         "steps_of_sampler": denoising_steps,
         "candidates": CANDIDATES,
         "inner_copies": inner_copies,

@@ -11,6 +11,7 @@ import pages
 import pytest
 import yaml
 from bare import BarePython
+from hub_client import HubClient
 from hub_server import HubServer
 
 import edlm_hf
@@ -37,25 +38,35 @@ def test_every_block_of_every_page_runs_as_written(tmp_path):
     assert not (wrong := [block["error"] for block in report if block["error"]]), "\n\n".join(wrong)
 
 
+def run_and_push(folder, script, command):
+    import os
+
+    from typer.testing import CliRunner
+
+    from edlm_hf.cli import app
+
+    os.chdir(folder)
+    exec(script, {})
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0, result.output
+
+
 def test_a_new_user_comes_from_nothing_to_a_model_that_loads_elsewhere(tmp_path):
     """The page as written: install left out, the Hub a local server, the last block without this package."""
     *here, push, elsewhere = [block for block in pages.blocks(QUICKSTART) if block.language != "console"]
     assert [block.language for block in (*here, push, elsewhere)] == ["python", "python", "python", "bash", "python"]
+    script, ((edlm, *command),) = "\n".join(block.text for block in here), pages.commands(push)
+    assert edlm == "edlm"
     hub, bare, cwd = HubServer(), BarePython(tmp_path), tmp_path / "cwd"
     cwd.mkdir()
-    environment = os.environ | hub.environment(tmp_path / "hf") | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    environment |= {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    edlm = [sys.executable, "-c", "from edlm_hf.cli import app; app()"]
+    machine = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    client = HubClient(hub.environment(tmp_path / "hf") | machine)
     try:
-        for command in (
-            [sys.executable, "-c", "\n".join(block.text for block in here)],
-            edlm + pages.commands(push)[0][1:],
-        ):
-            done = subprocess.run(command, env=environment, cwd=cwd, capture_output=True, text=True)
-            assert done.returncode == 0, done.stderr[-4000:]
+        client(run_and_push, folder=cwd, script=script, command=command)
         assert hub["user/edlm-mine"].private
         assert bare(elsewhere.text, **hub.environment(tmp_path / "elsewhere")).startswith("it was a bright ")
     finally:
+        client.close()
         hub.close()
 
 
