@@ -7,12 +7,13 @@ import math
 import os
 import platform
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 import transformers
+
+from edlm_hf.files import write_atomically
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -72,15 +73,6 @@ def write_results(result: dict, markdown: str, output: Path) -> None:
     write_atomically(output / "results.md", markdown.encode())
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Never half a file: written beside its place, then moved there."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    with os.fdopen(handle, "wb") as file:
-        file.write(content)
-    os.chmod(name, 0o644)
-    os.replace(name, path)
-
-
 def new_figure(width: float, height: float):
     """An empty matplotlib figure of so many inches, which needs no display; None without matplotlib."""
     try:
@@ -100,4 +92,4 @@ def save_figure(figure, path: Path) -> str:
     return path.name
 
 
-__all__ = ["Parts", "environment", "hardware", "new_figure", "save_figure", "write_atomically", "write_results"]
+__all__ = ["Parts", "environment", "hardware", "new_figure", "save_figure", "write_results"]

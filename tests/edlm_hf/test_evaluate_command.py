@@ -42,7 +42,7 @@ def call(*arguments):
 def as_json(*arguments):
     result = call(*arguments, "--json")
     assert result.exit_code == 0, result.output
-    return json.loads(result.stdout.strip().splitlines()[-1])
+    return json.loads(result.stdout)
 
 
 def test_blocks_of_a_local_text_are_scored_to_the_last_character(saved):

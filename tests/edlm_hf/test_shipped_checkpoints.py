@@ -1,5 +1,6 @@
 """The checkpoints that ship: found by name and by path, small, and trained for what they say."""
 
+import json
 import math
 
 import pytest
@@ -99,6 +100,14 @@ def test_demo_prints_texts_of_all_samplers_and_what_they_cost():
     assert "4 calls of the denoiser" in result.output and "4 of the energy" in result.output
     lines = [line for line in result.output.splitlines() if line.startswith("  ")]
     assert len(lines) == 3 and all(set(line) <= set(" abcdefghijklmnopqrstuvwxyz") for line in lines)
+
+
+def test_demo_prints_json():
+    result = CliRunner().invoke(app, ["demo", "--samples", "2", "--steps", "2", "--candidates", "2", "--json"])
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert [len(text) for arm in found for text in arm["texts"]] == 6 * [255]
+    assert [arm["energy_calls"] for arm in found] == [0, 4, 4] and found[0]["effective_sample_size"] is None
 
 
 def test_generate_takes_the_short_name():
