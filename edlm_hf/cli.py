@@ -160,9 +160,15 @@ def push(
     on the Hub, is kept. Checkpoints and the optimiser's state are not uploaded. The account is that of `hf auth login`
     or HF_TOKEN.
     """
+    from huggingface_hub.errors import HTTPError
+
     from edlm_hf.hub import push as push_to_hub
 
-    commit = push_to_hub(folder, repository, private=private or None, revision=revision, commit_message=message)
+    try:
+        commit = push_to_hub(folder, repository, private=private or None, revision=revision, commit_message=message)
+    except HTTPError:
+        typer.echo(f"{folder} is as it was: repeat the command to push again.", err=True)
+        raise
     url = str(commit.repo_url)
     result = {"repository": commit.repo_url.repo_id, "revision": revision or "main", "commit": commit.oid, "url": url}
     typer.echo(json.dumps(result) if as_json else f"{url}, commit {commit.oid}")

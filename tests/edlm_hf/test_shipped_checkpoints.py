@@ -12,6 +12,7 @@ import edlm_hf
 from edlm_hf.checkpoints import ASSETS, CHECKPOINTS, locate
 from edlm_hf.cli import app
 from edlm_hf.evaluation import autoregressive_nll, nelbo
+from edlm_hf.hub import missing_code
 from edlm_hf.modeling.masked_diffusion import sample_categorical, token_log_probs
 from edlm_hf.tokenization import normalize_text8
 
@@ -55,6 +56,13 @@ def test_every_auto_class_and_the_parts_load(model):
     ids = torch.tensor([[27, 28, 20, 8, 5]])
     assert torch.equal(denoiser(ids).logits, model.denoiser(ids).logits)
     assert isinstance(edlm_hf.EDLMEnergyModel.from_pretrained(path), type(model.energy_model))
+
+
+def test_a_push_adds_the_code_that_they_lack():
+    added = missing_code(ASSETS / "edlm-books")
+    assert {"config.json", "modeling_edlm.py", "masked_diffusion.py"} <= set(added) and "model.safetensors" not in added
+    named = json.loads(added["config.json"])["auto_map"]
+    assert named["AutoModelForMaskedLM"] == "modeling_edlm.EDLMForMaskedDiffusion" and "AutoConfig" in named
 
 
 def test_cards_tell_how_they_were_made_and_what_was_measured():
