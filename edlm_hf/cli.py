@@ -3,7 +3,6 @@
 Results go to stdout, everything else to stderr. Exit codes: 0; 1 for a failure, told in one line; 2 for wrong usage.
 """
 
-import json
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -11,6 +10,7 @@ from typing import Annotated
 import typer
 
 from edlm_hf.checkpoints import locate
+from edlm_hf.files import to_json, write_atomically
 from edlm_hf.options import NAMES, NUMBERS, Command, Config, Device, Json, running
 
 app = typer.Typer(
@@ -62,9 +62,7 @@ def convert(
         n_heads=n_heads,
     )
     result = {"class": type(model).__name__, "parameters": model.num_parameters(), "output": str(output)}
-    typer.echo(
-        json.dumps(result) if as_json else f"{result['class']} ({result['parameters']:,} parameters) in {output}"
-    )
+    typer.echo(to_json(result) if as_json else f"{result['class']} ({result['parameters']:,} parameters) in {output}")
 
 
 @app.command(cls=Command)
@@ -136,12 +134,11 @@ def generate(
                 rows += trajectories(out, encoder, mask_token_id=network.config.mask_token_id)
     texts, rows = gather_turns(texts), gather_turns(rows)
     if process == 0 and html is not None:
-        from edlm_hf.files import write_atomically
         from edlm_hf.visualization import page
 
         write_atomically(html, page(rows).encode())
     if process == 0:
-        typer.echo(json.dumps(texts) if as_json else "\n\n".join(texts))
+        typer.echo(to_json(texts) if as_json else "\n\n".join(texts))
 
 
 @app.command(cls=Command)
@@ -171,7 +168,7 @@ def push(
         raise
     url = str(commit.repo_url)
     result = {"repository": commit.repo_url.repo_id, "revision": revision or "main", "commit": commit.oid, "url": url}
-    typer.echo(json.dumps(result) if as_json else f"{url}, commit {commit.oid}")
+    typer.echo(to_json(result) if as_json else f"{url}, commit {commit.oid}")
 
 
 TRAINING = {
@@ -260,7 +257,7 @@ def evaluate(
     )
     evaluation = evaluate_model(settings)
     if place()[0] == 0:
-        typer.echo(json.dumps(evaluation.to_dict()) if as_json else evaluation.markdown())
+        typer.echo(to_json(evaluation.to_dict()) if as_json else evaluation.markdown())
 
 
 @benchmark.command(cls=Command)
@@ -318,7 +315,7 @@ def speed(
         result = run_benchmark(settings, output, advance)
     if not result["plots"]:
         typer.echo("No plots: matplotlib is not installed (pip install matplotlib).", err=True)
-    typer.echo(json.dumps(result) if as_json else markdown(result))
+    typer.echo(to_json(result) if as_json else markdown(result))
 
 
 @benchmark.command(cls=Command)
@@ -380,4 +377,4 @@ def quality(
         result = run_study(settings, output, advance)
     if not result["plots"]:
         typer.echo("No plots: matplotlib is not installed (pip install matplotlib).", err=True)
-    typer.echo(json.dumps(result) if as_json else markdown(result))
+    typer.echo(to_json(result) if as_json else markdown(result))

@@ -1,6 +1,5 @@
 """`edlm demo`: text from the checkpoint that ships, by the denoiser alone and with either energy, and what it cost."""
 
-import json
 import time
 
 import torch
@@ -8,6 +7,7 @@ from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
 
 from edlm_hf.checkpoints import CHECKPOINTS, checkpoint
+from edlm_hf.files import to_json
 from edlm_hf.modeling.modeling_edlm import EDLMForMaskedDiffusion
 
 
@@ -56,4 +56,4 @@ def run(samples: int = 2, steps: int = 32, candidates: int = 8, seed: int = 0, a
         for text in result["texts"]:
             console.print(f"  {text}", style="green", highlight=False)
     if as_json:
-        print(json.dumps(results))
+        print(to_json(results))

@@ -1,5 +1,7 @@
-"""Files that are complete or not there, and files of options."""
+"""Files that are complete or not there, files of options, and JSON that every program reads."""
 
+import json
+import math
 import os
 import tempfile
 from pathlib import Path
@@ -32,4 +34,17 @@ def read_options(path: str | Path) -> dict:
     return options
 
 
-__all__ = ["read_options", "write_atomically"]
+def to_json(value, **options) -> str:
+    """`value` as JSON, null in place of every number that is not finite; `options` are those of `json.dumps`."""
+    return json.dumps(plain(value), allow_nan=False, **options)
+
+
+def plain(value):
+    if isinstance(value, dict):
+        return {name: plain(x) for name, x in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(x) for x in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+__all__ = ["read_options", "to_json", "write_atomically"]

@@ -7,7 +7,6 @@ short ones (`time_limit_minutes`).
 import argparse
 import contextlib
 import copy
-import json
 import shlex
 import sys
 import time
@@ -28,7 +27,7 @@ from transformers import (
 import edlm_hf
 from edlm_hf.checkpoints import locate
 from edlm_hf.data import PROTOCOLS, load_corpus, to_blocks
-from edlm_hf.files import read_options
+from edlm_hf.files import read_options, to_json
 from edlm_hf.modeling.card_edlm import CardFacts
 from edlm_hf.tokenization import add_mask_token, normalize_text8, text8_tokenizer
 from edlm_hf.training.trainer_autoregressive import AutoregressiveTrainer
@@ -250,7 +249,7 @@ def run(trainer_class: type[EDLMTrainer], model: PreTrainedModel, args, data: Da
     with contextlib.redirect_stdout(sys.stderr):  # the log of transformers; stdout is for the result
         result = train(trainer_class, model, args, data, tokenizer)
     if args.process_index == 0:
-        print(json.dumps(result) if data.json else "\n".join(f"{name}: {value}" for name, value in result.items()))
+        print(to_json(result) if data.json else "\n".join(f"{name}: {value}" for name, value in result.items()))
         if not result["finished"]:
             print("Stopped at the time limit: repeat the command to go on.", file=sys.stderr)
     return result
