@@ -7,12 +7,13 @@ from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
 
 from edlm_hf.checkpoints import CHECKPOINTS, checkpoint
+from edlm_hf.files import to_json
 from edlm_hf.modeling.modeling_edlm import EDLMForMaskedDiffusion
 
 
-def run(samples: int = 2, steps: int = 32, candidates: int = 8, seed: int = 0) -> None:
+def run(samples: int = 2, steps: int = 32, candidates: int = 8, seed: int = 0, as_json: bool = False) -> None:
     """Generate `samples` texts in `steps` steps with each sampler; print them with seconds, calls and sample size."""
-    console, name = Console(), "edlm-books"
+    console, name, results = Console(quiet=as_json), "edlm-books", []
     model = AutoModelForMaskedLM.from_pretrained(checkpoint(name))
     tokenizer = AutoTokenizer.from_pretrained(checkpoint(name))
     causal = AutoModelForCausalLM.from_pretrained(checkpoint(f"{name}-ar"))
@@ -35,10 +36,24 @@ def run(samples: int = 2, steps: int = 32, candidates: int = 8, seed: int = 0) -
             generator=torch.Generator().manual_seed(seed),
             return_dict_in_generate=True,
         )
-        cost = f"{time.monotonic() - began:.1f} s, {int(out.num_denoiser_calls.sum())} calls of the denoiser"
+        result = {
+            "sampler": title,
+            "length": length,
+            "steps": steps,
+            "candidates": k,
+            "seconds": round(time.monotonic() - began, 3),
+            "denoiser_calls": int(out.num_denoiser_calls.sum()),
+            "energy_calls": int(out.num_energy_calls.sum()),
+            "effective_sample_size": None if out.energies is None else float(out.effective_sample_size.nanmean()),
+            "texts": tokenizer.batch_decode(out.sequences, skip_special_tokens=True),
+        }
+        results.append(result)
+        cost = f"{result['seconds']:.1f} s, {result['denoiser_calls']} calls of the denoiser"
         if out.energies is not None:
-            size = out.effective_sample_size.nanmean()
-            cost += f", {int(out.num_energy_calls.sum())} of the energy, effective sample size {size:.1f} of {k}"
+            size = result["effective_sample_size"]
+            cost += f", {result['energy_calls']} of the energy, effective sample size {size:.1f} of {k}"
         console.print(f"\n{title}: {samples} x {length} characters, T = {steps}, k = {k}\n{cost}", highlight=False)
-        for row in tokenizer.batch_decode(out.sequences, skip_special_tokens=True):
-            console.print(f"  {row}", style="green", highlight=False)
+        for text in result["texts"]:
+            console.print(f"  {text}", style="green", highlight=False)
+    if as_json:
+        print(to_json(results))

@@ -4,6 +4,8 @@ push("runs/energy", "user/edlm", private=True)
 push(save_custom_generate("edlm-generate"), "user/edlm-generate")
 """
 
+import inspect
+import json
 import re
 import tempfile
 from importlib.metadata import requires
@@ -13,8 +15,10 @@ from huggingface_hub import CommitInfo, ModelCard
 from transformers import AutoConfig
 from transformers.dynamic_module_utils import get_relative_import_files
 
+import edlm_hf
 from edlm_hf.modeling import custom_generate
 from edlm_hf.modeling.card_edlm import BLANK, KINDS, CardFacts, CardMixin, model_card, push_folder, read_json, replaces
+from edlm_hf.modeling.modeling_mdlm import auto_map
 
 CARD = """\
 ---
@@ -32,10 +36,12 @@ proposals weighed by an energy ([EDLM](https://arxiv.org/abs/2410.21357)), for L
 models. The model is used as it is: nothing is trained or changed.
 
 ```python
-from transformers import GenerationMixin
+from transformers import AutoModelForMaskedLM, AutoTokenizer, GenerationMixin
+model = AutoModelForMaskedLM.from_pretrained("google-bert/bert-base-uncased")
+tokenizer = AutoTokenizer.from_pretrained("google-bert/bert-base-uncased")
 engine = GenerationMixin().load_custom_generate("REPOSITORY", trust_remote_code=True)
-ids = tokenizer("The capital of France is", return_tensors="pt").input_ids
-rows = engine(model, ids, max_new_tokens=64, max_denoising_steps=32)
+ids = tokenizer("The capital of [MASK] is [MASK].", return_tensors="pt").input_ids
+rows = engine(model, ids, mask_token_id=tokenizer.mask_token_id, max_denoising_steps=32)
 print(tokenizer.batch_decode(rows, skip_special_tokens=True)[0])
 ```
 
@@ -106,7 +112,8 @@ def push(model, repo_id: str, *, facts: CardFacts | None = None, **kwargs) -> Co
     """Upload a model, an adapter or a folder with either in it, with its model card, in one commit.
 
     A folder is only read, and a push that was interrupted can be repeated. What a training run needs for going on
-    (checkpoints, the state of the optimiser) stays here.
+    (checkpoints, the state of the optimiser) stays here. Code that a model lacks in its folder, as the checkpoints
+    that ship do, is added.
 
     Args:
         model: a folder that `save_pretrained` or `save_custom_generate` wrote, or anything that has `save_pretrained`,
@@ -133,7 +140,19 @@ def push(model, repo_id: str, *, facts: CardFacts | None = None, **kwargs) -> Co
             f"{folder} is no folder with a model: it holds none of {', '.join(entries)}. Give one that save_pretrained "
             "wrote."
         )
-    return push_folder(folder, repo_id, card=better_card(folder, facts), **kwargs)
+    return push_folder(folder, repo_id, card=better_card(folder, facts), code=missing_code(folder), **kwargs)
+
+
+def missing_code(folder: Path) -> dict[str, bytes]:
+    """Our code for the model in a folder and a config.json that names it, where there is none; else nothing."""
+    config = read_json(folder, "config.json") or {}
+    model_class = getattr(edlm_hf, (config.get("architectures") or [""])[0], None)
+    if "auto_map" in config or not isinstance(model_class, type) or getattr(model_class, "_auto_class", None) is None:
+        return {}
+    source = Path(inspect.getfile(model_class))
+    config["auto_map"] = auto_map(model_class, model_class.config_class)
+    files = (source, *map(Path, get_relative_import_files(source)))
+    return {file.name: file.read_bytes() for file in files} | {"config.json": json.dumps(config, indent=2).encode()}
 
 
 def better_card(folder: Path, facts: CardFacts | None = None) -> str | None:

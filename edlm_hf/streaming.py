@@ -6,6 +6,7 @@ it stands after a step, `end`. The whole is decoded anew each time, masks as a l
 
 import html
 import sys
+from collections.abc import Callable
 from itertools import groupby
 
 import torch
@@ -144,6 +145,23 @@ class TerminalDiffusionStreamer(DiffusionStreamer):
             self.live = None
         if self.keep:
             print(text, file=self.console.file, flush=True)
+
+
+class StepStreamer(BaseStreamer):
+    """Shows nothing but tells `tell` how many steps there were so far, whatever the number of texts and of calls."""
+
+    def __init__(self, tell: Callable[[int], None]):
+        self.tell, self.steps = tell, 0
+
+    def put(self, value: torch.LongTensor) -> None:
+        pass
+
+    def put_draft(self, value: torch.LongTensor, **kwargs) -> None:
+        self.steps += 1
+        self.tell(self.steps)
+
+    def end(self) -> None:
+        pass
 
 
 def diffusion_streamer(tokenizer: PreTrainedTokenizerBase, **options) -> DiffusionStreamer:

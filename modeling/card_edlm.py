@@ -330,6 +330,7 @@ def push_folder(
     create_pr: bool = False,
     tags: list[str] | str | None = None,
     card: str | None = None,
+    code: dict[str, bytes] | None = None,
 ) -> CommitInfo:
     """Upload a folder in one commit: the repository holds all of it or, after an interruption, none of it.
 
@@ -343,6 +344,7 @@ def push_folder(
         revision: a branch, made from `main` if it does not exist.
         tags: added to those of the card.
         card: README.md to be, in place of that of the folder.
+        code: files, name -> content, beside those of the folder or in place of them.
 
     Raises:
         ValueError: the repository is public although `private` was asked for, or nobody could load the adapter.
@@ -358,7 +360,8 @@ def push_folder(
     if revision is not None and not revision.startswith("refs/"):
         api.create_branch(repo_id, branch=revision, exist_ok=True)
     stored = set(api.list_repo_files(repo_id, revision=revision))
-    operations = [CommitOperationAdd(name, Path(folder, name)) for name in sorted(files - {"README.md"})]
+    contents = {name: Path(folder, name) for name in files - {"README.md"}} | (code or {})
+    operations = [CommitOperationAdd(name, contents[name]) for name in sorted(contents)]
     weights = {name for name in files if re.fullmatch(WEIGHTS, name)}
     if weights:
         stale = {name for name in stored - files if re.fullmatch(WEIGHTS, name)}

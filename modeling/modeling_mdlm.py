@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import torch
 from torch import nn
-from transformers import GenerationMixin, PreTrainedModel, initialization
+from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel, initialization
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -271,8 +271,12 @@ class MDLMPreTrainedModel(CardMixin, PreTrainedModel):
 def set_auto_map(model: PreTrainedModel) -> None:
     """Tell every auto class that knows this model where its code is (transformers records a single one by itself)."""
     if model._auto_class is not None:
-        module = type(model.config).__module__.split(".")[-1]
-        model.config.auto_map = {"AutoConfig": f"{module}.{type(model.config).__name__}"} | type(model)._auto_map
+        model.config.auto_map = auto_map(type(model), type(model.config))
+
+
+def auto_map(model_class: type[PreTrainedModel], config_class: type[PreTrainedConfig]) -> dict[str, str]:
+    """Auto class -> where the code is, `file.Class`."""
+    return {"AutoConfig": f"{config_class.__module__.split('.')[-1]}.{config_class.__name__}"} | model_class._auto_map
 
 
 def composite_part(cls: type[PreTrainedModel], path, kwargs: dict) -> dict:

@@ -1,8 +1,9 @@
-"""The documentation: its code runs, its commands exist, its links lead somewhere."""
+"""The documentation, model cards included: its code runs, its commands exist, its links lead somewhere."""
 
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,9 +13,15 @@ import pytest
 import yaml
 from bare import BarePython
 from hub_client import HubClient
-from hub_server import HubServer
+from hub_server import HubServer, Repository
+from local_hub import write_bert
+from published import randomised, tiny_causal, tiny_config, tiny_denoiser
 
 import edlm_hf
+from edlm_hf.checkpoints import ASSETS, CHECKPOINTS
+from edlm_hf.hub import save_custom_generate
+from edlm_hf.modeling.card_edlm import CardFacts
+from edlm_hf.tokenization import text8_tokenizer
 
 ROOT = Path(__file__).parents[1]
 QUICKSTART = ROOT / "docs" / "quickstart.md"
@@ -68,6 +75,86 @@ def test_a_new_user_comes_from_nothing_to_a_model_that_loads_elsewhere(tmp_path)
     finally:
         client.close()
         hub.close()
+
+
+def write_models(folder: Path) -> None:
+    """A folder for every kind of model that has a card; the checkpoints that ship weigh two candidates, to be quick."""
+    tokenizer = text8_tokenizer(12)
+    sizes = {"vocab_size": len(tokenizer), "bos_token_id": tokenizer.bos_token_id}
+    models = {"denoiser": tiny_denoiser(**sizes), "causal": tiny_causal(**sizes)}
+    models["trunk"] = randomised(edlm_hf.MDLMModel(tiny_config(**sizes)))
+    models["energy"] = randomised(edlm_hf.EDLMEnergyModel(tiny_config(**sizes)))
+    models["nce"] = edlm_hf.EDLMForMaskedDiffusion.from_components(models["denoiser"], models["energy"])
+    for name, model in models.items():
+        model.card_facts = CardFacts(command="edlm train-energy recipes/text8/energy.yaml --max_steps 9")
+        model.save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)
+    for name in CHECKPOINTS:
+        shutil.copytree(ASSETS / name, folder / name)
+        options = json.loads((folder / name / "generation_config.json").read_text())
+        options |= {"num_candidates": 2} if "num_candidates" in options else {}
+        (folder / name / "generation_config.json").write_text(json.dumps(options))
+    save_custom_generate(folder / "engine")
+
+
+def push_all(folder):
+    from pathlib import Path
+
+    from typer.testing import CliRunner
+
+    from edlm_hf.cli import app
+
+    for model in Path(folder).iterdir():
+        result = CliRunner().invoke(app, ["push", str(model), f"me/{model.name}"])
+        assert result.exit_code == 0, result.output
+
+
+def run_blocks(blocks):
+    import traceback
+
+    wrong = []
+    for name, code in blocks:
+        try:
+            exec(code, {})
+        except Exception:
+            wrong.append(f"{name}: {traceback.format_exc()}")
+    return wrong
+
+
+WITHOUT_PACKAGE = """
+import importlib.util, json, sys
+assert importlib.util.find_spec("edlm_hf") is None
+for name, code in json.loads(sys.argv[1]):
+    print(name)
+    exec(code, {})
+"""
+
+
+@pytest.mark.timeout(300)
+def test_every_block_of_every_card_runs_as_written(tmp_path, monkeypatch):
+    """Pushed to a Hub of this machine: with this package where the block imports it, without it elsewhere."""
+    hub, bert = HubServer(), tmp_path / "bert"
+    write_bert(bert)
+    repository = hub.repositories["google-bert/bert-base-uncased"] = Repository(private=False)
+    repository.commit("main", {path.name: path.read_bytes() for path in bert.iterdir()}, "BERT")
+    write_models(tmp_path / "models")
+    client = HubClient(hub.environment(tmp_path / "client"))
+    client(push_all, folder=str(tmp_path / "models"))
+    monkeypatch.chdir(ROOT)
+    with_package, without = [], []
+    for folder in (tmp_path / "models").iterdir():
+        (folder / "card.md").write_text(hub[f"me/{folder.name}"].text("README.md"))
+        for block in pages.blocks(folder / "card.md"):
+            if block.language == "python":
+                (with_package if "edlm_hf" in block.text else without).append((folder.name, block.text))
+            else:
+                pages.run_block(block, {})
+    assert len(with_package) == len(CHECKPOINTS) + 5 and len(without) == len(CHECKPOINTS) + 5
+    assert not (wrong := client(run_blocks, blocks=with_package)), "\n\n".join(wrong)
+    client.close()
+    bare = BarePython(tmp_path)
+    bare(WITHOUT_PACKAGE, json.dumps(without), **hub.environment(tmp_path / "online"))
+    hub.close()
 
 
 WRONG = """

@@ -3,16 +3,16 @@
 import datetime
 import hashlib
 import json
-import math
 import os
 import platform
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 import transformers
+
+from edlm_hf.files import to_json, write_atomically
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -50,35 +50,17 @@ class Parts:
 
         Numbers that are not finite come back as None.
         """
-        key = json.dumps(plain(inputs), sort_keys=True)
+        key = to_json(inputs, sort_keys=True)
         path = self.folder / f"{kind}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
         if not path.exists():
             content = {"inputs": inputs, "result": compute()}
-            write_atomically(path, json.dumps(plain(content), allow_nan=False).encode())
+            write_atomically(path, to_json(content).encode())
         return json.loads(path.read_text())["result"]
 
 
-def plain(value):
-    """`value` with None in place of every number that is not finite, which JSON does not know."""
-    if isinstance(value, dict):
-        return {name: plain(x) for name, x in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(x) for x in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def write_results(result: dict, markdown: str, output: Path) -> None:
-    write_atomically(output / "results.json", json.dumps(result, indent=1).encode())
+    write_atomically(output / "results.json", to_json(result, indent=1).encode())
     write_atomically(output / "results.md", markdown.encode())
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Never half a file: written beside its place, then moved there."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    with os.fdopen(handle, "wb") as file:
-        file.write(content)
-    os.chmod(name, 0o644)
-    os.replace(name, path)
 
 
 def new_figure(width: float, height: float):
@@ -100,4 +82,4 @@ def save_figure(figure, path: Path) -> str:
     return path.name
 
 
-__all__ = ["Parts", "environment", "hardware", "new_figure", "save_figure", "write_atomically", "write_results"]
+__all__ = ["Parts", "environment", "hardware", "new_figure", "save_figure", "write_results"]

@@ -53,7 +53,7 @@ class EvaluationSettings:
         dtype: float32, bfloat16 or float16, that of the checkpoint unless given.
 
     Raises:
-        ValueError: an unknown metric or normalisation, or no metric.
+        ValueError: an unknown metric, normalisation or dtype, no metric, a number below 1.
     """
 
     model: str
@@ -84,8 +84,9 @@ class EvaluationSettings:
             raise ValueError(f"normalize is {self.normalize!r}, but there is only text8.")
         if self.dtype not in (None, "float32", "bfloat16", "float16"):
             raise ValueError(f"dtype is {self.dtype!r}, but it must be float32, bfloat16 or float16.")
-        if self.num_texts is not None and self.num_texts < 1:
-            raise ValueError(f"num_texts is {self.num_texts}, but it must be at least 1.")
+        for name in ("length", "stride", "num_texts"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, but it must be at least 1.")
 
     def options(self, metric: str) -> dict:
         """Arguments of a metric beside model and texts."""

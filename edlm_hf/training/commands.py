@@ -5,9 +5,8 @@ short ones (`time_limit_minutes`).
 """
 
 import argparse
+import contextlib
 import copy
-import json
-import os
 import shlex
 import sys
 import time
@@ -15,7 +14,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
-import yaml
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
@@ -29,6 +27,7 @@ from transformers import (
 import edlm_hf
 from edlm_hf.checkpoints import locate
 from edlm_hf.data import PROTOCOLS, load_corpus, to_blocks
+from edlm_hf.files import read_options, to_json
 from edlm_hf.modeling.card_edlm import CardFacts
 from edlm_hf.tokenization import add_mask_token, normalize_text8, text8_tokenizer
 from edlm_hf.training.trainer_autoregressive import AutoregressiveTrainer
@@ -144,30 +143,36 @@ COMMANDS: dict[str, Callable[[list[str]], dict]] = {
 def parse(command: str, classes: tuple[type, ...], arguments: list[str]) -> tuple:
     """Dataclasses from flags; a first argument that is no flag is a YAML file with the defaults.
 
-    The last one are the training arguments, whose seed is set: new weights are those of the seed.
-
-    Raises:
-        ValueError: the file sets something that does not exist.
+    The last one are the training arguments, whose seed is set: new weights are those of the seed. What is no flag of
+    the command, in the file or behind it, or has a value of another type, ends the program with exit code 2.
     """
     parser = HfArgumentParser(
         classes,
-        prog=f"edlm {command} [recipe.yaml]",
+        prog=f"edlm {command}",
+        usage=f"edlm {command} [RECIPE.yaml] [--FLAG VALUE ...]",
         description=COMMANDS[command].__doc__.partition(";")[0] + ". Flags override the recipe.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     if arguments and not arguments[0].startswith("-"):
-        with open(arguments[0]) as file:
-            recipe = yaml.safe_load(file) or {}
+        try:
+            recipe = read_options(arguments[0])
+        except ValueError as error:
+            parser.error(str(error))
         known = {action.dest: action for action in parser._actions}
         if unknown := set(recipe) - set(known):
-            raise ValueError(f"{arguments[0]} sets {', '.join(sorted(unknown))}, which edlm {command} does not have.")
+            parser.error(f"{arguments[0]} sets {', '.join(sorted(unknown))}, which edlm {command} does not have.")
         for name in recipe:
             known[name].required = False
-        parser.set_defaults(**recipe)
+        # argparse converts and checks defaults that are text
+        parser.set_defaults(**{name: str(x) if isinstance(x, (int, float)) else x for name, x in recipe.items()})
         arguments = arguments[1:]
-    parsed = parser.parse_args_into_dataclasses(arguments)
+    *parsed, unknown = parser.parse_args_into_dataclasses(
+        arguments, return_remaining_strings=True, look_for_args_file=False
+    )
+    if unknown:
+        parser.error(f"there is no {' '.join(unknown)}; --help lists the flags.")
     set_seed(parsed[-1].seed)
-    return parsed
+    return tuple(parsed)
 
 
 # --------------------------------------------------------------------------------------------------- parts of a command
@@ -241,6 +246,16 @@ def new_energy(parts: EnergyModelArguments) -> edlm_hf.EDLMForMaskedDiffusion:
 
 def run(trainer_class: type[EDLMTrainer], model: PreTrainedModel, args, data: DataArguments, tokenizer) -> dict:
     """Train, evaluate and save; in the main process print what came out."""
+    with contextlib.redirect_stdout(sys.stderr):  # the log of transformers; stdout is for the result
+        result = train(trainer_class, model, args, data, tokenizer)
+    if args.process_index == 0:
+        print(to_json(result) if data.json else "\n".join(f"{name}: {value}" for name, value in result.items()))
+        if not result["finished"]:
+            print("Stopped at the time limit: repeat the command to go on.", file=sys.stderr)
+    return result
+
+
+def train(trainer_class: type[EDLMTrainer], model: PreTrainedModel, args, data: DataArguments, tokenizer) -> dict:
     sets = {}
     with args.main_process_first(desc="making blocks"):
         sets["train_dataset"] = load_blocks(data, tokenizer, training=True)
@@ -271,10 +286,6 @@ def run(trainer_class: type[EDLMTrainer], model: PreTrainedModel, args, data: Da
         )
         trainer.save_model()
         trainer.save_state()
-    if trainer.is_world_process_zero():
-        print(json.dumps(result) if data.json else "\n".join(f"{name}: {value}" for name, value in result.items()))
-        if limit.reached:
-            print("Stopped at the time limit: repeat the command to go on.", file=sys.stderr)
     return result
 
 
@@ -325,13 +336,3 @@ def peak_memory() -> int:
         return 0
     scale = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
-
-
-def main(command: str, arguments: list[str]) -> None:
-    """Run a command; what the user got wrong is printed, not raised."""
-    try:
-        COMMANDS[command](arguments)
-    except (ValueError, OSError) as error:
-        if os.environ.get("RANK", "0") == "0":
-            print(f"edlm {command}: {error}", file=sys.stderr)
-        raise SystemExit(1) from None

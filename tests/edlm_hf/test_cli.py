@@ -1,9 +1,13 @@
-"""The command line: help, conversion and generation."""
+"""The command line: help, files of options, exit codes, conversion and generation."""
 
 import json
+import re
 
+import pytest
 import torch
+import yaml
 from published import golden, tiny_config
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from edlm_hf import MDLMForMaskedLM
@@ -11,8 +15,37 @@ from edlm_hf.cli import app
 from edlm_hf.tokenization import text8_tokenizer
 
 
-def call(*arguments):
-    return CliRunner().invoke(app, list(map(str, arguments)))
+def call(*arguments, env=None):
+    return CliRunner().invoke(app, list(map(str, arguments)), env=env)
+
+
+def commands(group=None, path=()):
+    """All commands by what is typed for them, those of training left out."""
+    for name, command in (group or get_command(app)).commands.items():
+        if hasattr(command, "commands"):
+            yield from commands(command, (*path, name))
+        elif not name.startswith("train-"):
+            yield (*path, name), command
+
+
+@pytest.fixture
+def model(tmp_path):
+    """The folder of a denoiser with its tokenizer."""
+    tokenizer = text8_tokenizer(12, start_token=False)
+    MDLMForMaskedLM(tiny_config(vocab_size=len(tokenizer))).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+@pytest.fixture
+def config(tmp_path):
+    """A function that writes a file of options."""
+
+    def write(**options):
+        (tmp_path / "options.yaml").write_text(yaml.safe_dump(options))
+        return tmp_path / "options.yaml"
+
+    return write
 
 
 def test_help_names_every_command():
@@ -26,18 +59,159 @@ def test_convert_writes_a_model(tmp_path):
     torch.save({"state_dict": golden("model_dit")}, tmp_path / "model.ckpt")
     result = call("convert", tmp_path / "model.ckpt", tmp_path / "out", "--model-length", 24, "--json")
     assert result.exit_code == 0, result.output
-    assert json.loads(result.stdout.splitlines()[-1])["class"] == "MDLMForMaskedLM"
+    assert json.loads(result.stdout)["class"] == "MDLMForMaskedLM"
     failed = call("convert", tmp_path / "model.ckpt", tmp_path / "out")
     assert failed.exit_code == 1 and "not an empty folder" in failed.output
 
 
-def test_generate_fills_masks_and_keeps_the_rest(tmp_path):
-    tokenizer = text8_tokenizer(12, start_token=False)
-    MDLMForMaskedLM(tiny_config(vocab_size=len(tokenizer))).save_pretrained(tmp_path)
-    tokenizer.save_pretrained(tmp_path)
-    arguments = ["generate", "--model", tmp_path, "--prompt", "ab[MASK]d", "--max-new-tokens", 3, "--steps", 4]
+def test_generate_fills_masks_and_keeps_the_rest(model):
+    arguments = ["generate", "--model", model, "--prompt", "ab[MASK]d", "--max-new-tokens", 3, "--steps", 4]
     result = call(*arguments, "--samples", 2, "--seed", 1, "--json")
     assert result.exit_code == 0, result.output
-    texts = json.loads(result.stdout.splitlines()[-1])
+    texts = json.loads(result.stdout)
     assert len(texts) == 2 and all(len(text) == 7 and text[:2] == "ab" and text[3] == "d" for text in texts)
     assert call(*arguments, "--samples", 2, "--seed", 1, "--json").stdout == result.stdout
+
+
+def test_a_bar_of_all_steps_is_shown_on_a_terminal_only(model):
+    arguments = ["generate", "--model", model, "--prompt", "ab[MASK]d", "--steps", 4, "--samples", 3, "--batch-size", 2]
+    shown = call(*arguments, "--json", env={"FORCE_COLOR": "1", "COLUMNS": "80"})  # to rich, a terminal
+    assert re.search("text 3 of 3, steps .*8/8", re.sub(r"\x1b\[[\d;?]*\w", "", shown.stderr)), shown.stderr
+    assert len(json.loads(shown.stdout)) == 3
+    assert "steps" not in call(*arguments).stderr
+
+
+# ----------------------------------------------------------------------------------------------------- files of options
+
+
+def test_options_come_from_a_file_and_flags_win(model, config):
+    flags = call(
+        "generate", "--model", model, "--prompt", "ab", "--max-new-tokens", 3, "--steps", 4, "--seed", 1, "--json"
+    )
+    options = {"model": str(model), "prompt": "ab", "max_new_tokens": 3, "steps": 4, "seed": 1, "json": True}
+    assert call("generate", "--config", config(**options)).stdout == flags.stdout != ""
+    options = {name.replace("_", "-"): x for name, x in options.items()} | {"samples": 2, "tokenizer": None}
+    result = call("generate", "--max-new-tokens", 5, "--config", config(**options))
+    assert [len(text) for text in json.loads(result.stdout)] == [7, 7]
+
+
+def test_positional_arguments_may_stand_in_the_file(tmp_path, config):
+    torch.save({"state_dict": golden("model_dit")}, tmp_path / "model.ckpt")
+    options = {"checkpoint": str(tmp_path / "model.ckpt"), "output": str(tmp_path / "out"), "ema": False}
+    result = call("convert", "--config", config(**options, model_length=24))
+    assert result.exit_code == 0, result.output
+    assert MDLMForMaskedLM.from_pretrained(tmp_path / "out").config.model_length == 24
+
+
+@pytest.mark.parametrize(
+    ("given", "steps", "data"),
+    [
+        ({"steps": [4, 8], "data": ["a", "b=c"]}, (4, 8), ["a", "b=c"]),
+        ({"steps": "4,8", "data": "a"}, (4, 8), ["a"]),
+        ({"steps": 4, "data": ["a"], "nce": None}, (4,), ["a"]),
+    ],
+)
+def test_lists_may_be_lists_in_the_file(config, given, steps, data):
+    command = dict(commands())["benchmark", "quality"]
+    file = config(output="out", model="m", window=1, **given)
+    params = command.make_context("quality", ["--config", str(file), "--candidates", "3"]).params
+    assert (params["steps"], params["data"], params["window"], params["candidates"]) == (steps, data, 1.0, 3)
+
+
+def test_every_command_takes_a_file_and_prints_json():
+    for path, command in commands():
+        names = {name for option in command.params for name in option.opts}
+        assert {"--config", "--json"} <= names, path
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"colour": "red", "steps": 3}, "sets colour, which edlm generate does not have. It has model, tokenizer,"),
+        ({"config": "more.yaml"}, "sets config, which edlm generate does not have"),
+        ({"steps": "many"}, "'--steps'"),
+        ({"steps": 2.5}, "'--steps'"),
+        ({"steps": True}, "sets steps to True, but it must be a text or a number"),
+        ({"steps": [1, 2]}, "sets steps to [1, 2], but it must be a text or a number"),
+        ({"prompt": {"a": "b"}}, "sets prompt to {'a': 'b'}"),
+        ({"json": "yes"}, "sets json to 'yes', but it must be true or false"),
+        (["steps"], "holds no lines `option: value`"),
+        ("a: b: c", "cannot be read"),
+        (None, "does not exist"),
+    ],
+)
+def test_mistakes_in_the_file_are_told_by_name(tmp_path, options, words):
+    file = tmp_path / "options.yaml"
+    if options is not None:
+        file.write_text(options if isinstance(options, str) else yaml.safe_dump(options))
+    refused(call("generate", "--model", "m", "--config", file), words)
+
+
+# ----------------------------------------------------------------------------------------------------------- exit codes
+
+
+def refused(result, words):
+    """Wrong usage: exit code 2, with `words` somewhere in the box on stderr."""
+    told = " ".join(result.stderr.replace("\u2502", " ").split())
+    assert result.exit_code == 2 and not result.stdout and words in told, result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("generate",), "Missing option '--model'"),
+        (("generate", "--model", "m", "--samples", 0), "'--samples'"),
+        (("generate", "--model", "m", "--steps", -3), "'--steps'"),
+        (("generate", "--model", "m", "--window", 2), "'--window'"),
+        (("generate", "--model", "m", "--device", "abacus"), "There is no device 'abacus' here"),
+        (("generate", "--model", "m", "--device", "cpu:7"), "There is no device 'cpu:7' here"),
+        (("demo", "--samples", 0), "'--samples'"),
+        (("benchmark", "speed", "--output", "o", "--steps", "4,x"), "'4,x' is not a list of whole numbers like 16,64"),
+        (("evaluate", "--model", "m", "--data", "d", "--num-steps", "many"), "'--num-steps'"),
+        (("write",), "No such command 'write'"),
+    ],
+)
+def test_wrong_usage_is_exit_code_2(arguments, words):
+    refused(call(*arguments), words)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("generate", "--model", "{}/nothing"), "nothing"),
+        (("generate", "--model", "edlm-books-ar"), "Use MDLMForCausalLM"),
+        (("generate", "--model", "{}", "--prompt", "ab", "--max-new-tokens", 99), "99 new ones are more than"),
+        (("evaluate", "--model", "{}/nothing", "--data", "text8"), "nothing"),
+        (("evaluate", "--model", "{}", "--data", "nothing.txt"), "No corpus 'nothing.txt'"),
+        (("convert", "{}/nothing.ckpt", "{}/out"), "nothing.ckpt"),
+        (("push", "{}/nothing", "me/x"), "no folder with a model"),
+        (("benchmark", "speed", "--output", "{}/out", "--repeats", 0), "repeats"),
+        (("benchmark", "quality", "--output", "{}/out", "--model", "{}/nothing", "--data", "text8"), "nothing"),
+        (
+            ("train-energy", "--dataset", "d", "--denoiser", "{}/nothing", "--use_cpu", "--output_dir", "{}/out"),
+            "nothing",
+        ),
+    ],
+    ids=lambda value: "-".join(map(str, value[:2])) if isinstance(value, tuple) else "",
+)
+def test_failures_are_one_line_and_exit_code_1(model, arguments, words):
+    result = call(*(str(x).format(model) for x in arguments))
+    name = " ".join(arguments[: 2 if arguments[0] == "benchmark" else 1])
+    last = result.stderr.splitlines()[-1]
+    assert result.exit_code == 1 and not result.stdout, result.output
+    assert last.startswith(f"edlm {name}: ") and words in last and "Traceback" not in result.stderr
+
+
+def test_of_several_processes_one_tells_the_failure(monkeypatch, tmp_path):
+    monkeypatch.setenv("RANK", "1")
+    result = call("convert", tmp_path / "nothing.ckpt", tmp_path / "out")
+    assert result.exit_code == 1 and not result.output
+
+
+def test_mistakes_of_the_code_are_not_hidden(monkeypatch):
+    def broken(**options):
+        raise RuntimeError("a mistake")
+
+    monkeypatch.setattr("edlm_hf.demo.run", broken)
+    result = call("demo")
+    assert result.exit_code == 1 and "a mistake" in str(result.exception) and not result.stderr

@@ -42,7 +42,7 @@ def call(*arguments):
 def as_json(*arguments):
     result = call(*arguments, "--json")
     assert result.exit_code == 0, result.output
-    return json.loads(result.stdout.strip().splitlines()[-1])
+    return json.loads(result.stdout)
 
 
 def test_blocks_of_a_local_text_are_scored_to_the_last_character(saved):
@@ -78,6 +78,12 @@ def test_a_table_shows_both_errors_and_the_number_of_samples(saved):
     assert "| nelbo |" in result.output and "noise samples" in result.output and "±" in result.output
 
 
+def test_an_error_that_is_not_known_is_null_in_json(saved):
+    folder, *_ = saved
+    options = ("--data", folder / "texts.txt", "--normalize", "text8", "--num-texts", 1)
+    assert as_json("--model", folder / "edlm", *options)["metrics"]["nelbo"]["text_standard_error"] is None
+
+
 def test_the_profile_is_part_of_the_json(saved):
     folder, *_ = saved
     found = as_json(
@@ -92,6 +98,7 @@ def test_the_profile_is_part_of_the_json(saved):
         (("--metrics", "perplexity"), "must name some of nelbo"),
         (("--normalize", "text9"), "there is only text8"),
         (("--num-texts", 0), "num_texts is 0"),
+        (("--length", 0), "length is 0"),
         (("--num-samples", 3), "num_samples is 3"),
     ],
 )

@@ -146,16 +146,11 @@ def push_tokenizer(source, repo_id):
     transformers.AutoTokenizer.from_pretrained(source).push_to_hub(repo_id)
 
 
-@pytest.mark.parametrize("kind", ["nce", "causal", "trunk", "energy"])
-def test_examples_of_the_card_run_with_the_package(hub, client, folder, kind):
-    build(kind).save_pretrained(folder / "it")
-    client(push_model, source=str(folder / "it"), auto_class=AUTO[kind], repo_id=f"me/runs-{kind}")
-    client(push_tokenizer, source=str(folder), repo_id=f"me/runs-{kind}")
-    readme = hub[f"me/runs-{kind}"].text("README.md")
-    assert is_untouched(readme)  # a tokenizer that is pushed leaves the card as it is
-    example = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)[0]
-    assert len(example.splitlines()) == 5
-    client(run, script=example)
+def test_pushed_tokenizer_leaves_the_card_as_it_is(hub, client, folder):
+    client(push_model, source=str(folder), auto_class=AUTO["nce"], repo_id="me/parts")
+    before = hub["me/parts"].text("README.md")
+    client(push_tokenizer, source=str(folder), repo_id="me/parts")
+    assert hub["me/parts"].text("README.md") == before and is_untouched(before)
 
 
 def test_examples_of_the_card_run_without_the_package_and_from_a_private_repository(
@@ -361,7 +356,7 @@ def test_interrupted_push_changes_nothing_and_can_be_repeated(hub, client, folde
     before = contents(folder)
     hub.interruptions = 1
     code, _, err = client(command, arguments=["push", str(folder), "me/cut"])
-    assert code == 1 and err.startswith("edlm push: ") and "repeat the command" in err
+    assert code == 1 and err.splitlines()[-1].startswith("edlm push: ") and "repeat the command" in err
     assert contents(folder) == before
     assert set(hub["me/cut"].files()) == {".gitattributes"}
 

@@ -1,5 +1,6 @@
 """The checkpoints that ship: found by name and by path, small, and trained for what they say."""
 
+import json
 import math
 
 import pytest
@@ -11,6 +12,7 @@ import edlm_hf
 from edlm_hf.checkpoints import ASSETS, CHECKPOINTS, locate
 from edlm_hf.cli import app
 from edlm_hf.evaluation import autoregressive_nll, nelbo
+from edlm_hf.hub import missing_code
 from edlm_hf.modeling.masked_diffusion import sample_categorical, token_log_probs
 from edlm_hf.tokenization import normalize_text8
 
@@ -56,6 +58,13 @@ def test_every_auto_class_and_the_parts_load(model):
     assert isinstance(edlm_hf.EDLMEnergyModel.from_pretrained(path), type(model.energy_model))
 
 
+def test_a_push_adds_the_code_that_they_lack():
+    added = missing_code(ASSETS / "edlm-books")
+    assert {"config.json", "modeling_edlm.py", "masked_diffusion.py"} <= set(added) and "model.safetensors" not in added
+    named = json.loads(added["config.json"])["auto_map"]
+    assert named["AutoModelForMaskedLM"] == "modeling_edlm.EDLMForMaskedDiffusion" and "AutoConfig" in named
+
+
 def test_cards_tell_how_they_were_made_and_what_was_measured():
     for name in CHECKPOINTS:
         card = (ASSETS / name / "README.md").read_text()
@@ -99,6 +108,14 @@ def test_demo_prints_texts_of_all_samplers_and_what_they_cost():
     assert "4 calls of the denoiser" in result.output and "4 of the energy" in result.output
     lines = [line for line in result.output.splitlines() if line.startswith("  ")]
     assert len(lines) == 3 and all(set(line) <= set(" abcdefghijklmnopqrstuvwxyz") for line in lines)
+
+
+def test_demo_prints_json():
+    result = CliRunner().invoke(app, ["demo", "--samples", "2", "--steps", "2", "--candidates", "2", "--json"])
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert [len(text) for arm in found for text in arm["texts"]] == 6 * [255]
+    assert [arm["energy_calls"] for arm in found] == [0, 4, 4] and found[0]["effective_sample_size"] is None
 
 
 def test_generate_takes_the_short_name():

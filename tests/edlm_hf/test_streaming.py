@@ -13,7 +13,7 @@ from published import tiny_config, tiny_denoiser
 from rich.console import Console
 
 from edlm_hf import EDLMForMaskedDiffusion, MDLMForMaskedLM
-from edlm_hf.streaming import NotebookDiffusionStreamer, TerminalDiffusionStreamer, diffusion_streamer
+from edlm_hf.streaming import NotebookDiffusionStreamer, StepStreamer, TerminalDiffusionStreamer, diffusion_streamer
 from edlm_hf.tokenization import text8_tokenizer
 
 TOKENIZER = text8_tokenizer(64)
@@ -173,6 +173,14 @@ def test_generate_streams_what_it_returns(monkeypatch, block_length):
     assert ipython.texts()[0] == "ab" and ipython.texts()[-1] == TOKENIZER.decode(tokens[0])
     drafts = [text for text in ipython.texts() if "░" in text]
     assert drafts and all(text.startswith("ab") for text in drafts)
+
+
+def test_steps_of_many_texts_and_calls_are_counted():
+    told = []
+    model, streamer = EDLMForMaskedDiffusion.from_components(tiny_denoiser()), StepStreamer(told.append)
+    for _ in range(2):
+        model.generate(batch_size=3, max_new_tokens=5, max_denoising_steps=4, streamer=streamer)
+    assert told == [1, 2, 3, 4, 5, 6, 7, 8]
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs a pseudo-terminal")

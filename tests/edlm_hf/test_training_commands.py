@@ -57,7 +57,7 @@ def call(*arguments):
 
 def result_of(call_result) -> dict:
     assert call_result.exit_code == 0, call_result.output
-    return json.loads(call_result.stdout.splitlines()[-1])
+    return json.loads(call_result.stdout)  # nothing else is on stdout
 
 
 def test_text_to_a_model_with_an_energy_in_three_commands(tmp_path, recipe):
@@ -110,12 +110,29 @@ def test_a_command_that_stops_at_its_time_limit_goes_on_when_repeated(recipe):
     assert other["eval_loss"] == whole["eval_loss"]
 
 
-def test_mistakes_are_told_in_one_line(tmp_path, recipe):
-    unknown = call("train-denoiser", recipe("denoiser", num_candidates=3))
-    assert unknown.exit_code == 1 and "sets num_candidates, which edlm train-denoiser does not have" in unknown.stderr
+def test_failures_are_told_in_one_line(tmp_path, recipe):
     missing = call("train-denoiser", recipe("denoiser", dataset=str(tmp_path / "nothing.txt")))
-    assert missing.exit_code == 1 and "No corpus" in missing.stderr
-    assert call("train-energy", tmp_path / "no.yaml").exit_code == 1
+    assert missing.exit_code == 1 and "edlm train-denoiser: No corpus" in missing.stderr and not missing.stdout
+
+
+@pytest.mark.parametrize(
+    ("changes", "flags", "words"),
+    [
+        ({"num_candidates": 3}, (), "sets num_candidates, which edlm train-denoiser does not have"),
+        ({"max_steps": 2.5}, (), "argument --max_steps/--max-steps: invalid int value: '2.5'"),
+        ({"muon": "perhaps"}, (), "argument --muon"),
+        ({}, ("--learning_speed", 3), "there is no --learning_speed 3"),
+        ({}, ("--max_steps", "many"), "argument --max_steps"),
+    ],
+)
+def test_wrong_recipes_and_flags_are_exit_code_2(recipe, changes, flags, words):
+    result = call("train-denoiser", recipe("denoiser", **changes), *flags)
+    assert result.exit_code == 2 and words in result.stderr and len(result.stderr.splitlines()) < 4, result.stderr
+
+
+def test_a_recipe_that_is_not_there_is_exit_code_2(tmp_path):
+    result = call("train-energy", tmp_path / "no.yaml")
+    assert result.exit_code == 2 and "no.yaml cannot be read" in result.stderr
 
 
 @pytest.mark.parametrize("command", commands.COMMANDS)

@@ -101,7 +101,7 @@ if __name__ == "__main__":
     result = CliRunner().invoke(app, [*arguments, "--seed", "0", "--batch-size", "2", "--json"])
     assert result.exit_code == 0, (result.output, result.exception)
     if os.environ["RANK"] == "0":
-        logs["texts"] = json.loads(result.stdout.splitlines()[-1])
+        logs["texts"] = json.loads(result.stdout)
         (home / "two.json").write_text(json.dumps(logs))
     elif result.stdout:
         raise AssertionError("The second process prints too.")

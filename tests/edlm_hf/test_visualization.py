@@ -212,7 +212,7 @@ def test_command_writes_the_page(tmp_path):
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
     shown = Page((tmp_path / "page.html").read_text(encoding="utf-8"))
-    assert shown.texts() == json.loads(result.stdout.splitlines()[-1])
+    assert shown.texts() == json.loads(result.stdout)
     assert shown.rows()[0]["changes"][1] == [[0, "a"]] and not list(tmp_path.glob(".page*"))
     result = CliRunner().invoke(app, [*arguments, "--html", str(tmp_path / "none" / "page.html")])
     assert result.exit_code == 2 and "There is no folder" in " ".join(result.output.split())

@@ -20,7 +20,8 @@ class BarePython:
 
     def __call__(self, script: str, *arguments, timeout: float = 300, **environment: str) -> str:
         """Standard output of the script; its errors are those of the test."""
-        keep = {name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH") if name in os.environ}
+        kept = "PATH", "LD_LIBRARY_PATH", "OMP_NUM_THREADS"
+        keep = {name: os.environ[name] for name in kept if name in os.environ}
         here = {"HF_HOME": str(self.home / "hf"), "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(self.site)}
         command = [sys.executable, "-S", "-c", script, *map(str, arguments)]
         result = subprocess.run(

@@ -64,9 +64,12 @@ def write_hub(cache: Path) -> None:
         causal.save_pretrained(folder)
         gpt2_tokenizer().save_pretrained(folder)
 
+    write_bert(snapshot(cache, "google-bert/bert-base-uncased"))
+
+
+def write_bert(folder: Path) -> None:
     letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
     symbols = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", *letters, *(f"##{letter}" for letter in letters)]
-    folder = snapshot(cache, "google-bert/bert-base-uncased")
     BertTokenizerFast(vocab={symbol: i for i, symbol in enumerate(symbols)}).save_pretrained(folder)
     sizes = {"vocab_size": len(symbols), "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
     config = BertConfig(**sizes, intermediate_size=8, max_position_embeddings=LENGTH)
