@@ -26,6 +26,10 @@ NOT_PUSHED = [".*", "*/.*", "*__pycache__/*", "checkpoint-*", "*.pt", "*.pth", "
 
 # Class -> what it is, how transformers loads it, the Hub's name of the task, what the example does with it
 GENERATE = "rows = model.generate(max_denoising_steps=128)"
+# Where sequences start with a token that is context, never masked in training: the denoiser has to see it
+GENERATE_AFTER_START = (
+    "rows = model.generate(torch.tensor([[tokenizer.bos_token_id]]), max_new_tokens={}, max_denoising_steps=128)"
+)
 PRINT = "print(tokenizer.batch_decode(rows, skip_special_tokens=True)[0])"
 KINDS = {
     "EDLMForMaskedDiffusion": (
@@ -109,7 +113,7 @@ def model_card(
     """README.md of a checkpoint.
 
     Args:
-        architecture: name of the class, as config.json has it. config: of the model, unless it is an adapter.
+        architecture: name of the class, as config.json has it. config: of the model, or of the one under an adapter.
         facts: what only the author knows; the card says where something is missing.
         base_models: what this was made from; names that are not of the Hub are left out.
         adapter: the checkpoint is an adapter (PEFT) for such a model.
@@ -133,6 +137,11 @@ def model_card(
         by_package = f'transformers.{auto_class}.from_pretrained("{PLACEHOLDER}")'
     tokenizer = names[0] if adapter and names else PLACEHOLDER
     tokenizer = f'transformers.AutoTokenizer.from_pretrained("{tokenizer}")'
+    imports = "transformers"
+    if GENERATE in example and getattr(config, "bos_token_id", None) is not None:
+        imports = "torch, transformers"
+        new_tokens = (config.max_position_embeddings or 129) - 1
+        example = (GENERATE_AFTER_START.format(new_tokens), *example[1:])
     limits = "It continues text as its training data would: it follows no instructions, and what it says may be false."
     limits += f" {facts.limits}" if facts.limits else ""
     license = "Code: Apache-2.0. Weights: "
@@ -140,10 +149,10 @@ def model_card(
     sections = [
         f"# {PLACEHOLDER}",
         f"An adapter for this model: {what}" if adapter else what,
-        table_of(config) if config is not None else "",
+        table_of(config) if config is not None and not adapter else "",
         "## Use",
         f"With [edlm-hf](https://pypi.org/project/edlm-hf) (`pip install edlm-hf`{', `peft`' if adapter else ''}):",
-        code("import edlm_hf, transformers", f"model = {by_package}", f"tokenizer = {tokenizer}", *example),
+        code(f"import edlm_hf, {imports}", f"model = {by_package}", f"tokenizer = {tokenizer}", *example),
     ]
     if auto_class is not None:
         loads = [
@@ -152,7 +161,7 @@ def model_card(
         ]
         sections += [
             "Without it, by the code in this repository (pin it with `revision=...`, since it is run):",
-            code("import transformers", *loads, *example),
+            code(f"import {imports}", *loads, *example),
         ]
     sections += [
         "## Data",
@@ -263,7 +272,7 @@ class CardMixin:
         config, names = self.config, origins(self.config)
         adapter = bool(getattr(self, "_hf_peft_config_loaded", False))
         if adapter:
-            config, names = None, [read_json(save_directory, "adapter_config.json").get("base_model_name_or_path")]
+            names = [read_json(save_directory, "adapter_config.json").get("base_model_name_or_path")]
         card = model_card(
             type(self).__name__.removeprefix("FSDP"),
             config,

@@ -2,7 +2,8 @@
 
     python recipes/curves.py RUNS OUTPUT
 
-RUNS holds books-cpu-autoregressive, books-cpu-denoiser and books-cpu-energy; OUTPUT gets training.json, training.png.
+RUNS holds books-cpu-autoregressive, books-cpu-denoiser, books-cpu-denoiser-continued and books-cpu-energy; OUTPUT gets
+training.json and training.png.
 """
 
 import json
@@ -13,7 +14,7 @@ from pathlib import Path
 from edlm_hf.benchmarks.report import new_figure, save_figure
 from edlm_hf.training import last_complete_checkpoint
 
-KINDS = ("autoregressive", "denoiser", "energy")
+KINDS = ("autoregressive", "denoiser", "denoiser-continued", "energy")
 
 
 def log_of(run: Path) -> list[dict]:
@@ -29,10 +30,13 @@ def draw(logs: dict[str, list[dict]], output: Path) -> None:
     if figure is None:
         return
     left, right = figure.subplots(1, 2)
-    for colour, kind in zip(("C0", "C1"), KINDS, strict=False):
-        trained = [(row["step"], row["loss"] / math.log(2)) for row in logs[kind] if "loss" in row]
-        name = "eval_bits_per_character"
-        measured = [(row["step"], row[name], row[f"{name}_standard_error"]) for row in logs[kind] if name in row]
+    rows = {"autoregressive": logs["autoregressive"], "denoiser": list(logs["denoiser"])}
+    steps_before = logs["denoiser"][-1]["step"]
+    rows["denoiser"] += [row | {"step": row["step"] + steps_before} for row in logs["denoiser-continued"]]
+    name = "eval_bits_per_character"
+    for colour, kind in zip(("C0", "C1"), rows, strict=True):
+        trained = [(row["step"], row["loss"] / math.log(2)) for row in rows[kind] if "loss" in row]
+        measured = [(row["step"], row[name], row[f"{name}_standard_error"]) for row in rows[kind] if name in row]
         left.plot(*zip(*trained, strict=True), color=colour, linewidth=1, label=f"{kind}, training")
         steps, values, spread = zip(*measured, strict=True)
         style = {"fmt": "o", "markersize": 4, "capsize": 2, "label": f"{kind}, validation"}

@@ -2,7 +2,7 @@
 
     python recipes/ship.py RUNS RESULTS
 
-RUNS holds books-cpu-denoiser, books-cpu-energy and books-cpu-autoregressive; RESULTS the output of `edlm evaluate
+RUNS holds books-cpu-energy, whose denoiser is in it, and books-cpu-autoregressive; RESULTS the output of `edlm evaluate
 --json` on edlm-books and edlm-books-ar, `nelbo-*.json` and `ar-*.json`, for the cards. Run it once for the weights,
 measure those, and run it again for the cards.
 """
@@ -20,7 +20,7 @@ from edlm_hf.checkpoints import ASSETS
 from edlm_hf.modeling.card_edlm import CardFacts
 
 LIMITS = (
-    "Trained for less than two hours on two CPU cores: it shows what the method does and is no good writer. It knows "
+    "Trained for less than four hours on two CPU cores: it shows what the method does and is no good writer. It knows "
     "26 letters and the space, the English of books from 1850 to 1928, and their opinions."
 )
 DATA = (
@@ -30,10 +30,10 @@ DATA = (
 )
 
 
-def facts(kinds: tuple[str, ...], runs: Path, results: Path, name: str) -> CardFacts:
+def facts(recipes: dict[str, str], runs: Path, results: Path, name: str) -> CardFacts:
     commands = [
-        f"OMP_NUM_THREADS=1 torchrun --nproc_per_node 2 $(which edlm) train-{kind} recipes/books_cpu/{kind}.yaml"
-        for kind in kinds
+        f"OMP_NUM_THREADS=1 torchrun --nproc_per_node 2 $(which edlm) {command} recipes/books_cpu/{recipe}.yaml"
+        for recipe, command in recipes.items()
     ]
     measured = {}
     for file in sorted([*results.glob("ar-*.json"), *results.glob("nelbo-*.json")]):
@@ -43,7 +43,7 @@ def facts(kinds: tuple[str, ...], runs: Path, results: Path, name: str) -> CardF
                 bits = value["bits_per_character"]
                 row = f"{metric} of {found['data']}, {found['num_texts']} texts, bits/character"
                 measured[row] = bits["value"], value["text_standard_error"] / math.log(2)
-    if "energy" in kinds:
+    if "energy" in recipes:
         log = json.loads((runs / "books-cpu-energy" / "trainer_state.json").read_text())["log_history"]
         last = [row for row in log if "eval_nce_loss" in row][-1]
         row = "NCE loss of 96 validation texts, nats (1.386: nothing known)"
@@ -61,8 +61,8 @@ def facts(kinds: tuple[str, ...], runs: Path, results: Path, name: str) -> CardF
     )
 
 
-def ship(model, folder: Path, name: str, kinds: tuple[str, ...], results: Path) -> None:
-    model.card_facts = facts(kinds, folder.parent, results, name)
+def ship(model, folder: Path, name: str, recipes: dict[str, str], results: Path) -> None:
+    model.card_facts = facts(recipes, folder.parent, results, name)
     target = ASSETS / name
     model.to(torch.bfloat16).save_pretrained(target)
     transformers.AutoTokenizer.from_pretrained(folder).save_pretrained(target)
@@ -83,6 +83,7 @@ def ship(model, folder: Path, name: str, kinds: tuple[str, ...], results: Path) 
 if __name__ == "__main__":
     runs, results = map(Path, sys.argv[1:])
     energy, causal = runs / "books-cpu-energy", runs / "books-cpu-autoregressive"
-    kinds = ("autoregressive", "denoiser", "energy")
-    ship(edlm_hf.EDLMForMaskedDiffusion.from_pretrained(energy), energy, "edlm-books", kinds, results)
-    ship(edlm_hf.MDLMForCausalLM.from_pretrained(causal), causal, "edlm-books-ar", kinds[:1], results)
+    first = {"autoregressive": "train-autoregressive"}
+    later = {"denoiser": "train-denoiser", "denoiser_continued": "train-denoiser", "energy": "train-energy"}
+    ship(edlm_hf.EDLMForMaskedDiffusion.from_pretrained(energy), energy, "edlm-books", first | later, results)
+    ship(edlm_hf.MDLMForCausalLM.from_pretrained(causal), causal, "edlm-books-ar", first, results)

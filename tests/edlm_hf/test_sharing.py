@@ -424,6 +424,14 @@ def test_card_says_what_was_measured_and_what_is_missing(tmp_path):
     assert (tmp_path / "README.md").read_text() == full  # what is known is not lost to a save that knows less
 
 
+@pytest.mark.parametrize("start", [None, 27])
+def test_card_generates_from_the_start_token_where_there_is_one(tmp_path, start):
+    tiny_denoiser(vocab_size=29, mask_token_id=28, bos_token_id=start, model_length=12).save_pretrained(tmp_path)
+    card = (tmp_path / "README.md").read_text()
+    assert card.count("model.generate(max_denoising_steps=128)") == (0 if start else 2)
+    assert card.count("model.generate(torch.tensor([[tokenizer.bos_token_id]]), max_new_tokens=11,") == (2 if start else 0)
+
+
 @pytest.mark.parametrize("written", ["by hand", "ours, edited"])
 def test_card_of_the_user_is_kept_by_every_save(tmp_path, written):
     model = build("denoiser")
