@@ -4,8 +4,8 @@
 
 CORPUS is a text or parquet file. The first nine tenths of its blocks are for training; the texts that are measured lie
 evenly in the last twentieth, at a distance from those trained on. FOLDER gets the adapter,
-alone, and results.json. The loss is `ranking`, which tightens the bound of the sampler with k = num_negatives + 1; both
-bounds are taken on the same noise, so that their difference is known better than either.
+alone, and results.json. The loss is `ranking` with `denoising_steps`: the bound of the sampler that is measured, with
+k = num_negatives + 1. Both bounds are taken on the same noise, so that their difference is known better than either.
 """
 
 import json
@@ -61,10 +61,10 @@ def adapt(
     peft_model = get_peft_model(base, lora)
     peft_model.print_trainable_parameters()
     args = EnergyArguments(
-        str(folder), nce_loss="ranking", num_negatives=CANDIDATES - 1, max_steps=steps, learning_rate=learning_rate,
-        per_device_train_batch_size=batch_size, lr_scheduler_type="cosine", warmup_steps=steps // 10, ema_decay=0.9,
-        bf16=True, use_cpu=True, logging_steps=10, save_strategy="no", report_to="none", seed=seed,
-        attn_implementation="eager",
+        str(folder), nce_loss="ranking", num_negatives=CANDIDATES - 1, denoising_steps=denoising_steps,
+        max_steps=steps, learning_rate=learning_rate, per_device_train_batch_size=batch_size,
+        lr_scheduler_type="cosine", warmup_steps=steps // 10, ema_decay=0.9, bf16=True,
+        use_cpu=True, logging_steps=10, save_strategy="no", report_to="none", seed=seed, attn_implementation="eager",
     )  # fmt: skip
     trainer = EnergyTrainer(peft_model, args, train_dataset=train, processing_class=tokenizer)
 

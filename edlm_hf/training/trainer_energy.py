@@ -29,13 +29,21 @@ class EnergyArguments(EDLMTrainingArguments):
         },
     )
     num_negatives: int = field(default=1, metadata={"help": "Draws from the denoiser per text."})
+    denoising_steps: int | None = field(
+        default=None,
+        metadata={
+            "help": "T: the text gives what one step of the T-step sampler reveals, the denoiser the rest. The ranking "
+            "loss is then the bound of that sampler (m = 1). Unless given, the text gives all, as in the paper."
+        },
+    )
     eval_num_candidates: int = field(default=8, metadata={"help": "k in evaluation."})
     eval_denoising_steps: int = field(default=64, metadata={"help": "T of the sampler whose bound is evaluated."})
 
     def __post_init__(self):
         super().__post_init__()
-        for name, least in (("num_negatives", 1), ("eval_num_candidates", 2), ("eval_denoising_steps", 1)):
-            if getattr(self, name) < least:
+        allowed = {"num_negatives": 1, "denoising_steps": 1, "eval_num_candidates": 2, "eval_denoising_steps": 1}
+        for name, least in allowed.items():
+            if getattr(self, name) is not None and getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}, but it must be at least {least}.")
 
 
@@ -46,6 +54,11 @@ class EnergyTrainer(EDLMTrainer):
     optimum of the binary loss is E* = -log q(x_0 | x_t) / p_theta(x_0 | x_t), with Z = 1. With
     `energy_scope="revealed"` the pairs are (x_t, x_s) with the share of revealed masks uniform on [0, 1]: candidates
     hold the mask where nothing is revealed.
+
+    With `denoising_steps` T the pairs are those of the bound of the T-step sampler (`sampler_bound`): t = n / T, and
+    the candidate of the data carries x_0 where a step reveals and a draw of the denoiser elsewhere (under
+    `energy_scope="revealed"` the mask). Summed over the steps, the ranking loss less log k is then the bound with m = 1
+    less that of the denoiser.
 
     How the energy holds its weights is the model's: `EDLMForMaskedDiffusion.from_components(denoiser,
     energy_type="nce")` starts from a copy of the denoiser, as in the paper; `energy_weights="shared"` reads the
@@ -81,7 +94,8 @@ class EnergyTrainer(EDLMTrainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         shape, n = inputs["input_ids"].shape, self.args.num_negatives
         first = inputs["first_row"]
-        shift, within, *rest = self.noise((), shape[1:], (), (shape[1], n), rows=slice(first, first + shape[0]))
+        draws = (shape[1], n + self.draws_a_rest)
+        shift, within, *rest = self.noise((), shape[1:], (), draws, rows=slice(first, first + shape[0]))
         t = low_discrepancy_times(within, self.rows_per_step, first, shift)
         positive, negative = self.energies(model, inputs, t, *rest)
         loss = NCE_LOSSES[self.args.nce_loss](positive, negative).mean()
@@ -89,6 +103,11 @@ class EnergyTrainer(EDLMTrainer):
             self.readings[name] = self.readings.get(name, 0) + values.mean()
         self.readings_taken += 1
         return (loss, {"energy_data": positive, "energy_draws": negative}) if return_outputs else loss
+
+    @property
+    def draws_a_rest(self) -> bool:
+        """Whether the candidate of the data needs a draw of its own, for what the text does not give."""
+        return self.args.denoising_steps is not None and self.model.config.energy_scope == "sequence"
 
     def energies(
         self,
@@ -104,8 +123,12 @@ class EnergyTrainer(EDLMTrainer):
         Args:
             model: the composite, wrapped or not.
             inputs: a batch of the collator.
-            t: (B,). places (B, L), reveal (B,), draws (B, L, n): uniforms that decide masks, reveal set and tokens.
+            t: (B,). places (B, L), reveal (B,), draws (B, L, n): uniforms that decide masks, reveal set and tokens;
+                n + 1 draws if `draws_a_rest`.
         """
+        scope, steps = self.model.config.energy_scope, self.args.denoising_steps
+        if steps is not None:
+            t = (t * steps).ceil().clamp_min(1) / steps
         mask_token_id = self.model.config.mask_token_id
         clean, modelled = inputs["input_ids"], inputs["labels"] != -100
         share = (1 - self.schedule.alpha(t)).unsqueeze(1)
@@ -115,15 +138,23 @@ class EnergyTrainer(EDLMTrainer):
             "attention_mask": inputs.get("attention_mask"),
             "timesteps": self.schedule.total(t).float(),
         }
-        # scope `revealed`: a position masked at t is still masked at s if its uniform is below 1 - alpha_s
-        revealed = self.model.config.energy_scope == "revealed"
-        proposed = masked & (places >= reveal.unsqueeze(1) * share) if revealed else masked
+        # A position masked at t is still masked at s if its uniform is below 1 - alpha_s
+        if steps is not None:
+            still_masked = (1 - self.schedule.alpha((t - 1 / steps).clamp_min(0))).unsqueeze(1)
+        else:
+            still_masked = reveal.unsqueeze(1) * share if scope == "revealed" else 0.0
+        of_text = masked & (places >= still_masked)
+        proposed = of_text if scope == "revealed" else masked
         self.model.denoiser.eval()
         with torch.no_grad():
             tokens = self.draw(model(**given).logits[proposed], draws[proposed])
-        negatives = fill_candidates(given["input_ids"], proposed, tokens)
-        positive = torch.where(proposed, clean, given["input_ids"]).unsqueeze(1)
-        energies = model(candidate_ids=torch.cat([positive, negatives], dim=1), **given).energy
+        drawn = fill_candidates(given["input_ids"], proposed, tokens)
+        rest = drawn[:, 0] if self.draws_a_rest else given["input_ids"]
+        positive = torch.where(of_text, clean, rest).unsqueeze(1)
+        candidates = torch.cat([positive, drawn[:, 1:] if self.draws_a_rest else drawn], dim=1)
+        energies = model(candidate_ids=candidates, **given).energy
+        if steps is not None:  # a step that reveals nothing costs nothing
+            energies = energies * of_text.any(-1, keepdim=True)
         return energies[:, 0], energies[:, 1:]
 
     def draw(self, logits: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
@@ -147,7 +178,7 @@ class EnergyTrainer(EDLMTrainer):
         ids, k = inputs["input_ids"], self.args.eval_num_candidates
         generator, rows = torch.Generator(self.args.device).manual_seed(seed), self.args.eval_batch_size
         shift = uniforms((), generator)
-        shapes = (rows,), (rows, *ids.shape[1:]), (rows,), (rows, *ids.shape[1:], k)
+        shapes = (rows,), (rows, *ids.shape[1:]), (rows,), (rows, *ids.shape[1:], k + self.draws_a_rest)
         within, *rest = (uniforms(shape, generator)[: len(ids)] for shape in shapes)
         t = low_discrepancy_times(within, rows, shift=shift)
         positive, negative = self.energies(self.model, inputs, t, *rest)

@@ -9,15 +9,16 @@ import pytest
 import torch
 from exact import MASK, SEQUENCES, STATES, L, TableDenoiser, V, agrees, marginals, product_law
 from peft import LoraConfig, get_peft_model
-from published import tiny_causal, tiny_config, tiny_denoiser
+from published import randomised, tiny_causal, tiny_config, tiny_denoiser
 from torch import nn
-from training import arguments, blocks, logged, random_blocks
+from training import arguments, blocks, logged, mean_and_error, random_blocks
 from transformers import AutoModelForMaskedLM
 
 from edlm_hf import EDLMEnergyModel, EDLMForMaskedDiffusion, MDLMConfig, MDLMForMaskedLM
 from edlm_hf.evaluation import discrete_nelbo, sampler_bound
 from edlm_hf.training import LORA_MODULES_TO_SAVE, LORA_TARGET_MODULES, EnergyArguments, EnergyTrainer
 from edlm_hf.training.commands import sizes_in_bytes
+from edlm_hf.training.objectives import ranking_nce_loss
 
 WAYS = {
     "full": {},
@@ -231,6 +232,33 @@ def test_pairs_of_either_scope(tmp_path, scope):
     share = (masked & ~hidden).sum() / masked.sum()
     assert share == 1 if scope == "sequence" else 0.4 < share < 0.6
     assert hidden[~masked].sum() == 0
+
+
+@pytest.mark.parametrize("scope", ["sequence", "revealed"])
+def test_the_ranking_loss_of_a_step_is_the_bound_of_the_sampler(tmp_path, scope):
+    """-log(k w_1) per step against `sampler_bound` less `discrete_nelbo`: 4 standard errors, 1 in 10,000."""
+    T, k, copies = 3, 4, 32
+    energy = randomised(EDLMEnergyModel(tiny_config()), seed=3)
+    for weight in energy.energy_head.parameters():
+        weight.data *= 6
+    model = EDLMForMaskedDiffusion.from_components(tiny_denoiser(), energy, energy_type="nce", energy_scope=scope)
+    ids = torch.tensor(np.stack(random_blocks(8)["input_ids"])).long()
+    trainer = energy_trainer(tmp_path, model, num_negatives=k - 1, nce_loss="ranking", denoising_steps=T)
+    many, losses, changes = ids.repeat(copies, 1), [], []
+    shapes = (len(many),), many.shape, (len(many),), (*many.shape, k if scope == "sequence" else k - 1)
+    for seed in range(12):
+        noise = torch.Generator().manual_seed(seed)
+        uniforms = [torch.rand(shape, generator=noise) for shape in shapes]
+        with torch.no_grad():
+            found = trainer.energies(trainer.model, {"input_ids": many, "labels": many}, *uniforms)
+        losses.append(float(ranking_nce_loss(*found).mean()) - math.log(k))
+        options = {"num_steps": T, "num_samples": copies, "seed": seed, "batch_size": 64}
+        ours = sampler_bound(model, ids, num_candidates=k, energy_scope=scope, **options).sequence_nats
+        theirs = discrete_nelbo(model, ids, **options).sequence_nats
+        changes.append(float(np.mean(np.subtract(ours, theirs))) / T)
+    (loss, error), (change, spread) = mean_and_error(losses), mean_and_error(changes)
+    assert abs(loss - change) < 4 * math.hypot(error, spread)
+    assert change > 5 * math.hypot(error, spread)  # else any loss would do
 
 
 # ---------------------------------------------------------------------------------------------- evaluation, checkpoints
