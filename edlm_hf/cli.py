@@ -75,6 +75,10 @@ def generate(
     steps: Annotated[int, typer.Option(min=1, help="Denoising steps T.")] = 128,
     candidates: Annotated[int, typer.Option(min=1, help="Candidates k that an energy weighs; 1 switches it off.")] = 8,
     window: Annotated[float, typer.Option(min=0, max=1, help="w: the energy acts at t in [1 - w, 1].")] = 1.0,
+    block_length: Annotated[
+        int | None,
+        typer.Option(min=1, help="Fill blocks of so many tokens, left to right; needed beyond the model's length."),
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Texts at a time.")] = 16,
     seed: Annotated[int | None, typer.Option(help="Seed; random unless given.")] = None,
     device: Device = None,
@@ -106,7 +110,12 @@ def generate(
     mine, texts, rows = len(range(process, samples, processes)), [], []
     forms = samples == 1 and not as_json and sys.stdout.isatty()
     progress, advance = running(process == 0 and not forms)
-    streamer, in_all = None, steps * -(-mine // batch_size)
+    by_block, blocks = {}, 1
+    if block_length is not None:
+        new = max_new_tokens or (network.config.max_position_embeddings if prompt is None else 0) or 0
+        by_block, blocks = {"block_length": block_length}, -(-new // block_length)
+        blocks += encoder.mask_token in (prompt or "")  # what is inside the prompt is a block by itself
+    streamer, in_all = None, steps * blocks * -(-mine // batch_size)
     if forms:
         streamer = TerminalDiffusionStreamer(encoder, mask_token_id=network.config.mask_token_id, keep=False)
     elif not progress.disable:
@@ -126,6 +135,7 @@ def generate(
                 streamer=streamer,
                 return_dict_in_generate=True,
                 output_history=html is not None,
+                **by_block,
             )
             texts += encoder.batch_decode(out.sequences, skip_special_tokens=True)
             if html is not None:
