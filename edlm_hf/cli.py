@@ -153,7 +153,12 @@ def generate(
 
 @app.command(cls=Command)
 def push(
-    folder: Annotated[Path, typer.Argument(help="A model or adapter as save_pretrained or training wrote it.")],
+    folder: Annotated[
+        str,
+        typer.Argument(
+            help="A model or adapter as save_pretrained or training wrote it, or a checkpoint that ships (edlm-books)."
+        ),
+    ],
     repository: Annotated[str, typer.Argument(help="user/name on the Hub; it is made if it does not exist.")],
     private: Annotated[bool, typer.Option("--private", help="Only you see it; refused for a public one.")] = False,
     revision: Annotated[str | None, typer.Option(help="Branch, made if needed.", show_default="main")] = None,
@@ -172,7 +177,9 @@ def push(
     from edlm_hf.hub import push as push_to_hub
 
     try:
-        commit = push_to_hub(folder, repository, private=private or None, revision=revision, commit_message=message)
+        commit = push_to_hub(
+            locate(folder), repository, private=private or None, revision=revision, commit_message=message
+        )
     except HTTPError:
         typer.echo(f"{folder} is as it was: repeat the command to push again.", err=True)
         raise
