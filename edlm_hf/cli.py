@@ -3,6 +3,7 @@
 Results go to stdout, everything else to stderr. Exit codes: 0; 1 for a failure, told in one line; 2 for wrong usage.
 """
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -18,6 +19,19 @@ app = typer.Typer(
 )
 benchmark = typer.Typer(no_args_is_help=True, help="Measure this package against the published method.")
 app.add_typer(benchmark, name="benchmark")
+
+
+def main() -> None:
+    """The console script: `app`, and what concerns the whole process.
+
+    Progress bars of the libraries appear where ours do, on a terminal.
+    """
+    if not sys.stderr.isatty():
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
+        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")  # read when a command imports datasets
+    app()
 
 
 @app.command(cls=Command)
