@@ -24,14 +24,22 @@ app.add_typer(benchmark, name="benchmark")
 def main() -> None:
     """The console script: `app`, and what concerns the whole process.
 
-    Progress bars of the libraries appear where ours do, on a terminal.
+    Progress bars of the libraries appear where ours do, on a terminal. After a success, processes that are connected
+    part; not after a failure, which may be that of one alone: the others would be waited for.
     """
     if not sys.stderr.isatty():
         from transformers.utils import logging
 
         logging.disable_progress_bar()
         os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")  # read when a command imports datasets
-    app()
+    try:
+        app()
+    except SystemExit as end:
+        if not end.code:
+            from edlm_hf.processes import disconnect
+
+            disconnect()
+        raise
 
 
 @app.command(cls=Command)
