@@ -3,6 +3,7 @@
 Results go to stdout, everything else to stderr. Exit codes: 0; 1 for a failure, told in one line; 2 for wrong usage.
 """
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -18,6 +19,27 @@ app = typer.Typer(
 )
 benchmark = typer.Typer(no_args_is_help=True, help="Measure this package against the published method.")
 app.add_typer(benchmark, name="benchmark")
+
+
+def main() -> None:
+    """The console script: `app`, and what concerns the whole process.
+
+    Progress bars of the libraries appear where ours do, on a terminal. After a success, processes that are connected
+    part; not after a failure, which may be that of one alone: the others would be waited for.
+    """
+    if not sys.stderr.isatty():
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
+        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")  # read when a command imports datasets
+    try:
+        app()
+    except SystemExit as end:
+        if not end.code:
+            from edlm_hf.processes import disconnect
+
+            disconnect()
+        raise
 
 
 @app.command(cls=Command)
@@ -75,6 +97,10 @@ def generate(
     steps: Annotated[int, typer.Option(min=1, help="Denoising steps T.")] = 128,
     candidates: Annotated[int, typer.Option(min=1, help="Candidates k that an energy weighs; 1 switches it off.")] = 8,
     window: Annotated[float, typer.Option(min=0, max=1, help="w: the energy acts at t in [1 - w, 1].")] = 1.0,
+    block_length: Annotated[
+        int | None,
+        typer.Option(min=1, help="Fill blocks of so many tokens, left to right; needed beyond the model's length."),
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Texts at a time.")] = 16,
     seed: Annotated[int | None, typer.Option(help="Seed; random unless given.")] = None,
     device: Device = None,
@@ -106,7 +132,12 @@ def generate(
     mine, texts, rows = len(range(process, samples, processes)), [], []
     forms = samples == 1 and not as_json and sys.stdout.isatty()
     progress, advance = running(process == 0 and not forms)
-    streamer, in_all = None, steps * -(-mine // batch_size)
+    by_block, blocks = {}, 1
+    if block_length is not None:
+        new = max_new_tokens or (network.config.max_position_embeddings if prompt is None else 0) or 0
+        by_block, blocks = {"block_length": block_length}, -(-new // block_length)
+        blocks += encoder.mask_token in (prompt or "")  # what is inside the prompt is a block by itself
+    streamer, in_all = None, steps * blocks * -(-mine // batch_size)
     if forms:
         streamer = TerminalDiffusionStreamer(encoder, mask_token_id=network.config.mask_token_id, keep=False)
     elif not progress.disable:
@@ -126,6 +157,7 @@ def generate(
                 streamer=streamer,
                 return_dict_in_generate=True,
                 output_history=html is not None,
+                **by_block,
             )
             texts += encoder.batch_decode(out.sequences, skip_special_tokens=True)
             if html is not None:
@@ -143,7 +175,12 @@ def generate(
 
 @app.command(cls=Command)
 def push(
-    folder: Annotated[Path, typer.Argument(help="A model or adapter as save_pretrained or training wrote it.")],
+    folder: Annotated[
+        str,
+        typer.Argument(
+            help="A model or adapter as save_pretrained or training wrote it, or a checkpoint that ships (edlm-books)."
+        ),
+    ],
     repository: Annotated[str, typer.Argument(help="user/name on the Hub; it is made if it does not exist.")],
     private: Annotated[bool, typer.Option("--private", help="Only you see it; refused for a public one.")] = False,
     revision: Annotated[str | None, typer.Option(help="Branch, made if needed.", show_default="main")] = None,
@@ -162,7 +199,9 @@ def push(
     from edlm_hf.hub import push as push_to_hub
 
     try:
-        commit = push_to_hub(folder, repository, private=private or None, revision=revision, commit_message=message)
+        commit = push_to_hub(
+            locate(folder), repository, private=private or None, revision=revision, commit_message=message
+        )
     except HTTPError:
         typer.echo(f"{folder} is as it was: repeat the command to push again.", err=True)
         raise

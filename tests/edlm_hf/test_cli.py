@@ -1,11 +1,15 @@
 """The command line: help, files of options, exit codes, conversion and generation."""
 
+import contextlib
 import json
+import os
 import re
+import subprocess
 
 import pytest
 import torch
 import yaml
+from program import start
 from published import golden, tiny_config
 from typer.main import get_command
 from typer.testing import CliRunner
@@ -73,12 +77,50 @@ def test_generate_fills_masks_and_keeps_the_rest(model):
     assert call(*arguments, "--samples", 2, "--seed", 1, "--json").stdout == result.stdout
 
 
-def test_a_bar_of_all_steps_is_shown_on_a_terminal_only(model):
-    arguments = ["generate", "--model", model, "--prompt", "ab[MASK]d", "--steps", 4, "--samples", 3, "--batch-size", 2]
+def test_a_text_longer_than_the_model_is_generated_block_after_block(model):
+    arguments = ["generate", "--model", model, "--prompt", "ab", "--max-new-tokens", 20, "--steps", 2, "--json"]
+    too_long = call(*arguments)
+    assert too_long.exit_code == 1 and "block_length" in too_long.stderr
+    (text,) = json.loads(call(*arguments, "--block-length", 5).stdout)
+    assert len(text) == 22 and text.startswith("ab")
+
+
+@pytest.mark.parametrize(
+    ("options", "steps"),
+    [
+        (("--prompt", "ab[MASK]d"), 8),
+        (("--prompt", "ab[MASK]d", "--max-new-tokens", 20, "--block-length", 8), 32),
+        (("--prompt", "ab", "--max-new-tokens", 20, "--block-length", 8), 24),
+        (("--block-length", 4), 24),
+    ],
+)
+def test_a_bar_of_all_steps_is_shown_on_a_terminal_only(model, options, steps):
+    arguments = ["generate", "--model", model, *options, "--steps", 4, "--samples", 3, "--batch-size", 2]
     shown = call(*arguments, "--json", env={"FORCE_COLOR": "1", "COLUMNS": "80"})  # to rich, a terminal
-    assert re.search("text 3 of 3, steps .*8/8", re.sub(r"\x1b\[[\d;?]*\w", "", shown.stderr)), shown.stderr
+    told = re.sub(r"\x1b\[[\d;?]*\w", "", shown.stderr)
+    assert re.search(f"text 3 of 3, steps .*{steps}/{steps}", told), told
     assert len(json.loads(shown.stdout)) == 3
     assert "steps" not in call(*arguments).stderr
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_bars_of_the_libraries_are_shown_on_a_terminal_only(tmp_path, model, terminal):
+    termios = pytest.importorskip("termios")
+    (tmp_path / "text.txt").write_text("the cat sat on a mat")
+    read, write = os.openpty() if terminal else os.pipe()
+    if terminal:
+        termios.tcsetwinsize(write, (24, 80))
+    told, cache = b"", {"HF_DATASETS_CACHE": str(tmp_path / "cache")}
+    arguments = "evaluate", "--model", model, "--data", tmp_path / "text.txt", "--normalize", "text8", "--json"
+    with start(*arguments, env=cache, stdout=subprocess.PIPE, stderr=write) as program:
+        os.close(write)
+        with contextlib.suppress(OSError):  # how a terminal ends
+            while part := os.read(read, 4096):
+                told += part
+        os.close(read)
+        assert json.loads(program.stdout.read())["num_texts"] == 2
+    bars = "Loading weights", "Cleaning text", "Tokenizing", "Blocks of 12 tokens", "scoring"
+    assert [bar.encode() in told for bar in bars] == [terminal] * 5, told
 
 
 # ----------------------------------------------------------------------------------------------------- files of options

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 from bare import BarePython
@@ -11,7 +12,7 @@ from hub_server import HubServer
 from huggingface_hub import ModelCard
 from published import randomised, tiny_causal, tiny_config, tiny_denoiser
 
-from edlm_hf import EDLMEnergyModel, EDLMForMaskedDiffusion, MDLMModel
+from edlm_hf import EDLMEnergyModel, EDLMForMaskedDiffusion, MDLMForCausalLM, MDLMModel, checkpoint
 from edlm_hf.hub import save_custom_generate
 from edlm_hf.modeling.card_edlm import UNKNOWN, CardFacts, is_untouched
 from edlm_hf.tokenization import text8_tokenizer
@@ -222,6 +223,16 @@ def test_cache_made_by_hand_serves_offline_and_without_the_package(without_packa
         (cache / f"models--me--{name}" / "refs" / "main").write_text(sha)
     whole, part = fingerprint(build("nce")), fingerprint(build("denoiser"))
     without_package(OFFLINE, "me/part", "main", part, "me/whole", "main", whole, "me/whole", sha, whole)
+
+
+def test_a_checkpoint_that_ships_is_pushed_by_its_name_and_left_as_it_is(hub, client):
+    shipped = checkpoint("edlm-books-ar")
+    before = contents(Path(shipped))
+    code, _, err = client(command, arguments=["push", "edlm-books-ar", "me/books-ar"])
+    assert code == 0, err
+    assert contents(Path(shipped)) == before
+    pushed = client(load, repo_id="me/books-ar", auto_class=AUTO["causal"])
+    assert pushed == fingerprint(MDLMForCausalLM.from_pretrained(shipped))
 
 
 # ------------------------------------------------------------------------------------------------------------ adapters

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import torch
+from program import start
 from published import tiny_causal, tiny_config, tiny_denoiser
 from training import arguments, random_blocks
 
@@ -52,25 +53,30 @@ def likelihoods() -> dict[str, list[float]]:
     }
 
 
+def rendezvous() -> list[dict[str, str]]:
+    """The environments of two processes that find each other."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+    shared |= {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    return [shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2)]
+
+
 @pytest.mark.timeout(300)
 def test_two_processes_have_the_losses_of_one(tmp_path):
     tokenizer = text8_tokenizer(12, start_token=False)
     MDLMForMaskedLM(tiny_config(vocab_size=len(tokenizer))).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    rendezvous = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
-    rendezvous |= {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     processes = [
         subprocess.Popen(
             [sys.executable, __file__, str(tmp_path)],
-            env=os.environ | rendezvous | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            env=os.environ | environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
         )
-        for rank in range(2)
+        for environment in rendezvous()
     ]
     one = runs(tmp_path / "one", rows_per_process=8)
     outputs = [process.communicate()[0] for process in processes]
@@ -88,6 +94,40 @@ def test_two_processes_have_the_losses_of_one(tmp_path):
             for key in ours:
                 if not key.endswith(timing):
                     assert ours[key] == pytest.approx(theirs[key], rel=1e-5, abs=1e-5), (name, key)
+
+
+AT_THE_END = """
+def tell():
+    import json
+    from pathlib import Path
+    import torch
+    from edlm_hf.processes import place
+    threads = [file.read_text() for file in Path("/proc/self/task").glob("*/comm")]
+    found = [place()[1], torch.distributed.is_initialized(), [name for name in threads if "gloo" in name]]
+    print(json.dumps(found))
+
+import atexit
+atexit.register(tell)
+"""
+
+
+def test_processes_of_the_program_part_at_its_end(tmp_path):
+    text, sizes = tmp_path / "text.txt", {"hidden_dim": 8, "cond_dim": 4, "n_blocks": 1, "n_heads": 2, "length": 8}
+    text.write_text("the cat sat on a mat " * 9)
+    data = {"dataset": text, "eval_dataset": text, "normalize_text8": True, "style": "crop"}
+    options = {"output_dir": tmp_path / "out", "max_steps": 2, "use_cpu": True, "report_to": "none"}
+    options |= sizes | data | {"disable_tqdm": True}
+    flags = [word for name, value in options.items() for word in (f"--{name}", value)]
+    piped = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    cache = {"HF_DATASETS_CACHE": str(tmp_path / "cache")}
+    programs = [
+        start("train-denoiser", *flags, before=AT_THE_END, env=environment | cache, **piped)
+        for environment in rendezvous()
+    ]
+    for program, (out, err) in [(program, program.communicate()) for program in programs]:
+        assert program.returncode == 0, err[-4000:]
+        assert json.loads(out.splitlines()[-1]) == [2, False, []]
+        assert ("'eval_loss'" in err) == (program is programs[0]) and "Tokenizing" not in err
 
 
 if __name__ == "__main__":
