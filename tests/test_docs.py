@@ -24,9 +24,9 @@ from edlm_hf.modeling.card_edlm import CardFacts
 from edlm_hf.tokenization import text8_tokenizer
 
 ROOT = Path(__file__).parents[1]
-QUICKSTART = ROOT / "docs" / "quickstart.md"
-PAGES = [ROOT / "README.md", *sorted(set((ROOT / "docs").glob("*.md")) - {QUICKSTART})]
-PROSE = [*PAGES, QUICKSTART, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", ROOT / "recipes" / "README.md"]
+QUICKSTART, SHARING = ROOT / "docs" / "quickstart.md", ROOT / "docs" / "sharing.md"
+PAGES = [ROOT / "README.md", *sorted(set((ROOT / "docs").glob("*.md")) - {QUICKSTART, SHARING})]
+PROSE = [*PAGES, QUICKSTART, SHARING, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", ROOT / "recipes" / "README.md"]
 FILES = [path for path in ROOT.glob("[!.]*/**/*") if path.is_file()] + list(ROOT.glob("*.*"))
 
 
@@ -43,6 +43,28 @@ def test_every_block_of_every_page_runs_as_written(tmp_path):
     report = json.loads((tmp_path / "report.json").read_text())
     assert {block["page"] for block in report if block["language"] == "python"} >= {"README.md", "using.md"}
     assert not (wrong := [block["error"] for block in report if block["error"]]), "\n\n".join(wrong)
+
+
+def run_page(page, folder):
+    from pathlib import Path
+
+    import pages
+
+    return [block["error"] for block in pages.run_page(Path(page), Path(folder)) if block["error"]]
+
+
+@pytest.mark.timeout(300)
+def test_every_block_of_the_page_on_sharing_runs_as_written(tmp_path):
+    """The pushes too: the Hub is a local server."""
+    hub = HubServer()
+    client = HubClient(hub.environment(tmp_path / "hf") | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""})
+    try:
+        assert not (wrong := client(run_page, page=SHARING, folder=tmp_path / "scratch")), "\n\n".join(wrong)
+        assert set(hub.repositories) >= {"user/edlm", "user/edlm-tyger", "user/edlm-tyger-2", "user/edlm-merged"}
+        assert hub["user/edlm-merged"].private and "v2" in hub["user/edlm-tyger"].branches
+    finally:
+        client.close()
+        hub.close()
 
 
 def run_and_push(folder, script, command):
@@ -193,7 +215,7 @@ python -m edlm_hf.lm_eval run --model_args pretrained=m,bound=nelbo,candidates=4
 edlm convert nothing.ckpt out
 ```
 
-```python not-run
+```python
 z = 1 +
 ```
 """

@@ -1,9 +1,8 @@
 """The engine as a Hub repository: models of others with code of their own, in a process without this package."""
 
-import importlib.util
 import shutil
-import sys
 
+import foreign_models as foreign
 import pytest
 import torch
 from bare import BarePython
@@ -15,65 +14,6 @@ from edlm_hf.modeling.custom_generate import generate
 
 MASK, PAD = 12, 11
 PROMPT = torch.tensor([[3, MASK, 5, MASK, MASK, 7], [4, 2, MASK, MASK, 4, 9]])
-
-# Bidirectional, with dropout, without post_init (as LLaDA's own code); Dream takes the attention mask as it is.
-CODE = """
-import torch
-from torch import nn
-from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
-from transformers.modeling_outputs import MaskedLMOutput
-
-
-class LLaDAConfig(PreTrainedConfig):
-    model_type = "llada"
-
-    def __init__(self, vocab_size=13, mask_token_id=12, **kwargs):
-        self.vocab_size, self.mask_token_id = vocab_size, mask_token_id
-        super().__init__(**kwargs)
-
-
-class DreamConfig(LLaDAConfig):
-    model_type = "Dream"
-
-    def __init__(self, **kwargs):
-        super().__init__(**kwargs)
-
-
-class LLaDAModelLM(PreTrainedModel, GenerationMixin):
-    config_class = LLaDAConfig
-    main_input_name = "input_ids"
-
-    def __init__(self, config):
-        super().__init__(config)
-        self.embed, self.place = nn.Embedding(config.vocab_size, 8), nn.Embedding(32, 8)
-        self.drop, self.mix, self.head = nn.Dropout(0.5), nn.Linear(8, 24), nn.Linear(8, config.vocab_size)
-        self.all_tied_weights_keys = {}
-
-    def logits(self, input_ids, mask):
-        x = self.embed(input_ids) + self.place(torch.arange(input_ids.shape[1]))
-        query, key, value = self.mix(self.drop(x)).unsqueeze(1).chunk(3, -1)
-        x = x + nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask).squeeze(1)
-        return self.head(self.drop(x))
-
-    def forward(self, input_ids, attention_mask=None, return_dict=None):
-        mask = None if attention_mask is None else attention_mask.bool()[:, None, None]
-        return MaskedLMOutput(logits=self.logits(input_ids, mask))
-
-
-class DreamModel(LLaDAModelLM):
-    config_class = DreamConfig
-
-    def forward(self, input_ids, attention_mask=None, return_dict=None):
-        assert attention_mask is None or (attention_mask.dim() == 4 and attention_mask.dtype == torch.bool)
-        logits = self.logits(input_ids, attention_mask)
-        return MaskedLMOutput(logits=torch.cat([logits[:, 1:], logits[:, -1:]], dim=1))
-
-
-LLaDAConfig.register_for_auto_class()
-DreamConfig.register_for_auto_class()
-LLaDAModelLM.register_for_auto_class("AutoModel")
-DreamModel.register_for_auto_class("AutoModel")
-"""
 
 SCRIPT = """
 import importlib.util, sys, torch
@@ -108,19 +48,7 @@ torch.save(results, target)
 """
 
 
-@pytest.fixture(scope="module")
-def foreign(tmp_path_factory):
-    """The module with the two models."""
-    file = tmp_path_factory.mktemp("code") / "modeling_foreign.py"
-    file.write_text(CODE)
-    spec = importlib.util.spec_from_file_location("modeling_foreign", file)
-    module = sys.modules["modeling_foreign"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["modeling_foreign"]
-
-
-def build(foreign, name, **changes):
+def build(name, **changes):
     """LLaDA or its shifted twin with the same weights, in training mode."""
     classes = {"llada": (foreign.LLaDAModelLM, foreign.LLaDAConfig), "dream": (foreign.DreamModel, foreign.DreamConfig)}
     model_class, config_class = classes[name]
@@ -137,11 +65,11 @@ def prefer_ones(candidates, *_):
 
 
 @pytest.fixture(scope="module")
-def elsewhere(foreign, tmp_path_factory):
+def elsewhere(tmp_path_factory):
     """What SCRIPT saw in an interpreter that has torch and transformers but neither this package nor a network."""
     home = tmp_path_factory.mktemp("home")
     for name in ("llada", "dream"):
-        build(foreign, name).save_pretrained(home / name)
+        build(name).save_pretrained(home / name)
     local = save_custom_generate(home / "edlm-generate")
     repository = home / "hf" / "hub" / "models--user--edlm-generate"
     shutil.copytree(local, repository / "snapshots" / ("0" * 40))
@@ -153,8 +81,8 @@ def elsewhere(foreign, tmp_path_factory):
 
 @pytest.mark.parametrize("local", [True, False], ids=["folder", "repository"])
 @pytest.mark.parametrize("name", ["llada", "dream"])
-def test_models_of_others_get_the_tokens_of_the_engine(elsewhere, foreign, name, local):
-    reference = EDLMForMaskedDiffusion.from_components(build(foreign, "llada"))
+def test_models_of_others_get_the_tokens_of_the_engine(elsewhere, name, local):
+    reference = EDLMForMaskedDiffusion.from_components(build("llada"))
     got = elsewhere[name, local]
     expected = {
         "filled": reference.generate(PROMPT, max_denoising_steps=4, generator=seed()),
@@ -183,8 +111,8 @@ def test_arguments_the_engine_does_not_know_are_refused_by_name(elsewhere, name)
 
 
 @pytest.mark.parametrize("name", ["llada", "dream"])
-def test_model_is_left_as_it_was(foreign, name):
-    model = build(foreign, name)
+def test_model_is_left_as_it_was(name):
+    model = build(name)
     model.head.eval()
     energy_model = tiny_causal(bos_token_id=0).train()
 
@@ -205,20 +133,20 @@ def test_model_is_left_as_it_was(foreign, name):
     assert all(torch.equal(parameter, weights[name]) for name, parameter in model.state_dict().items())
 
 
-def test_ragged_rows_are_those_of_each_row_alone(foreign):
+def test_ragged_rows_are_those_of_each_row_alone():
     ids = torch.tensor([[3, 4, MASK, 6], [5, 4, 2, PAD]])
     likeliest = {"max_new_tokens": 2, "do_sample": False, "sampler": "first_hitting"}
     for name in ("llada", "dream"):
-        model = build(foreign, name)
+        model = build(name)
         both = generate(model, ids, attention_mask=(ids != PAD).long(), **likeliest)
         first, second = (generate(model, row, **likeliest) for row in (ids[:1], ids[1:, :3]))
         assert torch.equal(both[:1], first) and torch.equal(both[1:, 4:], second[:, 3:])
 
 
-def test_energy_model_weighs_the_proposals(foreign):
-    model, causal = build(foreign, "llada"), tiny_causal(bos_token_id=0)
+def test_energy_model_weighs_the_proposals():
+    model, causal = build("llada"), tiny_causal(bos_token_id=0)
     for energy_type in ("ar", "coar"):
-        whole = EDLMForMaskedDiffusion.from_components(build(foreign, "llada"), causal, energy_type=energy_type)
+        whole = EDLMForMaskedDiffusion.from_components(build("llada"), causal, energy_type=energy_type)
         expected = whole.generate(PROMPT, max_denoising_steps=3, generator=seed())
         got = generate(
             model, PROMPT, energy_model=causal, energy_type=energy_type, max_denoising_steps=3, generator=seed()
@@ -228,9 +156,9 @@ def test_energy_model_weighs_the_proposals(foreign):
         generate(model, PROMPT, energy_type="nce")
 
 
-def test_shift_is_that_of_the_argument_then_of_the_config_then_of_the_type(foreign):
-    expected = generate(build(foreign, "llada"), PROMPT, generator=seed())
-    shifted = build(foreign, "dream")
+def test_shift_is_that_of_the_argument_then_of_the_config_then_of_the_type():
+    expected = generate(build("llada"), PROMPT, generator=seed())
+    shifted = build("dream")
     shifted.config.model_type = "another"
     shifted.forward = lambda input_ids, attention_mask=None, return_dict=None: foreign.DreamModel.forward(
         shifted, input_ids
@@ -242,8 +170,8 @@ def test_shift_is_that_of_the_argument_then_of_the_config_then_of_the_type(forei
     assert not torch.equal(generate(shifted, PROMPT, logits_shift=0, generator=seed()), expected)
 
 
-def test_mask_token_is_looked_for_and_missed_with_advice(foreign):
-    model = build(foreign, "llada", mask_token_id=None)
+def test_mask_token_is_looked_for_and_missed_with_advice():
+    model = build("llada", mask_token_id=None)
     with pytest.raises(ValueError, match="LLaDAModelLM is not known.*Pass mask_token_id"):
         generate(model, PROMPT)
     expected = generate(model, PROMPT, mask_token_id=MASK, generator=seed())
@@ -251,8 +179,8 @@ def test_mask_token_is_looked_for_and_missed_with_advice(foreign):
     assert torch.equal(generate(model, PROMPT, generator=seed()), expected)
 
 
-def test_special_tokens_of_the_generation_config_end_the_text(foreign):
-    model = build(foreign, "llada")
+def test_special_tokens_of_the_generation_config_end_the_text():
+    model = build("llada")
     model.generation_config.eos_token_id = list(range(11))
     tokens = generate(model, torch.tensor([[3]]), max_new_tokens=5, generator=seed())
     assert tokens[0, 1] < 11 and (tokens[0, 2:] == PAD).all()
@@ -260,8 +188,8 @@ def test_special_tokens_of_the_generation_config_end_the_text(foreign):
     assert (whole[0, 2:] != PAD).any()
 
 
-def test_inputs_are_given_once(foreign):
-    model = build(foreign, "llada")
+def test_inputs_are_given_once():
+    model = build("llada")
     expected = generate(model, PROMPT, generator=seed())
     assert torch.equal(generate(model, inputs=PROMPT, synced_gpus=False, generator=seed()), expected)
     with pytest.raises(ValueError, match="Both inputs and input_ids"):

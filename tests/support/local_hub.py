@@ -10,6 +10,7 @@ import json
 import string
 from pathlib import Path
 
+from foreign_models import LLaDAConfig, LLaDAModelLM
 from published import GOLDEN, randomised, tiny_gpt2
 from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
@@ -66,11 +67,22 @@ def write_hub(cache: Path) -> None:
 
     write_bert(snapshot(cache, "google-bert/bert-base-uncased"))
 
+    folder = snapshot(cache, "GSAI-ML/LLaDA-8B-Instruct")
+    tokenizer = letters()
+    tokenizer.save_pretrained(folder)
+    config = LLaDAConfig(vocab_size=len(tokenizer), mask_token_id=tokenizer.mask_token_id)
+    LLaDAModelLM(config).save_pretrained(folder)
+
+
+def letters() -> BertTokenizerFast:
+    alphabet = string.ascii_lowercase
+    symbols = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", *alphabet, *(f"##{letter}" for letter in alphabet)]
+    return BertTokenizerFast(vocab={symbol: i for i, symbol in enumerate(symbols)})
+
 
 def write_bert(folder: Path) -> None:
-    letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
-    symbols = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", *letters, *(f"##{letter}" for letter in letters)]
-    BertTokenizerFast(vocab={symbol: i for i, symbol in enumerate(symbols)}).save_pretrained(folder)
-    sizes = {"vocab_size": len(symbols), "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    tokenizer = letters()
+    tokenizer.save_pretrained(folder)
+    sizes = {"vocab_size": len(tokenizer), "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
     config = BertConfig(**sizes, intermediate_size=8, max_position_embeddings=LENGTH)
     BertForMaskedLM(config).save_pretrained(folder)

@@ -2,7 +2,7 @@
 
     python pages.py SCRATCH REPORT PAGE...    # in an environment of its own; the report is a JSON list of blocks
 
-- ```python: runs; the blocks of a page share one namespace. `not-run` behind it: only compiled.
+- ```python: runs; the blocks of a page share one namespace.
 - ```bash and ```console (there, lines that begin with "$ "): every command with `edlm` in it, launchers included, and
   every `python -m edlm_hf.lm_eval` must be one that exists, with its flags, recipes and settings. `run` behind it: the
   block holds nothing but `edlm` commands, and they run.
@@ -198,8 +198,7 @@ def run_edlm(arguments: list[str]) -> None:
 def run_block(block: Block, namespace: dict) -> None:
     if block.language == "python":
         code = compile("\n" * (block.line - 1) + block.text, str(block.page), "exec")  # errors have lines of the page
-        if "not-run" not in block.words:
-            exec(code, namespace)
+        exec(code, namespace)
     elif block.language in ("bash", "sh", "shell", "console"):
         for words in commands(block):
             check(words, run="run" in block.words)
