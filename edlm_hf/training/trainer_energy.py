@@ -6,6 +6,7 @@ import torch
 
 from edlm_hf.evaluation import discrete_nelbo, sampler_bound
 from edlm_hf.evaluation.estimate import mean_estimate, ratio_estimate
+from edlm_hf.evaluation.noising import reveal_chance
 from edlm_hf.modeling.generation_edlm import fill_candidates
 from edlm_hf.modeling.masked_diffusion import (
     effective_sample_size,
@@ -138,12 +139,10 @@ class EnergyTrainer(EDLMTrainer):
             "attention_mask": inputs.get("attention_mask"),
             "timesteps": self.schedule.total(t).float(),
         }
-        # A position masked at t is still masked at s if its uniform is below 1 - alpha_s
-        if steps is not None:
-            still_masked = (1 - self.schedule.alpha((t - 1 / steps).clamp_min(0))).unsqueeze(1)
-        else:
-            still_masked = reveal.unsqueeze(1) * share if scope == "revealed" else 0.0
-        of_text = masked & (places >= still_masked)
+        # A position masked at t is still masked at s if its uniform is below the kept part of 1 - alpha_t
+        kept = reveal if steps is None else 1 - reveal_chance(self.schedule, t, steps)
+        whole = steps is None and scope == "sequence"
+        of_text = masked if whole else masked & (places >= kept.unsqueeze(1) * share)
         proposed = of_text if scope == "revealed" else masked
         self.model.denoiser.eval()
         with torch.no_grad():
