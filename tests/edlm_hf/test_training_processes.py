@@ -15,6 +15,7 @@ from training import arguments, random_blocks
 from edlm_hf import EDLMForMaskedDiffusion, MDLMForMaskedLM
 from edlm_hf.cli import app
 from edlm_hf.evaluation import autoregressive_nll, h_profile, nelbo
+from edlm_hf.processes import disconnect
 from edlm_hf.tokenization import text8_tokenizer
 from edlm_hf.training import AutoregressiveTrainer, EnergyArguments, EnergyTrainer, MaskedDiffusionTrainer
 from edlm_hf.training.trainer_denoiser import MaskedDiffusionArguments
@@ -82,8 +83,10 @@ def test_two_processes_have_the_losses_of_one(tmp_path):
     outputs = [process.communicate()[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], "\n".join(text[-4000:] for text in outputs)
     two = json.loads((tmp_path / "two.json").read_text())
-    here = {name: pytest.approx(values, rel=1e-5) for name, values in likelihoods().items()}
-    assert two.pop("likelihoods") == [here] * 2
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as there: sums in another order differ in the last bit
+    assert two.pop("likelihoods") == [likelihoods()] * 2
+    torch.set_num_threads(threads)
     texts = two.pop("texts")
     assert len(texts) == 5 == len(set(texts)) and all(len(text) == 12 for text in texts)
     timing = ("runtime", "per_second", "total_flos")
@@ -98,9 +101,13 @@ def test_two_processes_have_the_losses_of_one(tmp_path):
 
 AT_THE_END = """
 def tell():
+    import json
+    from pathlib import Path
     import torch
     from edlm_hf.processes import place
-    print(place()[1], torch.distributed.is_initialized())
+    threads = [file.read_text() for file in Path("/proc/self/task").glob("*/comm")]
+    found = [place()[1], torch.distributed.is_initialized(), [name for name in threads if "gloo" in name]]
+    print(json.dumps(found))
 
 import atexit
 atexit.register(tell)
@@ -123,7 +130,7 @@ def test_processes_of_the_program_part_at_its_end(tmp_path):
     ]
     for program, (out, err) in [(program, program.communicate()) for program in programs]:
         assert program.returncode == 0, err[-4000:]
-        assert out.splitlines()[-1] == "2 False"
+        assert json.loads(out.splitlines()[-1]) == [2, False, []]
         assert ("'eval_loss'" in err) == (program is programs[0]) and "Tokenizing" not in err
 
 
@@ -143,8 +150,4 @@ if __name__ == "__main__":
         (home / "two.json").write_text(json.dumps(logs))
     elif result.stdout:
         raise AssertionError("The second process prints too.")
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
-    # Past the interpreter's own end, where a thread of gloo that still wants its lock aborts the process now and then.
-    sys.stdout.flush()
-    os._exit(0)
+    disconnect()
