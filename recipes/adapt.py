@@ -13,6 +13,7 @@ import json
 import math
 from pathlib import Path
 
+import torch
 import typer
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForMaskedLM, AutoTokenizer, set_seed
@@ -87,7 +88,7 @@ def adapt(
         "num_texts": len(ids),
         "steps_of_sampler": denoising_steps,
         "candidates": CANDIDATES,
-        "training_steps": steps,
+        "training_steps": torch.load(folder / "training_args.bin", weights_only=False).max_steps,
         "adapter_bytes": (folder / "adapter_model.safetensors").stat().st_size,
         "bits_per_character": bounds,
     }
