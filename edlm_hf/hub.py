@@ -12,7 +12,7 @@ from importlib.metadata import requires
 from pathlib import Path
 
 from huggingface_hub import CommitInfo, ModelCard
-from transformers import AutoConfig
+from transformers import AutoConfig, PreTrainedConfig
 from transformers.dynamic_module_utils import get_relative_import_files
 
 import edlm_hf
@@ -132,7 +132,8 @@ def push(model, repo_id: str, *, facts: CardFacts | None = None, **kwargs) -> Co
             model.card_facts, facts = facts, None
         with tempfile.TemporaryDirectory() as folder:
             model.save_pretrained(folder)
-            return push(folder, repo_id, facts=facts, **kwargs)
+            write_better_card(Path(folder), facts, getattr(model, "config", None))
+            return push(folder, repo_id, **kwargs)
     folder = Path(model)
     entries = ("config.json", "adapter_config.json", "custom_generate/generate.py")
     if not any((folder / entry).is_file() for entry in entries):
@@ -155,24 +156,37 @@ def missing_code(folder: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in files} | {"config.json": json.dumps(config, indent=2).encode()}
 
 
-def better_card(folder: Path, facts: CardFacts | None = None) -> str | None:
+def write_better_card(folder: Path, facts: CardFacts | None = None, config: PreTrainedConfig | None = None) -> None:
+    """Our card in a folder, where its README.md is missing, blank or knows less."""
+    if (card := better_card(folder, facts, config)) is not None:
+        Path(folder, "README.md").write_text(card, encoding="utf-8")
+
+
+def better_card(folder: Path, facts: CardFacts | None = None, config: PreTrainedConfig | None = None) -> str | None:
     """Our card for what is in a folder, where its README.md is missing, blank or knows less; else None."""
     readme = folder / "README.md"
     old = readme.read_text(encoding="utf-8") if readme.is_file() else None
     if old is not None and BLANK not in old and facts is None:
         return None
-    card = card_of_folder(folder, facts, old)
+    card = card_of_folder(folder, facts, old, config)
     return card if card is not None and replaces(card, old) else None
 
 
-def card_of_folder(folder: Path, facts: CardFacts | None = None, old: str | None = None) -> str | None:
-    """Our card for what is in a folder, with the base models of its `old` card; None if it is not of this package."""
-    config, adapter = read_json(folder, "config.json"), read_json(folder, "adapter_config.json")
-    if config is None and adapter is not None:
+def card_of_folder(
+    folder: Path, facts: CardFacts | None = None, old: str | None = None, config: PreTrainedConfig | None = None
+) -> str | None:
+    """Our card for what is in a folder, with the base models of its `old` card; None if it is not of this package.
+
+    `config` is that of the model under an adapter, which the folder of an adapter does not have.
+    """
+    stored, adapter = read_json(folder, "config.json"), read_json(folder, "adapter_config.json")
+    if stored is None and adapter is not None:
         architecture = (adapter.get("auto_mapping") or {}).get("base_model_class", "EDLMForMaskedDiffusion")
+        if architecture not in KINDS:
+            return None
         base = [adapter.get("base_model_name_or_path")]
-        return model_card(architecture, None, facts, base_models=base, adapter=True) if architecture in KINDS else None
-    architecture = ((config or {}).get("architectures") or [""])[0]
+        return model_card(architecture, config, facts, base_models=base, adapter=True)
+    architecture = ((stored or {}).get("architectures") or [""])[0]
     if architecture not in KINDS:
         return None
     base = (ModelCard(old, ignore_metadata_errors=True).data.base_model if old else None) or []

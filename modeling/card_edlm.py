@@ -113,7 +113,8 @@ def model_card(
     """README.md of a checkpoint.
 
     Args:
-        architecture: name of the class, as config.json has it. config: of the model, or of the one under an adapter.
+        architecture: name of the class, as config.json has it. config: of the model, or of the one that an adapter
+            was trained on.
         facts: what only the author knows; the card says where something is missing.
         base_models: what this was made from; names that are not of the Hub are left out.
         adapter: the checkpoint is an adapter (PEFT) for such a model.
@@ -132,9 +133,11 @@ def model_card(
         datasets=facts.datasets or None,
         tags=list(dict.fromkeys(known + (["lora"] if adapter else []) + list(tags or []))),
     )
-    by_package = f'edlm_hf.{architecture}.from_pretrained("{PLACEHOLDER}")'
-    if auto_class is not None:
-        by_package = f'transformers.{auto_class}.from_pretrained("{PLACEHOLDER}")'
+    source = f'"{PLACEHOLDER}"'
+    if adapter and getattr(config, "energy_scope", "sequence") != "sequence":
+        source += f', energy_scope="{config.energy_scope}"'  # not in the adapter, and its base may say otherwise
+    loader = f"transformers.{auto_class}" if auto_class else f"edlm_hf.{architecture}"
+    by_package = f"{loader}.from_pretrained({source})"
     tokenizer = names[0] if adapter and names else PLACEHOLDER
     tokenizer = f'transformers.AutoTokenizer.from_pretrained("{tokenizer}")'
     imports = "transformers"

@@ -370,7 +370,8 @@ class MaskedDiffusionGenerationMixin(GenerationMixin):
             if own_type == "nce" and config.energy_scope != own_scope:
                 raise ValueError(
                     f"energy_scope is {config.energy_scope!r}, but the NCE energy of this model was trained for "
-                    f"{own_scope!r}. Leave energy_scope out, or pass an energy of your own."
+                    f"{own_scope!r}. Leave energy_scope out, or pass an energy of your own. If an adapter was trained "
+                    "for another scope than its base, load the base with from_pretrained(..., energy_scope=...)."
                 )
 
             def weigh(*inputs):

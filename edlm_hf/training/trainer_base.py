@@ -17,7 +17,7 @@ from transformers import EvalPrediction, Trainer, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from edlm_hf.evaluation.estimate import ratio_estimate
-from edlm_hf.hub import better_card
+from edlm_hf.hub import write_better_card
 from edlm_hf.modeling.masked_diffusion import uniform
 from edlm_hf.training.averaging import ExponentialMovingAverage
 from edlm_hf.training.collators import DataCollatorForBlocks
@@ -186,9 +186,9 @@ class EDLMTrainer(Trainer):
     def _save(self, output_dir=None, state_dict=None):
         """As usual; an adapter, which PEFT saves, has our card instead of a template that is still to be filled in."""
         super()._save(output_dir, state_dict)
-        folder = Path(output_dir or self.args.output_dir)
-        if self.args.should_save and (card := better_card(folder)) is not None:
-            Path(folder, "README.md").write_text(card, encoding="utf-8")
+        if self.args.should_save:
+            config = self.accelerator.unwrap_model(self.model).config
+            write_better_card(Path(output_dir or self.args.output_dir), config=config)
 
     def create_model_card(self, *args, **kwargs):
         """Nothing: `save_model` writes the card of the model (`edlm_hf.modeling.card_edlm`), which a push keeps."""

@@ -238,8 +238,11 @@ def test_a_checkpoint_that_ships_is_pushed_by_its_name_and_left_as_it_is(hub, cl
 # ------------------------------------------------------------------------------------------------------------ adapters
 
 
-def push_adapters(base, repo_id):
-    """An adapter of PEFT and one of transformers, both pushed; energies with them, before and after a push."""
+def push_adapters(base, repo_id, scope):
+    """An adapter of PEFT and one of transformers, both pushed; energies with them, before and after a push.
+
+    `scope` is that of the adapter of PEFT, whatever the base says.
+    """
     import peft
     import torch
     import transformers
@@ -257,7 +260,7 @@ def push_adapters(base, repo_id):
     torch.manual_seed(0)
     load, energies = transformers.AutoModelForMaskedLM.from_pretrained, []
     config = peft.LoraConfig(r=2, target_modules=target, modules_to_save=["energy_head"], init_lora_weights=False)
-    model = peft.get_peft_model(load(base), config).eval()
+    model = peft.get_peft_model(load(base, energy_scope=scope), config).eval()
     with torch.no_grad():
         model.energy_model.energy_head.modules_to_save["default"][0].weight.mul_(1.5)
         push(model, f"{repo_id}-peft", facts=CardFacts(data="a little"))
@@ -271,16 +274,18 @@ def push_adapters(base, repo_id):
 
 def test_adapters_are_pushed_with_a_card_and_load_on_their_base(hub, client, folder):
     assert client(command, arguments=["push", str(folder), "me/base"])[0] == 0
-    for kind, (bare, pushed, loaded) in zip(
-        ("peft", "native"), client(push_adapters, base="me/base", repo_id="me/adapter"), strict=True
-    ):
+    energies = client(push_adapters, base="me/base", repo_id="me/adapter", scope="revealed")
+    for kind, (bare, pushed, loaded) in zip(("peft", "native"), energies, strict=True):
         assert pushed == loaded != bare
         readme = hub[f"me/adapter-{kind}"].text("README.md")
         card = ModelCard(readme)
         assert card.data.library_name == "peft" and card.data.base_model == ["me/base"] and "lora" in card.data.tags
         assert ("a little" in card.text) == (kind == "peft") and "More Information Needed" not in readme
         assert "model.safetensors" not in hub[f"me/adapter-{kind}"].files()
-        client(run, script=re.findall(r"```python\n(.*?)```", readme, re.DOTALL)[0])
+        scope = {"peft": "revealed", "native": "sequence"}[kind]
+        blocks = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+        client(run, script=f"{blocks[0]}\nassert model.config.energy_scope == '{scope}'")
+        assert all(('energy_scope="revealed"' in block) == (kind == "peft") for block in blocks)
 
 
 def push_shared(base, repo_id):
