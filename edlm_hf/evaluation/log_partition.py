@@ -39,11 +39,11 @@ def log_mean_weights(energies: torch.Tensor) -> torch.Tensor:
 
 def leave_one_out(energies: torch.Tensor) -> torch.Tensor:
     """T_{n-1} without each of the n energies in turn: (..., n) -> (..., n), float64."""
-    n = energies.shape[-1]
-    without = torch.eye(n, dtype=torch.bool, device=energies.device)
-    return log_mean_weights(
-        energies.double().unsqueeze(-2).expand(*energies.shape[:-1], n, n)[..., ~without].unflatten(-1, (n, n - 1))
-    )
+    weights = -energies.double()
+    none = torch.full_like(weights[..., :1], -torch.inf)
+    before = torch.cat([none, weights[..., :-1].logcumsumexp(-1)], -1)
+    after = torch.cat([weights[..., 1:].flip(-1).logcumsumexp(-1).flip(-1), none], -1)
+    return before.logaddexp(after) - math.log(energies.shape[-1] - 1)
 
 
 def partition_terms(energies: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
