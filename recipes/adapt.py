@@ -21,7 +21,6 @@ import torch
 import typer
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForMaskedLM, AutoTokenizer, set_seed
-from transformers.trainer_utils import get_last_checkpoint
 
 from edlm_hf.benchmarks.quality import TextSet
 from edlm_hf.checkpoints import locate
@@ -29,7 +28,13 @@ from edlm_hf.data import load_corpus, to_blocks
 from edlm_hf.evaluation import discrete_nelbo, sampler_bound
 from edlm_hf.evaluation.estimate import ratio_estimate
 from edlm_hf.tokenization import normalize_text8
-from edlm_hf.training import LORA_MODULES_TO_SAVE, LORA_TARGET_MODULES, EnergyArguments, EnergyTrainer
+from edlm_hf.training import (
+    LORA_MODULES_TO_SAVE,
+    LORA_TARGET_MODULES,
+    EnergyArguments,
+    EnergyTrainer,
+    last_complete_checkpoint,
+)
 
 CANDIDATES = 8
 
@@ -57,6 +62,7 @@ def adapt(
     steps: int = 1000,
     batch_size: int = 32,
     learning_rate: float = 1e-3,
+    save_steps: int = 100,
     num_texts: int = 256,
     denoising_steps: int = 16,
     inner_copies: str = "1,16",
@@ -79,12 +85,12 @@ def adapt(
             str(folder), nce_loss="ranking", num_negatives=1, denoising_steps=denoising_steps,
             max_steps=steps, learning_rate=learning_rate, per_device_train_batch_size=batch_size,
             lr_scheduler_type="cosine", warmup_steps=steps // 10, ema_decay=0.99, bf16=True, use_cpu=True,
-            logging_steps=10, save_steps=100, report_to="none", seed=seed, attn_implementation="eager",
+            logging_steps=10, save_steps=save_steps, report_to="none", seed=seed, attn_implementation="eager",
         )  # fmt: skip
         trainer = EnergyTrainer(
             get_peft_model(of_reveal_set(model), lora), args, train_dataset=train, processing_class=tokenizer
         )
-        trainer.train(resume_from_checkpoint=get_last_checkpoint(folder) if folder.exists() else None)
+        trainer.train(resume_from_checkpoint=last_complete_checkpoint(folder))
         trainer.save_model()
 
     adapted = PeftModel.from_pretrained(of_reveal_set(model), folder).base_model.model
