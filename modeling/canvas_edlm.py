@@ -42,10 +42,8 @@ class Canvas:
         """Append `new_tokens` masks to every row.
 
         Raises:
-            ValueError: shapes differ, or a mask token is marked as padding.
+            ValueError: the shapes of input_ids and attention_mask differ, or a mask token is marked as padding.
         """
-        if input_ids.dim() != 2:
-            raise ValueError(f"input_ids has shape {tuple(input_ids.shape)}, but (batch, length) is needed.")
         batch, width = input_ids.shape
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)

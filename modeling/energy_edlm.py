@@ -355,7 +355,9 @@ def autoregressive_log_probs(
     started = needs_start.unsqueeze(1)
     # Aligned left: column c of `text` is the c-th token of a row; `column` takes the input column that predicts it.
     order = (~real).long().argsort(dim=-1, stable=True)
-    text = candidate_ids.masked_fill(~real.unsqueeze(1), 0).gather(2, order.unsqueeze(1).expand(-1, k, -1))
+    # The mask, which a causal model need not know, stands behind all that is scored of a row: any id will do there.
+    text = candidate_ids.masked_fill(~real.unsqueeze(1) | (candidate_ids == mask_token_id), 0)
+    text = text.gather(2, order.unsqueeze(1).expand(-1, k, -1))
     shifted = nn.functional.pad(text[..., :-1], (1, 0), value=start_token_id)
     inputs = torch.where(started.unsqueeze(1), shifted, text)
     column = torch.arange(length, device=scored.device) - (~started).long()

@@ -1,6 +1,9 @@
 """What `generate()` takes and gives: its configuration and its output."""
 
+import math
+import sys
 from dataclasses import dataclass
+from numbers import Real
 
 import torch
 from transformers import GenerationConfig
@@ -14,7 +17,9 @@ SUPPORTED |= {"bos_token_id", "eos_token_id", "pad_token_id", "return_dict_in_ge
 
 
 class EDLMGenerationConfig(GenerationConfig):
-    """`GenerationConfig` with the parameters of masked diffusion; what is None takes the default of `generate()`.
+    """`GenerationConfig` with the parameters of masked diffusion.
+
+    What is not given has the default below; only what is given is stored, and overrides another configuration.
 
     Args:
         max_denoising_steps: T, steps of the reverse chain per block (128).
@@ -46,10 +51,17 @@ class EDLMGenerationConfig(GenerationConfig):
 
     def __init__(self, **kwargs):
         for name in self.diffusion_defaults:
-            setattr(self, name, kwargs.pop(name, None))
+            if (value := kwargs.pop(name, None)) is not None:
+                setattr(self, name, value)
         if kwargs.get("do_sample") is None:
             kwargs["do_sample"] = True  # diffusion samples unless told otherwise
         super().__init__(**kwargs)
+
+    def __getattr__(self, name: str):
+        """The default of what was not given."""
+        if name in type(self).diffusion_defaults:
+            return type(self).diffusion_defaults[name]
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     @classmethod
     def from_model_config(cls, model_config) -> "EDLMGenerationConfig":
@@ -59,22 +71,39 @@ class EDLMGenerationConfig(GenerationConfig):
         return cls(bos_token_id=bos, eos_token_id=None if eos == bos else eos, pad_token_id=pad)
 
     def validate(self, **kwargs):
-        super().validate(**kwargs)
-        for name in ("max_denoising_steps", "num_candidates", "block_length", "energy_chunk_size"):
-            value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-                raise ValueError(f"{name} is {value!r}, but it must be a positive integer.")
+        positive = ("max_denoising_steps", "num_candidates", "block_length", "energy_chunk_size")
+        positive += ("num_return_sequences", "max_length")
+        for names, least, allowed in (
+            (positive, 1, "a positive integer"),
+            (("max_new_tokens", "top_k"), 0, "an integer of at least 0"),
+        ):
+            for name in names:
+                value = getattr(self, name)
+                if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
+                    raise ValueError(f"{name} is {value!r}, but it must be {allowed}.")
         for name, allowed in (("sampler", SAMPLERS), ("energy_scope", SCOPES)):
             if getattr(self, name) is not None and getattr(self, name) not in allowed:
                 raise ValueError(f"{name} is {getattr(self, name)!r}, but it must be one of {', '.join(allowed)}.")
-        for name in ("energy_temperature", "temperature"):
+        for name, most, allowed in (
+            ("energy_temperature", math.inf, "positive"),
+            ("temperature", sys.float_info.max, "positive and finite"),
+            ("top_p", 1, "in (0, 1]"),
+        ):
             value = getattr(self, name)
-            if value is not None and not value > 0:
+            if value is not None and not (isinstance(value, Real) and 0 < value <= most):
                 raise ValueError(
-                    f"{name} is {value!r}, but it must be positive. For the likeliest tokens: do_sample=False."
+                    f"{name} is {value!r}, but it must be a number, {allowed}. For the likeliest tokens: "
+                    "do_sample=False."
                 )
+        eos = self.eos_token_id if isinstance(self.eos_token_id, list) else [self.eos_token_id]
+        if not all(token is None or isinstance(token, int) for token in [*eos, self.pad_token_id]):
+            raise ValueError(
+                f"eos_token_id is {self.eos_token_id!r} and pad_token_id {self.pad_token_id!r}, but they must be token "
+                "ids (of the former a list will do)."
+            )
         if self.energy_window is not None:
             window_times(self.energy_window)
+        super().validate(**kwargs)
 
 
 def window_times(window: float | tuple[float, float]) -> tuple[float, float]:
@@ -84,10 +113,11 @@ def window_times(window: float | tuple[float, float]) -> tuple[float, float]:
         ValueError: w is outside [0, 1], or the pair is not 0 <= low <= high <= 1.
     """
     if isinstance(window, (tuple, list)):
-        if len(window) != 2 or not 0 <= window[0] <= window[1] <= 1:
+        numbers = len(window) == 2 and all(isinstance(time, Real) for time in window)
+        if not numbers or not 0 <= window[0] <= window[1] <= 1:
             raise ValueError(f"energy_window is {window!r}, but a pair must have 0 <= t_low <= t_high <= 1.")
         return float(window[0]), float(window[1])
-    if not 0 <= window <= 1:
+    if not isinstance(window, Real) or not 0 <= window <= 1:
         raise ValueError(f"energy_window is {window!r}, but w must lie in [0, 1] (or be a pair of times).")
     return (1 - float(window), 1.0) if window > 0 else (1.0, 0.0)
 

@@ -20,6 +20,8 @@ from .generation_config_edlm import SUPPORTED, EDLMGenerationConfig, EDLMGenerat
 from .masked_diffusion import (
     NoiseSchedule,
     at_least_float32,
+    check_token_ids,
+    check_tokens_left,
     effective_sample_size,
     importance_weights,
     make_schedule,
@@ -30,6 +32,13 @@ from .masked_diffusion import (
 from .reverse_chain import Step, ancestral_steps, first_hitting_steps, most_confident_steps
 
 logger = logging.get_logger(__name__)
+
+ARGUMENT_TYPES = {
+    "generation_config": (GenerationConfig, "an EDLMGenerationConfig"),
+    "attention_mask": (torch.Tensor, "a tensor of the shape of input_ids"),
+    "logits_processor": (list, "a list of processors (LogitsProcessorList)"),
+    "generator": (torch.Generator, "a torch.Generator, say torch.Generator().manual_seed(0)"),
+}
 
 
 @dataclass
@@ -139,6 +148,14 @@ class MaskedDiffusionGenerationMixin(GenerationMixin):
             ValueError: an unknown argument or a bad value; the text does not fit the model; a mask token is marked as
                 padding; an energy of a wrong shape, NaN, -inf, or +inf for all candidates.
         """
+        check_arguments(
+            generation_config=generation_config,
+            attention_mask=attention_mask,
+            logits_processor=logits_processor,
+            generator=generator,
+        )
+        if streamer is not None and not (hasattr(streamer, "put") and hasattr(streamer, "end")):
+            raise ValueError(f"streamer is a {type(streamer).__name__}, but it must have put(tokens) and end().")
         config = self._prepare_generation_config(generation_config, **kwargs)
         canvas = self._prepare_canvas(input_ids, attention_mask, config, batch_size)
         run = self.prepare_run(config, canvas.ids, energy, logits_processor, generator)
@@ -257,6 +274,7 @@ class MaskedDiffusionGenerationMixin(GenerationMixin):
         for part in chunks_of(features, project):
             log_probs = self.proposal_logits(project(features[part]), noisy, row_of[part], run).log_softmax(-1)
             best = log_probs.max(-1)
+            check_tokens_left(best.values.isfinite())
             tokens.append(best.indices)
             confidence.append(best.values)
         tokens, confidence = torch.cat(tokens), torch.cat(confidence)
@@ -310,11 +328,21 @@ class MaskedDiffusionGenerationMixin(GenerationMixin):
     def _prepare_canvas(self, input_ids, attention_mask, config: EDLMGenerationConfig, batch_size: int) -> Canvas:
         limit = self.config.max_position_embeddings
         new = config.max_new_tokens
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size!r}, but it must be a positive integer.")
+        if input_ids is not None:
+            check_token_ids("input_ids", input_ids, self.config.vocab_size, self.config.mask_token_id)
+            if input_ids.dim() != 2:
+                raise ValueError(f"input_ids has shape {tuple(input_ids.shape)}, but (batch, length) is needed.")
+            if batch_size not in (1, len(input_ids)):
+                raise ValueError(
+                    f"batch_size is {batch_size}, but input_ids has {len(input_ids)} rows. batch_size is for texts "
+                    "from nothing; for several texts per row there is num_return_sequences."
+                )
+            input_ids = input_ids.long()
         if input_ids is None:
             if new is None and (new := config.max_length or limit) is None:
                 raise ValueError("The model does not say how long its texts are: pass max_length or max_new_tokens.")
-            if batch_size < 1:
-                raise ValueError(f"batch_size is {batch_size}, but it must be positive.")
             input_ids = torch.empty(batch_size, 0, dtype=torch.long, device=self.device)
         elif new is None:
             new = 0 if config.max_length is None else config.max_length - input_ids.shape[1]
@@ -375,7 +403,8 @@ class MaskedDiffusionGenerationMixin(GenerationMixin):
                 )
 
             def weigh(*inputs):
-                return self.candidate_energies(*inputs, chunk_size=config.energy_chunk_size)
+                chunk_size, scope = config.energy_chunk_size, config.energy_scope
+                return self.candidate_energies(*inputs, chunk_size=chunk_size, energy_scope=scope)
 
         return Run(
             config=config,
@@ -389,18 +418,28 @@ class MaskedDiffusionGenerationMixin(GenerationMixin):
 
     def _proposal_processors(self, config: EDLMGenerationConfig, given) -> LogitsProcessorList:
         processors = LogitsProcessorList(given or [])
+        if config.do_sample is False:  # as in transformers: what follows belongs to sampling
+            return processors
         if config.temperature not in (None, 1.0):
             processors.append(TemperatureLogitsWarper(float(config.temperature)))
         if config.top_k:
             processors.append(TopKLogitsWarper(config.top_k))
         if config.top_p is not None and config.top_p < 1:
             processors.append(TopPLogitsWarper(config.top_p))
-        if len(processors) > len(given or []) and config.do_sample is not False:
+        if len(processors) > len(given or []):
             logger.warning_once(
                 "temperature, top_k and top_p change the proposal, and with it the law that is sampled: samples are no "
                 "longer those of the model. Pass temperature=1.0 (and no top_k, top_p) for the model's own law."
             )
         return processors
+
+
+def check_arguments(**given) -> None:
+    """Raise ValueError if an argument of `generate()` is of another type than it must be."""
+    for name, value in given.items():
+        kind, allowed = ARGUMENT_TYPES[name]
+        if value is not None and not isinstance(value, kind):
+            raise ValueError(f"{name} is a {type(value).__name__}, but it must be {allowed}.")
 
 
 def attention_of(real: torch.Tensor) -> torch.Tensor | None:

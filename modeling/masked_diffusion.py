@@ -242,7 +242,12 @@ def subs_cross_entropy(
 
     Args:
         logits: (B, L, V). labels: (B, L) with -100 where nothing is to be predicted. noisy_ids: (B, L) or None.
+
+    Raises:
+        ValueError: labels has another shape.
     """
+    if labels.shape != logits.shape[:-1]:
+        raise ValueError(f"labels has shape {tuple(labels.shape)}, but {tuple(logits.shape[:-1])} is needed.")
     counted = labels != -100
     targets = labels.clamp_min(0)
     losses = -token_log_probs(logits, mask_token_id).gather(-1, targets.unsqueeze(-1)).squeeze(-1)
@@ -336,15 +341,33 @@ def sample_categorical(logits: torch.Tensor, uniforms: torch.Tensor) -> tuple[to
     highest = logits.amax(-1, keepdim=True)
     cdf = (logits - highest).exp_().cumsum(-1, dtype=torch.float64)
     total = cdf[:, -1:]
-    if not bool((total > 0).all()):
-        raise ValueError(
-            "A row of the proposal has no token left (top_k, top_p or a logits processor removed all of them) or NaN."
-        )
+    check_tokens_left(total > 0)
     # The first index whose CDF exceeds a point strictly below the total: never an entry of probability zero.
     point = torch.minimum(uniforms * total, torch.nextafter(total, torch.zeros_like(total)))
     tokens = torch.searchsorted(cdf, point, right=True)
     log_probs = logits.gather(-1, tokens) - highest - total.log().to(logits.dtype)
     return tokens, log_probs
+
+
+def check_token_ids(name: str, ids: torch.Tensor, vocab_size: int | None, mask_token_id: int) -> None:
+    """Raise ValueError unless `ids` is a tensor of integers below the vocabulary size, or the mask token."""
+    if not torch.is_tensor(ids) or ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
+        kind = ids.dtype if torch.is_tensor(ids) else type(ids).__name__
+        raise ValueError(f"{name} is of type {kind}, but token ids are a tensor of integers (torch.long).")
+    least, most = (int(ids.min()), int(ids.max())) if ids.numel() else (0, 0)
+    if least < 0 or (vocab_size is not None and most >= max(vocab_size, mask_token_id + 1)):
+        raise ValueError(
+            f"{name} holds ids from {least} to {most}, but the vocabulary has 0 to {(vocab_size or most + 1) - 1} "
+            f"(mask token {mask_token_id}). Use the tokenizer of the model."
+        )
+
+
+def check_tokens_left(rows: torch.Tensor) -> None:
+    """Raise ValueError unless every row of a proposal has a token to take; NaN compares false."""
+    if not bool(rows.all()):
+        raise ValueError(
+            "A row of the proposal has no token left (top_k, top_p or a logits processor removed all of them) or NaN."
+        )
 
 
 # ---------------------------------------------------------------------------------------------- importance resampling
@@ -354,14 +377,22 @@ def importance_weights(energies: torch.Tensor, temperature: float = 1.0) -> torc
     """Self-normalised weights w_j proportional to exp(-E_j / tau): (B, k) -> (B, k) float64 where the device has it.
 
     Raises:
-        ValueError: an energy is NaN or -inf, or all candidates of a row have energy +inf.
+        ValueError: an energy is NaN or -inf, or all candidates of a row have energy +inf; tau is not positive.
     """
+    if not temperature > 0:
+        raise ValueError(f"The energy temperature is {temperature!r}, but it must be positive.")
     if energies.device.type != "mps":
         energies = energies.double()
     check_energies(energies)
     if not bool((energies < torch.inf).any(-1).all()):
         raise ValueError("All candidates of a row have energy +inf, so there is nothing to choose from.")
-    return (-energies / temperature).softmax(-1)
+    return log_weights(energies, temperature).softmax(-1)
+
+
+def log_weights(energies: torch.Tensor, temperature: float) -> torch.Tensor:
+    """-(E_j - min E) / tau, so that every tau in (0, inf] has its weights and +inf the weight zero: (..., k)."""
+    excess = energies - energies.amin(-1, keepdim=True)
+    return torch.where(energies == torch.inf, -torch.inf, -excess / temperature)
 
 
 def check_energies(energies: torch.Tensor) -> None:
@@ -396,7 +427,10 @@ __all__ = [
     "draw_reveal_times",
     "sample_categorical",
     "uniform",
+    "check_token_ids",
+    "check_tokens_left",
     "importance_weights",
+    "log_weights",
     "check_energies",
     "effective_sample_size",
     "resample",

@@ -27,7 +27,7 @@ from .energy_edlm import (
     autoregressive_log_probs,
 )
 from .generation_edlm import EDLMGenerationConfig, MaskedDiffusionGenerationMixin
-from .masked_diffusion import at_least_float32, subs_cross_entropy, subs_log_probs
+from .masked_diffusion import at_least_float32, check_token_ids, subs_cross_entropy, subs_log_probs
 from .modeling_mdlm import MDLMForCausalLM, MDLMForMaskedLM, MDLMPreTrainedModel, list_keys, set_auto_map
 
 logger = logging.get_logger(__name__)
@@ -75,9 +75,9 @@ class EDLMForMaskedDiffusion(CardMixin, PreTrainedModel, MaskedDiffusionGenerati
         cls,
         denoiser: nn.Module | str,
         energy: nn.Module | str | None = None,
-        *,
         energy_type: str | None = None,
         energy_scope: str = "sequence",
+        *,
         energy_weights: str = "own",
         energy_adapter_rank: int = 0,
         energy_by_reference: bool = False,
@@ -152,6 +152,7 @@ class EDLMForMaskedDiffusion(CardMixin, PreTrainedModel, MaskedDiffusionGenerati
             )
         if energy_type in ("ar", "coar"):
             check_vocabularies(config, tokenizer, energy_tokenizer)
+            check_causal(energy)
         if energy is None and energy_type == "nce" and energy_weights == "own":
             energy = EDLMEnergyModel.from_denoiser(denoiser)
             config.energy_config = energy.config
@@ -335,20 +336,20 @@ class EDLMForMaskedDiffusion(CardMixin, PreTrainedModel, MaskedDiffusionGenerati
                 scope `revealed` whose reveal set is not the next block of the text.
         """
         partial = self.config.energy_scope == "revealed"
+        check_token_ids("noisy_ids", noisy_ids, self.config.vocab_size, self.config.mask_token_id)
         check_candidates(candidate_ids, noisy_ids, attention_mask, self.config.mask_token_id, partial)
-        proposal = vocab_size = None
+        proposal, vocab_size = None, self.config.vocab_size
+        if timesteps is not None and timesteps.numel() not in (1, len(noisy_ids)):
+            raise ValueError(f"timesteps has {timesteps.numel()} values, but one per row ({len(noisy_ids)}) is needed.")
         if self.config.energy_type in ("ar", "coar"):
             logits = self(input_ids=noisy_ids, attention_mask=attention_mask, timesteps=timesteps).logits
             vocab_size = logits.shape[-1]
             proposal = subs_log_probs(logits, noisy_ids, self.config.mask_token_id)  # (B, L, V)
+        if vocab_size is not None:
             check_ids(candidate_ids, noisy_ids, vocab_size, self.config.mask_token_id)
+        if proposal is not None:
             tokens = candidate_ids.clamp(0, vocab_size - 1)
             proposal = proposal.gather(-1, tokens.transpose(1, 2)).transpose(1, 2)
-            if partial:
-                masked = (noisy_ids == self.config.mask_token_id) & (
-                    attention_mask != 0 if attention_mask is not None else True
-                )
-                revealed_block(masked, masked & (candidate_ids[:, 0] == self.config.mask_token_id))
         return self.candidate_energies(candidate_ids, noisy_ids, proposal, vocab_size, attention_mask, timesteps)
 
     def candidate_energies(
@@ -360,11 +361,12 @@ class EDLMForMaskedDiffusion(CardMixin, PreTrainedModel, MaskedDiffusionGenerati
         attention_mask: torch.Tensor | None = None,
         timesteps: torch.Tensor | None = None,
         chunk_size: int | None = None,
+        energy_scope: str | None = None,
     ) -> torch.Tensor:
         """`energy()` for proposals at hand: the log-probability of every token (B, k, L), 0 where visible, out of V.
 
-        Positions of `candidate_ids` that still hold the mask are outside the reveal set (`energy_scope="revealed"`):
-        an autoregressive energy then needs the revealed positions to be the next block of the text.
+        Positions of `candidate_ids` that still hold the mask are outside the reveal set (`energy_scope="revealed"`,
+        the model's unless given): an autoregressive energy then needs the reveal set to be the next block of the text.
         """
         if self.config.energy_type == "none":
             return torch.zeros(candidate_ids.shape[:2], device=candidate_ids.device)
@@ -375,8 +377,9 @@ class EDLMForMaskedDiffusion(CardMixin, PreTrainedModel, MaskedDiffusionGenerati
             )
         if self.config.energy_type == "nce":
             return self._network_energy(candidate_ids, noisy_ids, attention_mask, timesteps, chunk_size)
+        partial = (energy_scope or self.config.energy_scope) == "revealed"
         return self._autoregressive_energy(
-            candidate_ids, noisy_ids, proposal_log_probs, vocab_size, attention_mask, chunk_size
+            candidate_ids, noisy_ids, proposal_log_probs, vocab_size, attention_mask, chunk_size, partial
         )
 
     def _network_energy(self, candidate_ids, noisy_ids, attention_mask, timesteps, chunk_size) -> torch.Tensor:
@@ -395,16 +398,18 @@ class EDLMForMaskedDiffusion(CardMixin, PreTrainedModel, MaskedDiffusionGenerati
         return at_least_float32(torch.cat(energies))
 
     def _autoregressive_energy(
-        self, candidate_ids, noisy_ids, proposal, vocab_size, attention_mask, chunk_size
+        self, candidate_ids, noisy_ids, proposal, vocab_size, attention_mask, chunk_size, partial
     ) -> torch.Tensor:
-        """E = -log p_AR(x_0) + log p_theta(x_0|x_t); `coar` sums the first term over masked positions only."""
+        """E = -log p_AR(x_0) + log p_theta(x_0|x_t); `coar` sums the first term over masked positions only.
+
+        `partial`: both terms over the reveal set only, E_S, for `ar` and `coar` alike.
+        """
         mask_token_id = self.config.mask_token_id
         real = torch.ones_like(noisy_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
-        masked = real & (noisy_ids == mask_token_id)
-        counted = masked if self.config.energy_type == "coar" else real
-        hidden = masked & (candidate_ids[:, 0] == mask_token_id)
-        if hidden.any():
-            counted = revealed_block(masked, hidden)
+        revealed = masked = real & (noisy_ids == mask_token_id)
+        if partial:
+            revealed = revealed_block(candidate_ids, masked, real, mask_token_id)
+        counted = real if self.config.energy_type == "ar" and not partial else revealed
         first = real.long().argmax(-1, keepdim=True)
         first_token = noisy_ids.gather(1, first).squeeze(1)
         start = getattr(getattr(self.energy_model, "config", None), "bos_token_id", None)
@@ -433,22 +438,32 @@ class EDLMForMaskedDiffusion(CardMixin, PreTrainedModel, MaskedDiffusionGenerati
                 )
             at_first = counted & (torch.arange(noisy_ids.shape[1], device=first.device) == first)
             causal = torch.where(at_first.unsqueeze(1), proposal, causal)
-        revealed = (masked & ~hidden).unsqueeze(1)
-        log_p_theta, log_p_ar = torch.where(revealed, proposal, 0).sum(-1), causal.sum(-1)
+        log_p_theta, log_p_ar = torch.where(revealed.unsqueeze(1), proposal, 0).sum(-1), causal.sum(-1)
         return torch.where(log_p_ar == -torch.inf, torch.inf, log_p_theta - log_p_ar)  # impossible text is rejected
 
 
-def revealed_block(masked: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
-    """The revealed positions (B, L), which must be a contiguous block between a visible prefix and a masked suffix.
+def revealed_block(
+    candidate_ids: torch.Tensor, masked: torch.Tensor, real: torch.Tensor, mask_token_id: int
+) -> torch.Tensor:
+    """The revealed positions (B, L), in every row a contiguous block between a visible prefix and a masked suffix.
+
+    Args:
+        candidate_ids: (B, k, L), the mask where nothing is revealed. masked, real: (B, L) bool.
 
     Raises:
-        ValueError: they are not, so that an autoregressive model cannot score them by themselves.
+        ValueError: they are not, so that an autoregressive model cannot score them by themselves; or the candidates of
+            a row reveal different positions.
     """
+    hidden = (candidate_ids == mask_token_id) & masked.unsqueeze(1)
+    if (hidden != hidden[:, :1]).any():
+        raise ValueError("The candidates of a row reveal different positions. Energies compare those of one step.")
+    hidden = hidden[:, 0]
     revealed = masked & ~hidden
+    some = revealed.any(-1, keepdim=True)
     started = revealed.long().cumsum(-1) > 0  # from the first revealed position on
     ended = revealed.long().flip(-1).cumsum(-1).flip(-1) == 0  # behind the last one
     gap, out_of_order = started & ~ended & ~revealed, started & ended & ~hidden
-    if (masked & ~started).any() or gap.any() or out_of_order.any():
+    if ((masked & ~started & some) | ((gap | out_of_order) & real)).any():
         raise ValueError(
             "An AR energy with energy_scope='revealed' needs every step to reveal the next tokens of the text, left to "
             "right. Use max_denoising_steps=1 with block_length, or energy_scope='sequence'."
@@ -533,24 +548,41 @@ def attention_of_part(part: nn.Module | None) -> str | None:
 # -------------------------------------------------------------------------------------------------------------- checks
 
 
+def is_causal(model: nn.Module) -> bool:
+    """Whether a later token leaves an earlier position's logits as they are."""
+    if not isinstance(model, PreTrainedModel):  # a plain module is taken at its word
+        return True
+    if isinstance(model, MDLMPreTrainedModel):
+        return model.config.causal
+    ids = torch.zeros(2, 3, dtype=torch.long, device=model.device)
+    ids[1, -1] = 1
+    training = model.training
+    model.eval()
+    with torch.no_grad():
+        logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), return_dict=True).logits[:, 0]
+    model.train(training)
+    return torch.equal(logits[0], logits[1])
+
+
+def check_causal(energy: nn.Module) -> None:
+    """Refuse a model that sees what it is to predict in the place of the AR energy."""
+    if not is_causal(energy):
+        raise ValueError(
+            f"The {type(energy).__name__} is no causal language model: its prediction of a token depends on later "
+            "ones. Pass a causal one (AutoModelForCausalLM), or energy_type='nce' for an energy network."
+        )
+
+
 def check_denoiser(denoiser: nn.Module) -> None:
     """Refuse a causal language model in the place of the denoiser.
 
-    Classes that transformers lists as causal are asked: if a later token does not change an earlier position's logits,
-    they are (a GPT-2 made bidirectional, as in DiffuGPT, passes).
+    Classes that transformers lists as causal are asked (a GPT-2 made bidirectional, as in DiffuGPT, passes).
     """
     config = getattr(denoiser, "config", None)
     causal = bool(getattr(config, "causal", False))
     known = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), ())
     if isinstance(denoiser, known) and not isinstance(denoiser, MDLMPreTrainedModel):
-        ids = torch.zeros(2, 3, dtype=torch.long, device=denoiser.device)
-        ids[1, -1] = 1
-        training = denoiser.training
-        denoiser.eval()
-        with torch.no_grad():
-            logits = denoiser(input_ids=ids, attention_mask=torch.ones_like(ids), return_dict=True).logits[:, 0]
-        denoiser.train(training)
-        causal = torch.equal(logits[0], logits[1])
+        causal = is_causal(denoiser)
     if causal:
         raise ValueError(
             f"The denoiser is a causal language model ({type(denoiser).__name__}), which cannot fill masks. Pass a "
@@ -586,10 +618,15 @@ def check_ids(candidate_ids, noisy_ids, vocab_size: int, mask_token_id: int) -> 
 
 def check_candidates(candidate_ids, noisy_ids, attention_mask, mask_token_id: int, partial: bool) -> None:
     """Shapes fit, visible tokens are carried over, and unless `partial` no mask is left among the real positions."""
-    if candidate_ids.dim() != 3 or noisy_ids.dim() != 2 or candidate_ids[:, 0].shape != noisy_ids.shape:
+    shape = tuple(candidate_ids.shape)
+    if len(shape) != 3 or 0 in shape or (shape[0], shape[2]) != tuple(noisy_ids.shape):
         raise ValueError(
-            f"candidate_ids has shape {tuple(candidate_ids.shape)} and noisy_ids {tuple(noisy_ids.shape)}, but "
-            "(B, k, L) and (B, L) are needed."
+            f"candidate_ids has shape {shape} and noisy_ids {tuple(noisy_ids.shape)}, but (B, k, L) and (B, L) are "
+            "needed, none of them 0."
+        )
+    if attention_mask is not None and attention_mask.shape != noisy_ids.shape:
+        raise ValueError(
+            f"attention_mask has shape {tuple(attention_mask.shape)}, but (B, L) like noisy_ids is needed."
         )
     real = torch.ones_like(noisy_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
     visible = noisy_ids != mask_token_id

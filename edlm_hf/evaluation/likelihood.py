@@ -20,6 +20,7 @@ from edlm_hf.evaluation.terms import joint_nats, log_gain, proposal, total
 from edlm_hf.modeling.custom_generate import unchanged
 from edlm_hf.modeling.energy_edlm import autoregressive_log_probs
 from edlm_hf.modeling.generation_edlm import Run
+from edlm_hf.modeling.modeling_edlm import is_causal
 
 
 @dataclass(frozen=True)
@@ -134,6 +135,7 @@ def discrete_nelbo(
     """
     options = {"num_steps": num_steps, "num_candidates": 1, "num_samples": num_samples, "batch_size": batch_size}
     options |= {"seed": seed, "distributed": distributed, "progress_bar": progress_bar} | NO_FILTERS
+    options |= {"do_sample": True, "block_length": None}  # whatever the model's samples are drawn with
     return sampler_bound(model, input_ids, attention_mask, scored=scored, **options)
 
 
@@ -178,8 +180,9 @@ def sampler_bound(
     """
     if inner_copies < 1:
         raise ValueError(f"inner_copies is {inner_copies}, but it must be at least 1.")
-    options = {"max_denoising_steps": num_steps, "num_candidates": num_candidates, "sampler": "ancestral"}
-    options |= generation_options
+    check_options(generation_options)
+    options = {"sampler": "ancestral"} | generation_options
+    options |= {"max_denoising_steps": num_steps, "num_candidates": num_candidates}
     run, noising = prepare(
         model, input_ids, attention_mask, scored, num_samples, batch_size, seed, energy, distributed, **options
     )
@@ -232,7 +235,8 @@ def paper_nll(
         raise ValueError(f"log_partition is {log_partition!r}, but it must be one of one, lower, upper.")
     if partition_samples < 2:
         raise ValueError(f"partition_samples is {partition_samples}, but it must be at least 2.")
-    options = NO_FILTERS | generation_options
+    check_options(generation_options)
+    options = NO_FILTERS | generation_options | {"num_candidates": 2}  # none is drawn, but 1 stands for no energy
     run, noising = prepare(
         model, input_ids, attention_mask, scored, num_samples, batch_size, seed, energy, distributed, **options
     )
@@ -263,11 +267,17 @@ def autoregressive_nll(
     model, normalised over what the denoiser can emit. Arguments as in `nelbo`.
 
     Raises:
-        ValueError: as `nelbo`; a text of one token without a start token.
+        ValueError: as `nelbo`; the model is not causal; a text of one token without a start token.
     """
+    energy_type = getattr(model.config, "energy_type", None)
+    if energy_type in ("none", "nce") or energy_type is None and not is_causal(model):
+        raise ValueError(
+            f"model is a {type(model).__name__}, which predicts a token from later ones too: its autoregressive "
+            "likelihood does not exist. For a denoiser there are nelbo, discrete_nelbo and sampler_bound."
+        )
     texts = read_texts(model.config, input_ids, attention_mask, scored)
     causal, rows, mask = model, model.config.vocab_size, getattr(model.config, "mask_token_id", None)
-    if getattr(model.config, "energy_type", None) in ("ar", "coar"):
+    if energy_type is not None:
         causal = model.energy_model
         rows = rows or model(input_ids=texts.ids[0].unsqueeze(0).to(device_of(model))).logits.shape[-1]
     start = causal.config.bos_token_id
@@ -364,6 +374,16 @@ def h_profile(
 # -------------------------------------------------------------------------------------------------------- estimation
 
 NO_FILTERS = {"temperature": 1.0, "top_k": None, "top_p": None}
+BOUND_OPTIONS = {"energy_window", "energy_temperature", "energy_scope", "energy_chunk_size", *NO_FILTERS}
+BOUND_OPTIONS |= {"sampler", "do_sample", "block_length"}
+
+
+def check_options(generation_options: dict) -> None:
+    if unknown := sorted(set(generation_options) - BOUND_OPTIONS):
+        raise ValueError(
+            f"There is no use for {', '.join(unknown)} here. Besides the named arguments, the options of generate() "
+            f"that count are {', '.join(sorted(BOUND_OPTIONS))}."
+        )
 
 
 def prepare(

@@ -109,7 +109,7 @@ def jackknife(energies: torch.Tensor) -> tuple[Estimate, Estimate]:
     lower, upper = (float(x) for x in partition_terms(energies))
     if n < 3:
         return Estimate(lower, math.nan, n, "nats"), Estimate(upper, math.nan, n, "nats")
-    kept = [torch.cat([energies[:i], energies[i + 1 :]]) for i in range(n)]
+    kept = (torch.cat([energies[:i], energies[i + 1 :]]) for i in range(n))
     replicates = [torch.stack(terms) for terms in zip(*map(partition_terms, kept), strict=True)]
     errors = [float(((n - 1) / n * (x - x.mean()).square().sum()).sqrt()) for x in replicates]
     return Estimate(lower, errors[0], n, "nats"), Estimate(upper, errors[1], n, "nats")

@@ -10,7 +10,7 @@ from torch import nn
 from edlm_hf.evaluation.log_partition import partition_terms
 from edlm_hf.evaluation.noising import Noised
 from edlm_hf.modeling.generation_edlm import Run, attention_of, chunks_of, fill_candidates
-from edlm_hf.modeling.masked_diffusion import check_energies
+from edlm_hf.modeling.masked_diffusion import check_energies, log_weights
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def draw_candidates(
 
 
 def weigh(run: Run, noised: Noised, proposed: Proposal, rows: torch.Tensor, candidates, log_probs) -> torch.Tensor:
-    """E / tau of candidates (R, count, L) of the R `rows` (B,) bool: (R, count) float64 on the CPU.
+    """Energies of candidates (R, count, L) of the R `rows` (B,) bool: (R, count) float64 on the CPU.
 
     Raises:
         ValueError: an energy is NaN or -inf.
@@ -79,7 +79,7 @@ def weigh(run: Run, noised: Noised, proposed: Proposal, rows: torch.Tensor, cand
     real, noisy, sigma = noised.real[rows].long(), proposed.noisy[rows], proposed.sigma[rows]
     energies = run.energy(candidates, noisy, log_probs, proposed.vocab_size, real, sigma).cpu().double()
     check_energies(energies)
-    return energies / run.config.energy_temperature
+    return energies
 
 
 def log_gain(
@@ -95,8 +95,9 @@ def log_gain(
     candidates[:, ::k] = torch.where(carries, text, candidates[:, ::k])
     log_probs[:, ::k] = torch.where(carries, of_text, log_probs[:, ::k])
     energies = weigh(run, noised, proposed, rows, candidates, log_probs).view(-1, copies, k)
-    log_weights = (-energies).log_softmax(-1)[..., 0]  # of the text, among the k of its copy
-    return math.log(k) + log_weights.logsumexp(-1) - math.log(copies)
+    # of the text, among the k of its copy
+    log_shares = log_weights(energies, run.config.energy_temperature).log_softmax(-1)[..., 0]
+    return math.log(k) + log_shares.logsumexp(-1) - math.log(copies)
 
 
 def joint_nats(model: nn.Module, run: Run, noised: Noised, log_partition: str, partition_samples: int) -> torch.Tensor:
@@ -107,10 +108,11 @@ def joint_nats(model: nn.Module, run: Run, noised: Noised, log_partition: str, p
         return nats
     rows = torch.ones(len(nats), dtype=torch.bool, device=noised.clean.device)
     text = noised.clean.unsqueeze(1), -proposed.nats.unsqueeze(1)
-    nats = nats + weigh(run, noised, proposed, rows, *text)[:, 0]
+    temperature = run.config.energy_temperature
+    nats = nats + weigh(run, noised, proposed, rows, *text)[:, 0] / temperature
     if log_partition != "one":
         drawn = draw_candidates(model, run, noised, proposed, rows, noised.masked, partition_samples)
-        lower, upper = partition_terms(weigh(run, noised, proposed, rows, *drawn))
+        lower, upper = partition_terms(weigh(run, noised, proposed, rows, *drawn) / temperature)
         nats = nats + (lower if log_partition == "lower" else upper)
     return nats
 

@@ -20,12 +20,16 @@ class DataCollatorForBlocks:
     Shorter rows are padded on the right. The batch has an `attention_mask` only where there is padding.
 
     Raises:
-        ValueError: the model is causal with a start token, and a row does not begin with it.
+        ValueError: the model is causal with a start token, and a row does not begin with it; a row holds the mask
+            token of a denoiser, or ids outside the vocabulary.
     """
 
     def __init__(self, config: PreTrainedConfig):
         self.special = sorted(special_ids(config))
-        self.start = config.bos_token_id if getattr(config, "causal", False) else None
+        causal = getattr(config, "causal", False)
+        self.start = config.bos_token_id if causal else None
+        self.mask_token_id = None if causal else getattr(config, "mask_token_id", None)
+        self.vocab_size = config.vocab_size
         self.pad_token_id = getattr(config, "pad_token_id", None) or 0
 
     def __call__(self, rows: Sequence[Mapping]) -> dict[str, torch.Tensor]:
@@ -39,6 +43,16 @@ class DataCollatorForBlocks:
             raise ValueError(
                 f"A row begins with token {ids[ids[:, 0] != self.start][0, 0]}, but texts of this model begin with its "
                 f"start token {self.start}. Make the blocks with start_token=True, or set config.bos_token_id=None."
+            )
+        if self.mask_token_id is not None and (real & (ids == self.mask_token_id)).any():
+            raise ValueError(
+                f"A row holds the mask token {self.mask_token_id}, which texts to learn from do not have. Tokenize "
+                "them with the tokenizer of the model, and let training do the masking."
+            )
+        if ids.min() < 0 or (self.vocab_size is not None and ids.max() >= self.vocab_size):
+            raise ValueError(
+                f"Rows hold ids from {ids.min()} to {ids.max()}, but the model has 0 to {self.vocab_size - 1}. "
+                "Tokenize them with the tokenizer of the model."
             )
         labels = np.where(real & ~np.isin(ids, self.special), ids, -100)
         batch = {"input_ids": torch.from_numpy(ids), "labels": torch.from_numpy(labels)}

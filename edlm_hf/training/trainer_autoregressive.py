@@ -3,7 +3,7 @@
 import torch
 
 from edlm_hf.evaluation import autoregressive_nll
-from edlm_hf.training.trainer_base import EDLMTrainer
+from edlm_hf.training.trainer_base import EDLMTrainer, EDLMTrainingArguments
 
 
 class AutoregressiveTrainer(EDLMTrainer):
@@ -14,7 +14,18 @@ class AutoregressiveTrainer(EDLMTrainer):
 
     Args:
         model: an `MDLMForCausalLM` or any other causal language model. args: `EDLMTrainingArguments`.
+
+    Raises:
+        ValueError: the model is not causal.
     """
+
+    def __init__(self, model, args: EDLMTrainingArguments, **kwargs):
+        if not getattr(model.config, "causal", True):
+            raise ValueError(
+                f"The model is a {type(model).__name__}, which sees the token that it is to predict. Train it with "
+                "MaskedDiffusionTrainer, or pass a causal language model."
+            )
+        super().__init__(model, args, **kwargs)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         inputs = {name: value for name, value in inputs.items() if name != "first_row"}

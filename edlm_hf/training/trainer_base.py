@@ -67,9 +67,19 @@ class EDLMTrainer(Trainer):
         model: what is trained. args: `EDLMTrainingArguments`.
         data_collator: `DataCollatorForBlocks` of the model's configuration unless given.
         kwargs: of `transformers.Trainer`; `processing_class`, the tokenizer, is saved with the model.
+
+    Raises:
+        ValueError: arguments of another class.
     """
 
+    arguments_class = EDLMTrainingArguments
+
     def __init__(self, model, args: EDLMTrainingArguments, data_collator=None, **kwargs):
+        if not isinstance(args, self.arguments_class):
+            raise ValueError(
+                f"args is {type(args).__name__}, but {type(self).__name__} takes {self.arguments_class.__name__}, "
+                "which has all of TrainingArguments."
+            )
         self.average = ExponentialMovingAverage(args.ema_decay)
         if args.ema_decay:
             kwargs["callbacks"] = [*(kwargs.get("callbacks") or []), self.average]

@@ -35,10 +35,17 @@ class MaskedDiffusionTrainer(EDLMTrainer):
         args: `MaskedDiffusionArguments`.
 
     Raises:
-        ValueError: the noise schedule does not reach the full mask.
+        ValueError: the model is causal, or its noise schedule does not reach the full mask.
     """
 
+    arguments_class = MaskedDiffusionArguments
+
     def __init__(self, model, args: MaskedDiffusionArguments, **kwargs):
+        if getattr(model.config, "causal", False):
+            raise ValueError(
+                f"The model is a causal language model ({type(model).__name__}), which cannot fill masks. Train it "
+                "with AutoregressiveTrainer, or start a denoiser from it (edlm train-denoiser --from_causal)."
+            )
         self.schedule = make_schedule(model.config.noise_schedule, **(model.config.noise_schedule_params or {}))
         self.schedule.check_reaches_full_mask()
         super().__init__(model, args, **kwargs)

@@ -42,6 +42,8 @@ class EnergyArguments(EDLMTrainingArguments):
 
     def __post_init__(self):
         super().__post_init__()
+        if self.nce_loss not in NCE_LOSSES:
+            raise ValueError(f"nce_loss is {self.nce_loss!r}, but it must be one of {', '.join(sorted(NCE_LOSSES))}.")
         allowed = {"num_negatives": 1, "denoising_steps": 1, "eval_num_candidates": 2, "eval_denoising_steps": 1}
         for name, least in allowed.items():
             if getattr(self, name) is not None and getattr(self, name) < least:
@@ -77,13 +79,16 @@ class EnergyTrainer(EDLMTrainer):
         ValueError: another energy type; a shared energy with FSDP.
     """
 
+    arguments_class = EnergyArguments
+
     def __init__(self, model, args: EnergyArguments, **kwargs):
-        if model.config.energy_type != "nce":
+        energy_type = getattr(model.config, "energy_type", None)
+        if energy_type != "nce":
             raise ValueError(
-                f"energy_type is {model.config.energy_type!r}, but only 'nce' has a network to train. Make one with "
+                f"energy_type is {energy_type!r}, but only 'nce' has a network to train. Make one with "
                 "EDLMForMaskedDiffusion.from_components(denoiser, energy_type='nce')."
             )
-        if args.fsdp and model.config.energy_weights == "shared":
+        if getattr(args, "fsdp", None) and model.config.energy_weights == "shared":
             raise ValueError("FSDP would split the trunk that a shared energy reads. Use DDP, or an energy of its own.")
         self.schedule = make_schedule(model.config.noise_schedule, **(model.config.noise_schedule_params or {}))
         self.schedule.check_reaches_full_mask()

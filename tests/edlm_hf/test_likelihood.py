@@ -22,7 +22,7 @@ from exact import (
     state_index,
 )
 from published import golden, tiny_causal, tiny_denoiser, tiny_gpt2, write_checkpoint
-from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, BertConfig, BertForMaskedLM
 
 from edlm_hf import EDLMForMaskedDiffusion
 from edlm_hf.evaluation.likelihood import (
@@ -535,8 +535,52 @@ def test_bad_arguments_are_refused_with_advice():
         h_profile(network, texts, times=(0.0, 0.5))
     with pytest.raises(ValueError, match="from_components"):
         nelbo(tiny_gpt2(), texts)
+    for bound in (sampler_bound, paper_nll):
+        steps = {"num_steps": 4} if bound is sampler_bound else {}
+        with pytest.raises(ValueError, match="no use for max_new_tokens here.*energy_window"):
+            bound(network, texts, max_new_tokens=5, **steps)
+    with pytest.raises(ValueError, match="no use for max_denoising_steps here"):
+        sampler_bound(network, texts, num_steps=4, max_denoising_steps=99)
     with pytest.raises(ValueError, match="first one is context"):
         autoregressive_nll(tiny_gpt2(bos_token_id=None), [[1]])
+
+
+@pytest.mark.parametrize("kind", ["denoiser", "none", "nce", "bert"])
+def test_a_model_that_is_not_causal_has_no_autoregressive_likelihood(kind):
+    if kind == "bert":
+        sizes = {"vocab_size": 13, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+        network = BertForMaskedLM(BertConfig(**sizes, intermediate_size=8)).eval()
+    else:
+        options = {"energy_type": "nce"} if kind == "nce" else {}
+        network = tiny_denoiser()
+        if kind != "denoiser":
+            network = EDLMForMaskedDiffusion.from_components(network, **options)
+    with pytest.raises(ValueError, match="from later ones too.*nelbo"):
+        autoregressive_nll(network, [[1, 2, 3]])
+
+
+def test_the_bound_of_the_denoiser_is_the_same_however_the_model_is_set_to_sample():
+    network, texts = tiny_denoiser(), [[1, 2, 3], [4, 5, 6]]
+    plain = discrete_nelbo(network, texts, num_steps=3)
+    network.generation_config.update(do_sample=False, block_length=2, sampler="first_hitting", temperature=0.3)
+    assert discrete_nelbo(network, texts, num_steps=3) == plain
+
+
+def test_the_papers_estimator_has_its_energy_with_one_candidate_too():
+    network, texts = model(MARGINALS, TableCausalLM(JOINT), energy_type="coar"), draws(20)
+    plain = paper_nll(network, texts, num_samples=2)
+    network.generation_config.update(num_candidates=1)
+    assert paper_nll(network, texts, num_samples=2) == plain != nelbo(network, texts, num_samples=2)
+
+
+@pytest.mark.parametrize("temperature", [1e-3, 1e6, math.inf])
+def test_every_positive_energy_temperature_has_its_bound(temperature):
+    options = {"num_steps": 3, "num_candidates": 3, "num_samples": 2}
+    network = model(MARGINALS, TableCausalLM(JOINT), energy_type="ar")
+    bound = sampler_bound(network, ALL, energy_temperature=temperature, **options)
+    assert math.isfinite(bound.value)
+    if temperature == math.inf:
+        assert bound.value == pytest.approx(sampler_bound(network, ALL, energy_temperature=1e9, **options).value)
 
 
 def test_texts_of_probability_zero_are_named():

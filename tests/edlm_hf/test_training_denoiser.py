@@ -11,7 +11,7 @@ from exact import MASK, SEQUENCES, TableDenoiser, V, marginals, random_joint
 from published import tiny_config
 from torch import nn
 from training import arguments, blocks, denoiser_trainer, logged, mean_and_error, random_blocks, same
-from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, TrainingArguments
 
 from edlm_hf import MDLMConfig, MDLMForCausalLM, MDLMForMaskedLM
 from edlm_hf.evaluation import autoregressive_nll, nelbo
@@ -116,6 +116,24 @@ def test_texts_of_a_causal_model_with_a_start_token_begin_with_it():
     collate([{"input_ids": [11, 1]}])
     with pytest.raises(ValueError, match="begins with token 1.*start token 11"):
         collate([{"input_ids": [11, 1]}, {"input_ids": [1, 2]}])
+
+
+def test_rows_that_no_text_of_the_model_can_have_are_refused():
+    collate = DataCollatorForBlocks(tiny_config(pad_token_id=12))
+    collate([{"input_ids": [1, 2]}, {"input_ids": [3]}])  # padding may be the mask token
+    for row, message in (([1, 12], "mask token 12"), ([1, 13], "ids from 1 to 13"), ([-1, 2], "ids from -1 to 2")):
+        with pytest.raises(ValueError, match=message):
+            collate([{"input_ids": row}])
+
+
+def test_models_and_arguments_of_another_kind_are_refused(tmp_path):
+    causal = MDLMForCausalLM(tiny_config(causal=True))
+    with pytest.raises(ValueError, match="causal language model.*cannot fill masks"):
+        denoiser_trainer(tmp_path, causal)
+    with pytest.raises(ValueError, match="sees the token that it is to predict"):
+        AutoregressiveTrainer(MDLMForMaskedLM(tiny_config()), arguments(tmp_path))
+    with pytest.raises(ValueError, match="args is TrainingArguments, but AutoregressiveTrainer takes EDLMTrain"):
+        AutoregressiveTrainer(causal, arguments(tmp_path, TrainingArguments))
 
 
 def test_special_tokens_are_never_masked_and_never_counted(tmp_path):

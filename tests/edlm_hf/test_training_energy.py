@@ -144,8 +144,14 @@ def test_energies_that_are_no_network_are_refused(tmp_path):
         energy_trainer(tmp_path, model)
     with pytest.raises(ValueError, match="candidate_ids was given, but energy_type is 'ar'"):
         model(torch.zeros(1, 3, dtype=torch.long), candidate_ids=torch.zeros(1, 1, 3, dtype=torch.long))
-    with pytest.raises(ValueError, match="num_negatives is 0"):
-        arguments(tmp_path, EnergyArguments, num_negatives=0)
+    with pytest.raises(ValueError, match="energy_type is None.*only 'nce'"):
+        energy_trainer(tmp_path, tiny_denoiser())
+    for wrong in ({"num_negatives": 0}, {"denoising_steps": 0}, {"nce_loss": "hinge"}):
+        name, value = wrong.popitem()
+        with pytest.raises(ValueError, match=f"{name} is {value!r}"):
+            arguments(tmp_path, EnergyArguments, **{name: value})
+    with pytest.raises(ValueError, match="args is EDLMTrainingArguments, but EnergyTrainer takes EnergyArguments"):
+        EnergyTrainer(new_energy(), arguments(tmp_path), train_dataset=random_blocks(8))
     with pytest.raises(ValueError, match="energy_adapter_rank is 2 with energy_weights='own'"):
         new_energy(energy_adapter_rank=2)
 

@@ -162,6 +162,21 @@ def test_ragged_rows_in_blocks():
     assert tokens.shape == (2, 12) and torch.equal(tokens[:, :3], ids) and (tokens != MASK).all()
 
 
+def test_rows_of_any_integer_type_are_taken():
+    ids = torch.tensor([[3, MASK, 4]])
+    tokens = tiny_denoiser().generate(ids.int(), generator=seed())
+    assert tokens.dtype == torch.long and torch.equal(tokens, tiny_denoiser().generate(ids, generator=seed()))
+
+
+@pytest.mark.parametrize("energy_type", ["ar", "coar"])
+def test_blocks_of_ragged_rows_can_be_weighed_by_themselves(energy_type):
+    model = with_ar(energy_type=energy_type)
+    ids, mask = torch.tensor([[1, 2, 3], [PAD, PAD, 4]]), torch.tensor([[1, 1, 1], [0, 0, 1]])
+    options = {"block_length": 2, "max_denoising_steps": 1, "energy_scope": "revealed", "num_candidates": 3}
+    tokens = model.generate(ids, attention_mask=mask, max_new_tokens=4, generator=seed(), **options)
+    assert tokens.shape == (2, 7) and torch.equal(tokens[:, :3], ids) and (tokens != MASK).all()
+
+
 @pytest.mark.parametrize("energy_type", ["ar", "coar"])
 def test_next_block_can_be_weighed_by_itself(energy_type):
     """T = 1 reveals a block at once: an AR energy on the reveal set alone is exact and gives the AR law (section 5)."""
@@ -259,6 +274,15 @@ def test_likeliest_tokens_are_revealed_in_the_order_of_confidence():
     assert order == [0, 1, 2, 3, 4, 5, 6] and one_by_one.history[1][0, 5] == 5
 
 
+@pytest.mark.parametrize("option", [{"temperature": 0.05}, {"top_k": 1}, {"top_p": 0.3}])
+def test_options_of_sampling_change_nothing_without_it(option):
+    """As in transformers; they would change which position is the most confident."""
+    ids, model = torch.full((1, 8), MASK), tiny_denoiser()
+    options = {"do_sample": False, "max_denoising_steps": 4, "output_history": True, "return_dict_in_generate": True}
+    plain, changed = model.generate(ids, **options), model.generate(ids, **options, **option)
+    assert all(torch.equal(x, y) for x, y in zip(plain.history, changed.history, strict=True))
+
+
 def test_steps_that_reveal_nothing_cost_nothing_without_sampling_too():
     out = tiny_denoiser().generate(max_length=3, do_sample=False, max_denoising_steps=50, return_dict_in_generate=True)
     assert out.num_denoiser_calls.tolist() == [3] and (out.sequences != MASK).all()
@@ -333,8 +357,8 @@ def test_recorded_energies_are_those_of_the_model(kind):
     inner, checked = model.candidate_energies, []
     bare = copy.deepcopy(model)
 
-    def watched(candidates, noisy, log_p, vocab_size, attention_mask, sigma, chunk_size=None):
-        energies = inner(candidates, noisy, log_p, vocab_size, attention_mask, sigma, chunk_size=chunk_size)
+    def watched(candidates, noisy, log_p, vocab_size, attention_mask, sigma, **options):
+        energies = inner(candidates, noisy, log_p, vocab_size, attention_mask, sigma, **options)
         torch.testing.assert_close(energies, bare.energy(candidates, noisy), rtol=0, atol=1e-4)
         checked.append(energies)
         return energies
@@ -495,6 +519,19 @@ def test_progress_bar_is_shown_when_asked(capsys):
 # -------------------------------------------------------------------------------------------------- configuration
 
 
+def test_what_is_not_given_has_its_default_and_overrides_nothing():
+    config = EDLMGenerationConfig(block_length=3)
+    assert (config.max_denoising_steps, config.num_candidates, config.energy_window) == (128, 8, 1.0)
+    assert (config.sampler, config.energy_temperature, config.energy_scope) == ("ancestral", 1.0, None)
+    assert set(config.to_diff_dict()) == {"transformers_version", "block_length", "do_sample"}
+    assert copy.deepcopy(config).block_length == 3 and not hasattr(config, "colour")
+    model = with_ar()
+    model.generation_config.update(num_candidates=3)
+    options = {"max_denoising_steps": 2, "generator": seed(), "return_dict_in_generate": True}
+    assert model.generate(generation_config=EDLMGenerationConfig(), **options).energies.shape[-1] == 3
+    assert model.generate(generation_config=EDLMGenerationConfig(num_candidates=8), **options).energies.shape[-1] == 8
+
+
 def test_generation_config_travels_with_the_model(tmp_path):
     model = with_ar()
     model.generation_config = EDLMGenerationConfig(
@@ -552,11 +589,37 @@ def test_generation_config_travels_with_the_model(tmp_path):
             "mask token stands where attention_mask is 0",
         ),
         ({"logits_processor": [lambda ids, scores: scores - torch.inf]}, "no token left"),
+        ({"logits_processor": [lambda ids, scores: scores - torch.inf], "do_sample": False}, "no token left"),
+        ({"logits_processor": [lambda ids, scores: scores * torch.nan], "do_sample": False}, "or NaN"),
+        ({"logits_processor": lambda ids, scores: scores}, "logits_processor is a function.*list"),
+        ({"input_ids": torch.tensor([[99, MASK]])}, "input_ids holds ids from 12 to 99.*0 to 12"),
+        ({"input_ids": torch.tensor([[-1, MASK]])}, "input_ids holds ids from -1"),
+        ({"input_ids": torch.tensor([[1.0, 12.0]])}, "input_ids is of type torch.float32"),
+        ({"input_ids": [[1, MASK]]}, "input_ids is of type list"),
+        ({"input_ids": torch.tensor([1, MASK]), "max_length": 5}, r"shape \(2,\).*\(batch, length\)"),
+        ({"input_ids": torch.tensor([[1, MASK]]), "attention_mask": [[1, 1]]}, "attention_mask is a list"),
+        ({"input_ids": torch.tensor([[1, MASK]]), "batch_size": 4}, "batch_size is 4.*input_ids has 1"),
+        ({"batch_size": 2.5}, "batch_size is 2.5"),
+        ({"generator": 0}, r"generator is a int.*torch.Generator\(\).manual_seed"),
+        ({"generation_config": {"num_candidates": 2}}, "generation_config is a dict"),
+        ({"streamer": "text"}, "streamer is a str"),
+        ({"num_return_sequences": 0}, "num_return_sequences is 0"),
+        ({"max_length": -2}, "max_length is -2"),
+        ({"max_length": 0}, "max_length is 0"),
+        ({"max_new_tokens": 2.5}, "max_new_tokens is 2.5"),
+        ({"max_new_tokens": "8"}, "max_new_tokens is '8'"),
+        ({"energy_window": "all"}, "energy_window is 'all'"),
+        ({"energy_window": (0.2, "1")}, "energy_window is"),
+        ({"energy_temperature": "hot"}, "energy_temperature is 'hot'"),
+        ({"temperature": float("inf")}, "temperature is inf.*finite"),
+        ({"top_p": 1.5}, "top_p is 1.5"),
+        ({"top_p": 0.0}, "top_p is 0.0"),
+        ({"eos_token_id": "a"}, "eos_token_id is 'a'"),
     ],
 )
 def test_wrong_arguments_say_what_is_allowed(arguments, message):
     with pytest.raises(ValueError, match=message):
-        tiny_denoiser().generate(generator=seed(), **arguments)
+        tiny_denoiser().generate(**({"generator": seed()} | arguments))
 
 
 def test_nce_energy_keeps_to_the_scope_it_was_trained_for():

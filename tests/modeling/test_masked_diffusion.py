@@ -156,6 +156,15 @@ def test_weights_favour_low_energies():
     assert resample(torch.tensor([[0.0, 1.0, 0.0]] * 4, dtype=torch.float64)).tolist() == [1] * 4
 
 
+def test_every_positive_temperature_has_its_weights():
+    energies = torch.tensor([[3.0, 1.0, 2.0, math.inf]])
+    assert importance_weights(energies, 1e-310).tolist() == [[0, 1, 0, 0]]
+    assert importance_weights(energies, math.inf)[0].tolist() == pytest.approx([1 / 3] * 3 + [0])
+    for temperature in (0.0, -1.0, math.nan):
+        with pytest.raises(ValueError, match="must be positive"):
+            importance_weights(energies, temperature)
+
+
 @pytest.mark.parametrize(
     ("energies", "message"),
     [([[0.0, math.nan]], "NaN or -inf"), ([[0.0, -math.inf]], "NaN or -inf"), ([[math.inf] * 2], "All candidates")],

@@ -351,6 +351,59 @@ def test_reveal_set_energy_of_an_autoregressive_model_needs_the_next_block():
     for wrong in ([3, 1, MASK, 1, MASK, MASK], [3, 1, 4, MASK, 1, MASK]):
         with pytest.raises(ValueError, match="next tokens of the text"):
             model.energy(torch.tensor([[wrong]]), noisy)
+    with pytest.raises(ValueError, match="next tokens of the text"):  # visible text behind the block
+        model.energy(torch.tensor([[[3, 1, 4, 1, 5, 2]]]), torch.tensor([[3, 1, MASK, MASK, MASK, 2]]))
+    with pytest.raises(ValueError, match="candidates of a row reveal different positions"):
+        model.energy(torch.tensor([[[3, 1, 4, 1, MASK, MASK], [3, 1, 4, 1, 5, MASK]]]), noisy)
+
+
+@pytest.mark.parametrize("energy_type", ["ar", "coar"])
+def test_reveal_set_energy_of_a_row_does_not_depend_on_the_batch_or_its_padding(energy_type):
+    model = build(
+        tiny_denoiser(), tiny_gpt2(vocab_size=12), energy_type=energy_type, energy_scope="revealed", mask_token_id=MASK
+    )  # the mask has no row in the causal model
+    noisy = torch.tensor([[3, 1, 4, 1, MASK, MASK], [3, MASK, MASK, MASK, 0, 0]])
+    clean = torch.tensor([[[3, 1, 4, 1, 5, 9], [3, 1, 4, 1, 2, 6]], [[3, 1, 4, MASK, 0, 0], [3, 2, 7, MASK, 0, 0]]])
+    real = torch.tensor([[1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0]])
+    together = model.energy(clean, noisy, attention_mask=real)
+    torch.testing.assert_close(together[:1], model.energy(clean[:1], noisy[:1]))
+    torch.testing.assert_close(together[1:], model.energy(clean[1:, :, :4], noisy[1:, :4]))
+    left = model.energy(clean[1:].roll(2, -1), noisy[1:].roll(2, -1), attention_mask=real[1:].roll(2, -1))
+    torch.testing.assert_close(together[1:], left)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ({"noisy_ids": torch.tensor([[99, MASK]])}, "noisy_ids holds ids from 12 to 99"),
+        ({"noisy_ids": torch.tensor([[1.0, 12.0]])}, "noisy_ids is of type torch.float32"),
+        ({"candidate_ids": torch.tensor([[[1, 56]]])}, "candidate_ids holds ids from 56 to 56"),
+        ({"candidate_ids": torch.tensor([[[1, -1]]])}, "candidate_ids holds ids from -1 to -1"),
+        ({"candidate_ids": torch.zeros(1, 0, 2, dtype=torch.long)}, r"shape \(1, 0, 2\).*none of them 0"),
+        ({"attention_mask": torch.ones(1, 3)}, r"attention_mask has shape \(1, 3\)"),
+        ({"timesteps": torch.ones(3)}, "timesteps has 3 values"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["nce", "ar"])
+def test_inputs_of_the_energy_that_do_not_fit_are_refused(kind, inputs, message):
+    energy = randomised(EDLMEnergyModel(tiny_config())) if kind == "nce" else tiny_gpt2()
+    model = build(tiny_denoiser(), energy)
+    inputs = {"candidate_ids": torch.tensor([[[1, 2]]]), "noisy_ids": torch.tensor([[1, MASK]])} | inputs
+    with pytest.raises(ValueError, match=message):
+        model.energy(**inputs)
+
+
+def test_a_model_that_sees_later_tokens_is_no_autoregressive_energy():
+    sizes = {"vocab_size": 13, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    seeing = BertForMaskedLM(BertConfig(**sizes, intermediate_size=8)).eval()
+    for energy in (seeing, tiny_denoiser()):
+        with pytest.raises(ValueError, match="causal language model"):
+            build(tiny_denoiser(), energy, "coar")
+
+
+def test_labels_of_another_shape_are_refused():
+    with pytest.raises(ValueError, match=r"labels has shape \(2, 1\)"):
+        build(tiny_denoiser())(NOISY, labels=CLEAN[:, :1])
 
 
 def test_bad_candidates_say_where():
