@@ -94,15 +94,25 @@ def generate(
     prompt: Annotated[str | None, typer.Option(help="Text to continue; mask tokens in it are filled.")] = None,
     samples: Annotated[int, typer.Option(min=1, help="How many texts.")] = 1,
     max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Length of the continuation.")] = None,
-    steps: Annotated[int, typer.Option(min=1, help="Denoising steps T.")] = 128,
-    candidates: Annotated[int, typer.Option(min=1, help="Candidates k that an energy weighs; 1 switches it off.")] = 8,
-    window: Annotated[float, typer.Option(min=0, max=1, help="w: the energy acts at t in [1 - w, 1].")] = 1.0,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Denoising steps T.", show_default="the model's, or 128")
+    ] = None,
+    candidates: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Candidates k that an energy weighs; 1 switches it off.", show_default="the model's, or 8"
+        ),
+    ] = None,
+    window: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="w: the energy acts at t in [1 - w, 1].", show_default="the model's, or 1.0"),
+    ] = None,
     block_length: Annotated[
         int | None,
         typer.Option(min=1, help="Fill blocks of so many tokens, left to right; needed beyond the model's length."),
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Texts at a time.")] = 16,
-    seed: Annotated[int | None, typer.Option(help="Seed; random unless given.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, max=2**48, help="Seed; random unless given.")] = None,
     device: Device = None,
     html: Annotated[Path | None, typer.Option(dir_okay=False, help="Web page to write: steps and energies.")] = None,
     as_json: Json = False,
@@ -118,7 +128,7 @@ def generate(
     from transformers import AutoModelForMaskedLM, AutoTokenizer
 
     from edlm_hf.processes import gather_turns, place
-    from edlm_hf.streaming import StepStreamer, TerminalDiffusionStreamer
+    from edlm_hf.streaming import StepStreamer, TerminalDiffusionStreamer, steps_of_row
     from edlm_hf.tokenization import add_mask_token
 
     model, (process, processes) = locate(model), place()
@@ -132,12 +142,18 @@ def generate(
     mine, texts, rows = len(range(process, samples, processes)), [], []
     forms = samples == 1 and not as_json and sys.stdout.isatty()
     progress, advance = running(process == 0 and not forms)
-    by_block, blocks = {}, 1
-    if block_length is not None:
-        new = max_new_tokens or (network.config.max_position_embeddings if prompt is None else 0) or 0
-        by_block, blocks = {"block_length": block_length}, -(-new // block_length)
-        blocks += encoder.mask_token in (prompt or "")  # what is inside the prompt is a block by itself
-    streamer, in_all = None, steps * blocks * -(-mine // batch_size)
+    start, longest = network.config.bos_token_id, network.config.max_position_embeddings
+    if prompt is not None:
+        inputs = dict(encoder([prompt], return_tensors="pt"))
+    elif start is not None and (max_new_tokens or longest):  # the context of every text that the model has seen
+        inputs, max_new_tokens = {"input_ids": torch.tensor([[start]])}, max_new_tokens or longest - 1
+    else:
+        inputs = {}
+    options = {"max_new_tokens": max_new_tokens, "max_denoising_steps": steps, "num_candidates": candidates}
+    options |= {"energy_window": window, "block_length": block_length}
+    options = {name: value for name, value in options.items() if value is not None}
+    inputs = {name: inputs[name].to(device) for name in ("input_ids", "attention_mask") if name in inputs}
+    streamer, in_all = None, steps_of_row(network, **inputs, **options) * -(-mine // batch_size)
     if forms:
         streamer = TerminalDiffusionStreamer(encoder, mask_token_id=network.config.mask_token_id, keep=False)
     elif not progress.disable:
@@ -145,19 +161,14 @@ def generate(
     with progress:
         for done in range(0, mine, batch_size):
             count = min(batch_size, mine - done)
-            inputs = {} if prompt is None else dict(encoder([prompt] * count, return_tensors="pt").to(device))
             out = network.generate(
-                **{name: inputs[name] for name in ("input_ids", "attention_mask") if name in inputs},
+                **{name: value.expand(count, -1) for name, value in inputs.items()},
+                **options,
                 batch_size=count,
-                max_new_tokens=max_new_tokens,
-                max_denoising_steps=steps,
-                num_candidates=candidates,
-                energy_window=window,
                 generator=generator,
                 streamer=streamer,
                 return_dict_in_generate=True,
                 output_history=html is not None,
-                **by_block,
             )
             texts += encoder.batch_decode(out.sequences, skip_special_tokens=True)
             if html is not None:
@@ -253,7 +264,10 @@ def evaluate(
     ] = "nelbo",
     tokenizer: Annotated[str | None, typer.Option(help="Where it is not beside the model.")] = None,
     split: Annotated[str | None, typer.Option(help="Unless given the protocol's, or test.")] = None,
-    normalize: Annotated[str | None, typer.Option(help="text8: 26 letters and the space.")] = None,
+    normalize: Annotated[
+        str | None,
+        typer.Option(help="text8 (26 letters and the space) or none.", show_default="as the tokenizer needs"),
+    ] = None,
     length: Annotated[int | None, typer.Option(help="Tokens per text; at most the model's.")] = None,
     stride: Annotated[int | None, typer.Option(help="Windows on every document instead of blocks.")] = None,
     num_texts: Annotated[int | None, typer.Option(help="The first so many texts only.")] = None,
@@ -270,6 +284,9 @@ def evaluate(
     config: Config = None,
 ):
     """Likelihood of a corpus under a model, with standard errors; under torchrun the processes share the work."""
+    import torch
+
+    from edlm_hf.benchmarks.report import environment
     from edlm_hf.evaluation.run import EvaluationSettings, evaluate_model
     from edlm_hf.processes import place
 
@@ -296,7 +313,8 @@ def evaluate(
     )
     evaluation = evaluate_model(settings)
     if place()[0] == 0:
-        typer.echo(to_json(evaluation.to_dict()) if as_json else evaluation.markdown())
+        result = evaluation.to_dict() | {"environment": environment(torch.device(device))}
+        typer.echo(to_json(result) if as_json else evaluation.markdown())
 
 
 @benchmark.command(cls=Command)

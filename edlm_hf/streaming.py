@@ -164,6 +164,19 @@ class StepStreamer(BaseStreamer):
         pass
 
 
+def steps_of_row(model, input_ids=None, attention_mask=None, **options) -> int:
+    """How many steps `model.generate(input_ids, attention_mask, **options)` takes for its first row, all blocks.
+
+    Raises:
+        ValueError: as `generate()`.
+    """
+    config = model._prepare_generation_config(None, **options)
+    canvas = model._prepare_canvas(input_ids, attention_mask, config, 1)
+    views = canvas.views(config.block_length, model.config.max_position_embeddings)
+    one_by_one, steps = config.sampler == "first_hitting", config.max_denoising_steps
+    return sum(int(view.free[0].sum()) if one_by_one else steps for view in views)
+
+
 def diffusion_streamer(tokenizer: PreTrainedTokenizerBase, **options) -> DiffusionStreamer:
     """The streamer for where this runs: the notebook one inside a Jupyter kernel, else the terminal one.
 

@@ -33,6 +33,11 @@ def normalize_text8(text: str) -> str:
     return re.sub("[^a-z]+", " ", f" {text.translate(TEXT8_TABLE)} ")[:-1]
 
 
+def is_text8(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the tokens of a tokenizer, special ones aside, are the 27 symbols of text8."""
+    return set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens) == set(TEXT8_ALPHABET)
+
+
 def text8_tokenizer(model_max_length: int = 256, start_token: bool = True) -> PreTrainedTokenizerFast:
     """One token per character of the text8 alphabet.
 

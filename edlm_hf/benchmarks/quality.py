@@ -49,7 +49,7 @@ from edlm_hf.evaluation.noising import read_texts
 from edlm_hf.evaluation.quality import load_judge
 from edlm_hf.modeling.generation_edlm import EDLMGenerationOutput
 from edlm_hf.modeling.modeling_edlm import EDLMForMaskedDiffusion, load_denoiser
-from edlm_hf.tokenization import TEXT8_ALPHABET, normalize_text8
+from edlm_hf.tokenization import is_text8, normalize_text8
 
 MDLM, AR, NATS = "MDLM", "AR", "nats/token"
 
@@ -164,9 +164,8 @@ def cleaned(functions: tuple[Callable[[str], str], ...], text: str) -> str:
 def load_texts(source: str, tokenizer: PreTrainedTokenizerBase, split: str | None = None):
     """A corpus, in the alphabet of the tokenizer; the split is that of the protocol, or "test", unless given."""
     name, source = named_source(source)
-    symbols = set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens)
     functions = (PROTOCOLS[name].clean,) if name in PROTOCOLS and source != name and PROTOCOLS[name].clean else ()
-    functions += (normalize_text8,) if symbols == set(TEXT8_ALPHABET) else ()
+    functions += (normalize_text8,) if is_text8(tokenizer) else ()
     split = split or (PROTOCOLS[source].evaluation if source in PROTOCOLS else "test")
     return load_corpus(source, split, normalize=functools.partial(cleaned, functions) if functions else None)
 

@@ -82,6 +82,11 @@ def _load_protocol(protocol: Protocol, split: str, streaming: bool) -> Corpus:
     return stream.take(first) if split == "train" else stream.skip(first)
 
 
+def has_splits(name_or_path: str) -> bool:
+    """Whether a corpus may have several splits: all but local files, which are one."""
+    return name_or_path in PROTOCOLS or "data_files" not in _locate(name_or_path, "train")
+
+
 def _locate(name_or_path: str, split: str) -> dict:
     """The arguments of `datasets.load_dataset` that say where the corpus is and how its files are read."""
     path = Path(name_or_path).expanduser()

@@ -1,7 +1,7 @@
 """One model on one corpus: what `edlm evaluate` does."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 import torch
 from torch import nn
@@ -22,7 +22,7 @@ from edlm_hf.evaluation.likelihood import (
 from edlm_hf.evaluation.noising import Texts, read_texts
 from edlm_hf.modeling.modeling_edlm import EDLMForMaskedDiffusion
 from edlm_hf.processes import connected
-from edlm_hf.tokenization import normalize_text8
+from edlm_hf.tokenization import is_text8, normalize_text8
 
 METRICS: dict[str, Callable] = {
     "nelbo": nelbo,
@@ -43,7 +43,8 @@ class EvaluationSettings:
         data: the name of a protocol (`edlm_hf.data.PROTOCOLS`), a Hub dataset, or local files.
         metrics: of METRICS.
         split: the protocol's own unless given, or "test".
-        normalize: "text8" turns the text into the alphabet of 26 letters and the space.
+        normalize: "text8" turns the text into the alphabet of 26 letters and the space, as it does unless given where
+            the tokenizer has no other symbols; "none" leaves it as it is.
         length: tokens per text, the protocol's unless given, or the model's; at most the model's.
         stride: score every document in windows of `length` that move by `stride`. Without it documents are joined and
             cut into blocks: with end-of-text between them where the tokenizer has it, nothing left out.
@@ -80,8 +81,8 @@ class EvaluationSettings:
         unknown = [name for name in self.metrics if name not in METRICS]
         if unknown or not self.metrics:
             raise ValueError(f"metrics has {unknown or 'nothing'}, but it must name some of {', '.join(METRICS)}.")
-        if self.normalize not in (None, "text8"):
-            raise ValueError(f"normalize is {self.normalize!r}, but there is only text8.")
+        if self.normalize not in (None, "text8", "none"):
+            raise ValueError(f"normalize is {self.normalize!r}, but it must be text8 or none.")
         if self.dtype not in (None, "float32", "bfloat16", "float16"):
             raise ValueError(f"dtype is {self.dtype!r}, but it must be float32, bfloat16 or float16.")
         for name in ("length", "stride", "num_texts"):
@@ -113,6 +114,7 @@ class Evaluation:
     def to_dict(self) -> dict:
         tokens = int(self.texts.counts.sum())
         result = {"model": self.settings.model, "data": self.settings.data, "dtype": self.settings.dtype}
+        result["settings"] = {name: x for name, x in asdict(self.settings).items() if name != "progress_bar"}
         result["num_texts"] = len(self.texts.ids)
         result |= {"num_tokens": tokens, "num_characters": self.characters, "metrics": {}}
         for name, found in self.metrics.items():
@@ -128,14 +130,22 @@ class Evaluation:
         return found.bits_per("character", self.characters * found.num_tokens / float(self.texts.counts.sum()))
 
     def markdown(self) -> str:
-        """A table of one row per likelihood; errors are those of the noise, and in brackets over texts."""
+        """Likelihoods, with the error of the noise and in brackets that over texts; and the profile h(t)."""
+        profiles = "".join(
+            f"| {name}, t | nats/masked token |\n| --- | --- |\n"
+            + "".join(f"| {t:.3g} | {h.rounded()} |\n" for t, h in zip(found.times, found.entropies, strict=True))
+            for name, found in self.metrics.items()
+            if isinstance(found, HProfile)
+        )
+        if len(profiles) and all(isinstance(found, HProfile) for found in self.metrics.values()):
+            return profiles
         rows = [["metric", "nats/token", "perplexity", "bits/character", "texts", "noise samples"], ["---"] * 6]
         for name, found in self.metrics.items():
             if isinstance(found, LikelihoodEstimate):
                 value = f"{found.rounded()} ({found.text_standard_error:.2g})"
                 others = found.perplexity.rounded(), self.bits_per_character(found).rounded()
                 rows.append([name, value, *others, str(len(found.sequence_nats)), str(found.num_samples)])
-        return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+        return "".join(f"| {' | '.join(row)} |\n" for row in rows) + (profiles and f"\n{profiles}")
 
 
 def evaluate_model(settings: EvaluationSettings) -> Evaluation:
@@ -177,8 +187,8 @@ def load_texts(
     """Ids of every text, and which of them to score where windows overlap (None: as the likelihoods have it)."""
     protocol = PROTOCOLS.get(settings.data)
     split = settings.split or (protocol.evaluation if protocol else "test")
-    normalize = normalize_text8 if settings.normalize == "text8" else None
-    corpus = load_corpus(settings.data, split, normalize=normalize)
+    alphabet = settings.normalize or ("text8" if is_text8(tokenizer) and settings.data != "text8" else "none")
+    corpus = load_corpus(settings.data, split, normalize=normalize_text8 if alphabet == "text8" else None)
     longest = getattr(config, "max_position_embeddings", None)
     wanted = [x for x in (settings.length or (protocol.length if protocol else None), longest) if x is not None]
     if not wanted:

@@ -1,63 +1,94 @@
 """`edlm train-denoiser`, `train-autoregressive` and `train-energy`: a recipe (YAML) or flags in, a model folder out.
 
 A command that is repeated goes on from its newest complete checkpoint in `output_dir`, so that long runs can be made of
-short ones (`time_limit_minutes`).
+short ones (`time_limit_minutes`); one that says another thing about the run is refused there.
 """
 
 import argparse
 import contextlib
 import copy
+import json
 import shlex
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from pathlib import Path
 
 import torch
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
     AutoTokenizer,
     HfArgumentParser,
     PreTrainedModel,
     TrainerCallback,
+    TrainerState,
+    TrainingArguments,
     set_seed,
 )
+from transformers.trainer import TRAINER_STATE_NAME
 
 import edlm_hf
 from edlm_hf.checkpoints import locate
 from edlm_hf.data import PROTOCOLS, load_corpus, to_blocks
-from edlm_hf.files import read_options, to_json
+from edlm_hf.data.corpus import has_splits
+from edlm_hf.files import read_options, to_json, write_atomically
 from edlm_hf.modeling.card_edlm import CardFacts
-from edlm_hf.tokenization import add_mask_token, normalize_text8, text8_tokenizer
+from edlm_hf.tokenization import add_mask_token, check_mask_token, normalize_text8, text8_tokenizer
 from edlm_hf.training.trainer_autoregressive import AutoregressiveTrainer
 from edlm_hf.training.trainer_base import EDLMTrainer, EDLMTrainingArguments, last_complete_checkpoint
 from edlm_hf.training.trainer_denoiser import MaskedDiffusionArguments, MaskedDiffusionTrainer
 from edlm_hf.training.trainer_energy import EnergyArguments, EnergyTrainer
 
+RECIPE = "recipe.json"  # beside the checkpoints of a run: what it is
+# Of the training arguments, what makes a run another one; where and how often something is written does not
+SHAPING = ("learning_rate", "weight_decay", "lr_scheduler_type", "warmup_steps", "seed")
+READING = ("json", "time_limit_minutes", "eval_dataset", "eval_split", "eval_blocks", "attn_implementation")
+READING += ("eval_noise_samples", "eval_num_candidates", "eval_denoising_steps")
+
 
 @dataclass
 class DataArguments:
     dataset: str = field(metadata={"help": "A protocol (text8, openwebtext, ...), a dataset of the Hub, or files."})
-    eval_dataset: str | None = field(default=None, metadata={"help": "Unless given, `dataset` itself."})
+    eval_dataset: str | None = field(
+        default=None,
+        metadata={"help": "Unless given, `dataset` itself; of files the last twentieth, which is then not trained on."},
+    )
     train_split: str = field(default="train", metadata={"help": "Split to train on."})
     eval_split: str | None = field(
         default=None, metadata={"help": "Split to evaluate on: validation unless given, test if there is none."}
     )
     text_column: str | None = field(default=None, metadata={"help": "Column with the text, where it is not obvious."})
-    tokenizer: str = field(default="text8", metadata={"help": "text8 (27 characters), or a tokenizer of the Hub."})
+    tokenizer: str | None = field(
+        default=None,
+        metadata={
+            "help": "text8 (27 characters), or a tokenizer of the Hub. Unless given, that of the model that training "
+            "starts from, or text8."
+        },
+    )
     normalize_text8: bool = field(default=False, metadata={"help": "Reduce the text to the alphabet of text8."})
-    length: int | None = field(default=None, metadata={"help": "Tokens per block; the protocol's unless given."})
+    length: int | None = field(
+        default=None, metadata={"help": "Tokens per block; unless given, the protocol's, or the longest of the model."}
+    )
     style: str | None = field(
         default=None, metadata={"help": "wrap (start and end of text) or crop; the protocol's unless given."}
     )
-    start_token: bool = field(default=False, metadata={"help": "Begin cropped blocks with a start token."})
+    start_token: bool = field(
+        default=False, metadata={"help": "Begin cropped blocks with a start token, as a model that has one needs it."}
+    )
     streaming: bool = field(default=False, metadata={"help": "Read the training data while it is used."})
     eval_blocks: int | None = field(default=None, metadata={"help": "Evaluate on the first blocks only."})
     time_limit_minutes: float | None = field(
         default=None, metadata={"help": "Save and stop after so long; the same command goes on from there."}
     )
     json: bool = field(default=False, metadata={"help": "Print the result as JSON."})
+
+    def __post_init__(self):
+        for name in ("length", "eval_blocks"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, but it must be at least 1.")
 
 
 @dataclass
@@ -78,7 +109,13 @@ class ModelArguments:
 
 @dataclass
 class EnergyModelArguments:
-    denoiser: str = field(metadata={"help": "The trained denoiser, a folder or a repository of the Hub."})
+    denoiser: str | None = field(
+        default=None,
+        metadata={"help": "The trained denoiser that gets a new energy, a folder or a repository of the Hub."},
+    )
+    model: str | None = field(
+        default=None, metadata={"help": "Instead of a denoiser: go on with the energy of this model, held as it is."}
+    )
     energy: str = field(
         default="full",
         metadata={
@@ -89,8 +126,12 @@ class EnergyModelArguments:
     )
     adapter_rank: int = field(default=16, metadata={"help": "Rank of the updates (lora)."})
     energy_blocks: int | None = field(default=None, metadata={"help": "Only the first blocks of the copy (full)."})
-    energy_scope: str = field(
-        default="sequence", metadata={"help": "What the energy weighs.", "choices": ["sequence", "revealed"]}
+    energy_scope: str | None = field(
+        default=None,
+        metadata={
+            "help": "What the energy weighs; unless given, what that of the model does, or sequence.",
+            "choices": ["sequence", "revealed"],
+        },
     )
 
 
@@ -100,9 +141,9 @@ class EnergyModelArguments:
 def train_denoiser(arguments: list[str]) -> dict:
     """Train a masked diffusion model; returns and prints what came out."""
     data, sizes, args = parse("train-denoiser", (DataArguments, ModelArguments, MaskedDiffusionArguments), arguments)
-    tokenizer = load_tokenizer(data, args)
     if sizes.model and sizes.from_causal:
         raise ValueError("model and from_causal both say where the weights come from: give one of them.")
+    tokenizer = load_tokenizer(data, sizes.model or sizes.from_causal)
     if sizes.model:
         model = load_denoiser(sizes.model)
     elif sizes.from_causal:
@@ -111,26 +152,29 @@ def train_denoiser(arguments: list[str]) -> dict:
         model = edlm_hf.MDLMForMaskedLM.from_causal(causal, **{name: getattr(sizes, name) for name in names})
     else:
         model = new_model(sizes, data, tokenizer)
-    return run(MaskedDiffusionTrainer, model, args, data, tokenizer)
+    check_mask_token(tokenizer, model.config)
+    return run(MaskedDiffusionTrainer, model, (data, sizes, args), tokenizer)
 
 
 def train_autoregressive(arguments: list[str]) -> dict:
     """Train the autoregressive baseline, the same transformer made causal; returns and prints what came out."""
     classes = (DataArguments, ModelArguments, EDLMTrainingArguments)
     data, sizes, args = parse("train-autoregressive", classes, arguments)
-    tokenizer = load_tokenizer(data, args)
+    tokenizer = load_tokenizer(data, sizes.model)
     if sizes.model:
         model = AutoModelForCausalLM.from_pretrained(locate(sizes.model))
     else:
         model = new_model(sizes, data, tokenizer, causal=True)
-    return run(AutoregressiveTrainer, model, args, data, tokenizer)
+    return run(AutoregressiveTrainer, model, (data, sizes, args), tokenizer)
 
 
 def train_energy(arguments: list[str]) -> dict:
     """Train the NCE energy of a denoiser; returns and prints what came out."""
     data, parts, args = parse("train-energy", (DataArguments, EnergyModelArguments, EnergyArguments), arguments)
-    tokenizer = load_tokenizer(data, args)
-    return run(EnergyTrainer, new_energy(parts), args, data, tokenizer)
+    model = new_energy(parts)
+    tokenizer = load_tokenizer(data, parts.model or parts.denoiser)
+    check_mask_token(tokenizer, model.config)
+    return run(EnergyTrainer, model, (data, parts, args), tokenizer)
 
 
 COMMANDS: dict[str, Callable[[list[str]], dict]] = {
@@ -153,12 +197,13 @@ def parse(command: str, classes: tuple[type, ...], arguments: list[str]) -> tupl
         description=COMMANDS[command].__doc__.partition(";")[0] + ". Flags override the recipe.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
+    known = {action.dest: action for action in parser._actions}
+    known["output_dir"].required = True  # two runs must not meet in a folder that nobody named
     if arguments and not arguments[0].startswith("-"):
         try:
             recipe = read_options(arguments[0])
         except ValueError as error:
             parser.error(str(error))
-        known = {action.dest: action for action in parser._actions}
         if unknown := set(recipe) - set(known):
             parser.error(f"{arguments[0]} sets {', '.join(sorted(unknown))}, which edlm {command} does not have.")
         for name in recipe:
@@ -178,13 +223,17 @@ def parse(command: str, classes: tuple[type, ...], arguments: list[str]) -> tupl
 # --------------------------------------------------------------------------------------------------- parts of a command
 
 
-def load_tokenizer(data: DataArguments, args: EDLMTrainingArguments):
-    protocol = PROTOCOLS.get(data.dataset)
-    data.length = data.length or (protocol.length if protocol else 1024)
+def load_tokenizer(data: DataArguments, start: str | None):
+    """The tokenizer; `data` gets what was not said of blocks, where needed from `start`, the model to start from."""
+    protocol, config = PROTOCOLS.get(data.dataset), AutoConfig.from_pretrained(locate(start)) if start else None
+    longest = getattr(config, "max_position_embeddings", None)
+    data.length = data.length or (protocol.length if protocol else longest or 1024)
     data.style = data.style or (protocol.style if protocol else "wrap")
+    data.start_token |= data.style == "crop" and getattr(config, "bos_token_id", None) is not None
+    data.tokenizer = data.tokenizer or start or "text8"
     if data.tokenizer == "text8":
         return text8_tokenizer(data.length, start_token=data.start_token)
-    return add_mask_token(AutoTokenizer.from_pretrained(data.tokenizer))
+    return add_mask_token(AutoTokenizer.from_pretrained(locate(data.tokenizer)))
 
 
 def load_blocks(data: DataArguments, tokenizer, training: bool):
@@ -213,6 +262,19 @@ def new_model(sizes: ModelArguments, data: DataArguments, tokenizer, causal: boo
     return edlm_hf.MDLMForCausalLM(config) if causal else edlm_hf.MDLMForMaskedLM(config)
 
 
+def load_sets(data: DataArguments, tokenizer) -> tuple:
+    """Blocks to train and to evaluate on."""
+    training = load_blocks(data, tokenizer, training=True)
+    if data.eval_dataset is not None or has_splits(data.dataset):
+        blocks = load_blocks(data, tokenizer, training=False)
+    elif data.streaming or len(training) < 2:
+        raise ValueError(f"{data.dataset} has nothing to evaluate on: give --eval_dataset.")
+    else:
+        last = len(training) - max(1, len(training) // 20)
+        training, blocks = training.select(range(last)), training.select(range(last, len(training)))
+    return training, blocks.select(range(min(data.eval_blocks or len(blocks), len(blocks))))
+
+
 def load_denoiser(name: str) -> PreTrainedModel:
     """A denoiser by name, also out of a composite."""
     model = AutoModelForMaskedLM.from_pretrained(locate(name))
@@ -223,10 +285,16 @@ def new_energy(parts: EnergyModelArguments) -> edlm_hf.EDLMForMaskedDiffusion:
     """The frozen denoiser with a new energy, held in one of three ways.
 
     Raises:
-        ValueError: more `energy_blocks` than the denoiser has, or where nothing is copied.
+        ValueError: more `energy_blocks` than the denoiser has, or where nothing is copied; both a denoiser and a model
+            to go on with, or neither.
     """
+    if (parts.denoiser is None) == (parts.model is None):
+        raise ValueError("Give either denoiser, which gets a new energy, or model, whose energy is trained further.")
+    scope = {} if parts.energy_scope is None else {"energy_scope": parts.energy_scope}
+    if parts.model is not None:
+        return AutoModelForMaskedLM.from_pretrained(locate(parts.model), **scope)
     denoiser = load_denoiser(parts.denoiser)
-    options = {"energy_type": "nce", "energy_scope": parts.energy_scope}
+    options = {"energy_type": "nce"} | scope
     if parts.energy != "full":
         rank = parts.adapter_rank if parts.energy == "lora" else 0
         options |= {"energy_weights": "shared", "energy_adapter_rank": rank}
@@ -244,10 +312,42 @@ def new_energy(parts: EnergyModelArguments) -> edlm_hf.EDLMForMaskedDiffusion:
     return edlm_hf.EDLMForMaskedDiffusion.from_components(denoiser, energy, **options)
 
 
-def run(trainer_class: type[EDLMTrainer], model: PreTrainedModel, args, data: DataArguments, tokenizer) -> dict:
+def recipe_of(parsed: tuple) -> dict:
+    """The arguments of a command that make a run what it is; the rows of a step are those of all devices."""
+    *parts, args = parsed
+    ours = {field.name for field in fields(args)} - {field.name for field in fields(TrainingArguments)}
+    found = {name: value for part in parts for name, value in vars(part).items()}
+    found |= {name: getattr(args, name) for name in (*SHAPING, *sorted(ours))}
+    found["rows_per_step"] = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    return json.loads(to_json({name: value for name, value in found.items() if name not in READING}))
+
+
+def check_same_run(folder: str, recipe: dict) -> None:
+    """Raise ValueError if a folder holds the checkpoints of another run."""
+    path = Path(folder, RECIPE)
+    stored = json.loads(path.read_text()) if path.exists() else {}
+    if other := [name for name in recipe if name in stored and stored[name] != recipe[name]]:
+        told = "; ".join(f"{name} is {recipe[name]!r}, there {stored[name]!r}" for name in other)
+        raise ValueError(
+            f"{folder} holds the checkpoints of another run: {told}. Go on with the values of that run, or give "
+            "another output_dir."
+        )
+
+
+def is_finished(checkpoint: str | None, args) -> bool:
+    if checkpoint is None:
+        return False
+    state = TrainerState.load_from_json(str(Path(checkpoint, TRAINER_STATE_NAME)))
+    if args.max_steps > 0:
+        return state.global_step >= args.max_steps
+    return (state.epoch or 0) >= args.num_train_epochs
+
+
+def run(trainer_class: type[EDLMTrainer], model: PreTrainedModel, parsed: tuple, tokenizer) -> dict:
     """Train, evaluate and save; in the main process print what came out."""
+    data, _, args = parsed
     with contextlib.redirect_stdout(sys.stderr):  # the log of transformers; stdout is for the result
-        result = train(trainer_class, model, args, data, tokenizer)
+        result = train(trainer_class, model, parsed, tokenizer)
     if args.process_index == 0:
         print(to_json(result) if data.json else "\n".join(f"{name}: {value}" for name, value in result.items()))
         if not result["finished"]:
@@ -255,25 +355,33 @@ def run(trainer_class: type[EDLMTrainer], model: PreTrainedModel, args, data: Da
     return result
 
 
-def train(trainer_class: type[EDLMTrainer], model: PreTrainedModel, args, data: DataArguments, tokenizer) -> dict:
-    sets = {}
+def train(trainer_class: type[EDLMTrainer], model: PreTrainedModel, parsed: tuple, tokenizer) -> dict:
+    data, _, args = parsed
+    checkpoint, recipe = args.resume_from_checkpoint or last_complete_checkpoint(args.output_dir), recipe_of(parsed)
+    if checkpoint is not None:
+        check_same_run(args.output_dir, recipe)
     with args.main_process_first(desc="making blocks"):
-        sets["train_dataset"] = load_blocks(data, tokenizer, training=True)
-        blocks = load_blocks(data, tokenizer, training=False)
-        sets["eval_dataset"] = blocks.select(range(min(data.eval_blocks or len(blocks), len(blocks))))
+        training, blocks = load_sets(data, tokenizer)
+    if args.process_index == 0 and checkpoint is None:
+        Path(args.output_dir).mkdir(parents=True, exist_ok=True)
+        write_atomically(Path(args.output_dir, RECIPE), to_json(recipe, indent=2).encode())
     limit = TimeLimit(data.time_limit_minutes)
+    sets = {"train_dataset": training, "eval_dataset": blocks}
     trainer = trainer_class(model, args, processing_class=tokenizer, callbacks=[limit], **sets)
     result = {"class": type(model).__name__, "output_dir": args.output_dir} | sizes_in_bytes(model)
-    checkpoint = args.resume_from_checkpoint or last_complete_checkpoint(args.output_dir)
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
-    trained = trainer.train(resume_from_checkpoint=checkpoint)
+    started = time.monotonic()
+    if is_finished(checkpoint, args) and not trainer.is_fsdp_enabled:
+        trainer.restore(checkpoint)
+    else:
+        trainer.train(resume_from_checkpoint=checkpoint)
     result |= {"steps": trainer.state.global_step, "max_steps": trainer.state.max_steps, "finished": not limit.reached}
-    result |= {"training_seconds": round(trained.metrics["train_runtime"], 1), "peak_memory_bytes": peak_memory()}
+    result |= {"training_seconds": round(time.monotonic() - started, 1), "peak_memory_bytes": peak_memory()}
     if not limit.reached:
         measured = trainer.evaluate()
         result |= measured
-        texts = f"{len(sets['eval_dataset'])} blocks of {data.length} tokens of {data.eval_dataset or data.dataset}"
+        texts = f"{len(blocks)} blocks of {data.length} tokens of {data.eval_dataset or data.dataset}"
         model.card_facts = CardFacts(
             data=f"`{data.dataset}`{', reduced to the alphabet of text8' if data.normalize_text8 else ''}",
             command=shlex.join(["edlm", *sys.argv[1:]]),

@@ -138,7 +138,10 @@ def nce_readings(positive: torch.Tensor, negative: torch.Tensor) -> dict[str, to
 
 
 def summarise_readings(readings: dict[str, float]) -> dict[str, float]:
-    """Averages of `nce_readings` with the standard deviation of the draws' energies in place of their mean square."""
+    """Averages of `nce_readings` with the standard deviation of the draws' energies in place of their mean square.
+
+    It is over all texts, times and draws together; most of it is between texts and cancels in importance weights.
+    """
     variance = readings["energy_draws_squared"] - readings["energy_draws"] ** 2
     rest = {name: value for name, value in readings.items() if name != "energy_draws_squared"}
     return rest | {"energy_draws_sd": math.sqrt(max(0.0, variance))}

@@ -13,7 +13,8 @@ from accelerate.utils import load_fsdp_model, save_fsdp_model
 from accelerate.utils.constants import FSDP_MODEL_NAME
 from safetensors.torch import load_file, save_file
 from torch.distributed.fsdp import FSDPModule
-from transformers import EvalPrediction, Trainer, TrainingArguments
+from transformers import EvalPrediction, Trainer, TrainerState, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from edlm_hf.evaluation.estimate import ratio_estimate
@@ -231,6 +232,11 @@ class EDLMTrainer(Trainer):
             with torch.no_grad():
                 for name, weight in self.present_weights().items():
                     weight.copy_(stored[name])
+
+    def restore(self, checkpoint: str | Path) -> None:
+        """Weights, their average and the state of a checkpoint, without training on."""
+        self._load_from_checkpoint(str(checkpoint))
+        self.state = TrainerState.load_from_json(str(Path(checkpoint, TRAINER_STATE_NAME)))
 
     def _load_best_model(self):
         super()._load_best_model()

@@ -77,6 +77,22 @@ def test_generate_fills_masks_and_keeps_the_rest(model):
     assert call(*arguments, "--samples", 2, "--seed", 1, "--json").stdout == result.stdout
 
 
+def test_what_is_not_said_is_as_the_model_is_set_to_and_texts_begin_with_its_start_token(tmp_path, monkeypatch):
+    tokenizer = text8_tokenizer(12, start_token=True)
+    network = MDLMForMaskedLM(tiny_config(vocab_size=len(tokenizer), bos_token_id=tokenizer.bos_token_id))
+    network.generation_config.update(max_denoising_steps=3, energy_window=0.5)
+    network.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    seen, real = [], MDLMForMaskedLM.generate
+    monkeypatch.setattr(MDLMForMaskedLM, "generate", lambda *args, **given: seen.append(given) or real(*args, **given))
+    result = call("generate", "--model", tmp_path, "--samples", 2, "--json")
+    assert result.exit_code == 0, result.output
+    assert seen[0]["input_ids"].tolist() == [[27], [27]]
+    assert not {"max_denoising_steps", "energy_window", "num_candidates", "block_length"} & set(seen[0])
+    assert call("generate", "--model", tmp_path, "--steps", 5, "--max-new-tokens", 4).exit_code == 0
+    assert seen[1]["max_denoising_steps"] == 5 and seen[1]["max_new_tokens"] == 4
+
+
 def test_a_text_longer_than_the_model_is_generated_block_after_block(model):
     arguments = ["generate", "--model", model, "--prompt", "ab", "--max-new-tokens", 20, "--steps", 2, "--json"]
     too_long = call(*arguments)
@@ -203,6 +219,7 @@ def refused(result, words):
     [
         (("generate",), "Missing option '--model'"),
         (("generate", "--model", "m", "--samples", 0), "'--samples'"),
+        (("generate", "--model", "m", "--seed", 10**30), "'--seed'"),
         (("generate", "--model", "m", "--steps", -3), "'--steps'"),
         (("generate", "--model", "m", "--window", 2), "'--window'"),
         (("generate", "--model", "m", "--device", "abacus"), "There is no device 'abacus' here"),

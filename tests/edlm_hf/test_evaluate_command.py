@@ -64,6 +64,14 @@ def test_blocks_of_a_local_text_are_scored_to_the_last_character(saved):
     assert alone["metrics"]["autoregressive_nll"]["value"] == pytest.approx(exact.value, abs=1e-5)
 
 
+def test_text_is_brought_to_the_alphabet_of_the_tokenizer_and_the_settings_are_told(saved):
+    options = ("--model", saved[0] / "edlm", "--data", saved[0] / "texts.txt", "--num-steps", 7, "--seed", 3)
+    found, said, raw = (as_json(*options, *more) for more in ((), ("--normalize", "text8"), ("--normalize", "none")))
+    assert found["metrics"] == said["metrics"] != raw["metrics"] and raw["num_characters"] == 40
+    assert (found["settings"]["num_steps"], found["settings"]["seed"]) == (7, 3)
+    assert {"date", "hardware", "command"} <= set(found["environment"])
+
+
 def test_windows_score_every_token_of_a_document_once(saved):
     folder, *_ = saved
     options = ("--data", folder / "texts.txt", "--normalize", "text8", "--stride", 5, "--length", 12)
@@ -84,6 +92,13 @@ def test_an_error_that_is_not_known_is_null_in_json(saved):
     assert as_json("--model", folder / "edlm", *options)["metrics"]["nelbo"]["text_standard_error"] is None
 
 
+def test_the_profile_is_a_table_of_its_own(saved):
+    options = ("--model", saved[0] / "edlm", "--data", saved[0] / "texts.txt", "--num-samples", 1)
+    alone, both = (call(*options, "--metrics", metrics).stdout for metrics in ("h_profile", "nelbo,h_profile"))
+    assert alone.startswith("| h_profile, t | nats/masked token |") and len(alone.strip().splitlines()) == 22
+    assert "| nelbo |" in both and both.endswith(alone)
+
+
 def test_the_profile_is_part_of_the_json(saved):
     folder, *_ = saved
     found = as_json(
@@ -96,7 +111,7 @@ def test_the_profile_is_part_of_the_json(saved):
     ("options", "message"),
     [
         (("--metrics", "perplexity"), "must name some of nelbo"),
-        (("--normalize", "text9"), "there is only text8"),
+        (("--normalize", "text9"), "must be text8 or none"),
         (("--num-texts", 0), "num_texts is 0"),
         (("--length", 0), "length is 0"),
         (("--num-samples", 3), "num_samples is 3"),

@@ -13,7 +13,13 @@ from published import tiny_config, tiny_denoiser
 from rich.console import Console
 
 from edlm_hf import EDLMForMaskedDiffusion, MDLMForMaskedLM
-from edlm_hf.streaming import NotebookDiffusionStreamer, StepStreamer, TerminalDiffusionStreamer, diffusion_streamer
+from edlm_hf.streaming import (
+    NotebookDiffusionStreamer,
+    StepStreamer,
+    TerminalDiffusionStreamer,
+    diffusion_streamer,
+    steps_of_row,
+)
 from edlm_hf.tokenization import text8_tokenizer
 
 TOKENIZER = text8_tokenizer(64)
@@ -181,6 +187,22 @@ def test_steps_of_many_texts_and_calls_are_counted():
     for _ in range(2):
         model.generate(batch_size=3, max_new_tokens=5, max_denoising_steps=4, streamer=streamer)
     assert told == [1, 2, 3, 4, 5, 6, 7, 8]
+
+
+@pytest.mark.parametrize("saved", [{}, {"block_length": 2}, {"sampler": "first_hitting"}, {"max_denoising_steps": 3}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"max_new_tokens": 5},
+        {"input_ids": torch.tensor([[1, 12, 2]]), "max_new_tokens": 5, "max_denoising_steps": 4},
+        {"input_ids": torch.tensor([[1, 12, 12]]), "block_length": 3},
+    ],
+)
+def test_the_number_of_steps_is_known_before(saved, options):
+    told, model = [], tiny_denoiser()
+    model.generation_config.update(**saved)
+    model.generate(**options, streamer=StepStreamer(told.append))
+    assert steps_of_row(model, **options) == len(told)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs a pseudo-terminal")

@@ -110,6 +110,65 @@ def test_a_command_that_stops_at_its_time_limit_goes_on_when_repeated(recipe):
     assert other["eval_loss"] == whole["eval_loss"]
 
 
+@pytest.mark.parametrize("length", [{"max_steps": 4}, {"max_steps": -1, "num_train_epochs": 0.05}])
+def test_a_run_that_is_finished_is_only_evaluated_when_repeated(tmp_path, recipe, length):
+    arguments = "train-denoiser", recipe("denoiser", **length), "--json"
+    first = result_of(call(*arguments))
+    weights = (tmp_path / "denoiser" / "model.safetensors").read_bytes()
+    for _ in range(2):
+        again = result_of(call(*arguments))
+        assert again["steps"] == first["steps"] and again["eval_loss"] == first["eval_loss"]
+    assert (tmp_path / "denoiser" / "model.safetensors").read_bytes() == weights
+    if "num_train_epochs" not in length:
+        assert result_of(call(*arguments, "--max_steps", 6))["steps"] == 6
+
+
+def test_another_run_in_the_same_folder_is_refused_by_what_differs(tmp_path, recipe):
+    arguments = "train-denoiser", recipe("denoiser", max_steps=4)
+    result_of(call(*arguments, "--json"))
+    (tmp_path / "other.txt").write_text(200 * "another text ")
+    other = call(*arguments, "--dataset", tmp_path / "other.txt", "--learning_rate", 0.5, "--max_steps", 8)
+    assert other.exit_code == 1 and "holds the checkpoints of another run" in other.stderr
+    assert "other.txt" in other.stderr and "learning_rate is 0.5, there 0.003" in other.stderr
+    assert call(*arguments, "--logging_steps", 1, "--eval_blocks", 3, "--max_steps", 5).exit_code == 0
+    file = tmp_path / "nowhere.yaml"
+    file.write_text(f"dataset: {tmp_path / 'other.txt'}\n")
+    nowhere = call("train-denoiser", file)
+    assert nowhere.exit_code == 2 and "--output_dir" in nowhere.stderr
+
+
+def test_blocks_and_tokenizer_are_those_of_the_model_to_start_from(tmp_path, recipe):
+    file = tmp_path / "short.yaml"
+    text = {"dataset": str(tmp_path / "train.txt"), "style": "crop", "output_dir": str(tmp_path / "short")}
+    recipe("denoiser")  # the text
+    file.write_text(yaml.safe_dump(text | {"max_steps": 1, "length": 32, "use_cpu": True, "report_to": "none"}))
+    small = "--per_device_train_batch_size", 4, "--eval_blocks", 2, "--ema_decay", 0, "--json"
+    for name in ("denoiser", "model"):
+        made = result_of(call("train-energy", file, f"--{name}", "edlm-books", "--output_dir", tmp_path / name, *small))
+        assert made["steps"] == 1
+        tokenizer = AutoTokenizer.from_pretrained(tmp_path / name)
+        model = AutoModelForMaskedLM.from_pretrained(tmp_path / name)
+        assert tokenizer.mask_token_id == model.config.mask_token_id == 28
+    wrong = call("train-energy", file, "--denoiser", "edlm-books", "--tokenizer", "text8", "--style", "wrap")
+    assert wrong.exit_code == 1 and "has id 27, but the model masks with id 28" in wrong.stderr
+    both = call("train-energy", file, "--denoiser", "edlm-books", "--model", "edlm-books")
+    assert both.exit_code == 1 and "either denoiser" in both.stderr
+
+
+def test_the_last_twentieth_of_a_file_is_for_evaluation_unless_another_is_given(tmp_path, recipe):
+    file = recipe("denoiser", eval_dataset=None, eval_blocks=None)
+    data, *_ = parse("train-denoiser", CLASSES["denoiser"][1], [file])
+    training, held_out = commands.load_sets(data, commands.load_tokenizer(data, None))
+    data.eval_dataset = data.dataset
+    whole, again = commands.load_sets(data, commands.load_tokenizer(data, None))
+    assert len(held_out) == len(whole) // 20 > 0 and len(training) + len(held_out) == len(whole) == len(again)
+    assert (held_out[0]["input_ids"] == whole[len(training)]["input_ids"]).all()
+    data.eval_dataset, data.streaming = None, True
+    with pytest.raises(ValueError, match="nothing to evaluate on: give --eval_dataset"):
+        commands.load_sets(data, commands.load_tokenizer(data, None))
+    assert call("train-denoiser", file, "--length", 0).exit_code == 1
+
+
 def test_failures_are_told_in_one_line(tmp_path, recipe):
     missing = call("train-denoiser", recipe("denoiser", dataset=str(tmp_path / "nothing.txt")))
     assert missing.exit_code == 1 and "edlm train-denoiser: No corpus" in missing.stderr and not missing.stdout
