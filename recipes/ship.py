@@ -53,7 +53,8 @@ def facts(recipes: dict[str, str], runs: Path, results: Path, name: str) -> Card
         data=DATA,
         command="\n".join(commands),
         results=measured,
-        measured="Likelihoods by `edlm evaluate` on the weights of this folder in bfloat16, ± the standard error over "
+        measured="Two AMD EPYC cores, 2026-11-25, seed 0. "
+        "Likelihoods by `edlm evaluate` on the weights of this folder in bfloat16, ± the standard error over "
         "texts; `nelbo` is the bound of the denoiser, without the energy. What tells of the energy is of its training.",
         limits=LIMITS,
         license="apache-2.0",
