@@ -13,6 +13,7 @@ from edlm_hf.checkpoints import ASSETS, CHECKPOINTS, locate
 from edlm_hf.cli import app
 from edlm_hf.evaluation import autoregressive_nll, nelbo
 from edlm_hf.hub import missing_code
+from edlm_hf.modeling.card_edlm import is_untouched
 from edlm_hf.modeling.masked_diffusion import sample_categorical, token_log_probs
 from edlm_hf.tokenization import normalize_text8
 
@@ -69,7 +70,7 @@ def test_cards_tell_how_they_were_made_and_what_was_measured():
     for name in CHECKPOINTS:
         card = (ASSETS / name / "README.md").read_text()
         assert "train-autoregressive recipes/books_cpu/autoregressive.yaml" in card and "license: apache-2.0" in card
-        assert "bits/character" in card and "Not recorded" not in card
+        assert "bits/character" in card and "Not recorded" not in card and is_untouched(card)
 
 
 def test_likelihoods_of_english_are_those_of_trained_models(model, text):
