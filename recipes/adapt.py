@@ -63,7 +63,7 @@ def adapt(
     batch_size: int = 32,
     learning_rate: float = 1e-3,
     save_steps: int = 100,
-    num_texts: int = 256,
+    num_texts: int = 128,
     denoising_steps: int = 16,
     inner_copies: str = "1,16",
     seed: int = 0,
