@@ -145,8 +145,10 @@ def generate(
     start, longest = network.config.bos_token_id, network.config.max_position_embeddings
     if prompt is not None:
         inputs = dict(encoder([prompt], return_tensors="pt"))
-    elif start is not None and (max_new_tokens or longest):  # the context of every text that the model has seen
-        inputs, max_new_tokens = {"input_ids": torch.tensor([[start]])}, max_new_tokens or longest - 1
+    elif start is not None:  # the context of every text that the model has seen
+        inputs, saved = {"input_ids": torch.tensor([[start]])}, network.generation_config
+        if not (max_new_tokens or saved.max_new_tokens or saved.max_length) and longest is not None:
+            max_new_tokens = longest - 1
     else:
         inputs = {}
     options = {"max_new_tokens": max_new_tokens, "max_denoising_steps": steps, "num_candidates": candidates}

@@ -185,7 +185,9 @@ def card_of_folder(
         if architecture not in KINDS:
             return None
         base = [adapter.get("base_model_name_or_path")]
-        return model_card(architecture, config, facts, base_models=base, adapter=True)
+        said = re.search(r'energy_scope="(\w+)"', old or "")  # a folder does not tell, but its old card may
+        scope = said[1] if said and config is None else None
+        return model_card(architecture, config, facts, base_models=base, adapter=True, energy_scope=scope)
     architecture = ((stored or {}).get("architectures") or [""])[0]
     if architecture not in KINDS:
         return None

@@ -108,16 +108,16 @@ def model_card(
     *,
     base_models: list[str] | None = None,
     adapter: bool = False,
+    energy_scope: str | None = None,
     tags: list[str] | None = None,
 ) -> str:
     """README.md of a checkpoint.
 
     Args:
-        architecture: name of the class, as config.json has it. config: of the model, or of the one that an adapter
-            was trained on.
+        architecture: name of the class, as config.json has it. config: of the model, or of the one under an adapter.
         facts: what only the author knows; the card says where something is missing.
         base_models: what this was made from; names that are not of the Hub are left out.
-        adapter: the checkpoint is an adapter (PEFT) for such a model.
+        adapter: the checkpoint is an adapter (PEFT) for such a model, trained for `energy_scope`.
         tags: beside those of every such model.
     """
     facts = facts or CardFacts()
@@ -134,8 +134,9 @@ def model_card(
         tags=list(dict.fromkeys(known + (["lora"] if adapter else []) + list(tags or []))),
     )
     source = f'"{PLACEHOLDER}"'
-    if adapter and getattr(config, "energy_scope", "sequence") != "sequence":
-        source += f', energy_scope="{config.energy_scope}"'  # not in the adapter, and its base may say otherwise
+    energy_scope = energy_scope or getattr(config, "energy_scope", None)
+    if adapter and energy_scope is not None:
+        source += f', energy_scope="{energy_scope}"'  # not in the adapter, and its base may say otherwise
     loader = f"transformers.{auto_class}" if auto_class else f"edlm_hf.{architecture}"
     by_package = f"{loader}.from_pretrained({source})"
     tokenizer = names[0] if adapter and names else PLACEHOLDER

@@ -1,7 +1,7 @@
 """What `generate()` takes and gives: its configuration and its output."""
 
 import math
-import sys
+import operator
 from dataclasses import dataclass
 from numbers import Real
 
@@ -19,7 +19,8 @@ SUPPORTED |= {"bos_token_id", "eos_token_id", "pad_token_id", "return_dict_in_ge
 class EDLMGenerationConfig(GenerationConfig):
     """`GenerationConfig` with the parameters of masked diffusion.
 
-    What is not given has the default below; only what is given is stored, and overrides another configuration.
+    What is not given has the default below; only what is given is stored, and overrides another configuration (but
+    `do_sample`, which is stored as True then).
 
     Args:
         max_denoising_steps: T, steps of the reverse chain per block (128).
@@ -63,6 +64,13 @@ class EDLMGenerationConfig(GenerationConfig):
             return type(self).diffusion_defaults[name]
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
+    def update(self, defaults_only: bool = False, **kwargs):
+        """As usual; a default of ours is no value that was given."""
+        mine = {name: x for name, x in kwargs.items() if name in self.diffusion_defaults and name not in vars(self)}
+        for name, value in mine.items():
+            setattr(self, name, value)
+        return super().update(defaults_only, **{name: x for name, x in kwargs.items() if name not in mine})
+
     @classmethod
     def from_model_config(cls, model_config) -> "EDLMGenerationConfig":
         """Special tokens of the model; end-of-text stays off where it is the start token too (as in mdlm-owt)."""
@@ -78,29 +86,40 @@ class EDLMGenerationConfig(GenerationConfig):
             (("max_new_tokens", "top_k"), 0, "an integer of at least 0"),
         ):
             for name in names:
-                value = getattr(self, name)
-                if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
+                if (value := getattr(self, name)) is None:
+                    continue
+                try:
+                    number = -1 if isinstance(value, bool) else operator.index(value)  # of numpy and torch as well
+                except TypeError:
+                    number = -1
+                if number < least:
                     raise ValueError(f"{name} is {value!r}, but it must be {allowed}.")
+                if name in vars(self):
+                    setattr(self, name, number)
         for name, allowed in (("sampler", SAMPLERS), ("energy_scope", SCOPES)):
             if getattr(self, name) is not None and getattr(self, name) not in allowed:
                 raise ValueError(f"{name} is {getattr(self, name)!r}, but it must be one of {', '.join(allowed)}.")
-        for name, most, allowed in (
-            ("energy_temperature", math.inf, "positive"),
-            ("temperature", sys.float_info.max, "positive and finite"),
-            ("top_p", 1, "in (0, 1]"),
+        for name, fits, allowed in (
+            ("energy_temperature", lambda x: x > 0, "positive"),
+            ("temperature", lambda x: 0 < x < math.inf, "positive and finite"),
+            ("top_p", lambda x: 0 <= x <= 1, "in [0, 1]"),
         ):
-            value = getattr(self, name)
-            if value is not None and not (isinstance(value, Real) and 0 < value <= most):
+            if (value := getattr(self, name)) is None:
+                continue
+            if not (isinstance(value, Real) or torch.is_tensor(value) and value.numel() == 1) or not fits(float(value)):
                 raise ValueError(
                     f"{name} is {value!r}, but it must be a number, {allowed}. For the likeliest tokens: "
                     "do_sample=False."
                 )
-        eos = self.eos_token_id if isinstance(self.eos_token_id, list) else [self.eos_token_id]
-        if not all(token is None or isinstance(token, int) for token in [*eos, self.pad_token_id]):
-            raise ValueError(
-                f"eos_token_id is {self.eos_token_id!r} and pad_token_id {self.pad_token_id!r}, but they must be token "
-                "ids (of the former a list will do)."
-            )
+            if name in vars(self):
+                setattr(self, name, float(value))
+        for name in ("eos_token_id", "pad_token_id"):
+            value = getattr(self, name)
+            value = value.tolist() if hasattr(value, "tolist") else value  # of numpy and torch
+            several = name == "eos_token_id" and isinstance(value, (list, tuple))
+            if value is not None and not all(isinstance(x, int) for x in (value if several else [value])):
+                raise ValueError(f"{name} is {value!r}, but it must be a token id{' or a list of them' * several}.")
+            setattr(self, name, list(value) if several else value)
         if self.energy_window is not None:
             window_times(self.energy_window)
         super().validate(**kwargs)

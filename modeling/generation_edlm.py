@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from numbers import Integral
 
 import torch
 from transformers import (
@@ -36,7 +37,7 @@ logger = logging.get_logger(__name__)
 ARGUMENT_TYPES = {
     "generation_config": (GenerationConfig, "an EDLMGenerationConfig"),
     "attention_mask": (torch.Tensor, "a tensor of the shape of input_ids"),
-    "logits_processor": (list, "a list of processors (LogitsProcessorList)"),
+    "logits_processor": ((list, tuple), "a list of processors (LogitsProcessorList)"),
     "generator": (torch.Generator, "a torch.Generator, say torch.Generator().manual_seed(0)"),
 }
 
@@ -328,10 +329,10 @@ class MaskedDiffusionGenerationMixin(GenerationMixin):
     def _prepare_canvas(self, input_ids, attention_mask, config: EDLMGenerationConfig, batch_size: int) -> Canvas:
         limit = self.config.max_position_embeddings
         new = config.max_new_tokens
-        if not isinstance(batch_size, int) or batch_size < 1:
+        if not isinstance(batch_size, Integral) or batch_size < 1:
             raise ValueError(f"batch_size is {batch_size!r}, but it must be a positive integer.")
         if input_ids is not None:
-            check_token_ids("input_ids", input_ids, self.config.vocab_size, self.config.mask_token_id)
+            check_token_ids("input_ids", input_ids, num_ids(self), self.config.mask_token_id)
             if input_ids.dim() != 2:
                 raise ValueError(f"input_ids has shape {tuple(input_ids.shape)}, but (batch, length) is needed.")
             if batch_size not in (1, len(input_ids)):
@@ -432,6 +433,15 @@ class MaskedDiffusionGenerationMixin(GenerationMixin):
                 "longer those of the model. Pass temperature=1.0 (and no top_k, top_p) for the model's own law."
             )
         return processors
+
+
+def num_ids(model) -> int | None:
+    """How many token ids a model can read: rows of its embedding, or what it says of its vocabulary."""
+    try:
+        rows = model.get_input_embeddings().num_embeddings
+    except (AttributeError, NotImplementedError):  # a module of others
+        rows = 0
+    return max(rows, getattr(model.config, "vocab_size", None) or 0) or None
 
 
 def check_arguments(**given) -> None:

@@ -26,7 +26,7 @@ from .energy_edlm import (
     as_output_object,
     autoregressive_log_probs,
 )
-from .generation_edlm import EDLMGenerationConfig, MaskedDiffusionGenerationMixin
+from .generation_edlm import EDLMGenerationConfig, MaskedDiffusionGenerationMixin, num_ids
 from .masked_diffusion import at_least_float32, check_token_ids, subs_cross_entropy, subs_log_probs
 from .modeling_mdlm import MDLMForCausalLM, MDLMForMaskedLM, MDLMPreTrainedModel, list_keys, set_auto_map
 
@@ -336,7 +336,7 @@ class EDLMForMaskedDiffusion(CardMixin, PreTrainedModel, MaskedDiffusionGenerati
                 scope `revealed` whose reveal set is not the next block of the text.
         """
         partial = self.config.energy_scope == "revealed"
-        check_token_ids("noisy_ids", noisy_ids, self.config.vocab_size, self.config.mask_token_id)
+        check_token_ids("noisy_ids", noisy_ids, num_ids(self), self.config.mask_token_id)
         check_candidates(candidate_ids, noisy_ids, attention_mask, self.config.mask_token_id, partial)
         proposal, vocab_size = None, self.config.vocab_size
         if timesteps is not None and timesteps.numel() not in (1, len(noisy_ids)):
@@ -550,18 +550,20 @@ def attention_of_part(part: nn.Module | None) -> str | None:
 
 def is_causal(model: nn.Module) -> bool:
     """Whether a later token leaves an earlier position's logits as they are."""
-    if not isinstance(model, PreTrainedModel):  # a plain module is taken at its word
+    if not isinstance(model, PreTrainedModel) or model.device.type == "meta":  # taken at its word
         return True
-    if isinstance(model, MDLMPreTrainedModel):
-        return model.config.causal
+    if isinstance(model, MDLMPreTrainedModel) or model.config.is_encoder_decoder:
+        return getattr(model.config, "causal", False)
     ids = torch.zeros(2, 3, dtype=torch.long, device=model.device)
     ids[1, -1] = 1
-    training = model.training
+    modes = {module: module.training for module in model.modules()}
     model.eval()
     with torch.no_grad():
         logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), return_dict=True).logits[:, 0]
-    model.train(training)
-    return torch.equal(logits[0], logits[1])
+    for module, training in modes.items():
+        module.training = training
+    tolerance = torch.finfo(logits.dtype).eps ** 0.75
+    return torch.allclose(logits[0], logits[1], rtol=tolerance, atol=tolerance)
 
 
 def check_causal(energy: nn.Module) -> None:

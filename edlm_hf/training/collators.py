@@ -24,12 +24,13 @@ class DataCollatorForBlocks:
             token of a denoiser, or ids outside the vocabulary.
     """
 
-    def __init__(self, config: PreTrainedConfig):
+    def __init__(self, config: PreTrainedConfig, num_ids: int | None = None):
+        """`num_ids`: ids that the model has an embedding of, where these are more than its vocabulary."""
         self.special = sorted(special_ids(config))
         causal = getattr(config, "causal", False)
         self.start = config.bos_token_id if causal else None
         self.mask_token_id = None if causal else getattr(config, "mask_token_id", None)
-        self.vocab_size = config.vocab_size
+        self.num_ids = num_ids or getattr(config, "vocab_size", None)
         self.pad_token_id = getattr(config, "pad_token_id", None) or 0
 
     def __call__(self, rows: Sequence[Mapping]) -> dict[str, torch.Tensor]:
@@ -49,10 +50,12 @@ class DataCollatorForBlocks:
                 f"A row holds the mask token {self.mask_token_id}, which texts to learn from do not have. Tokenize "
                 "them with the tokenizer of the model, and let training do the masking."
             )
-        if ids.min() < 0 or (self.vocab_size is not None and ids.max() >= self.vocab_size):
+        least, most = (ids[real].min(), ids[real].max()) if real.any() else (0, 0)
+        if least < 0 or (self.num_ids is not None and most >= self.num_ids):
+            allowed = "ids from 0 on" if self.num_ids is None else f"0 to {self.num_ids - 1}"
             raise ValueError(
-                f"Rows hold ids from {ids.min()} to {ids.max()}, but the model has 0 to {self.vocab_size - 1}. "
-                "Tokenize them with the tokenizer of the model."
+                f"Rows hold ids from {least} to {most}, but the model has {allowed}. Tokenize them with the tokenizer "
+                "of the model."
             )
         labels = np.where(real & ~np.isin(ids, self.special), ids, -100)
         batch = {"input_ids": torch.from_numpy(ids), "labels": torch.from_numpy(labels)}

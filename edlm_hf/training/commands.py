@@ -318,6 +318,8 @@ def recipe_of(parsed: tuple) -> dict:
     ours = {field.name for field in fields(args)} - {field.name for field in fields(TrainingArguments)}
     found = {name: value for part in parts for name, value in vars(part).items()}
     found |= {name: getattr(args, name) for name in (*SHAPING, *sorted(ours))}
+    data = parts[0]
+    found["held_out"] = data.eval_dataset is None and not has_splits(data.dataset)  # then less is trained on
     found["rows_per_step"] = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     return json.loads(to_json({name: value for name, value in found.items() if name not in READING}))
 
@@ -325,7 +327,11 @@ def recipe_of(parsed: tuple) -> dict:
 def check_same_run(folder: str, recipe: dict) -> None:
     """Raise ValueError if a folder holds the checkpoints of another run."""
     path = Path(folder, RECIPE)
-    stored = json.loads(path.read_text()) if path.exists() else {}
+    if not path.exists():
+        if recipe["held_out"]:
+            raise ValueError(f"{folder} does not say what its run was trained on: give --eval_dataset.")
+        return
+    stored = json.loads(path.read_text())
     if other := [name for name in recipe if name in stored and stored[name] != recipe[name]]:
         told = "; ".join(f"{name} is {recipe[name]!r}, there {stored[name]!r}" for name in other)
         raise ValueError(
@@ -359,10 +365,10 @@ def train(trainer_class: type[EDLMTrainer], model: PreTrainedModel, parsed: tupl
     data, _, args = parsed
     checkpoint, recipe = args.resume_from_checkpoint or last_complete_checkpoint(args.output_dir), recipe_of(parsed)
     if checkpoint is not None:
-        check_same_run(args.output_dir, recipe)
+        check_same_run(str(Path(checkpoint).parent), recipe)
     with args.main_process_first(desc="making blocks"):
         training, blocks = load_sets(data, tokenizer)
-    if args.process_index == 0 and checkpoint is None:
+    if args.process_index == 0 and (checkpoint is None or not Path(args.output_dir, RECIPE).exists()):
         Path(args.output_dir).mkdir(parents=True, exist_ok=True)
         write_atomically(Path(args.output_dir, RECIPE), to_json(recipe, indent=2).encode())
     limit = TimeLimit(data.time_limit_minutes)

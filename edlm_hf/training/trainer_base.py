@@ -19,6 +19,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from edlm_hf.evaluation.estimate import ratio_estimate
 from edlm_hf.hub import write_better_card
+from edlm_hf.modeling.generation_edlm import num_ids
 from edlm_hf.modeling.masked_diffusion import uniform
 from edlm_hf.training.averaging import ExponentialMovingAverage
 from edlm_hf.training.collators import DataCollatorForBlocks
@@ -90,7 +91,7 @@ class EDLMTrainer(Trainer):
             options = {"lr": args.learning_rate, "weight_decay": args.weight_decay, "eps": args.adam_epsilon}
             options["betas"] = (args.adam_beta1, args.adam_beta2)
             kwargs["optimizer_cls_and_kwargs"] = (lambda: MuonAdamW), options  # the Trainer's form for whole models
-        collator = data_collator or DataCollatorForBlocks(model.config)
+        collator = data_collator or DataCollatorForBlocks(model.config, num_ids(model))
         super().__init__(model, args, collator, compute_metrics=self.compute_row_metrics, **kwargs)
         self.eval_batches = 0
 
@@ -234,9 +235,11 @@ class EDLMTrainer(Trainer):
                     weight.copy_(stored[name])
 
     def restore(self, checkpoint: str | Path) -> None:
-        """Weights, their average and the state of a checkpoint, without training on."""
+        """Weights (of the best checkpoint if so asked), their average and the state, without training on."""
         self._load_from_checkpoint(str(checkpoint))
         self.state = TrainerState.load_from_json(str(Path(checkpoint, TRAINER_STATE_NAME)))
+        if self.args.load_best_model_at_end and self.state.best_model_checkpoint is not None:
+            self._load_best_model()
 
     def _load_best_model(self):
         super()._load_best_model()

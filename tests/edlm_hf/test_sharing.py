@@ -13,7 +13,7 @@ from huggingface_hub import ModelCard
 from published import randomised, tiny_causal, tiny_config, tiny_denoiser
 
 from edlm_hf import EDLMEnergyModel, EDLMForMaskedDiffusion, MDLMForCausalLM, MDLMModel, checkpoint
-from edlm_hf.hub import save_custom_generate
+from edlm_hf.hub import save_custom_generate, write_better_card
 from edlm_hf.modeling.card_edlm import UNKNOWN, CardFacts, is_untouched
 from edlm_hf.tokenization import text8_tokenizer
 
@@ -286,6 +286,18 @@ def test_adapters_are_pushed_with_a_card_and_load_on_their_base(hub, client, fol
         blocks = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
         client(run, script=f"{blocks[0]}\nassert model.config.energy_scope == '{scope}'")
         assert all(('energy_scope="revealed"' in block) == (kind == "peft") for block in blocks)
+
+
+def test_the_card_of_an_adapter_keeps_the_scope_that_it_was_trained_for(tmp_path):
+    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "me/base"}')
+    config = EDLMForMaskedDiffusion.from_components(build("denoiser"), energy_type="nce").config
+    for scope in ("sequence", "revealed"):  # whatever the configuration of the base says
+        config.energy_scope = scope
+        (tmp_path / "README.md").unlink(missing_ok=True)
+        write_better_card(tmp_path, config=config)
+        write_better_card(tmp_path, CardFacts(data="a little"))  # a push of the folder knows no configuration
+        card = (tmp_path / "README.md").read_text()
+        assert card.count(f'energy_scope="{scope}"') == 2 and "a little" in card
 
 
 def push_shared(base, repo_id):

@@ -123,6 +123,31 @@ def test_a_run_that_is_finished_is_only_evaluated_when_repeated(tmp_path, recipe
         assert result_of(call(*arguments, "--max_steps", 6))["steps"] == 6
 
 
+def test_a_finished_run_keeps_its_best_model_when_repeated(tmp_path, recipe):
+    best = {"load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 2, "save_steps": 2, "ema_decay": 0}
+    best |= {"metric_for_best_model": "loss", "greater_is_better": True}  # the first checkpoint is the best
+    arguments = "train-denoiser", recipe("denoiser", max_steps=6, **best), "--json"
+    first, weights = result_of(call(*arguments)), (tmp_path / "denoiser" / "model.safetensors").read_bytes()
+    assert weights != (tmp_path / "denoiser" / "checkpoint-6" / "model.safetensors").read_bytes()
+    assert result_of(call(*arguments))["eval_loss"] == first["eval_loss"]
+    assert (tmp_path / "denoiser" / "model.safetensors").read_bytes() == weights
+
+
+def test_what_was_trained_on_is_never_held_out_later(tmp_path, recipe):
+    (tmp_path / "without.yaml").write_text(Path(recipe("denoiser", max_steps=4, eval_dataset=None)).read_text())
+    without, arguments = (
+        ("train-denoiser", tmp_path / "without.yaml"),
+        ("train-denoiser", recipe("denoiser", max_steps=4)),
+    )
+    assert call(*arguments).exit_code == 0
+    later = call(*without)
+    assert later.exit_code == 1 and "held_out is True, there False" in later.stderr
+    (tmp_path / "denoiser" / "recipe.json").unlink()  # as a run of the Trainer alone leaves it
+    later = call(*without)
+    assert later.exit_code == 1 and "give --eval_dataset" in later.stderr
+    assert call(*arguments).exit_code == 0 and (tmp_path / "denoiser" / "recipe.json").exists()
+
+
 def test_another_run_in_the_same_folder_is_refused_by_what_differs(tmp_path, recipe):
     arguments = "train-denoiser", recipe("denoiser", max_steps=4)
     result_of(call(*arguments, "--json"))

@@ -519,6 +519,30 @@ def test_progress_bar_is_shown_when_asked(capsys):
 # -------------------------------------------------------------------------------------------------- configuration
 
 
+def test_numbers_of_numpy_and_torch_are_numbers():
+    import numpy as np
+
+    model, ids = tiny_denoiser(), torch.tensor([[3, MASK]])
+    options = {"max_new_tokens": torch.tensor(3), "num_return_sequences": np.int64(2), "temperature": torch.tensor(0.7)}
+    options |= {"max_denoising_steps": np.int32(2), "eos_token_id": torch.tensor([4, 5]), "pad_token_id": np.int64(PAD)}
+    assert model.generate(ids, generator=seed(), **options).shape == (2, 5)
+    assert model.generate(batch_size=np.int64(3), max_new_tokens=2).shape == (3, 2)
+    assert model.generate(ids, max_new_tokens=2, eos_token_id=(4, 5), logits_processor=()).shape == (1, 4)
+    config = EDLMGenerationConfig(block_length=3)
+    assert config.update(defaults_only=True, block_length=5, num_candidates=np.int64(2)) == {"block_length": 5}
+    assert (config.block_length, config.num_candidates) == (3, 2) and type(config.num_candidates) is int
+
+
+def test_ids_that_the_embedding_has_are_taken_though_the_vocabulary_is_smaller():
+    sizes = {"vocab_size": 16, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    bert = BertForMaskedLM(BertConfig(**sizes, intermediate_size=8)).eval()
+    bert.config.vocab_size = 13
+    model = build(bert, mask_token_id=12)
+    assert model.generate(torch.tensor([[14, 12]]), generator=seed())[0, 0] == 14
+    with pytest.raises(ValueError, match="ids from 12 to 16"):
+        model.generate(torch.tensor([[16, 12]]))
+
+
 def test_what_is_not_given_has_its_default_and_overrides_nothing():
     config = EDLMGenerationConfig(block_length=3)
     assert (config.max_denoising_steps, config.num_candidates, config.energy_window) == (128, 8, 1.0)
@@ -613,7 +637,7 @@ def test_generation_config_travels_with_the_model(tmp_path):
         ({"energy_temperature": "hot"}, "energy_temperature is 'hot'"),
         ({"temperature": float("inf")}, "temperature is inf.*finite"),
         ({"top_p": 1.5}, "top_p is 1.5"),
-        ({"top_p": 0.0}, "top_p is 0.0"),
+        ({"top_p": -0.5}, "top_p is -0.5"),
         ({"eos_token_id": "a"}, "eos_token_id is 'a'"),
     ],
 )
