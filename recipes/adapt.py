@@ -4,7 +4,9 @@
 
 CORPUS is a text or parquet file. The first nine tenths of its blocks are for training; the texts that are measured lie
 evenly in the last twentieth, at a distance from those trained on. FOLDER gets the adapter, alone, and results.json; an
-adapter that is there is measured as it is, a training that was cut short goes on from its last checkpoint.
+adapter that is there is measured as it is, a training that was cut short goes on from its last checkpoint. `--control`
+is the folder of another adapter to be measured beside it: one that was trained as long on the text of the checkpoint
+tells what is the corpus's part of the gain.
 
 The adapter is an energy of what a step reveals (`energy_scope="revealed"`): its candidates differ in the tokens of one
 step, not in all that is masked, so that their energies say more about which is real. The loss is `ranking` with
@@ -67,6 +69,7 @@ def adapt(
     denoising_steps: int = 16,
     inner_copies: str = "1,16",
     seed: int = 0,
+    control: Path | None = None,
 ):
     tokenizer = AutoTokenizer.from_pretrained(locate(model))
     texts = load_corpus(str(corpus), normalize=normalize_text8)
@@ -93,20 +96,21 @@ def adapt(
         trainer.train(resume_from_checkpoint=last_complete_checkpoint(folder))
         trainer.save_model()
 
-    adapted = PeftModel.from_pretrained(of_reveal_set(model), folder).base_model.model
+    judges = {"the checkpoint": base}
+    for name, of in {"the adapter": folder, "the control": control}.items():
+        if of is not None:
+            judges[name] = PeftModel.from_pretrained(of_reveal_set(model), of).base_model.model
     options = {"num_steps": denoising_steps, "num_samples": 1, "seed": seed, "progress_bar": True}
     denoiser = discrete_nelbo(base, ids, **options)
     tokens = denoiser.sequence_tokens
     bounds = {"denoiser, no energy": bits(denoiser.sequence_nats, tokens)}
     for m in map(int, inner_copies.split(",")):
         options |= {"num_candidates": CANDIDATES, "inner_copies": m}
-        before, after = (sampler_bound(judge, ids, **options).sequence_nats for judge in (base, adapted))
-        bounds |= {
-            f"the checkpoint, m = {m}": bits(before, tokens),
-            f"the adapter, m = {m}": bits(after, tokens),
-            f"the adapter less the checkpoint, m = {m}": bits(difference(after, before), tokens),
-            f"the adapter less the denoiser, m = {m}": bits(difference(after, denoiser.sequence_nats), tokens),
-        }
+        found = {name: sampler_bound(judge, ids, **options).sequence_nats for name, judge in judges.items()}
+        bounds |= {f"{name}, m = {m}": bits(nats, tokens) for name, nats in found.items()}
+        adapted = found.pop("the adapter")
+        for name, nats in (found | {"the denoiser": denoiser.sequence_nats}).items():
+            bounds[f"the adapter less {name}, m = {m}"] = bits(difference(adapted, nats), tokens)
     result = {
         "corpus": corpus.name,
         "num_texts": len(ids),
