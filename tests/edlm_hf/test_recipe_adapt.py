@@ -35,9 +35,9 @@ def corpus(tmp_path_factory) -> Path:
     return path
 
 
-def adapt(corpus, folder) -> None:
+def adapt(corpus, folder, control=None) -> None:
     options = {"rank": 2, "steps": 4, "save_steps": 2, "batch_size": 4, "num_texts": 4, "denoising_steps": 2}
-    recipe.adapt(corpus, folder, model=str(corpus.parent / "base"), inner_copies="1,2", **options)
+    recipe.adapt(corpus, folder, model=str(corpus.parent / "base"), inner_copies="1,2", control=control, **options)
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +76,10 @@ def test_training_that_was_cut_short_goes_on_and_an_adapter_that_is_there_is_onl
 
     monkeypatch.setattr(recipe, "EnergyTrainer", None)
     (tmp_path / names[1]).unlink()
+    adapt(corpus, tmp_path, control=adapter)  # of the same weights
+    found = json.loads((tmp_path / names[1]).read_text())["bits_per_character"]
+    assert found["the control, m = 2"] == found["the adapter, m = 2"]
+    assert found["the adapter less the control, m = 2"] == {"value": 0, "standard_error": 0}
     adapt(corpus, tmp_path)
     assert all((tmp_path / name).read_bytes() == (adapter / name).read_bytes() for name in names)
 
