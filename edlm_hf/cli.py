@@ -155,10 +155,11 @@ def generate(
     options |= {"energy_window": window, "block_length": block_length}
     options = {name: value for name, value in options.items() if value is not None}
     inputs = {name: inputs[name].to(device) for name in ("input_ids", "attention_mask") if name in inputs}
-    streamer, in_all = None, steps_of_row(network, **inputs, **options) * -(-mine // batch_size)
+    streamer = None
     if forms:
         streamer = TerminalDiffusionStreamer(encoder, mask_token_id=network.config.mask_token_id, keep=False)
     elif not progress.disable:
+        in_all = steps_of_row(network, **inputs, **options) * -(-mine // batch_size)
         streamer = StepStreamer(lambda step: advance(step, in_all, f"text {len(texts) + 1} of {mine}, steps"))
     with progress:
         for done in range(0, mine, batch_size):
@@ -315,8 +316,10 @@ def evaluate(
     )
     evaluation = evaluate_model(settings)
     if place()[0] == 0:
-        result = evaluation.to_dict() | {"environment": environment(torch.device(device))}
-        typer.echo(to_json(result) if as_json else evaluation.markdown())
+        if as_json:
+            typer.echo(to_json(evaluation.to_dict() | {"environment": environment(torch.device(device))}))
+        else:
+            typer.echo(evaluation.markdown())
 
 
 @benchmark.command(cls=Command)

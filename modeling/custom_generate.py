@@ -4,12 +4,11 @@ On the Hub this file is custom_generate/generate.py, whose `generate` is what
 `model.generate(..., custom_generate="...", trust_remote_code=True)` calls.
 """
 
-from contextlib import contextmanager
-
 import torch
 from torch import nn
 
 from .modeling_edlm import EDLMForMaskedDiffusion
+from .modeling_mdlm import unchanged
 
 # What the `generate` of transformers hands over besides the user's arguments, and what only said where this code is.
 FOREIGN = {"prefix_allowed_tokens_fn", "synced_gpus", "assistant_model"}
@@ -106,23 +105,6 @@ def special_tokens(model: nn.Module) -> dict[str, int | list[int]]:
     sources = (getattr(model, "config", None), getattr(model, "generation_config", None))
     found = [(name, getattr(source, name, None)) for source in sources for name in SPECIAL_TOKENS]
     return {name: value for name, value in found if value is not None}
-
-
-@contextmanager
-def unchanged(models: list[nn.Module]):
-    """Give all modules back the mode (train or eval) and the mark of initialised weights that they had."""
-    before = [
-        (module, module.training, vars(module).get("_is_hf_initialized"))
-        for model in models
-        for module in model.modules()
-    ]
-    try:
-        yield
-    finally:
-        for module, training, mark in before:
-            module.training = training
-            if mark is None:
-                vars(module).pop("_is_hf_initialized", None)
 
 
 __all__ = ["generate"]

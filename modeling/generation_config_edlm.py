@@ -14,6 +14,9 @@ SCOPES = ("sequence", "revealed")
 # The fields of GenerationConfig that `generate()` takes; the others belong to left-to-right decoding.
 SUPPORTED = {"max_length", "max_new_tokens", "do_sample", "temperature", "top_k", "top_p", "num_return_sequences"}
 SUPPORTED |= {"bos_token_id", "eos_token_id", "pad_token_id", "return_dict_in_generate", "use_cache"}
+# Integers and the least value of each
+LEAST = dict.fromkeys(("max_denoising_steps", "num_candidates", "block_length", "energy_chunk_size"), 1)
+LEAST |= {"num_return_sequences": 1, "max_length": 1, "max_new_tokens": 0, "top_k": 0}
 
 
 class EDLMGenerationConfig(GenerationConfig):
@@ -79,23 +82,15 @@ class EDLMGenerationConfig(GenerationConfig):
         return cls(bos_token_id=bos, eos_token_id=None if eos == bos else eos, pad_token_id=pad)
 
     def validate(self, **kwargs):
-        positive = ("max_denoising_steps", "num_candidates", "block_length", "energy_chunk_size")
-        positive += ("num_return_sequences", "max_length")
-        for names, least, allowed in (
-            (positive, 1, "a positive integer"),
-            (("max_new_tokens", "top_k"), 0, "an integer of at least 0"),
-        ):
-            for name in names:
-                if (value := getattr(self, name)) is None:
-                    continue
-                try:
-                    number = -1 if isinstance(value, bool) else operator.index(value)  # of numpy and torch as well
-                except TypeError:
-                    number = -1
-                if number < least:
-                    raise ValueError(f"{name} is {value!r}, but it must be {allowed}.")
-                if name in vars(self):
-                    setattr(self, name, number)
+        for name, least in LEAST.items():
+            if (value := getattr(self, name)) is None:
+                continue
+            number = whole_number(value)
+            if number is None or number < least:
+                allowed = "a positive integer" if least == 1 else f"an integer of at least {least}"
+                raise ValueError(f"{name} is {value!r}, but it must be {allowed}.")
+            if name in vars(self):
+                setattr(self, name, number)
         for name, allowed in (("sampler", SAMPLERS), ("energy_scope", SCOPES)):
             if getattr(self, name) is not None and getattr(self, name) not in allowed:
                 raise ValueError(f"{name} is {getattr(self, name)!r}, but it must be one of {', '.join(allowed)}.")
@@ -123,6 +118,14 @@ class EDLMGenerationConfig(GenerationConfig):
         if self.energy_window is not None:
             window_times(self.energy_window)
         super().validate(**kwargs)
+
+
+def whole_number(value) -> int | None:
+    """An integer of Python, numpy or torch as one of Python; None for anything else."""
+    try:
+        return None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        return None
 
 
 def window_times(window: float | tuple[float, float]) -> tuple[float, float]:

@@ -316,7 +316,7 @@ class MaskedDiffusionGenerationMixin(GenerationMixin):
                 f"generate() does not know {', '.join(sorted(unknown))}. Besides its own arguments it takes "
                 f"{', '.join(sorted(allowed))}."
             )
-        config = EDLMGenerationConfig(**EDLMGenerationConfig.diffusion_defaults)
+        config = EDLMGenerationConfig()
         for values in (self.generation_config.to_diff_dict(), given):
             config.update(**{name: x for name, x in values.items() if name in allowed and x is not None})
         # An explicit None switches off what can be off (eos_token_id=None), and is "unset" for the rest.

@@ -28,7 +28,7 @@ from .energy_edlm import (
 )
 from .generation_edlm import EDLMGenerationConfig, MaskedDiffusionGenerationMixin, num_ids
 from .masked_diffusion import at_least_float32, check_token_ids, subs_cross_entropy, subs_log_probs
-from .modeling_mdlm import MDLMForCausalLM, MDLMForMaskedLM, MDLMPreTrainedModel, list_keys, set_auto_map
+from .modeling_mdlm import MDLMForCausalLM, MDLMForMaskedLM, MDLMPreTrainedModel, list_keys, set_auto_map, unchanged
 
 logger = logging.get_logger(__name__)
 
@@ -338,15 +338,15 @@ class EDLMForMaskedDiffusion(CardMixin, PreTrainedModel, MaskedDiffusionGenerati
         partial = self.config.energy_scope == "revealed"
         check_token_ids("noisy_ids", noisy_ids, num_ids(self), self.config.mask_token_id)
         check_candidates(candidate_ids, noisy_ids, attention_mask, self.config.mask_token_id, partial)
-        proposal, vocab_size = None, self.config.vocab_size
         if timesteps is not None and timesteps.numel() not in (1, len(noisy_ids)):
             raise ValueError(f"timesteps has {timesteps.numel()} values, but one per row ({len(noisy_ids)}) is needed.")
+        proposed = candidate_ids[(noisy_ids == self.config.mask_token_id).unsqueeze(1).expand_as(candidate_ids)]
+        proposal, vocab_size = None, self.config.vocab_size
         if self.config.energy_type in ("ar", "coar"):
             logits = self(input_ids=noisy_ids, attention_mask=attention_mask, timesteps=timesteps).logits
             vocab_size = logits.shape[-1]
             proposal = subs_log_probs(logits, noisy_ids, self.config.mask_token_id)  # (B, L, V)
-        if vocab_size is not None:
-            check_ids(candidate_ids, noisy_ids, vocab_size, self.config.mask_token_id)
+        check_token_ids("candidate_ids", proposed, vocab_size, self.config.mask_token_id)
         if proposal is not None:
             tokens = candidate_ids.clamp(0, vocab_size - 1)
             proposal = proposal.gather(-1, tokens.transpose(1, 2)).transpose(1, 2)
@@ -556,12 +556,9 @@ def is_causal(model: nn.Module) -> bool:
         return getattr(model.config, "causal", False)
     ids = torch.zeros(2, 3, dtype=torch.long, device=model.device)
     ids[1, -1] = 1
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    with torch.no_grad():
+    with unchanged([model]), torch.no_grad():
+        model.eval()
         logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), return_dict=True).logits[:, 0]
-    for module, training in modes.items():
-        module.training = training
     tolerance = torch.finfo(logits.dtype).eps ** 0.75
     return torch.allclose(logits[0], logits[1], rtol=tolerance, atol=tolerance)
 
@@ -606,15 +603,6 @@ def check_vocabularies(config: EDLMConfig, tokenizer, energy_tokenizer, shown: i
         raise ValueError(
             f"The vocabularies of denoiser and energy differ at {len(different)} ids: {examples}"
             f"{', ...' if len(different) > shown else ''}. An AR energy must use the denoiser's tokenizer."
-        )
-
-
-def check_ids(candidate_ids, noisy_ids, vocab_size: int, mask_token_id: int) -> None:
-    proposed = candidate_ids[(noisy_ids == mask_token_id).unsqueeze(1).expand_as(candidate_ids)]
-    if len(proposed) and not 0 <= int(proposed.min()) <= int(proposed.max()) < max(vocab_size, mask_token_id + 1):
-        raise ValueError(
-            f"candidate_ids holds ids from {int(proposed.min())} to {int(proposed.max())}, but the denoiser emits 0 to "
-            f"{vocab_size - 1}."
         )
 
 

@@ -17,10 +17,10 @@ from torch import nn
 from edlm_hf.evaluation.estimate import Estimate, ratio_estimate
 from edlm_hf.evaluation.noising import Noised, Noising, read_texts, reveal_chance
 from edlm_hf.evaluation.terms import joint_nats, log_gain, proposal, total
-from edlm_hf.modeling.custom_generate import unchanged
 from edlm_hf.modeling.energy_edlm import autoregressive_log_probs
 from edlm_hf.modeling.generation_edlm import Run
 from edlm_hf.modeling.modeling_edlm import is_causal
+from edlm_hf.modeling.modeling_mdlm import unchanged
 
 
 @dataclass(frozen=True)

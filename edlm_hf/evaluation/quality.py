@@ -16,8 +16,8 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from edlm_hf.evaluation.estimate import Estimate, mean_estimate, ratio_estimate
-from edlm_hf.modeling.custom_generate import unchanged
 from edlm_hf.modeling.masked_diffusion import at_least_float32
+from edlm_hf.modeling.modeling_mdlm import unchanged
 
 # -------------------------------------------------------------------------------------------- generative perplexity
 

@@ -199,8 +199,7 @@ class EDLMTrainer(Trainer):
         """As usual; an adapter, which PEFT saves, has our card instead of a template that is still to be filled in."""
         super()._save(output_dir, state_dict)
         if self.args.should_save:
-            config = self.accelerator.unwrap_model(self.model).config
-            write_better_card(Path(output_dir or self.args.output_dir), config=config)
+            write_better_card(Path(output_dir or self.args.output_dir), config=self.model.config)
 
     def create_model_card(self, *args, **kwargs):
         """Nothing: `save_model` writes the card of the model (`edlm_hf.modeling.card_edlm`), which a push keeps."""

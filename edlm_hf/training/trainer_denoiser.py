@@ -6,6 +6,7 @@ import torch
 
 from edlm_hf.evaluation import nelbo
 from edlm_hf.modeling.masked_diffusion import make_schedule
+from edlm_hf.modeling.modeling_edlm import check_denoiser
 from edlm_hf.training.objectives import bound_weight, importance_times, low_discrepancy_times, masked_token_losses
 from edlm_hf.training.trainer_base import EDLMTrainer, EDLMTrainingArguments
 
@@ -41,11 +42,7 @@ class MaskedDiffusionTrainer(EDLMTrainer):
     arguments_class = MaskedDiffusionArguments
 
     def __init__(self, model, args: MaskedDiffusionArguments, **kwargs):
-        if getattr(model.config, "causal", False):
-            raise ValueError(
-                f"The model is a causal language model ({type(model).__name__}), which cannot fill masks. Train it "
-                "with AutoregressiveTrainer, or start a denoiser from it (edlm train-denoiser --from_causal)."
-            )
+        check_denoiser(model)
         self.schedule = make_schedule(model.config.noise_schedule, **(model.config.noise_schedule_params or {}))
         self.schedule.check_reaches_full_mask()
         super().__init__(model, args, **kwargs)
