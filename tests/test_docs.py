@@ -30,7 +30,6 @@ PROSE = [*PAGES, QUICKSTART, SHARING, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELO
 FILES = [path for path in ROOT.glob("[!.]*/**/*") if path.is_file()] + list(ROOT.glob("*.*"))
 
 
-@pytest.mark.timeout(300)
 def test_every_block_of_every_page_runs_as_written(tmp_path):
     """In a process of its own: no network, and in place of the Hub a folder of tiny models."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "TRANSFORMERS_"))}
@@ -53,7 +52,6 @@ def run_page(page, folder):
     return [block["error"] for block in pages.run_page(Path(page), Path(folder)) if block["error"]]
 
 
-@pytest.mark.timeout(300)
 def test_every_block_of_the_page_on_sharing_runs_as_written(tmp_path):
     """The pushes too: the Hub is a local server."""
     hub = HubServer()
@@ -152,7 +150,6 @@ for name, code in json.loads(sys.argv[1]):
 """
 
 
-@pytest.mark.timeout(300)
 def test_every_block_of_every_card_runs_as_written(tmp_path, monkeypatch):
     """Pushed to a Hub of this machine: with this package where the block imports it, without it elsewhere."""
     hub, bert = HubServer(), tmp_path / "bert"

@@ -100,7 +100,6 @@ def test_the_energy_prefers_the_text_to_proposals_with_the_same_visible_letters(
     assert torch.stack(wins).mean() > 0.7
 
 
-@pytest.mark.timeout(120)
 def test_demo_prints_texts_of_all_samplers_and_what_they_cost():
     arguments = "demo", "--samples", "1", "--steps", "4", "--candidates", "2"
     result = CliRunner().invoke(app, arguments, env={"COLUMNS": "300"})

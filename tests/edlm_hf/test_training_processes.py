@@ -64,7 +64,6 @@ def rendezvous() -> list[dict[str, str]]:
     return [shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2)]
 
 
-@pytest.mark.timeout(300)
 def test_two_processes_have_the_losses_of_one(tmp_path):
     tokenizer = text8_tokenizer(12, start_token=False)
     MDLMForMaskedLM(tiny_config(vocab_size=len(tokenizer))).save_pretrained(tmp_path)
@@ -114,7 +113,6 @@ atexit.register(tell)
 """
 
 
-@pytest.mark.timeout(300)
 def test_processes_of_the_program_part_at_its_end(tmp_path):
     text, sizes = tmp_path / "text.txt", {"hidden_dim": 8, "cond_dim": 4, "n_blocks": 1, "n_heads": 2, "length": 8}
     text.write_text("the cat sat on a mat " * 9)

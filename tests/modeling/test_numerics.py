@@ -276,7 +276,7 @@ print(status("VmHWM") - before)
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the resident memory from /proc")
 def test_sixteen_candidates_of_a_large_vocabulary_fit_in_little_memory():
     """k = 16, L = 1024, V = 50,258: (k B, L, V) logits alone would be 3.3 GB, and are never built."""
-    result = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, timeout=500)
+    result = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-3000:]
     assert float(result.stdout.split()[-1]) < 1.2
 

@@ -139,7 +139,6 @@ def errors(browser):
     return [entry["message"] for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
 
 
-@pytest.mark.timeout(600)
 def test_space_generates_infills_and_shows_the_steps(browser, address):
     browser.get(address)
     button(browser, "Generate").click()

@@ -18,14 +18,13 @@ class BarePython:
                 if "edlm" not in entry.name and entry.suffix != ".pth":
                     (self.site / entry.name).symlink_to(entry)
 
-    def __call__(self, script: str, *arguments, timeout: float = 300, **environment: str) -> str:
+    def __call__(self, script: str, *arguments, **environment: str) -> str:
         """Standard output of the script; its errors are those of the test."""
         kept = "PATH", "LD_LIBRARY_PATH", "OMP_NUM_THREADS"
         keep = {name: os.environ[name] for name in kept if name in os.environ}
         here = {"HF_HOME": str(self.home / "hf"), "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(self.site)}
         command = [sys.executable, "-S", "-c", script, *map(str, arguments)]
-        result = subprocess.run(
-            command, env=keep | here | environment, cwd=self.home, capture_output=True, text=True, timeout=timeout
-        )
+        environment = keep | here | environment
+        result = subprocess.run(command, env=environment, cwd=self.home, capture_output=True, text=True)
         assert result.returncode == 0, result.stderr[-4000:]
         return result.stdout

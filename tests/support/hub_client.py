@@ -47,7 +47,7 @@ class HubClient:
 
     def close(self):
         self.process.stdin.close()
-        self.process.wait(timeout=30)
+        self.process.wait()
 
 
 def fingerprint(model) -> str:
