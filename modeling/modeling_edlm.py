@@ -16,19 +16,15 @@ from transformers.modeling_outputs import MaskedLMOutput
 from transformers.utils import cached_file, logging
 from transformers.utils.generic import can_return_tuple
 
+from .autoregressive_energy import as_output_object, autoregressive_log_probs
 from .card_edlm import CardMixin
 from .configuration_edlm import ENERGY_TYPES, EDLMConfig, PlainModuleConfig, check_choice
 from .configuration_mdlm import MDLMConfig
-from .energy_edlm import (
-    EDLMEnergyModel,
-    EDLMEnergyOutput,
-    EDLMSharedEnergyModel,
-    as_output_object,
-    autoregressive_log_probs,
-)
 from .generation_edlm import EDLMGenerationConfig, MaskedDiffusionGenerationMixin, num_ids
 from .masked_diffusion import at_least_float32, check_token_ids, subs_cross_entropy, subs_log_probs
 from .modeling_mdlm import MDLMForCausalLM, MDLMForMaskedLM, MDLMPreTrainedModel, list_keys, set_auto_map, unchanged
+from .network_energy import EDLMEnergyModel, EDLMEnergyOutput
+from .shared_energy import EDLMSharedEnergyModel
 
 logger = logging.get_logger(__name__)
 

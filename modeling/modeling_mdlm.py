@@ -24,6 +24,7 @@ from .card_edlm import CardMixin
 from .configuration_mdlm import MDLMConfig
 from .generation_edlm import EDLMGenerationConfig, MaskedDiffusionGenerationMixin
 from .masked_diffusion import at_least_float32, subs_cross_entropy
+from .projection import is_plain_linear
 
 # The projection of a headed model; a trunk lacks it.
 HEAD_KEYS = r"output_layer\.linear\.(weight|bias)$"
@@ -47,11 +48,6 @@ class MDLMEmbedding(nn.Embedding):
 
 class ZeroLinear(nn.Linear):
     """A linear layer that starts at zero: the modulations and the final projections of the published networks."""
-
-
-def is_plain_linear(module: nn.Module | None) -> bool:
-    """Whether `module` computes W h + b and nothing else (a head that carries an adapter does more)."""
-    return type(module) in (nn.Linear, ZeroLinear)
 
 
 class MDLMSigmaMap(nn.Module):

@@ -15,8 +15,9 @@ class BarePython:
         self.site.mkdir()
         for folder in map(Path, sys.path):
             for entry in folder.iterdir() if folder.name == "site-packages" else ():
-                if "edlm" not in entry.name and entry.suffix != ".pth":
-                    (self.site / entry.name).symlink_to(entry)
+                link = self.site / entry.name
+                if "edlm" not in entry.name and entry.suffix != ".pth" and not link.is_symlink():
+                    link.symlink_to(entry)
 
     def __call__(self, script: str, *arguments, **environment: str) -> str:
         """Standard output of the script; its errors are those of the test."""
