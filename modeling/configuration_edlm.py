@@ -2,10 +2,9 @@
 
 import copy
 
-from huggingface_hub.dataclasses import strict
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
-from .configuration_mdlm import MDLMConfig
+from .configuration_mdlm import MDLMConfig, checked
 from .masked_diffusion import canonical_schedule_name, make_schedule
 
 ENERGY_TYPES = ("none", "ar", "coar", "nce")
@@ -18,7 +17,7 @@ except ValueError:
     pass  # known already
 
 
-@strict
+@checked
 class PlainModuleConfig(PreTrainedConfig):
     """What is known of a part that has no transformers configuration; such a part cannot be saved."""
 
@@ -28,7 +27,7 @@ class PlainModuleConfig(PreTrainedConfig):
     max_position_embeddings: int | None = None
 
 
-@strict
+@checked
 class EDLMConfig(PreTrainedConfig):
     r"""Composite configuration of `EDLMForMaskedDiffusion` (arXiv 2410.21357).
 
@@ -67,7 +66,7 @@ class EDLMConfig(PreTrainedConfig):
     mask_token_id: int | None = None
     logits_shift: int = 0
     noise_schedule: str | None = None
-    noise_schedule_params: dict | None = None
+    noise_schedule_params: dict[str, float | int] | None = None
     bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = None
     pad_token_id: int | None = None
@@ -88,7 +87,6 @@ class EDLMConfig(PreTrainedConfig):
             self.energy_config = None if self.energy_weights == "shared" else copy.deepcopy(denoiser)
         super().__post_init__(**kwargs)
         self.return_dict = True
-        # Strict dataclasses check again, but wrap what is wrong in an error that is not a ValueError.
         self.validate_architecture()
         self.validate_token_ids()
 

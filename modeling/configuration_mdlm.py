@@ -1,12 +1,41 @@
 """Configuration of the masked diffusion transformer (denoiser) and of its causal twin (autoregressive baseline)."""
 
 from huggingface_hub.dataclasses import strict
+from huggingface_hub.errors import StrictDataclassClassValidationError, StrictDataclassFieldValidationError
 from transformers import PreTrainedConfig
 
 from .masked_diffusion import canonical_schedule_name, make_schedule
 
 
-@strict
+def checked(config_class: type[PreTrainedConfig]) -> type[PreTrainedConfig]:
+    """Make a strict dataclass of a configuration, in which everything wrong is a ValueError.
+
+    The errors of `strict` are of another type, both for a field that is set and for the checks before saving.
+    """
+    config_class = strict(config_class)
+    set_field, validate = config_class.__setattr__, config_class.validate
+
+    def __setattr__(self, name, value):
+        try:
+            set_field(self, name, value)
+        except StrictDataclassFieldValidationError as error:
+            allowed = self.__dataclass_fields__[name].type
+            allowed = getattr(allowed, "__name__", allowed) if isinstance(allowed, type) else allowed
+            raise ValueError(f"{name} is {value!r}, but a value of type {allowed} is needed.") from error
+
+    def checked_validate(self):
+        try:
+            validate(self)
+        except StrictDataclassClassValidationError as error:
+            raise ValueError(str(error.__cause__)) from error
+
+    checked_validate.__is_defined_by_strict_decorator__ = True  # a subclass may be strict as well
+    config_class.__setattr__ = __setattr__
+    config_class.validate = checked_validate
+    return config_class
+
+
+@checked
 class MDLMConfig(PreTrainedConfig):
     r"""Field names are those of the published `kuleshov-group/mdlm-owt` configuration (arXiv 2406.07524).
 
@@ -48,7 +77,7 @@ class MDLMConfig(PreTrainedConfig):
     mask_token_id: int | None = None
     causal: bool = False
     noise_schedule: str = "loglinear"
-    noise_schedule_params: dict | None = None
+    noise_schedule_params: dict[str, float | int] | None = None
     bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = None
     pad_token_id: int | None = None
@@ -62,7 +91,6 @@ class MDLMConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
         # Published files store `return_dict: false`, which would turn every output into a tuple.
         self.return_dict = True
-        # Strict dataclasses check again, but wrap what is wrong in an error that is not a ValueError.
         self.validate_architecture()
         self.validate_token_ids()
 

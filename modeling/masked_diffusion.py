@@ -7,6 +7,7 @@ the total noise that a time-conditioned network is given.
 
 import math
 from dataclasses import dataclass
+from numbers import Real
 
 import torch
 
@@ -185,6 +186,9 @@ def make_schedule(name: str, **params) -> NoiseSchedule:
     for key in params:
         if key not in allowed:
             raise ValueError(f"noise_schedule_params has {key!r}, but {name} takes only {', '.join(allowed)}.")
+        if not isinstance(params[key], Real) or isinstance(params[key], bool):
+            raise ValueError(f"noise_schedule_params has {key}={params[key]!r}, but it must be a number.")
+
     schedule = schedule_class(**params)
     if "eps" in allowed and not 0 < schedule.eps < 1:
         raise ValueError(f"eps is {schedule.eps}, but it must lie strictly between 0 and 1.")

@@ -214,6 +214,8 @@ def test_causal_model_as_denoiser_is_refused():
         ({"energy_type": "ar"}, "energy_config is missing"),
         ({"energy_type": "ar", "energy_config": tiny_config()}, "needs a causal"),
         ({"energy_type": "nce", "energy_config": BertConfig()}, "needs an MDLMConfig"),
+        ({"energy_adapter_rank": "2"}, "energy_adapter_rank is '2', but a value of type int"),
+        ({"denoiser_config": 3}, "denoiser_config is 3, but a value of type .*PreTrainedConfig"),
     ],
 )
 def test_bad_configuration_says_what_is_allowed(changes, message):

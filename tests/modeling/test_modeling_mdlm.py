@@ -224,11 +224,23 @@ def test_embedding_can_be_resized():
         ({"noise_schedule": "quadratic"}, "noise_schedule is 'quadratic'.*loglinear, cosine"),
         ({"noise_schedule_params": {"sigma_max": 3}}, "'sigma_max'.*takes only eps"),
         ({"noise_schedule": "linear", "noise_schedule_params": {"sigma_max": -1.0}}, "sigma_max=-1.0"),
+        ({"noise_schedule_params": {"eps": "x"}}, "noise_schedule_params is .*dict.str, float . int"),
+        ({"vocab_size": "29"}, "vocab_size is '29', but a value of type int is needed"),
+        ({"time_conditioning": 1}, "time_conditioning is 1, but a value of type bool"),
     ],
 )
 def test_bad_configuration_says_what_is_allowed(changes, message):
     with pytest.raises(ValueError, match=message):
         tiny_config(**changes)
+
+
+def test_what_became_wrong_later_is_a_value_error_before_saving(tmp_path):
+    config = tiny_config()
+    with pytest.raises(ValueError, match="dropout is 'none'"):
+        config.dropout = "none"
+    config.hidden_dim = 7
+    with pytest.raises(ValueError, match="hidden_dim=7 and n_heads=2"):
+        config.save_pretrained(tmp_path)
 
 
 def test_configuration_speaks_the_usual_names_and_ignores_stored_tuples():
