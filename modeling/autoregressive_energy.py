@@ -12,6 +12,7 @@ from transformers.cache_utils import Cache
 
 from .masked_diffusion import at_least_float32
 from .modeling_mdlm import MDLMPreTrainedModel
+from .network_facts import longest_text
 from .projection import is_plain_linear, linear_log_probs
 
 # Fewer shared columns than this are recomputed: a second pass would cost more than it saves.
@@ -159,7 +160,7 @@ class TokenScorer:
         return (ids >= self.denoiser_vocab_size) | (ids == self.mask_token_id)
 
     def check_length(self, length: int) -> None:
-        limit = getattr(getattr(self.causal_lm, "config", None), "max_position_embeddings", None)
+        limit = longest_text(self.causal_lm)
         if limit is not None and length > limit:
             raise ValueError(
                 f"The autoregressive energy model reads at most {limit} tokens, but the text has {length}. Use a "

@@ -6,6 +6,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
 from .configuration_mdlm import MDLMConfig, checked
 from .masked_diffusion import canonical_schedule_name, make_schedule
+from .network_facts import longest_text, start_token, token_ids, vocabulary_size
 
 ENERGY_TYPES = ("none", "ar", "coar", "nce")
 ENERGY_SCOPES = ("sequence", "revealed")
@@ -76,9 +77,7 @@ class EDLMConfig(PreTrainedConfig):
         self.denoiser_config = as_config(self.denoiser_config, "denoiser_config") or MDLMConfig()
         self.energy_config = as_config(self.energy_config, "energy_config")
         denoiser = self.denoiser_config
-        for name in ("vocab_size", "mask_token_id", "bos_token_id", "eos_token_id", "pad_token_id"):
-            if getattr(self, name) is None:
-                setattr(self, name, getattr(denoiser, name, None))
+        self._take_tokens_of(denoiser)
         of_denoiser = getattr(denoiser, "noise_schedule", "loglinear")
         self.noise_schedule = canonical_schedule_name(self.noise_schedule or of_denoiser)
         if self.noise_schedule_params is None and self.noise_schedule == of_denoiser:
@@ -89,6 +88,15 @@ class EDLMConfig(PreTrainedConfig):
         self.return_dict = True
         self.validate_architecture()
         self.validate_token_ids()
+
+    def _take_tokens_of(self, denoiser: PreTrainedConfig) -> None:
+        """The vocabulary and the special tokens that were not given are the denoiser's."""
+        if self.vocab_size is None:
+            self.vocab_size = vocabulary_size(denoiser)
+        for name in ("mask_token_id", "bos_token_id", "eos_token_id", "pad_token_id"):
+            ids = token_ids(denoiser, name)
+            if getattr(self, name) is None and ids:
+                setattr(self, name, ids if name == "eos_token_id" and len(ids) > 1 else ids[0])
 
     def to_dict(self) -> dict:
         """As usual, without the places the two parts once came from."""
@@ -113,7 +121,7 @@ class EDLMConfig(PreTrainedConfig):
     @property
     def max_position_embeddings(self) -> int | None:
         """Longest sequence of the denoiser."""
-        return getattr(self.denoiser_config, "max_position_embeddings", None)
+        return longest_text(self.denoiser_config)
 
     @property
     def time_conditioning(self) -> bool:
@@ -177,7 +185,7 @@ class EDLMConfig(PreTrainedConfig):
 
     def _validate_rows(self):
         """The energy has a row for every id it can be given, as far as the configurations tell."""
-        rows = getattr(self.energy_config, "vocab_size", None)
+        rows = vocabulary_size(self.energy_config)
         if rows is None or self.vocab_size is None or self.mask_token_id is None or self.energy_type == "none":
             return
         highest = self.vocab_size - 1
@@ -201,8 +209,8 @@ class EDLMConfig(PreTrainedConfig):
                     f"The denoiser can emit id {foreign_mask}, but that is the mask token of the autoregressive energy "
                     f"model. Train both with one vocabulary (mask_token_id={self.mask_token_id})."
                 )
-        start = getattr(self.energy_config, "bos_token_id", None)
-        if isinstance(start, int) and start >= rows:
+        start = start_token(self.energy_config)
+        if start is not None and start >= rows:
             raise ValueError(
                 f"The autoregressive energy model's bos_token_id is {start}, but it has only {rows} rows. Set "
                 "energy.config.bos_token_id to its start token, or to None."

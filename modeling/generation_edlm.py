@@ -30,6 +30,7 @@ from .masked_diffusion import (
     sample_categorical,
     uniform,
 )
+from .network_facts import longest_text, num_ids
 from .reverse_chain import Step, ancestral_steps, first_hitting_steps, most_confident_steps
 
 logger = logging.get_logger(__name__)
@@ -164,7 +165,7 @@ class MaskedDiffusionGenerationMixin(GenerationMixin):
         if streamer is not None:
             streamer.put(canvas.prompt.cpu())
 
-        for view in canvas.views(config.block_length, self.config.max_position_embeddings):
+        for view in canvas.views(config.block_length, longest_text(self)):
             ids = canvas.read(view)
             for step in logging.tqdm(run.steps_of(view), desc="denoising", disable=not progress_bar):
                 ids = self._step(ids, view, step, run)
@@ -327,7 +328,7 @@ class MaskedDiffusionGenerationMixin(GenerationMixin):
         return config
 
     def _prepare_canvas(self, input_ids, attention_mask, config: EDLMGenerationConfig, batch_size: int) -> Canvas:
-        limit = self.config.max_position_embeddings
+        limit = longest_text(self)
         new = config.max_new_tokens
         if not isinstance(batch_size, Integral) or batch_size < 1:
             raise ValueError(f"batch_size is {batch_size!r}, but it must be a positive integer.")
@@ -364,7 +365,7 @@ class MaskedDiffusionGenerationMixin(GenerationMixin):
         return canvas
 
     def _check_length(self, prompt: int, new: int, block_length: int | None) -> None:
-        limit = self.config.max_position_embeddings
+        limit = longest_text(self)
         if limit is None:
             return
         if prompt > limit:
@@ -433,15 +434,6 @@ class MaskedDiffusionGenerationMixin(GenerationMixin):
                 "longer those of the model. Pass temperature=1.0 (and no top_k, top_p) for the model's own law."
             )
         return processors
-
-
-def num_ids(model) -> int | None:
-    """How many token ids a model can read: rows of its embedding, or what it says of its vocabulary."""
-    try:
-        rows = model.get_input_embeddings().num_embeddings
-    except (AttributeError, NotImplementedError):  # a module of others
-        rows = 0
-    return max(rows, getattr(model.config, "vocab_size", None) or 0) or None
 
 
 def check_arguments(**given) -> None:

@@ -20,10 +20,11 @@ from .autoregressive_energy import as_output_object, autoregressive_log_probs
 from .card_edlm import CardMixin
 from .configuration_edlm import ENERGY_TYPES, EDLMConfig, PlainModuleConfig, check_choice
 from .configuration_mdlm import MDLMConfig
-from .generation_edlm import EDLMGenerationConfig, MaskedDiffusionGenerationMixin, num_ids
+from .generation_edlm import EDLMGenerationConfig, MaskedDiffusionGenerationMixin
 from .masked_diffusion import at_least_float32, check_token_ids, subs_cross_entropy, subs_log_probs
 from .modeling_mdlm import MDLMForCausalLM, MDLMForMaskedLM, MDLMPreTrainedModel, list_keys, set_auto_map, unchanged
 from .network_energy import EDLMEnergyModel, EDLMEnergyOutput
+from .network_facts import num_ids, start_token
 from .shared_energy import EDLMSharedEnergyModel
 
 logger = logging.get_logger(__name__)
@@ -408,7 +409,7 @@ class EDLMForMaskedDiffusion(CardMixin, PreTrainedModel, MaskedDiffusionGenerati
         counted = real if self.config.energy_type == "ar" and not partial else revealed
         first = real.long().argmax(-1, keepdim=True)
         first_token = noisy_ids.gather(1, first).squeeze(1)
-        start = getattr(getattr(self.energy_model, "config", None), "bos_token_id", None)
+        start = start_token(getattr(self.energy_model, "config", None))
         # A row whose visible first token is the start token needs no other in front.
         needs_start = (first_token != start) | (first_token == mask_token_id) if start is not None else None
         text_masked = masked.gather(1, (~real).long().argsort(dim=-1, stable=True))  # aligned left

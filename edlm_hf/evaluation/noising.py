@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from edlm_hf.modeling.masked_diffusion import NoiseSchedule, reveal_probability
+from edlm_hf.modeling.network_facts import longest_text, special_ids, vocabulary_size
 from edlm_hf.processes import gather_turns, place
 
 GOLDEN_RATIO = (5**0.5 - 1) / 2
@@ -72,15 +73,8 @@ def read_texts(
     return Texts(ids, counted)
 
 
-def special_ids(config) -> set[int]:
-    """Ids of the start, end and padding tokens that a configuration names."""
-    named = (getattr(config, f"{name}_token_id", None) for name in ("bos", "eos", "pad"))
-    return {x for value in named if value is not None for x in (value if isinstance(value, list) else [value])}
-
-
 def check_text(i: int, ids: torch.Tensor, scored: torch.Tensor, config, mask_token_id: int | None) -> None:
-    vocab_size = getattr(config, "vocab_size", None)
-    limit = getattr(config, "max_position_embeddings", None)
+    vocab_size, limit = vocabulary_size(config), longest_text(config)
     if not scored.any():
         raise ValueError(
             f"Text {i} has {len(ids)} tokens of which none counts (padding and special tokens never do). Leave it out."

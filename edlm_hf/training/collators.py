@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedConfig
 
-from edlm_hf.evaluation.noising import special_ids
+from edlm_hf.modeling.network_facts import special_ids
 
 
 class DataCollatorForBlocks:

@@ -19,8 +19,8 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from edlm_hf.evaluation.estimate import ratio_estimate
 from edlm_hf.hub import write_better_card
-from edlm_hf.modeling.generation_edlm import num_ids
 from edlm_hf.modeling.masked_diffusion import uniform
+from edlm_hf.modeling.network_facts import num_ids
 from edlm_hf.training.averaging import ExponentialMovingAverage
 from edlm_hf.training.collators import DataCollatorForBlocks
 from edlm_hf.training.optimizers import MuonAdamW
