@@ -2,18 +2,11 @@
 
 A denoiser, an autoregressive baseline and an EDLM with an NCE energy are told apart by their keys, and sizes come from
 tensor shapes. What the weights do not say (length, mask token, time conditioning, noise schedule) is for the caller to
-give. Nothing in the file is executed or imported: it is not given to `torch.load`, but read by a `CheckpointUnpickler`.
+give. Nothing in the file is executed or imported (see `edlm_hf.lightning`).
 """
 
-import io
-import math
-import mmap
-import pickle
-import pickletools
-import struct
-import sys
+import copy
 import tempfile
-import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +15,7 @@ import torch
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
+from edlm_hf.lightning import Checkpoint, list_names
 from edlm_hf.modeling.configuration_mdlm import MDLMConfig
 from edlm_hf.modeling.energy_edlm import EDLMEnergyModel
 from edlm_hf.modeling.modeling_edlm import EDLMForMaskedDiffusion
@@ -98,162 +92,6 @@ def convert_lightning_checkpoint(
     return model
 
 
-# ---------------------------------------------------------------------------------------------------- reading the file
-
-
-class InertObject(dict):
-    """Stands for any object that a file names. Keeps entries as a dictionary does; ignores all else it is given."""
-
-    __hash__, __eq__ = object.__hash__, object.__eq__  # it may stand for a key
-
-    def __init__(self, *args, **kwargs):
-        pass
-
-    def ignore(self, *args, **kwargs):
-        pass
-
-    __call__ = __setstate__ = append = extend = add = ignore
-
-
-class StoredTensor(InertObject):
-    """What a file says about a dense tensor, in the order of `torch._utils._rebuild_tensor_v2`. Checked when read."""
-
-    def __init__(self, storage, offset, shape, strides, requires_grad=False, hooks=None, metadata=None):
-        self.storage, self.offset, self.shape, self.strides, self.metadata = storage, offset, shape, strides, metadata
-
-
-class StoredParameter(InertObject):
-    """An `nn.Parameter` in a file: the tensor in it."""
-
-    def __new__(cls, tensor, *others):
-        return tensor
-
-
-class CheckpointUnpickler(pickle.Unpickler):
-    """Reads a pickle that nobody vouches for.
-
-    Whatever the file names, `find_class` answers with a dtype or one of the three classes above, and imports nothing.
-    So these are all that a pickle can call, and they compute nothing and cannot be changed (`__setstate__` is inert).
-    """
-
-    KNOWN = {
-        "torch.DoubleStorage": torch.float64,
-        "torch.FloatStorage": torch.float32,
-        "torch.HalfStorage": torch.float16,
-        "torch.BFloat16Storage": torch.bfloat16,
-        "torch._utils._rebuild_tensor_v2": StoredTensor,
-        "torch._utils._rebuild_parameter": StoredParameter,
-        "torch._utils._rebuild_parameter_with_state": StoredParameter,
-    }
-
-    def __init__(self, pickled: bytes):
-        for operation, argument, _ in pickletools.genops(pickled):  # fails where a length exceeds the file
-            if operation.name.endswith("PUT") and argument > len(pickled):  # memory is taken for all lower numbers
-                raise pickle.UnpicklingError(f"it numbers an object {argument}, but has only {len(pickled)} bytes")
-        super().__init__(io.BytesIO(pickled))
-
-    def find_class(self, module: str, name: str):
-        if module in ("os", "posix", "nt", "sys"):  # torch refuses them, too: no checkpoint needs them
-            raise pickle.UnpicklingError(f"it names {module}.{name}")
-        return self.KNOWN.get(f"{module}.{name}", InertObject)
-
-    def persistent_load(self, identifier):
-        """The storage of a tensor: ("storage", dtype, record, device, number of elements), not read yet."""
-        return identifier
-
-
-class Checkpoint:
-    """A memory-mapped file of `torch.save`, of which only the weights that are asked for become tensors.
-
-    Raises:
-        ValueError: it is no such file, or it is damaged.
-        FileNotFoundError: there is no file `path`.
-    """
-
-    def __init__(self, path: str | Path):
-        self.path = Path(path)
-        if not self.path.is_file():
-            raise FileNotFoundError(f"There is no checkpoint file {path}.")
-        try:
-            with open(path, "rb") as file, zipfile.ZipFile(file) as archive:
-                self.memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-                self.records = {record.filename: record for record in archive.infolist()}
-                self.folder = next(iter(self.records)).partition("/")[0]
-                order = f"{self.folder}/byteorder"
-                if order in self.records and archive.read(order) != sys.byteorder.encode():
-                    raise ValueError(f"its numbers are not {sys.byteorder}-endian")
-                content = CheckpointUnpickler(archive.read(f"{self.folder}/data.pkl")).load()
-        except Exception as error:  # a damaged or hostile file may fail in any way
-            raise ValueError(
-                f"{path} cannot be read without trusting it ({type(error).__name__}: {error}). If it is yours, write "
-                "{'state_dict': ..., 'ema': ...} alone with torch.save where it was trained, and convert that file."
-            ) from error
-        self.content = content if isinstance(content, dict) else {}
-
-    def weights(self) -> dict[str, torch.Tensor]:
-        """The `state_dict`.
-
-        Raises:
-            ValueError: there is none, or something in it is no dense floating-point tensor with a name.
-        """
-        found, problem = self.content.get("state_dict"), "it has none, or an empty one"
-        if isinstance(found, dict) and found:
-            wrong = [f"a key of type {type(name).__name__}" for name in found if not isinstance(name, str)]
-            wrong += [name for name, x in found.items() if isinstance(name, str) and not isinstance(x, StoredTensor)]
-            if not wrong:
-                return {name: self.tensor(x, name) for name, x in found.items()}
-            problem = list_names("No dense tensor with a name", wrong)
-        raise ValueError(
-            f"{self.path} holds no 'state_dict' of tensors ({problem}). Give a Lightning checkpoint (.ckpt) of the "
-            "MDLM or EDLM repository."
-        )
-
-    def averaged_weights(self) -> list[torch.Tensor] | None:
-        """The averaged (EMA) weights, if there are any.
-
-        Raises:
-            ValueError: they are no list or tuple of dense floating-point tensors.
-        """
-        ema = self.content.get("ema")
-        averaged = ema.get("shadow_params") if isinstance(ema, dict) else None
-        if averaged is None:
-            return None
-        if not isinstance(averaged, list | tuple):
-            raise ValueError(
-                f"The averaged (EMA) weights are a {type(averaged).__name__}, but must be a list or tuple of tensors. "
-                "Pass use_ema=False to convert the plain weights."
-            )
-        return [self.tensor(x, f"ema.shadow_params[{i}] (not read with use_ema=False)") for i, x in enumerate(averaged)]
-
-    def tensor(self, stored: StoredTensor, name: str) -> torch.Tensor:
-        """A stored tensor, in the memory of the file; `name` is for the message.
-
-        Raises:
-            ValueError: it is not dense, has no floating-point numbers, or its storage holds fewer numbers than it.
-        """
-        try:
-            if not isinstance(stored, StoredTensor) or stored.metadata:
-                raise ValueError("it is another kind of object")
-            _, dtype, key, *_ = stored.storage
-            if not isinstance(dtype, torch.dtype):
-                raise ValueError("its numbers are of another type")
-            record = self.records[f"{self.folder}/data/{key}"]
-            count = record.file_size // dtype.itemsize
-            if not 0 < math.prod(torch.Size(stored.shape)) <= count:
-                raise ValueError(f"its shape is {stored.shape}, but the file has {count} numbers")
-            if record.compress_type != zipfile.ZIP_STORED:
-                raise ValueError("it is compressed")
-            names, extra = struct.unpack_from("<HH", self.memory, record.header_offset + 26)
-            start = record.header_offset + 30 + names + extra  # the numbers follow the record's header
-            storage = torch.frombuffer(self.memory, dtype=dtype, count=count, offset=start)
-            return storage.as_strided(stored.shape, stored.strides, stored.offset)
-        except Exception as error:  # any part of the description may be wrong
-            raise ValueError(
-                f"{name} in {self.path} is no dense floating-point tensor of 16, 32 or 64 bits that the file holds "
-                f"completely: {error}. Replace it by such a tensor where the file was written, and save that again."
-            ) from error
-
-
 # ------------------------------------------------------------------------------------------------ networks of the file
 
 
@@ -291,19 +129,35 @@ class Network:
                 "no noise level. Leave time_conditioning out."
             )
         config = MDLMConfig(**self.sizes(n_heads), **options, causal=causal)
-        with torch.device("meta"):  # takes no memory, whatever sizes the file claims
-            expected = self.model_class(config).state_dict()
+        expected = self.expected_shapes(config)
         missing = [name for name in expected if name not in self.weights]
         extra = [name for name in self.weights if name not in expected]
         check_all_used(self.file_names(missing), self.file_names(extra))
         wrong = [
-            f"{self.prefix}{name} is {tuple(x.shape)}, not {tuple(expected[name].shape)}"
+            f"{self.prefix}{name} is {tuple(x.shape)}, not {expected[name]}"
             for name, x in self.weights.items()
-            if x.shape != expected[name].shape
+            if tuple(x.shape) != expected[name]
         ]
         if wrong:
             raise ValueError(f"The shapes in the checkpoint contradict each other. {list_names('Wrong', wrong)}")
         return self.model_class(config)
+
+    def expected_shapes(self, config: MDLMConfig) -> dict[str, tuple[int, ...]]:
+        """The shape of every parameter by name, without the memory of a model: the file may claim any sizes.
+
+        All blocks are alike, so that a model of one block, on the meta device, tells the shapes.
+        """
+        smallest = copy.deepcopy(config)
+        smallest.n_blocks = min(config.n_blocks, 1)
+        with torch.device("meta"):
+            shapes = {name: tuple(x.shape) for name, x in self.model_class(smallest).state_dict().items()}
+
+        expected = {}
+        for name, shape in shapes.items():
+            before, is_of_block, after = name.partition("blocks.0.")
+            for i in range(config.n_blocks) if is_of_block else (0,):
+                expected[f"{before}blocks.{i}.{after}" if is_of_block else name] = shape
+        return expected
 
     def sizes(self, n_heads: int | None) -> dict[str, int]:
         """The fields of `MDLMConfig` that the shapes tell.
@@ -436,7 +290,3 @@ def check_all_used(missing: list[str], extra: list[str]) -> None:
             f"The keys of the checkpoint are not those of the published networks. {' '.join(found)} Only "
             "rotary_emb.inv_freq and scalars under noise. may be there besides."
         )
-
-
-def list_names(title: str, names: list[str]) -> str:
-    return f"{title} ({len(names)}): {', '.join(names)}."

@@ -13,7 +13,8 @@ from published import golden
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
 from edlm_hf import EDLMForMaskedDiffusion, MDLMForCausalLM, MDLMForMaskedLM
-from edlm_hf.conversion import CheckpointUnpickler, InertObject, convert_lightning_checkpoint
+from edlm_hf.conversion import convert_lightning_checkpoint
+from edlm_hf.lightning import CheckpointUnpickler, InertObject
 
 
 def noise(weights, seed=0):
