@@ -31,9 +31,6 @@ MOST_DIMENSIONS = 8
 MOST_NAMES = 50  # in a message
 
 
-# ----------------------------------------------------------------------------------------------------------- the pickle
-
-
 class InertObject(dict):
     """Stands for any object that a file names. Keeps entries as a dictionary does, and ignores all else."""
 
@@ -218,9 +215,6 @@ class CheckpointUnpickler:
         raise UnpicklingError(f"it calls a {type(function).__name__}")
 
 
-# ---------------------------------------------------------------------------------------------------------- the archive
-
-
 class ShortReads(io.FileIO):
     """A file that is read in small pieces only: `zipfile` asks for as much as the archive claims to need."""
 
@@ -395,9 +389,6 @@ class Checkpoint:
                 f"file holds completely: {error}. Replace it by such a tensor where the file was written, and save "
                 "that again."
             ) from error
-
-
-# ------------------------------------------------------------------------------------------------------------- messages
 
 
 def printable(name: str, most: int = 200) -> str:

@@ -47,9 +47,6 @@ def with_state_dict(value: bytes) -> bytes:
     return b"\x80\x02}X\x0a\x00\x00\x00state_dict" + value + b"s."
 
 
-# ----------------------------------------------------------------------------------------------------------- the archive
-
-
 @pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
 @pytest.mark.parametrize("record", ["data.pkl", "byteorder", "data/0", "version"])
 def test_a_compressed_record_is_not_unpacked(tmp_path, record, method):
@@ -111,9 +108,6 @@ def test_directory_and_pickle_have_a_largest_size(tmp_path, monkeypatch):
     refused(path, "directory takes .* bytes, but at most 2000")
 
 
-# ------------------------------------------------------------------------------------------------------------ the pickle
-
-
 def numbers_of_one_hash(count: int) -> bytes:
     """Keys whose hashes are all 0: a dictionary compares each with all before it."""
     return b"".join(b"\x8a\x0b" + (i * (2**61 - 1)).to_bytes(11, "little") + b"N" for i in range(1, count))
@@ -160,9 +154,6 @@ def test_pickles_of_every_opcode_become_plain_values():
     assert CheckpointUnpickler(b"(K\x01K\x02t\x940K\x03\x94h\x00\x86.").load() == (3, (1, 2))
     found = CheckpointUnpickler(b"}U\x01acos.path\njoin\n)RK\x01U\x01b\x86bs.").load()
     assert found == {"a": {}} and type(found["a"]) is InertObject
-
-
-# ----------------------------------------------------------------------------------------------------------- the tensors
 
 
 def small_checkpoint(path: Path, blocks: int, width: int, shift: int) -> Path:
