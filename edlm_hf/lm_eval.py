@@ -35,6 +35,8 @@ class EDLMHarness(LM):
         tokenizer: folder or name, `pretrained` unless given.
         energy, energy_type: a causal language model of the same vocabulary that weighs the proposals of `pretrained`,
             as `ar` (unless given) or `coar`.
+        trust_remote_code: run the code in the repository of `pretrained`; trust_energy_code: in that of its energy,
+            given here or named by its configuration.
         dtype: of the weights, as "bfloat16"; device: a GPU where there is one, unless given.
         batch_size: as in `EDLMScorer`; the command line brings its own as a string.
         options: of `EDLMScorer`: bound, num_samples, num_steps, num_candidates, inner_copies, seed, max_length,
@@ -53,6 +55,7 @@ class EDLMHarness(LM):
         dtype: str | None = None,
         device: str | None = None,
         trust_remote_code: bool = False,
+        trust_energy_code: bool = False,
         batch_size: int | str = 16,
         **options,
     ):
@@ -61,10 +64,14 @@ class EDLMHarness(LM):
         config = AutoConfig.from_pretrained(pretrained, trust_remote_code=trust_remote_code)
         name = tokenizer or pretrained
         self.tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
-        if energy is None and config.model_type in ("mdlm", "edlm"):
+        if energy is None and config.model_type == "mdlm":
+            model = AutoModelForMaskedLM.from_pretrained(pretrained, **loading)
+        elif energy is None and config.model_type == "edlm":
+            loading["trust_energy_code"] = trust_energy_code
             model = AutoModelForMaskedLM.from_pretrained(pretrained, **loading)
         else:
             parts = {"energy": energy, "energy_type": energy_type, "tokenizer": self.tokenizer}
+            parts["trust_energy_code"] = trust_energy_code
             model = EDLMForMaskedDiffusion.from_components(pretrained, **parts, **loading)
         self._device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         options = {"progress_bar": True} | options

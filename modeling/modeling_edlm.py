@@ -1,5 +1,8 @@
 """EDLM: a masked diffusion denoiser and a residual energy in one model (arXiv 2410.21357)."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import nn
 from transformers import (
@@ -30,7 +33,7 @@ from .shared_energy import EDLMSharedEnergyModel
 logger = logging.get_logger(__name__)
 
 # Arguments of from_pretrained that say where from, not what
-HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "proxies", "trust_remote_code")
+HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "proxies")
 
 
 class EDLMForMaskedDiffusion(CardMixin, PreTrainedModel, MaskedDiffusionGenerationMixin):
@@ -79,6 +82,7 @@ class EDLMForMaskedDiffusion(CardMixin, PreTrainedModel, MaskedDiffusionGenerati
         energy_adapter_rank: int = 0,
         energy_by_reference: bool = False,
         energy_revision: str | None = None,
+        trust_energy_code: bool = False,
         mask_token_id: int | None = None,
         tokenizer=None,
         energy_tokenizer=None,
@@ -96,6 +100,8 @@ class EDLMForMaskedDiffusion(CardMixin, PreTrainedModel, MaskedDiffusionGenerati
                 `energy_adapter_rank` unless that is 0.
             energy_by_reference: `save_pretrained` stores the name (and `energy_revision`) of the AR energy instead of
                 its weights.
+            trust_energy_code: run the code in the repository of an energy given by name; `trust_remote_code` is for
+                the denoiser alone.
             mask_token_id: taken from the denoiser's configuration or `tokenizer` unless given.
             tokenizer, energy_tokenizer: tokenizers or names; where both are known their vocabularies are compared.
             kwargs: passed to `from_pretrained` of the parts given by name (`dtype`, `trust_remote_code`, ...).
@@ -104,16 +110,18 @@ class EDLMForMaskedDiffusion(CardMixin, PreTrainedModel, MaskedDiffusionGenerati
             ValueError: the denoiser is causal, the vocabularies differ, or the choices contradict each other.
         """
         tokenizer = load_tokenizer(tokenizer, denoiser, kwargs)
-        energy_kwargs = kwargs | {"revision": energy_revision or "main"}
-        energy_tokenizer = load_tokenizer(energy_tokenizer, energy, energy_kwargs)
+        energy_kwargs = kwargs | {"revision": energy_revision or "main", "trust_remote_code": trust_energy_code}
+        with explained_trust(energy_tokenizer if isinstance(energy_tokenizer, str) else energy):
+            energy_tokenizer = load_tokenizer(energy_tokenizer, energy, energy_kwargs)
         if isinstance(denoiser, str):
             denoiser = load_denoiser(denoiser, **kwargs)
         if energy_type is None:
             energy_type = "none" if energy is None else "nce" if isinstance(energy, EDLMEnergyModel) else "ar"
         check_choice("energy_type", energy_type, ENERGY_TYPES)
-        if isinstance(energy, str):
-            loader = EDLMEnergyModel if energy_type == "nce" else AutoModelForCausalLM
-            energy = loader.from_pretrained(energy, **energy_kwargs)
+        if isinstance(energy, str) and energy_type == "nce":
+            energy = EDLMEnergyModel.from_pretrained(energy, **energy_kwargs)
+        elif isinstance(energy, str):
+            energy = load_causal(energy, **energy_kwargs)
         if (energy is None) != (energy_type == "none") and not (energy is None and energy_type == "nce"):
             given = "no energy" if energy is None else f"an energy ({type(energy).__name__})"
             raise ValueError(
@@ -156,11 +164,23 @@ class EDLMForMaskedDiffusion(CardMixin, PreTrainedModel, MaskedDiffusionGenerati
         return cls(config, denoiser, energy).eval()
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, output_loading_info=False, **kwargs):
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path,
+        *model_args,
+        output_loading_info=False,
+        trust_energy_code: bool = False,
+        **kwargs,
+    ):
         """`PreTrainedModel.from_pretrained` of the whole; an AR energy kept by reference is loaded from its own place.
 
+        Args:
+            trust_energy_code: run the code in the repository of such an energy. Whoever wrote the configuration chose
+                that repository: `trust_remote_code` does not reach it. Pin what you have read by `energy_revision`.
+
         Raises:
-            ValueError: the file lacks a weight of the model or has one too many.
+            ValueError: the file lacks a weight of the model or has one too many; the energy needs code that is not
+                trusted, or is itself a composite.
         """
         model, info = super().from_pretrained(
             pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
@@ -174,10 +194,11 @@ class EDLMForMaskedDiffusion(CardMixin, PreTrainedModel, MaskedDiffusionGenerati
             )
         if model.config.energy_name_or_path is not None and model.energy_model is None:
             shared = ("dtype", "torch_dtype", "device_map", "attn_implementation", *HUB_ARGUMENTS)
-            model.energy_model = AutoModelForCausalLM.from_pretrained(
+            model.energy_model = load_causal(
                 model.config.energy_name_or_path,
+                revision=model.config.energy_revision or "main",
+                trust_remote_code=trust_energy_code,
                 **{name: kwargs[name] for name in shared if name in kwargs},
-                **{"revision": model.config.energy_revision or "main"},
             )
             model.config.energy_config = model.energy_model.config
         return (model, info) if output_loading_info else model
@@ -474,7 +495,7 @@ def revealed_block(
 def build_denoiser(config: EDLMConfig) -> PreTrainedModel:
     if config.denoiser_config.model_type == MDLMConfig.model_type:
         return MDLMForMaskedLM(config.denoiser_config)
-    return AutoModelForMaskedLM.from_config(config.denoiser_config)
+    return AutoModelForMaskedLM.from_config(config.denoiser_config, trust_remote_code=False)
 
 
 def build_energy(config: EDLMConfig, denoiser: nn.Module) -> PreTrainedModel | None:
@@ -486,12 +507,12 @@ def build_energy(config: EDLMConfig, denoiser: nn.Module) -> PreTrainedModel | N
         return EDLMEnergyModel(config.energy_config)
     if config.energy_config.model_type == MDLMConfig.model_type:
         return MDLMForCausalLM(config.energy_config)
-    return AutoModelForCausalLM.from_config(config.energy_config)
+    return AutoModelForCausalLM.from_config(config.energy_config, trust_remote_code=False)
 
 
 def where_from(kwargs: dict) -> dict:
     """The arguments of `from_pretrained` that say where a part comes from."""
-    return {key: kwargs[key] for key in (*HUB_ARGUMENTS, "revision") if key in kwargs}
+    return {key: kwargs[key] for key in (*HUB_ARGUMENTS, "revision", "trust_remote_code") if key in kwargs}
 
 
 def load_denoiser(name: str, **kwargs) -> PreTrainedModel:
@@ -502,6 +523,36 @@ def load_denoiser(name: str, **kwargs) -> PreTrainedModel:
         if type(config) in auto_class._model_mapping or auto_class.__name__ in listed:
             return auto_class.from_pretrained(name, **kwargs)
     raise ValueError(f"{name} (model_type {config.model_type!r}) has no language model to load as the denoiser.")
+
+
+def load_causal(name: str, **kwargs) -> PreTrainedModel:
+    """An autoregressive energy by name; `trust_remote_code` is that of `trust_energy_code`.
+
+    Raises:
+        ValueError: it needs code that is not trusted, or is a composite, which might refer to itself.
+    """
+    with explained_trust(name):
+        config = AutoConfig.from_pretrained(name, **where_from(kwargs))
+        if config.model_type == EDLMConfig.model_type:
+            raise ValueError(
+                f"The energy {name!r} is itself a composite of denoiser and energy. Give a causal language model."
+            )
+        return AutoModelForCausalLM.from_pretrained(name, config=config, **kwargs)
+
+
+@contextmanager
+def explained_trust(energy: str | None) -> Iterator[None]:
+    """Where transformers refuses to run the code of an energy's repository, say which argument is for that."""
+    try:
+        yield
+    except ValueError as error:
+        if "trust_remote_code" not in str(error):
+            raise
+        raise ValueError(
+            f"The energy {energy!r} needs the code in its repository, which trust_remote_code of the whole does not "
+            "allow. Read that code, and pass trust_energy_code=True with the commit as energy_revision; or load the "
+            "energy yourself, and give the model to from_components."
+        ) from error
 
 
 def load_tokenizer(tokenizer, component, kwargs: dict):
