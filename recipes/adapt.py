@@ -19,10 +19,10 @@ import json
 import math
 from pathlib import Path
 
-import torch
 import typer
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForMaskedLM, AutoTokenizer, set_seed
+from transformers.trainer import TRAINER_STATE_NAME
 
 from edlm_hf.benchmarks.quality import TextSet
 from edlm_hf.checkpoints import locate
@@ -54,6 +54,13 @@ def difference(nats, others) -> list[float]:
 def of_reveal_set(model: str):
     """The checkpoint, with its energy as one of what a step reveals; a user of the adapter loads the same."""
     return AutoModelForMaskedLM.from_pretrained(locate(model), energy_scope="revealed")
+
+
+def training_steps(folder: Path) -> int | None:
+    """How long an adapter was trained, where its folder tells: it may be somebody else's, so only JSON is read."""
+    path = folder / TRAINER_STATE_NAME
+    steps = json.loads(path.read_text(encoding="utf-8")).get("global_step") if path.is_file() else None
+    return steps if isinstance(steps, int) else None
 
 
 def adapt(
@@ -94,6 +101,7 @@ def adapt(
             get_peft_model(of_reveal_set(model), lora), args, train_dataset=train, processing_class=tokenizer
         )
         trainer.train(resume_from_checkpoint=last_complete_checkpoint(folder))
+        trainer.save_state()
         trainer.save_model()
 
     judges = {"the checkpoint": base}
@@ -116,7 +124,7 @@ def adapt(
         "num_texts": len(ids),
         "steps_of_sampler": denoising_steps,
         "candidates": CANDIDATES,
-        "training_steps": torch.load(folder / "training_args.bin", weights_only=False).max_steps,
+        "training_steps": training_steps(folder),
         "adapter_bytes": (folder / "adapter_model.safetensors").stat().st_size,
         "bits_per_character": bounds,
     }

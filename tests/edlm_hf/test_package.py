@@ -34,3 +34,11 @@ def test_every_requirement_has_a_tested_version():
 def test_space_runs_on_the_tested_gradio():
     version = re.search(r"^sdk_version: (.+)$", (ROOT / "space" / "README.md").read_text(), re.MULTILINE)[1]
     assert f"gradio=={version}" in (ROOT / "constraints.txt").read_text().splitlines()
+
+
+def test_nothing_here_unpickles_or_evaluates_what_others_wrote():
+    runs_code = r"\btorch\.load\(|\bpickle\.loads?\(|Unpickler\(pickle|weights_only=False|allow_pickle=True"
+    runs_code += r"|\byaml\.(unsafe_|full_)?load\(|(?<![\w.])(eval|exec)\("
+    files = [file for folder in ("edlm_hf", "modeling", "recipes", "space") for file in (ROOT / folder).rglob("*.py")]
+    found = {str(file.relative_to(ROOT)): re.findall(runs_code, file.read_text()) for file in files}
+    assert len(files) > 60 and not {file: lines for file, lines in found.items() if lines}

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -93,3 +94,29 @@ def test_the_adapter_is_an_energy_of_what_a_step_reveals(corpus, adapter):
     )  # fmt: skip
     assert model.config.energy_scope == "revealed" and out.sequences.shape == (1, 16)
     assert 'energy_scope="revealed"' in (adapter / "README.md").read_text()
+
+
+class Trap:
+    """Leaves a trace when it is unpickled."""
+
+    def __init__(self, trace: Path):
+        self.trace = trace
+
+    def __reduce__(self):
+        return Path.touch, (self.trace,)
+
+
+@pytest.mark.parametrize("state", [None, "{}", '{"global_step": "\\u001b[2J"}'])
+def test_a_folder_of_somebody_else_runs_nothing(corpus, adapter, tmp_path, state):
+    shutil.copytree(adapter, tmp_path / "theirs")
+    for name in ("training_args.bin", "optimizer.pt", "scheduler.pt", "rng_state.pth", "adapter_model.bin"):
+        torch.save(Trap(tmp_path / "RAN"), tmp_path / "theirs" / name)
+    (tmp_path / "theirs" / "trainer_state.json").unlink()
+    if state is not None:
+        (tmp_path / "theirs" / "trainer_state.json").write_text(state)
+    adapt(corpus, tmp_path / "theirs", control=tmp_path / "theirs")
+    assert not (tmp_path / "RAN").exists()
+    assert json.loads((tmp_path / "theirs" / "results.json").read_text())["training_steps"] is None
+    assert json.loads((adapter / "results.json").read_text())["training_steps"] == 4
+    torch.load(tmp_path / "theirs" / "training_args.bin", weights_only=False)
+    assert (tmp_path / "RAN").exists(), "the trap would not have worked"
