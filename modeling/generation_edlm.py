@@ -293,8 +293,12 @@ class MaskedDiffusionGenerationMixin(GenerationMixin):
 
         Here the logits themselves; a model that can project few positions alone does so.
         """
-        logits = self(input_ids=input_ids, attention_mask=attention_mask, timesteps=timesteps).logits
+        logits = self.text_logits(input_ids, attention_mask, timesteps)
         return logits[positions], lambda features: at_least_float32(features).clone()
+
+    def text_logits(self, input_ids: torch.LongTensor, attention_mask=None, timesteps=None) -> torch.Tensor:
+        """Logits (B, L, V) of rows that are aligned left, in which padding takes no part."""
+        return self(input_ids=input_ids, attention_mask=attention_mask, timesteps=timesteps).logits
 
     # -------------------------------------------------------------------------------------------------- preparation
 

@@ -25,9 +25,10 @@ from .configuration_edlm import ENERGY_TYPES, EDLMConfig, PlainModuleConfig, che
 from .configuration_mdlm import MDLMConfig
 from .generation_edlm import EDLMGenerationConfig, MaskedDiffusionGenerationMixin
 from .masked_diffusion import at_least_float32, check_token_ids, subs_cross_entropy, subs_log_probs
-from .modeling_mdlm import MDLMForCausalLM, MDLMForMaskedLM, MDLMPreTrainedModel, list_keys, set_auto_map, unchanged
+from .modeling_mdlm import MDLMForCausalLM, MDLMForMaskedLM, MDLMPreTrainedModel, list_keys, set_auto_map
 from .network_energy import EDLMEnergyModel, EDLMEnergyOutput
 from .network_facts import num_ids, start_token
+from .network_probes import align_left, is_causal, sees_padding, without_padding
 from .shared_energy import EDLMSharedEnergyModel
 
 logger = logging.get_logger(__name__)
@@ -331,6 +332,18 @@ class EDLMForMaskedDiffusion(CardMixin, PreTrainedModel, MaskedDiffusionGenerati
             return self.denoiser.features_at(positions, input_ids, attention_mask, timesteps)
         return super().features_at(positions, input_ids, attention_mask, timesteps)
 
+    def text_logits(self, input_ids, attention_mask=None, timesteps=None):
+        """Logits (B, L, V) of rows that are aligned left: a denoiser that sees padding runs them without it."""
+        inputs = input_ids, attention_mask, timesteps
+
+        def logits_of(ids, real, sigma):
+            return self(input_ids=ids, attention_mask=real, timesteps=sigma).logits
+
+        padded = attention_mask is not None and bool(attention_mask.any()) and not bool(attention_mask.all())
+        if padded and sees_padding(self.denoiser, logits_of, *inputs):
+            return without_padding(logits_of, *inputs)
+        return logits_of(*inputs)
+
     def energy(
         self,
         candidate_ids: torch.LongTensor,
@@ -343,7 +356,7 @@ class EDLMForMaskedDiffusion(CardMixin, PreTrainedModel, MaskedDiffusionGenerati
         Args:
             candidate_ids: (B, k, L) clean sequences that agree with `noisy_ids` wherever those are visible; with
                 `energy_scope="revealed"` the mask stays where nothing is revealed.
-            noisy_ids: (B, L). attention_mask: (B, L), 0 at padding.
+            noisy_ids: (B, L). attention_mask: (B, L), 0 at padding on either side, which changes nothing.
             timesteps: (B,) total noise sigma, for networks that are conditioned on time.
 
         Returns:
@@ -358,10 +371,14 @@ class EDLMForMaskedDiffusion(CardMixin, PreTrainedModel, MaskedDiffusionGenerati
         check_candidates(candidate_ids, noisy_ids, attention_mask, self.config.mask_token_id, partial)
         if timesteps is not None and timesteps.numel() not in (1, len(noisy_ids)):
             raise ValueError(f"timesteps has {timesteps.numel()} values, but one per row ({len(noisy_ids)}) is needed.")
+        if attention_mask is not None:  # networks count positions in different ways, but all from the left
+            order, attention_mask = align_left(attention_mask.to(noisy_ids.device))
+            noisy_ids = noisy_ids.gather(1, order)
+            candidate_ids = candidate_ids.gather(2, order.unsqueeze(1).expand_as(candidate_ids))
         proposed = candidate_ids[(noisy_ids == self.config.mask_token_id).unsqueeze(1).expand_as(candidate_ids)]
         proposal, vocab_size = None, self.config.vocab_size
         if self.config.energy_type in ("ar", "coar"):
-            logits = self(input_ids=noisy_ids, attention_mask=attention_mask, timesteps=timesteps).logits
+            logits = self.text_logits(noisy_ids, attention_mask, timesteps)
             vocab_size = logits.shape[-1]
             proposal = subs_log_probs(logits, noisy_ids, self.config.mask_token_id)  # (B, L, V)
         check_token_ids("candidate_ids", proposed, vocab_size, self.config.mask_token_id)
@@ -594,21 +611,6 @@ def attention_of_part(part: nn.Module | None) -> str | None:
 
 
 # -------------------------------------------------------------------------------------------------------------- checks
-
-
-def is_causal(model: nn.Module) -> bool:
-    """Whether a later token leaves an earlier position's logits as they are."""
-    if not isinstance(model, PreTrainedModel) or model.device.type == "meta":  # taken at its word
-        return True
-    if isinstance(model, MDLMPreTrainedModel) or model.config.is_encoder_decoder:
-        return getattr(model.config, "causal", False)
-    ids = torch.zeros(2, 3, dtype=torch.long, device=model.device)
-    ids[1, -1] = 1
-    with unchanged([model]), torch.no_grad():
-        model.eval()
-        logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), return_dict=True).logits[:, 0]
-    tolerance = torch.finfo(logits.dtype).eps ** 0.75
-    return torch.allclose(logits[0], logits[1], rtol=tolerance, atol=tolerance)
 
 
 def check_causal(energy: nn.Module) -> None:

@@ -19,8 +19,8 @@ from edlm_hf.evaluation.noising import Noised, Noising, read_texts, reveal_chanc
 from edlm_hf.evaluation.terms import joint_nats, log_gain, proposal, total
 from edlm_hf.modeling.energy_edlm import autoregressive_log_probs
 from edlm_hf.modeling.generation_edlm import Run
-from edlm_hf.modeling.modeling_edlm import is_causal
 from edlm_hf.modeling.modeling_mdlm import unchanged
+from edlm_hf.modeling.network_probes import is_causal
 
 
 @dataclass(frozen=True)
