@@ -1,10 +1,10 @@
 """The autoregressive energies read log p_AR(x_i | x_<i) of a causal language model (EDLM, section 4.1).
 
-Shapes: B rows, k candidates per row, L positions, V vocabulary.
+Shapes: B rows, k candidates per row, L positions, H hidden, V vocabulary.
 """
 
-import copy
 import inspect
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -13,7 +13,16 @@ from transformers.cache_utils import Cache
 from .masked_diffusion import at_least_float32
 from .modeling_mdlm import MDLMPreTrainedModel
 from .network_facts import longest_text
-from .projection import is_plain_linear, linear_log_probs
+from .prefix_cache import (
+    LONGEST_TEXT,
+    cache_argument,
+    continues_exactly,
+    is_ordinary,
+    longest_text_with_fixed_frequencies,
+    returned_cache,
+    select_rows,
+)
+from .projection import is_plain_linear, linear_log_probs, projected_log_probs
 
 # Fewer shared columns than this are recomputed: a second pass would cost more than it saves.
 SHORTEST_SHARED_PREFIX = 16
@@ -35,7 +44,7 @@ def autoregressive_log_probs(
     """log p_AR(x_i | x_<i) of the scored tokens, normalised over what the denoiser can emit.
 
     Every row is fed as [start token?] + its text, aligned left: a causal model needs no attention mask for what comes
-    behind, and rows cannot disturb each other. A row without start token has its first token as context: it counts 0.
+    after it, and rows cannot disturb each other. A row without start token has its first token as context: it counts 0.
 
     Args:
         causal_lm: called as `causal_lm(input_ids=..., attention_mask=None)`, returns `.logits`.
@@ -44,7 +53,8 @@ def autoregressive_log_probs(
         denoiser_vocab_size, mask_token_id: the denoiser emits every id below the size except the mask.
         start_token_id: put in front of the rows with `needs_start` (B,) bool.
         attention_mask: (B, L), 0 at padding on either side.
-        shared: leading text tokens in which all candidates of a row agree; they run once per row, through the cache.
+        shared: leading text tokens in which all candidates of a row agree. They run once per row, through the cache of
+            a model where that is exact.
         chunk_size: candidates per call; bounded by memory unless given.
 
     Returns:
@@ -53,48 +63,111 @@ def autoregressive_log_probs(
     Raises:
         ValueError: the denoiser can emit an id for which the model has no row, or the text is too long for the model.
     """
-    batch, k, length = candidate_ids.shape
     real = torch.ones_like(scored) if attention_mask is None else attention_mask.bool()
     if start_token_id is None:
-        needs_start, start_token_id = torch.zeros(batch, dtype=torch.bool, device=scored.device), 0
-    started = needs_start.unsqueeze(1)
-    # Aligned left: column c of `text` is the c-th token of a row; `column` takes the input column that predicts it.
-    order = (~real).long().argsort(dim=-1, stable=True)
-    # The mask, which a causal model need not know, stands behind all that is scored of a row: any id will do there.
-    text = candidate_ids.masked_fill(~real.unsqueeze(1) | (candidate_ids == mask_token_id), 0)
-    text = text.gather(2, order.unsqueeze(1).expand(-1, k, -1))
-    shifted = nn.functional.pad(text[..., :-1], (1, 0), value=start_token_id)
-    inputs = torch.where(started.unsqueeze(1), shifted, text)
-    column = torch.arange(length, device=scored.device) - (~started).long()
-    wanted = (scored & real).gather(1, order) & (column >= 0)  # (B, L) by text token
-    targets = torch.where(started.unsqueeze(1), text, nn.functional.pad(text[..., 1:], (0, 1)))
-    predicts = torch.where(started, wanted, nn.functional.pad(wanted[:, 1:], (0, 1)))  # (B, L) by input column
-    used = predicts.any(0).nonzero()
+        needs_start = torch.zeros(len(scored), dtype=torch.bool, device=scored.device)
+        start_token_id = 0
+    # The mask, which a causal model need not know, stands after all that is scored of a row: any id will do there.
+    clean = candidate_ids.masked_fill(~real.unsqueeze(1) | (candidate_ids == mask_token_id), 0)
+    texts = CausalTexts.align(clean, scored & real, real, needs_start, start_token_id)
+
+    used = texts.predicts.any(0).nonzero()
     if not len(used):
         return torch.zeros(candidate_ids.shape, device=candidate_ids.device)
     end = int(used.max()) + 1
     scorer = TokenScorer(causal_lm, denoiser_vocab_size, mask_token_id)
     scorer.check_length(end)
+    if not needs_start.all():
+        shared -= 1  # without a start token, input column c already predicts token c + 1
+    return texts.by_position(log_probs_of_columns(scorer, texts, end, min(shared, end), chunk_size))
 
-    split, cache, parts = 0, None, []
-    shared -= int(not needs_start.all())  # without a start token, input column c already predicts token c + 1
-    if shared >= SHORTEST_SHARED_PREFIX and accepts(causal_lm, "past_key_values"):
-        split = min(shared, end)
-        log_probs, cache = scorer(inputs[:, 0, :split], predicts[:, :split], targets[:, 0, :split], None, split < end)
-        parts.append(log_probs.unsqueeze(1).expand(-1, k, -1))
-    if split < end:
-        row_of = torch.arange(batch, device=inputs.device).repeat_interleave(k)
-        flat_inputs, flat_targets = (x.flatten(0, 1)[:, split:end] for x in (inputs, targets))
-        size = chunk_size or scorer.affordable_rows(end - split)
-        chunks = [
-            scorer(flat_inputs[i], predicts[row_of[i], split:end], flat_targets[i], select_rows(cache, row_of[i]))[0]
-            for i in torch.arange(batch * k, device=inputs.device).split(size)
-        ]
+
+@dataclass(frozen=True)
+class CausalTexts:
+    """Texts as a causal model reads them: [start token?] + text, aligned left.
+
+    Args:
+        inputs, targets: (B, k, L) what a column reads, and the text token that it predicts.
+        predicts: (B, L) bool, the columns whose predictions are wanted.
+        columns: (B, L) the column that predicts the c-th token of the text, -1 for none.
+        counted: (B, L) bool, whether the c-th token of the text is wanted.
+        order: (B, L) the position in the given rows at which the c-th token of the text stands.
+    """
+
+    inputs: torch.LongTensor
+    targets: torch.LongTensor
+    predicts: torch.Tensor
+    columns: torch.LongTensor
+    counted: torch.Tensor
+    order: torch.LongTensor
+
+    @classmethod
+    def align(
+        cls,
+        ids: torch.LongTensor,
+        scored: torch.Tensor,
+        real: torch.Tensor,
+        needs_start: torch.Tensor,
+        start_token_id: int,
+    ) -> "CausalTexts":
+        """From rows `ids` (B, k, L) with padding where not `real` (B, L); `scored` (B, L), `needs_start` (B,) bool."""
+        k, length = ids.shape[1:]
+        order = (~real).long().argsort(dim=-1, stable=True)
+        text = ids.gather(2, order.unsqueeze(1).expand(-1, k, -1))
+
+        # With a start token column c predicts token c of the text, without one token c + 1.
+        started = needs_start.unsqueeze(1)
+        columns = torch.arange(length, device=ids.device) - (~started).long()
+        counted = scored.gather(1, order) & (columns >= 0)
+        after_start = nn.functional.pad(text[..., :-1], (1, 0), value=start_token_id)
+        return cls(
+            inputs=torch.where(started.unsqueeze(1), after_start, text),
+            targets=torch.where(started.unsqueeze(1), text, nn.functional.pad(text[..., 1:], (0, 1))),
+            predicts=torch.where(started, counted, nn.functional.pad(counted[:, 1:], (0, 1))),
+            columns=columns,
+            counted=counted,
+            order=order,
+        )
+
+    def by_position(self, log_probs: torch.Tensor) -> torch.Tensor:
+        """Log-probabilities of the first columns (B, k, <= L) at the positions of the given rows (B, k, L)."""
+        batch, k, length = self.inputs.shape
+        padded = nn.functional.pad(log_probs, (0, length - log_probs.shape[-1]))
+        of_tokens = padded.gather(2, self.columns.clamp_min(0).unsqueeze(1).expand(batch, k, -1))
+        of_tokens = torch.where(self.counted.unsqueeze(1), of_tokens, 0)
+        return torch.zeros_like(of_tokens).scatter(2, self.order.unsqueeze(1).expand(-1, k, -1), of_tokens)
+
+
+def log_probs_of_columns(
+    scorer: "TokenScorer", texts: CausalTexts, end: int, shared: int, chunk_size: int | None
+) -> torch.Tensor:
+    """log p of what the first `end` columns predict, of which all candidates of a row share some: (B, k, end)."""
+    batch, k, _ = texts.inputs.shape
+    start, cache, parts = 0, None, []
+
+    # 1. What the candidates share, once per row.
+    if shared >= SHORTEST_SHARED_PREFIX and (shared == end or scorer.may_continue(end, texts.inputs.device)):
+        prefix = texts.inputs[:, 0, :shared], texts.predicts[:, :shared], texts.targets[:, 0, :shared]
+        log_probs, cache = scorer(*prefix, text_length=end)
+        if shared == end or cache is not None:
+            start = shared
+            parts.append(log_probs.unsqueeze(1).expand(-1, k, -1))
+
+    # 2. The rest, or all of it, of every candidate.
+    if start < end:
+        row_of = torch.arange(batch, device=texts.inputs.device).repeat_interleave(k)
+        inputs = texts.inputs.flatten(0, 1)[:, start:end]
+        targets = texts.targets.flatten(0, 1)[:, start:end]
+        predicts = texts.predicts[:, start:end]
+        size = chunk_size or scorer.affordable_rows(end - start)
+        chunks = []
+        for chosen in torch.arange(batch * k, device=inputs.device).split(size):
+            rows = row_of[chosen]
+            of_prefix = None if cache is None else select_rows(cache, rows)
+            log_probs, _ = scorer(inputs[chosen], predicts[rows], targets[chosen], of_prefix)
+            chunks.append(log_probs)
         parts.append(torch.cat(chunks).view(batch, k, -1))
-    by_column = nn.functional.pad(torch.cat(parts, dim=-1), (0, length - end))
-    by_token = by_column.gather(2, column.clamp_min(0).unsqueeze(1).expand(batch, k, -1))
-    by_token = torch.where(wanted.unsqueeze(1), by_token, 0)
-    return torch.zeros_like(by_token).scatter(2, order.unsqueeze(1).expand(-1, k, -1), by_token)
+    return torch.cat(parts, dim=-1)
 
 
 class TokenScorer:
@@ -110,52 +183,99 @@ class TokenScorer:
 
     def __init__(self, causal_lm: nn.Module, denoiser_vocab_size: int, mask_token_id: int):
         self.causal_lm = causal_lm
-        self.denoiser_vocab_size, self.mask_token_id = denoiser_vocab_size, mask_token_id
-        self.project = causal_lm.projection() if hasattr(causal_lm, "projection") else None
+        self.has_trunk = hasattr(causal_lm, "projection")
+        self.network = causal_lm.backbone if self.has_trunk else causal_lm
+        self.denoiser_vocab_size = denoiser_vocab_size
+        self.mask_token_id = mask_token_id
 
     def affordable_rows(self, length: int) -> int:
         """Rows of `length` tokens that one call may have."""
         config = getattr(self.causal_lm, "config", None)
-        vocab_size, hidden_size = getattr(config, "vocab_size", 1024), getattr(config, "hidden_size", 1024)
-        floats = 32 * hidden_size if self.project is not None else 3 * vocab_size
+        if self.has_trunk:
+            floats = 32 * getattr(config, "hidden_size", 1024)
+        else:
+            floats = 3 * getattr(config, "vocab_size", 1024)
         return max(1, self.HIDDEN_BYTES // (4 * floats * length))
 
-    def __call__(self, input_ids, scored, targets, past_key_values=None, keep_cache=False):
-        """log p of `targets` (N, L) where `scored` (N, L), else 0; and the key/value cache if it is kept."""
-        arguments = {"input_ids": input_ids, "attention_mask": None}
-        if accepts(self.causal_lm, "use_cache"):
-            arguments["use_cache"] = keep_cache or past_key_values is not None
-        if past_key_values is not None:
-            arguments["past_key_values"] = past_key_values
-        arguments |= as_output_object(self.causal_lm)
-        if self.project is not None:
-            output = self.causal_lm.backbone(**arguments)
-            features = output.last_hidden_state[scored]
-        else:
-            output = self.causal_lm(**arguments)
-            features = output.logits[scored]
-        log_probs = self.score(features, targets[scored])
+    def __call__(
+        self,
+        input_ids: torch.LongTensor,
+        scored: torch.Tensor,
+        targets: torch.LongTensor,
+        cache: Cache | None = None,
+        text_length: int = 0,
+    ) -> tuple[torch.Tensor, Cache | None]:
+        """log p of `targets` (N, L) where `scored` (N, L), else 0, and the cache if texts can go on from it.
+
+        Args:
+            cache: of what comes before `input_ids` (N, L).
+            text_length: of the text that `input_ids` begin, if they are to be gone on from.
+        """
+        keep_cache = text_length > input_ids.shape[1]
+        features, cache = self.read(input_ids, cache, keep_cache)
+        log_probs = self.score(features[scored], targets[scored])
         result = torch.zeros(targets.shape, dtype=log_probs.dtype, device=targets.device)
         result[scored] = log_probs
-        return result, getattr(output, "past_key_values", None) if keep_cache else None
+        if keep_cache and not is_ordinary(cache, *input_ids.shape, text_length):
+            LONGEST_TEXT[self.network] = text_length - 1  # the next one is read as a whole at once
+            cache = None
+        return result, cache
+
+    def read(
+        self, input_ids: torch.LongTensor, cache: Cache | None = None, keep_cache: bool = False
+    ) -> tuple[torch.Tensor, Cache | None]:
+        """What predicts the next tokens of ids (N, L): hidden states (N, L, H), or logits (N, L, V) of other models."""
+        arguments = {"input_ids": input_ids, "attention_mask": None} | as_output_object(self.network)
+        if accepts(self.network, "use_cache"):
+            arguments["use_cache"] = keep_cache or cache is not None
+        if cache is not None:
+            arguments[cache_argument(self.network)] = cache
+        output = self.network(**arguments)
+        features = output.last_hidden_state if self.has_trunk else output.logits
+        return features, returned_cache(output) if keep_cache else None
+
+    def may_continue(self, text_length: int, device: torch.device) -> bool:
+        """Whether the model may read the beginning of such a text first and go on from its cache.
+
+        Caches of models of transformers and of ours are looked at where they are used. Others are measured once.
+        """
+        if self.network not in LONGEST_TEXT:
+            exact = cache_argument(self.network) is not None
+            if exact and not is_of_transformers(self.network):
+                exact = continues_exactly(self.read, self.texts(device))
+            LONGEST_TEXT[self.network] = longest_text_with_fixed_frequencies(self.network) if exact else 0
+        return text_length <= LONGEST_TEXT[self.network]
+
+    def texts(self, device: torch.device) -> torch.LongTensor:
+        """Two texts of random tokens, as long as the shortest prefix that is shared."""
+        shape = 2, SHORTEST_SHARED_PREFIX
+        ids = torch.randint(self.denoiser_vocab_size, shape, generator=torch.Generator().manual_seed(0))
+        return ids.masked_fill(ids == self.mask_token_id, 0).to(device)
 
     def score(self, features: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """log p of `targets` (N,) from what predicts them (N, ...): hidden states, or the logits of foreign models."""
-        head = self.causal_lm.get_output_embeddings() if self.project is not None else None
+        """log p of `targets` (N,) by the features of `read` at the positions that predict them: (N,)."""
+        head = self.causal_lm.get_output_embeddings() if self.has_trunk else None
         if is_plain_linear(head):
-            self.check_rows(len(head.weight))
-            return linear_log_probs(features, head, targets, self.foreign(len(head.weight), targets.device))
-        project = self.project or at_least_float32
-        rows = project(features[:0]).shape[-1]
-        self.check_rows(rows)
-        foreign, chunks, size = self.foreign(rows, targets.device), [], max(1, self.LOGIT_BYTES // (4 * rows))
-        for part, target in zip(features.split(size), targets.split(size), strict=True):
-            logits = project(part).masked_fill(foreign, -torch.inf)
-            chunks.append(logits.gather(-1, target.unsqueeze(-1)).squeeze(-1) - logits.logsumexp(-1))
-        return torch.cat(chunks)
+            excluded = self.excluded(len(head.weight), targets.device)
+            return linear_log_probs(features, head, targets, excluded)
 
-    def foreign(self, rows: int, device: torch.device) -> torch.Tensor:
-        """(rows,) bool: the rows of the model's vocabulary that the denoiser cannot emit."""
+        project = self.causal_lm.projection() if self.has_trunk else at_least_float32
+        rows = project(features[:0]).shape[-1]
+        excluded = self.excluded(rows, targets.device)
+        return projected_log_probs(features, project, targets, excluded, max(1, self.LOGIT_BYTES // (4 * rows)))
+
+    def excluded(self, rows: int, device: torch.device) -> torch.Tensor:
+        """(rows,) bool: the rows of the model's vocabulary that the denoiser cannot emit.
+
+        Raises:
+            ValueError: a row is missing for what it can emit.
+        """
+        highest = self.denoiser_vocab_size - 1 - (self.mask_token_id == self.denoiser_vocab_size - 1)
+        if rows <= highest:
+            raise ValueError(
+                f"The denoiser can emit ids up to {highest}, but the autoregressive energy model has only {rows} rows. "
+                "Use a causal language model of the same vocabulary."
+            )
         ids = torch.arange(rows, device=device)
         return (ids >= self.denoiser_vocab_size) | (ids == self.mask_token_id)
 
@@ -167,28 +287,15 @@ class TokenScorer:
                 "causal language model as long as the denoiser's texts, or shorter texts."
             )
 
-    def check_rows(self, rows: int) -> None:
-        highest = self.denoiser_vocab_size - 1 - (self.mask_token_id == self.denoiser_vocab_size - 1)
-        if rows <= highest:
-            raise ValueError(
-                f"The denoiser can emit ids up to {highest}, but the autoregressive energy model has only {rows} rows. "
-                "Use a causal language model of the same vocabulary."
-            )
 
-
-def select_rows(cache: Cache | None, rows: torch.Tensor) -> Cache | None:
-    """A copy of a key/value cache with the given rows, each as often as it is named."""
-    if cache is None:
-        return None
-    cache = copy.deepcopy(cache)
-    cache.batch_select_indices(rows)
-    return cache
+def is_of_transformers(module: nn.Module) -> bool:
+    """Whether the class of a module is one of transformers or of this package, and not of somebody else's code."""
+    return isinstance(module, MDLMPreTrainedModel) or type(module).__module__.startswith("transformers.")
 
 
 def as_output_object(module: nn.Module) -> dict[str, bool]:
     """`return_dict=True` for models of transformers and ours, whose configuration may ask for tuples."""
-    known = isinstance(module, MDLMPreTrainedModel) or type(module).__module__.startswith("transformers.")
-    return {"return_dict": True} if known else {}
+    return {"return_dict": True} if is_of_transformers(module) else {}
 
 
 def accepts(module: nn.Module, name: str) -> bool:

@@ -23,8 +23,8 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 from .card_edlm import CardMixin
 from .configuration_mdlm import MDLMConfig
 from .generation_edlm import EDLMGenerationConfig, MaskedDiffusionGenerationMixin
-from .masked_diffusion import at_least_float32, subs_cross_entropy
-from .projection import is_plain_linear
+from .masked_diffusion import subs_cross_entropy
+from .projection import full_precision, precision_of, wide_projection
 
 # The projection of a headed model; a trunk lacks it.
 HEAD_KEYS = r"output_layer\.linear\.(weight|bias)$"
@@ -51,7 +51,7 @@ class ZeroLinear(nn.Linear):
 
 
 class MDLMSigmaMap(nn.Module):
-    """Embedding of the total noise sigma: (B,) -> (B, cond_dim)."""
+    """Embedding of the total noise sigma, (B,) -> (B, cond_dim), in full precision under autocast as well."""
 
     FREQUENCIES = 128
 
@@ -59,12 +59,15 @@ class MDLMSigmaMap(nn.Module):
         super().__init__()
         self.mlp = nn.Sequential(nn.Linear(2 * self.FREQUENCIES, cond_dim), nn.SiLU(), nn.Linear(cond_dim, cond_dim))
 
-    def forward(self, sigma: torch.Tensor) -> torch.Tensor:
-        weight = self.mlp[0].weight
-        dtype = torch.promote_types(weight.dtype, torch.float32)
-        exponents = torch.arange(self.FREQUENCIES, dtype=dtype, device=sigma.device) / self.FREQUENCIES
-        angles = sigma.to(dtype)[:, None] * torch.exp(-math.log(10000) * exponents)
-        return nn.functional.silu(self.mlp(torch.cat([angles.cos(), angles.sin()], dim=-1).to(weight.dtype)))
+    def forward(self, sigma: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        """`dtype`: of the activations of the network, in which layers that say nothing else take their inputs."""
+        dtype = precision_of(self.mlp, dtype)
+        precise = torch.promote_types(dtype, torch.float32)
+        with full_precision(sigma):
+            exponents = torch.arange(self.FREQUENCIES, dtype=precise, device=sigma.device) / self.FREQUENCIES
+            angles = sigma.to(precise)[:, None] * torch.exp(-math.log(10000) * exponents)
+            waves = torch.cat([angles.cos(), angles.sin()], dim=-1)
+            return nn.functional.silu(self.mlp(waves.to(dtype)))
 
 
 def rotary_cos_sin(position_ids: torch.Tensor, head_dim: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
@@ -368,7 +371,7 @@ class MDLMModel(MDLMPreTrainedModel):
     def set_input_embeddings(self, value: nn.Embedding):
         self.vocab_embed = value
 
-    def conditioning(self, timesteps: torch.Tensor | None, batch: int, device: torch.device) -> torch.Tensor | None:
+    def conditioning(self, timesteps: torch.Tensor | None, inputs_embeds: torch.Tensor) -> torch.Tensor | None:
         """The conditioning vector c: (B, cond_dim) from sigma; (1, cond_dim), for sigma = 0, when time is switched off.
 
         Raises:
@@ -376,8 +379,9 @@ class MDLMModel(MDLMPreTrainedModel):
         """
         if self.config.causal:
             return None
+        batch, device, dtype = len(inputs_embeds), inputs_embeds.device, inputs_embeds.dtype
         if not self.config.time_conditioning:
-            return self.sigma_map(torch.zeros(1, device=device))
+            return self.sigma_map(torch.zeros(1, device=device), dtype)
         if timesteps is None:
             raise ValueError(
                 "This model is conditioned on time (time_conditioning=True) but got timesteps=None. Pass the total "
@@ -386,7 +390,7 @@ class MDLMModel(MDLMPreTrainedModel):
         timesteps = torch.as_tensor(timesteps, device=device).reshape(-1)
         if timesteps.shape[0] not in (1, batch):
             raise ValueError(f"timesteps has {timesteps.shape[0]} entries for {batch} rows. Pass one sigma per row.")
-        return self.sigma_map(timesteps)
+        return self.sigma_map(timesteps, dtype)
 
     @merge_with_config_defaults
     @capture_outputs
@@ -441,7 +445,7 @@ class MDLMModel(MDLMPreTrainedModel):
             mask = create_causal_mask(self.config, inputs_embeds, attention_mask, past_key_values)
         else:
             mask = create_bidirectional_mask(self.config, inputs_embeds, attention_mask)
-        conditioning = self.conditioning(timesteps, batch, inputs_embeds.device)
+        conditioning = self.conditioning(timesteps, inputs_embeds)
         position_embeddings = rotary_cos_sin(
             position_ids, self.config.hidden_dim // self.config.n_heads, inputs_embeds.dtype
         )
@@ -485,13 +489,10 @@ class MDLMHeadedModel(MDLMPreTrainedModel):
     def projection(self) -> Callable[[torch.Tensor], torch.Tensor]:
         """The map from hidden states (..., H) to logits (..., V) in at least float32, whatever the model's precision.
 
-        Half-precision weights are widened once, so keep the function for as long as it is used.
+        So it is under `torch.autocast`. Half-precision weights are widened once, so keep the function for as long as it
+        is used.
         """
-        head = self.get_output_embeddings()
-        if is_plain_linear(head) and head.weight.dtype in (torch.bfloat16, torch.float16):
-            weight, bias = head.weight.float(), None if head.bias is None else head.bias.float()
-            return lambda hidden: nn.functional.linear(hidden.float(), weight, bias)
-        return lambda hidden: at_least_float32(head(hidden))
+        return wide_projection(self.get_output_embeddings())
 
 
 class MDLMForMaskedLM(MDLMHeadedModel, MaskedDiffusionGenerationMixin):

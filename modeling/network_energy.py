@@ -15,6 +15,7 @@ from transformers.utils.generic import can_return_tuple
 from .configuration_mdlm import MDLMConfig
 from .masked_diffusion import at_least_float32
 from .modeling_mdlm import MDLMModel, ZeroLinear
+from .projection import HALF, full_precision, precision_of
 
 
 @dataclass
@@ -101,7 +102,7 @@ def start_as_mean(projection: nn.Linear) -> None:
 
 def keep_head_wide(model: nn.Module) -> nn.Module:
     """The energy head computes in at least float32: a cast of the model to half precision leaves it there."""
-    if next(model.energy_head.parameters()).dtype in (torch.bfloat16, torch.float16):
+    if precision_of(model.energy_head, torch.float32) in HALF:
         model.energy_head.float()
     return model
 
@@ -142,7 +143,7 @@ def sequence_energy(
         weight = attention_mask.to(features.dtype).unsqueeze(-1)
     pooled = (features * weight).sum(1) / weight.sum(1).clamp_min(1)
     # Differences of energies decide: the head stays out of autocast and keeps its own precision (float32 when loaded).
-    with torch.autocast(pooled.device.type, enabled=False):
-        energy = at_least_float32(model.energy_head(pooled.to(next(model.energy_head.parameters()).dtype)))
+    with full_precision(pooled):
+        energy = at_least_float32(model.energy_head(pooled.to(precision_of(model.energy_head, pooled.dtype))))
     shape = candidate_ids.shape[:-1]
     return EDLMEnergyOutput(energy=energy.view(shape), pooler_output=pooled.view(*shape, -1))
