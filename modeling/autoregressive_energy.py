@@ -217,8 +217,9 @@ class TokenScorer:
         result = torch.zeros(targets.shape, dtype=log_probs.dtype, device=targets.device)
         result[scored] = log_probs
         if keep_cache and not is_ordinary(cache, *input_ids.shape, text_length):
-            LONGEST_TEXT[self.network] = text_length - 1  # the next one is read as a whole at once
             cache = None
+            if not self.network.training:  # where checkpointing may be on, and no cache is made
+                LONGEST_TEXT[self.network] = text_length - 1  # the next such text is read as a whole at once
         return result, cache
 
     def read(
