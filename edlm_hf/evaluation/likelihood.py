@@ -6,7 +6,7 @@ of a step, t_n = n / T, r_n the chance that a step reveals a mask, E the energy,
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -75,6 +75,7 @@ def nelbo(
     attention_mask=None,
     *,
     scored=None,
+    text_numbers: Sequence[int] | None = None,
     num_samples: int = 8,
     importance_sampling: bool = False,
     batch_size: int = 16,
@@ -92,6 +93,7 @@ def nelbo(
         input_ids: complete texts, (n, L) or n lists; attention_mask: (n, L), 0 at padding.
         scored: (n, L) bool, the tokens that count; the others stay visible as context. Unless given, all but padding
             and the start, end and padding tokens of the model's configuration.
+        text_numbers: where the texts are a part of others: their n numbers among these, by which noise is drawn.
         num_samples: noise samples per text, even or 1; with 1 the standard error is that over texts.
         importance_sampling: draw times with a density proportional to the weight of the bound.
         batch_size: changes the speed only: the noise is a function of seed, text and sample.
@@ -100,8 +102,9 @@ def nelbo(
     Raises:
         ValueError: no texts, a text that is empty, too long or not complete, or a log-probability that is not finite.
     """
+    options = NO_FILTERS | {"text_numbers": text_numbers}
     run, noising = prepare(
-        model, input_ids, attention_mask, scored, num_samples, batch_size, seed, None, distributed, **NO_FILTERS
+        model, input_ids, attention_mask, scored, num_samples, batch_size, seed, None, distributed, **options
     )
 
     def nats(noised: Noised) -> torch.Tensor:
@@ -117,6 +120,7 @@ def discrete_nelbo(
     *,
     num_steps: int,
     scored=None,
+    text_numbers: Sequence[int] | None = None,
     num_samples: int = 8,
     batch_size: int = 16,
     seed: int = 0,
@@ -136,7 +140,7 @@ def discrete_nelbo(
     options = {"num_steps": num_steps, "num_candidates": 1, "num_samples": num_samples, "batch_size": batch_size}
     options |= {"seed": seed, "distributed": distributed, "progress_bar": progress_bar} | NO_FILTERS
     options |= {"do_sample": True, "block_length": None}  # whatever the model's samples are drawn with
-    return sampler_bound(model, input_ids, attention_mask, scored=scored, **options)
+    return sampler_bound(model, input_ids, attention_mask, scored=scored, text_numbers=text_numbers, **options)
 
 
 def sampler_bound(
@@ -149,6 +153,7 @@ def sampler_bound(
     inner_copies: int = 1,
     energy: Callable | None = None,
     scored=None,
+    text_numbers: Sequence[int] | None = None,
     num_samples: int = 8,
     batch_size: int = 16,
     seed: int = 0,
@@ -182,7 +187,7 @@ def sampler_bound(
         raise ValueError(f"inner_copies is {inner_copies}, but it must be at least 1.")
     check_options(generation_options)
     options = {"sampler": "ancestral"} | generation_options
-    options |= {"max_denoising_steps": num_steps, "num_candidates": num_candidates}
+    options |= {"max_denoising_steps": num_steps, "num_candidates": num_candidates, "text_numbers": text_numbers}
     run, noising = prepare(
         model, input_ids, attention_mask, scored, num_samples, batch_size, seed, energy, distributed, **options
     )
@@ -396,6 +401,7 @@ def prepare(
     seed,
     energy=None,
     distributed=False,
+    text_numbers=None,
     **generation_options,
 ) -> tuple[Run, Noising]:
     """The sampler that is bounded, and the noise."""
@@ -406,7 +412,7 @@ def prepare(
         )
     config = model._prepare_generation_config(None, **generation_options)
     run = model.prepare_run(config, torch.empty(0, 0, dtype=torch.long, device=device_of(model)), energy)
-    texts = read_texts(model.config, input_ids, attention_mask, scored)
+    texts = read_texts(model.config, input_ids, attention_mask, scored, text_numbers)
     return run, Noising(texts, run.schedule, num_samples, batch_size, seed, distributed)
 
 

@@ -20,10 +20,12 @@ class Texts:
 
     Args:
         ids: n tensors (L_i,). scored: n bool tensors (L_i,), each with at least one token.
+        numbers: n integers by which the noise of the texts is drawn.
     """
 
     ids: list[torch.LongTensor]
     scored: list[torch.Tensor]
+    numbers: Sequence[int]
 
     @property
     def counts(self) -> torch.Tensor:
@@ -36,13 +38,14 @@ def read_texts(
     input_ids: torch.Tensor | Sequence[Sequence[int]],
     attention_mask: torch.Tensor | None = None,
     scored: torch.Tensor | Sequence[Sequence[bool]] | None = None,
+    numbers: Sequence[int] | None = None,
 ) -> Texts:
     """The texts of a batch (n, L) or of n lists.
 
     Args:
         config: of the model; its mask token may not occur, its start, end and padding tokens do not count.
         attention_mask: (n, L), 0 at padding on either side. scored: bool, the tokens that count, in place of all that
-            are neither padding nor special.
+            are neither padding nor special. numbers: of the texts, 0, 1, ... unless given.
 
     Raises:
         ValueError: no texts, a text of which no token counts or that is too long, an id outside the vocabulary, the
@@ -50,6 +53,9 @@ def read_texts(
     """
     if len(input_ids) == 0:
         raise ValueError("There are no texts: input_ids is empty. Give at least one.")
+    numbers = range(len(input_ids)) if numbers is None else numbers
+    if len(numbers) != len(input_ids):
+        raise ValueError(f"There are {len(numbers)} numbers for {len(input_ids)} texts: give one for every text.")
     masks = {"attention_mask": attention_mask, "scored": scored}
     for name, mask in masks.items():
         if mask is not None and [len(row) for row in mask] != [len(row) for row in input_ids]:
@@ -70,7 +76,7 @@ def read_texts(
         check_text(i, row, keep, config, mask_token_id)
         ids.append(row)
         counted.append(keep)
-    return Texts(ids, counted)
+    return Texts(ids, counted, numbers)
 
 
 def check_text(i: int, ids: torch.Tensor, scored: torch.Tensor, config, mask_token_id: int | None) -> None:
@@ -156,12 +162,12 @@ class Noising:
     def points(self) -> Iterator[tuple[int, float, np.random.Generator]]:
         """(text i, a point of [0, 1) that decides the time, a source of the other noise) for every sample."""
         shift = np.random.default_rng([self.seed]).random()
-        for i in range(len(self.texts.ids)):
+        for i, number in enumerate(self.texts.numbers):
             for sample in range(self.num_samples):
-                source = np.random.default_rng([self.seed, i, sample])
+                source = np.random.default_rng([self.seed, number, sample])
                 point = source.random()
                 if self.num_samples == 1:
-                    yield i, (shift + i * GOLDEN_RATIO) % 1, source
+                    yield i, (shift + number * GOLDEN_RATIO) % 1, source
                 else:
                     yield i, (sample // 2 + point) / (self.num_samples // 2), source
 

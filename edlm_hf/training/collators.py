@@ -1,6 +1,6 @@
-"""Blocks of tokens to batches. No noise is drawn here: data loaders work ahead, and a resumed run would differ."""
+"""Rows of tokens to batches. No noise is drawn here: data loaders work ahead, and a resumed run would differ."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -8,38 +8,67 @@ from transformers import PreTrainedConfig
 
 from edlm_hf.modeling.network_facts import special_ids
 
+# Columns of a row besides `input_ids`, with one entry per token
+COUNTING_MASKS = ("completion_mask", "assistant_masks", "loss_mask")  # 0: the token is context
+MASKS = ("attention_mask", *COUNTING_MASKS, "special_tokens_mask")
+ROW_COLUMNS = (*MASKS, "labels", "position_ids")
+
 
 class DataCollatorForBlocks:
-    """Rows with `input_ids` (L,) of any integer type, and perhaps an `attention_mask`, to int64 tensors (B, L).
+    """Rows with `input_ids` (L,) of any integer type to int64 tensors (B, L).
 
-    `labels` are the tokens that are modelled, and -100 at the others: padding, and tokens that are the `bos_token_id`,
-    `eos_token_id` or `pad_token_id` of the model's configuration. Those are never masked and never counted, as in
-    evaluation: a start token is context. A configuration without these ids models every token, as published models of
-    OpenWebText do.
+    `labels` of the batch are the tokens that are modelled, and -100 at the others, which are context: never masked and
+    never counted. Context are
 
-    Shorter rows are padded on the right. The batch has an `attention_mask` only where there is padding.
+    - padding (`attention_mask` 0, on either side), which is left out: rows begin at the left and are padded on the
+      right. The batch has an `attention_mask` only where there is padding;
+    - tokens that are the `bos_token_id`, `eos_token_id` or `pad_token_id` of the model's configuration, as in
+      evaluation. A configuration without these ids models every token, as published models of OpenWebText do;
+    - tokens whose `labels` in the row are -100 (at all others the label is the token itself);
+    - tokens with 0 in a `completion_mask`, `assistant_masks` or `loss_mask`, or 1 in a `special_tokens_mask`.
 
     Raises:
         ValueError: the model is causal with a start token, and a row does not begin with it; a row holds the mask
-            token of a denoiser, or ids outside the vocabulary.
+            token of a denoiser, or ids outside the vocabulary; a label is another token; a column has another length
+            than `input_ids`; a row holds several texts (`position_ids` that begin anew) or none.
     """
 
-    def __init__(self, config: PreTrainedConfig, num_ids: int | None = None):
-        """`num_ids`: ids that the model has an embedding of, where these are more than its vocabulary."""
+    def __init__(self, config: PreTrainedConfig, num_ids: int | None = None, collator: Callable | None = None):
+        """`num_ids`: ids that the model has an embedding of, where these are more than its vocabulary.
+
+        `collator`: one of others, whose batches are read as rows.
+        """
         self.special = sorted(special_ids(config))
         causal = getattr(config, "causal", False)
         self.start = config.bos_token_id if causal else None
         self.mask_token_id = None if causal else getattr(config, "mask_token_id", None)
         self.num_ids = num_ids or getattr(config, "vocab_size", None)
         self.pad_token_id = getattr(config, "pad_token_id", None) or 0
+        self.collator = collator
 
     def __call__(self, rows: Sequence[Mapping]) -> dict[str, torch.Tensor]:
-        lengths = [len(row["input_ids"]) for row in rows]
-        ids = np.full((len(rows), max(lengths)), self.pad_token_id, np.int64)
+        if self.collator is not None:
+            rows = rows_of(self.collator(rows))
+        texts = [read_row(row) for row in rows]
+        width = max(len(row["input_ids"]) for row in rows)
+
+        ids = np.full((len(rows), width), self.pad_token_id, np.int64)
         real = np.zeros(ids.shape, bool)
-        for i, (row, length) in enumerate(zip(rows, lengths, strict=True)):
-            ids[i, :length] = row["input_ids"]
-            real[i, :length] = row.get("attention_mask", True)
+        counted = np.zeros(ids.shape, bool)
+        for i, (tokens, counts) in enumerate(texts):
+            ids[i, : len(tokens)] = tokens
+            real[i, : len(tokens)] = True
+            counted[i, : len(tokens)] = counts
+        self.check(ids, real)
+
+        labels = np.where(counted & ~np.isin(ids, self.special), ids, -100)
+        batch = {"input_ids": torch.from_numpy(ids), "labels": torch.from_numpy(labels)}
+        if not real.all():
+            batch["attention_mask"] = torch.from_numpy(real.astype(np.int64))
+        return batch
+
+    def check(self, ids: np.ndarray, real: np.ndarray) -> None:
+        """Raise ValueError for tokens (B, L) that no text of the model can have; `real`: where there is no padding."""
         if self.start is not None and (ids[:, 0] != self.start).any():
             raise ValueError(
                 f"A row begins with token {ids[ids[:, 0] != self.start][0, 0]}, but texts of this model begin with its "
@@ -48,20 +77,96 @@ class DataCollatorForBlocks:
         if self.mask_token_id is not None and (real & (ids == self.mask_token_id)).any():
             raise ValueError(
                 f"A row holds the mask token {self.mask_token_id}, which texts to learn from do not have. Tokenize "
-                "them with the tokenizer of the model, and let training do the masking."
+                "them with the tokenizer of the model, and let the trainer do the masking: no collator may."
             )
-        least, most = (ids[real].min(), ids[real].max()) if real.any() else (0, 0)
+        least, most = ids[real].min(), ids[real].max()
         if least < 0 or (self.num_ids is not None and most >= self.num_ids):
             allowed = "ids from 0 on" if self.num_ids is None else f"0 to {self.num_ids - 1}"
             raise ValueError(
                 f"Rows hold ids from {least} to {most}, but the model has {allowed}. Tokenize them with the tokenizer "
                 "of the model."
             )
-        labels = np.where(real & ~np.isin(ids, self.special), ids, -100)
-        batch = {"input_ids": torch.from_numpy(ids), "labels": torch.from_numpy(labels)}
-        if not real.all():
-            batch["attention_mask"] = torch.from_numpy(real.astype(np.int64))
-        return batch
+
+
+def read_row(row: Mapping) -> tuple[np.ndarray, np.ndarray]:
+    """The tokens of a row without its padding, and which of them count: (n,) integers and (n,) bool."""
+    if not isinstance(row, Mapping) or "input_ids" not in row:
+        found = ", ".join(map(str, row)) if isinstance(row, Mapping) else type(row).__name__
+        raise ValueError(
+            f"A row has no input_ids, but {found}. Tokenize the texts first (edlm_hf.data.to_blocks, or a tokenizer)."
+        )
+    ids = np.asarray(row["input_ids"])
+    if ids.ndim != 1 or len(ids) and ids.dtype.kind not in "iu":
+        raise ValueError(
+            f"input_ids of a row are of shape {ids.shape} and type {ids.dtype}, but they must be integers (L,): one "
+            "text per row. Tokenize without return_tensors."
+        )
+    columns = {name: read_column(row, name, len(ids)) for name in ROW_COLUMNS if row.get(name) is not None}
+    real = columns.get("attention_mask", np.ones(len(ids), bool))
+    if not real.any():
+        raise ValueError(f"A row of {len(ids)} tokens has nothing but padding. Leave out rows without a text.")
+
+    counts = np.ones(len(ids), bool)
+    for name in COUNTING_MASKS:
+        counts &= columns.get(name, True)
+    counts &= ~columns.get("special_tokens_mask", np.zeros(len(ids), bool))
+    if "labels" in columns:
+        counts &= read_labels(columns["labels"], ids, real)
+
+    if "position_ids" in columns and (columns["position_ids"][real] != np.arange(real.sum())).any():
+        raise ValueError(
+            "position_ids of a row begin anew or leave some out: several texts in a row would see each other. Give one "
+            "text per row (packing=False, padding_free=False)."
+        )
+    return ids[real], counts[real]
+
+
+def read_column(row: Mapping, name: str, length: int) -> np.ndarray:
+    """A column of a row with one entry per token, (L,); masks are bool."""
+    column = np.asarray(row[name])
+    if column.shape != (length,):
+        raise ValueError(
+            f"{name} of a row has the shape {column.shape}, but its input_ids are {length} tokens: give one entry for "
+            "every token."
+        )
+    if name not in MASKS:
+        return column
+    if not np.isin(column, (0, 1)).all():
+        raise ValueError(
+            f"{name} of a row holds {column[~np.isin(column, (0, 1))][0]}, but it must be 0 or 1 for every token: "
+            "there are no weights, and one text per row."
+        )
+    return column.astype(bool)
+
+
+def read_labels(labels: np.ndarray, ids: np.ndarray, real: np.ndarray) -> np.ndarray:
+    """Which tokens the labels of a row make count, (L,) bool."""
+    counts = labels != -100
+    wrong = real & counts & (labels != ids)
+    if wrong.any():
+        place = int(wrong.argmax())
+        raise ValueError(
+            f"The label of token {place} of a row is {labels[place]}, but the token is {ids[place]}. Labels say what "
+            "is learnt: the token itself, or -100 where it is context. The trainer masks and shifts, no row and no "
+            "collator may (of DataCollatorForLanguageModeling, take mlm=False)."
+        )
+    return counts
+
+
+def rows_of(batch) -> list[dict]:
+    """The rows of a batch that a collator of others has made."""
+    ids = batch.get("input_ids") if isinstance(batch, Mapping) else None
+    if not isinstance(ids, torch.Tensor) or ids.dim() != 2:
+        found = ", ".join(map(str, batch)) if isinstance(batch, Mapping) else type(batch).__name__
+        raise ValueError(
+            f"The collator gives {found}, but a batch needs input_ids as a tensor (B, L). Take another data_collator, "
+            "or none: the trainer's own pads rows and reads their labels."
+        )
+    columns = {name: batch[name] for name in ROW_COLUMNS if batch.get(name) is not None}
+    for name, column in columns.items():
+        if len(column) != len(ids):
+            raise ValueError(f"The collator gives {len(column)} rows of {name} for {len(ids)} of input_ids.")
+    return [{"input_ids": row} | {name: column[i] for name, column in columns.items()} for i, row in enumerate(ids)]
 
 
 __all__ = ["DataCollatorForBlocks"]

@@ -8,6 +8,7 @@ import math
 import torch
 from torch.nn.functional import cross_entropy, logsigmoid
 
+from edlm_hf.evaluation.noising import GOLDEN_RATIO
 from edlm_hf.modeling.masked_diffusion import NoiseSchedule, at_least_float32
 
 SMALLEST_TIME = 1e-3  # the published `sampling_eps`: the weight 1 / t stays below 1,000
@@ -33,6 +34,14 @@ def low_discrepancy_times(
     """
     row = torch.arange(len(uniforms), device=uniforms.device) + first_row
     return (1 - SMALLEST_TIME) * (((uniforms + row) / num_rows + shift) % 1) + SMALLEST_TIME
+
+
+def lattice_times(numbers: torch.Tensor, shift: float | torch.Tensor) -> torch.Tensor:
+    """Times of the texts with these numbers, (B,) integers: each a function of its number, all together even.
+
+    u_i = (i (sqrt(5) - 1) / 2 + shift) mod 1, t_i = (1 - eps) u_i + eps. Any run of numbers covers [0, 1) evenly.
+    """
+    return (1 - SMALLEST_TIME) * ((numbers * GOLDEN_RATIO + shift) % 1) + SMALLEST_TIME
 
 
 def bound_weight(schedule: NoiseSchedule, t: torch.Tensor) -> torch.Tensor:
@@ -152,6 +161,7 @@ __all__ = [
     "binary_nce_loss",
     "bound_weight",
     "importance_times",
+    "lattice_times",
     "low_discrepancy_times",
     "masked_token_losses",
     "nce_readings",

@@ -3,7 +3,7 @@
 import torch
 
 from edlm_hf.evaluation import autoregressive_nll
-from edlm_hf.training.trainer_base import EDLMTrainer, EDLMTrainingArguments
+from edlm_hf.training.trainer_base import EDLMTrainer
 
 
 class AutoregressiveTrainer(EDLMTrainer):
@@ -13,25 +13,38 @@ class AutoregressiveTrainer(EDLMTrainer):
     likelihoods put it there. `evaluate()` gives `edlm_hf.evaluation.autoregressive_nll`.
 
     Args:
-        model: an `MDLMForCausalLM` or any other causal language model. args: `EDLMTrainingArguments`.
+        model: an `MDLMForCausalLM` or any other causal language model.
+        args: `EDLMTrainingArguments`. Others as in `EDLMTrainer`.
 
     Raises:
-        ValueError: the model is not causal.
+        ValueError: as `EDLMTrainer`; the model is not causal.
     """
 
-    def __init__(self, model, args: EDLMTrainingArguments, **kwargs):
+    measured = ("nats", "tokens")
+
+    def prepare_model(self, model):
+        super().prepare_model(model)
         if not getattr(model.config, "causal", True):
             raise ValueError(
                 f"The model is a {type(model).__name__}, which sees the token that it is to predict. Train it with "
                 "MaskedDiffusionTrainer, or pass a causal language model."
             )
-        super().__init__(model, args, **kwargs)
+
+    def items(self, labels):
+        """Tokens that are predicted: the first one of a row never is."""
+        return labels[:, 1:] != -100
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         inputs = {name: value for name, value in inputs.items() if name != "first_row"}
-        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        predicted = int(self.items(inputs["labels"]).sum())
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        if not self.model_accepts_loss_kwargs:
+            # The model's mean over this batch, which the Trainer divides by the batches of the step
+            share = predicted / self.items_per_process * self.current_gradient_accumulation_steps
+            loss = loss * share if predicted else 0 * outputs.logits.sum()
+        return (loss, outputs) if return_outputs else loss
 
-    def evaluate_rows(self, inputs, seed):
+    def evaluate_rows(self, inputs, numbers):
         estimate = autoregressive_nll(
             self.model,
             inputs["input_ids"],

@@ -2,30 +2,32 @@
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import torch
 from accelerate.utils import load_fsdp_model, save_fsdp_model
 from accelerate.utils.constants import FSDP_MODEL_NAME
 from safetensors.torch import load_file, save_file
+from torch import nn
 from torch.distributed.fsdp import FSDPModule
-from transformers import EvalPrediction, Trainer, TrainerState, TrainingArguments
+from transformers import EvalPrediction, Trainer, TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from edlm_hf.evaluation.estimate import ratio_estimate
 from edlm_hf.hub import write_better_card
-from edlm_hf.modeling.masked_diffusion import uniform
 from edlm_hf.modeling.network_facts import num_ids
 from edlm_hf.training.averaging import ExponentialMovingAverage
-from edlm_hf.training.collators import DataCollatorForBlocks
+from edlm_hf.training.collators import ROW_COLUMNS, DataCollatorForBlocks
 from edlm_hf.training.optimizers import MuonAdamW
+from edlm_hf.training.refused_options import check_arguments, check_fields
+from edlm_hf.training.row_noise import row_uniforms
 
 PRESENT_WEIGHTS = "present_weights.safetensors"
+TRAINING, EVALUATION = 0, 1  # second part of the keys of noise, after the seed
 AVERAGE_OF_SHARDS = 1  # accelerate's index of a second sharded model; the present weights have index 0
 
 
@@ -34,7 +36,7 @@ class EDLMTrainingArguments(TrainingArguments):
     """`transformers.TrainingArguments`, where optimiser, schedule, precision, compilation and logging are set.
 
     Raises:
-        ValueError: `muon` with FSDP.
+        ValueError: an option that would have no effect (`edlm_hf.training.refused_options`); `muon` with FSDP.
     """
 
     ema_decay: float = field(
@@ -51,83 +53,187 @@ class EDLMTrainingArguments(TrainingArguments):
 
     def __post_init__(self):
         super().__post_init__()
+        check_fields(self)
         if self.muon and self.fsdp:
             raise ValueError("Muon needs whole matrices, which FSDP splits over processes. Use DDP, or muon=False.")
 
 
 class EDLMTrainer(Trainer):
-    """`transformers.Trainer` on blocks of tokens.
+    """`transformers.Trainer` on rows of tokens.
 
     - An average of the weights (`ema_decay`) is what is evaluated and what every folder holds as its model: a
       `checkpoint-N` is loaded by `from_pretrained` like any other model. The weights that training goes on with are
       beside it.
-    - All noise of a step is a function of the seed, the step and the place of a row in the global batch. However that
-      is divided between processes and accumulation steps, and wherever the run was interrupted, it is the same.
-    - Evaluation runs over all processes and reports every number with its standard error.
+    - All noise of a step is a function of the seed, the step, the place of a row in the global batch and the position.
+      However that is divided between processes and accumulation steps, however wide rows are padded, and wherever the
+      run was interrupted, it is the same. So is the loss: it is averaged over the global batch.
+    - Tokens whose label in a row is -100 are context, as special tokens and padding are: see `DataCollatorForBlocks`.
+    - Evaluation runs over all processes and reports every number with its standard error. Its noise is a function of
+      the seed and the index of a row in the data.
 
     Args:
-        model: what is trained. args: `EDLMTrainingArguments`.
-        data_collator: `DataCollatorForBlocks` of the model's configuration unless given.
+        model: what is trained, unless `model_init` makes it.
+        args: of the trainer's `arguments_class`; its defaults unless given.
+        data_collator: `DataCollatorForBlocks` of the model's configuration unless given. What another one gives is
+            read by it: `input_ids` (B, L) and what it knows of the columns of a row.
+        compute_metrics: adds metrics of its own. `predictions` of the `EvalPrediction` that it gets are the numbers
+            measured of every row, arrays (N,) by name (`measured`), zeros for a row of which nothing counts.
         kwargs: of `transformers.Trainer`; `processing_class`, the tokenizer, is saved with the model.
 
     Raises:
-        ValueError: arguments of another class.
+        ValueError: arguments of another class; a model that cannot be trained so; an option that would have no effect
+            (`edlm_hf.training.refused_options`); a collator that masks tokens itself.
     """
 
     arguments_class = EDLMTrainingArguments
+    measured: tuple[str, ...] = ()  # what `evaluate_rows` measures, `tokens` among it
+    rows_per_step = 0  # rows of the present step, in all processes and accumulation steps
+    items_per_process = 0.0  # what the sums over the present step of this process are divided by
 
-    def __init__(self, model, args: EDLMTrainingArguments, data_collator=None, **kwargs):
+    def __init__(
+        self,
+        model: nn.Module | None = None,
+        args: EDLMTrainingArguments | None = None,
+        data_collator: Callable | None = None,
+        train_dataset=None,
+        eval_dataset=None,
+        processing_class=None,
+        *,
+        compute_metrics: Callable | None = None,
+        **kwargs,
+    ):
+        args = self.arguments_class() if args is None else args
         if not isinstance(args, self.arguments_class):
             raise ValueError(
                 f"args is {type(args).__name__}, but {type(self).__name__} takes {self.arguments_class.__name__}, "
                 "which has all of TrainingArguments."
             )
-        self.average = ExponentialMovingAverage(args.ema_decay)
-        if args.ema_decay:
-            kwargs["callbacks"] = [*(kwargs.get("callbacks") or []), self.average]
-        if args.attn_implementation:
-            model.set_attn_implementation(args.attn_implementation)
-        if args.muon:
-            options = {"lr": args.learning_rate, "weight_decay": args.weight_decay, "eps": args.adam_epsilon}
-            options["betas"] = (args.adam_beta1, args.adam_beta2)
-            kwargs["optimizer_cls_and_kwargs"] = (lambda: MuonAdamW), options  # the Trainer's form for whole models
-        collator = data_collator or DataCollatorForBlocks(model.config, num_ids(model))
-        super().__init__(model, args, collator, compute_metrics=self.compute_row_metrics, **kwargs)
-        self.eval_batches = 0
+        if (model is None) == (kwargs.get("model_init") is None):
+            raise ValueError("Give either model or model_init, a function that makes it.")
+        check_arguments(args, kwargs | {"data_collator": data_collator, "compute_metrics": compute_metrics})
 
-    # ------------------------------------------------------------------------------------------------------------ noise
+        self.args = args  # which `prepare_model` reads
+        self.average = ExponentialMovingAverage(args.ema_decay)
+        self.special_tokens = SpecialTokens()
+        ours = [self.special_tokens, self.average] if args.ema_decay else [self.special_tokens]
+        kwargs["callbacks"] = [*(kwargs.get("callbacks") or []), *ours]
+        if model is not None:
+            self.prepare_model(model)
+        super().__init__(
+            model,
+            args,
+            data_collator,
+            train_dataset,
+            eval_dataset,
+            processing_class,
+            compute_metrics=self.compute_row_metrics,
+            **kwargs,
+        )
+        self.compute_own_metrics = compute_metrics
+        if not isinstance(data_collator, DataCollatorForBlocks):
+            self.data_collator = DataCollatorForBlocks(self.model.config, num_ids(self.model), data_collator)
+
+    def prepare_model(self, model: nn.Module) -> None:
+        """Check a model, given or made by `model_init`, and make it ready.
+
+        Raises:
+            ValueError: it cannot be trained by this trainer.
+        """
+        if not isinstance(model, nn.Module) or not hasattr(model, "config"):
+            raise ValueError(
+                f"model is a {type(model).__name__}, but it must be a module with a configuration. Load it "
+                "(from_pretrained), and give it before args."
+            )
+        if self.args.attn_implementation:
+            model.set_attn_implementation(self.args.attn_implementation)
+        self.special_tokens.read(model)
+
+    def call_model_init(self, trial=None):
+        """As usual, and rows then come in the order in which a model that was given sees them."""
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+            model = super().call_model_init(trial)
+        self.prepare_model(model)
+        return model
+
+    def create_optimizer(self, *args, **kwargs):
+        """As usual, or Muon with what `args` say now."""
+        if self.args.muon:
+            options = {"lr": self.args.learning_rate, "weight_decay": self.args.weight_decay}
+            options |= {"eps": self.args.adam_epsilon, "betas": (self.args.adam_beta1, self.args.adam_beta2)}
+            self.optimizer_cls_and_kwargs = (lambda: MuonAdamW), options  # the Trainer's form for whole models
+        return super().create_optimizer(*args, **kwargs)
+
+    def _set_signature_columns_if_needed(self):
+        """As usual; what the collator reads of a row is kept too."""
+        super()._set_signature_columns_if_needed()
+        self._signature_columns = list(dict.fromkeys([*self._signature_columns, "input_ids", *ROW_COLUMNS]))
+
+    # ------------------------------------------------------------------------------------------------- the global batch
+
+    def items(self, labels: torch.Tensor) -> torch.Tensor:
+        """What the loss is averaged over: (B, L) -> (B, n) bool, here tokens that count."""
+        return labels != -100
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         """As usual; every batch learns where its rows stand in the global batch."""
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
-        for i, batch in enumerate(batches):
-            place = i * self.args.world_size + self.args.process_index
-            batch["first_row"] = place * self.args.train_batch_size
+        if batches:
+            self.place_rows(batches, device)
         return batches, num_items
 
-    @property
-    def rows_per_step(self) -> int:
-        return self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+    def place_rows(self, batches: list[dict], device: torch.device) -> None:
+        """Note in each of these batches of a step the place of its first row, and count what the step averages over.
+
+        Rows stand in the order in which samplers deal them out: by accumulation step, then by process.
+
+        Raises:
+            ValueError: nothing counts in the whole step.
+        """
+        # Rows and items of every batch: (steps, 2) of this process, (processes, steps) each of all
+        sizes = torch.zeros(self.args.gradient_accumulation_steps, 2, dtype=torch.long)
+        for i, batch in enumerate(batches):
+            sizes[i, 0] = len(batch["labels"])
+            sizes[i, 1] = self.items(batch["labels"]).sum()
+        rows, items = self.accelerator.gather(sizes.to(device).unsqueeze(0)).cpu().unbind(-1)
+        if not items.any():
+            raise ValueError(
+                f"Nothing counts in step {self.state.global_step + 1}: its {rows.sum()} rows are padding, special "
+                "tokens and tokens that their labels (or masks) make context. Leave such rows out."
+            )
+
+        counts = rows.T.flatten()
+        before = (counts.cumsum(0) - counts).view(-1, len(rows))
+        for i, batch in enumerate(batches):
+            batch["first_row"] = int(before[i, self.args.process_index])
+        self.rows_per_step = int(rows.sum())
+
+        self.items_per_process = float(items.sum()) / len(items)  # gradients are averaged over processes
+        if not self.args.average_tokens_across_devices:
+            self.items_per_process = max(1.0, float(items[self.args.process_index].sum()))
 
     def noise(self, *shapes: tuple[int, ...], rows: slice) -> Iterator[torch.Tensor]:
         """Uniforms of the present step on the device: one for the step, then (rows, *shape) for every shape.
 
-        Drawn for the whole global batch and cut: rows of all processes are taken to have one length (where they differ
-        the noise is right in law, but not independent between processes).
+        Args:
+            rows: of the global batch.
         """
-        seed = np.random.SeedSequence([self.args.seed, self.state.global_step]).generate_state(1, np.uint64)
-        generator = torch.Generator(self.args.device).manual_seed(int(seed[0]))
-        yield uniforms((), generator)
-        for shape in shapes:
-            yield uniforms((self.rows_per_step, *shape), generator)[rows]
+        key = self.args.seed, TRAINING, self.state.global_step
+        return self.uniforms(key, range(self.rows_per_step)[rows], *shapes)
+
+    def uniforms(self, key: Sequence[int], rows: Sequence[int], *shapes: tuple[int, ...]) -> Iterator[torch.Tensor]:
+        """`row_uniforms` on the device; float64, or float32 where the device has no other (MPS)."""
+        precision = torch.float32 if self.args.device.type == "mps" else torch.float64
+        for drawn in row_uniforms(key, rows, *shapes):
+            yield drawn.to(precision).to(self.args.device)
 
     # ------------------------------------------------------------------------------------------------------- evaluation
 
-    def evaluate_rows(self, inputs: dict, seed: int) -> dict[str, torch.Tensor]:
-        """What one batch of evaluation measures: named sums (B,) per row.
+    def evaluate_rows(self, inputs: dict, numbers: list[int]) -> dict[str, torch.Tensor]:
+        """What one batch of evaluation measures: sums (B,) per row, by the names in `measured`.
 
         Args:
-            inputs: a batch of the collator, on the device. seed: of its noise; another one for every batch.
+            inputs: a batch of the collator, on the device; in every row something counts.
+            numbers: of its rows in the data, B of them: the noise is a function of the seed and of these.
         """
         raise NotImplementedError
 
@@ -144,29 +250,69 @@ class EDLMTrainer(Trainer):
         finally:
             self.args.dataloader_drop_last = drop_last
 
+    def _get_eval_sampler(self, eval_dataset):
+        """None: the order of the data, whatever that of training, since the noise is a function of a row's number."""
+
     def evaluation_loop(self, *args, **kwargs):
         """As usual, with the averaged weights."""
-        self.eval_batches = 0
+        self.rows_evaluated = 0
+        self.tables: list[torch.Tensor] = []  # measurements (rows, names)
         with self.averaged_weights(), whole_weights(self.model):
-            return super().evaluation_loop(*args, **kwargs)
+            output = super().evaluation_loop(*args, **kwargs)
+        predictions = None if self.args.prediction_loss_only else output.predictions
+        return output._replace(predictions=predictions, label_ids=None)
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
-        """(None, measurements (B, names), B zeros): the Trainer gathers them over processes, without the doubles."""
-        seed = self.args.seed + self.eval_batches * self.args.world_size + self.args.process_index
-        self.eval_batches += 1
-        with torch.no_grad():
-            measured = self.evaluate_rows(self._prepare_inputs(inputs), seed)
-        self.measured = tuple(measured)
-        table = torch.stack([x.to(self.args.device, torch.float32) for x in measured.values()], dim=-1)
-        return None, table, torch.zeros(len(table), device=table.device)
+        """(None, measurements (B, names), B zeros): the Trainer gathers them over processes, without the doubles.
+
+        Rows in which nothing counts are left out: their measurements are zeros.
+        """
+        inputs = self._prepare_inputs(inputs)
+        batch = len(inputs["labels"])
+        first = self.rows_evaluated + self.args.process_index * batch
+        self.rows_evaluated += self.args.world_size * batch
+
+        counting = self.items(inputs["labels"]).any(-1)
+        numbers = (first + counting.nonzero()[:, 0]).tolist()
+        table = torch.zeros(batch, len(self.measured), device=self.args.device)
+        if numbers:
+            with torch.no_grad():
+                found = self.evaluate_rows({name: x[counting] for name, x in inputs.items()}, numbers)
+            table[counting] = torch.stack([found[name].to(table) for name in self.measured], dim=-1)
+        return None, table, torch.zeros(batch, device=table.device)
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
         """Metrics of the averaged weights on the evaluation data; see `summarise` of the trainer."""
         return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
 
-    def compute_row_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
-        table = torch.from_numpy(np.asarray(prediction.predictions)).double()
-        return self.summarise(dict(zip(self.measured, table.unbind(-1), strict=True)))
+    def compute_row_metrics(self, prediction: EvalPrediction, compute_result: bool = True) -> dict[str, float]:
+        """The metrics of all rows, the user's after ours; with `batch_eval_metrics` called for every batch.
+
+        Raises:
+            ValueError: nothing counts in any row.
+        """
+        tables = prediction.predictions  # several with eval_do_concat_batches=False
+        table = torch.cat([torch.as_tensor(x).cpu() for x in (tables if isinstance(tables, list) else [tables])])
+        self.tables.append(table)
+        own = {}
+        if self.compute_own_metrics is not None and not self.args.prediction_loss_only:
+            rows = dict(zip(self.measured, table.numpy().T, strict=True))
+            flag = {"compute_result": compute_result} if self.args.batch_eval_metrics else {}
+            own = self.compute_own_metrics(EvalPrediction(rows, None, inputs=prediction.inputs), **flag)
+        if not compute_result:
+            return {}
+
+        rows = dict(zip(self.measured, torch.cat(self.tables).double().unbind(-1), strict=True))
+        counting = rows["tokens"] > 0
+        if not counting.any():
+            raise ValueError(
+                f"Nothing counts in the {len(counting)} rows of the evaluation: they are padding, special tokens and "
+                "tokens that their labels (or masks) make context. Give rows with something to predict."
+            )
+        metrics = self.summarise({name: x[counting] for name, x in rows.items()})
+        if self.args.prediction_loss_only:
+            return {name: metrics[name] for name in ("loss", "loss_standard_error")}
+        return metrics | own
 
     def token_metrics(self, nats: torch.Tensor, tokens: torch.Tensor) -> dict[str, float]:
         """Nats per token, perplexity and bits per token (or character) with standard errors over texts, from (N,)."""
@@ -248,14 +394,27 @@ class EDLMTrainer(Trainer):
         return {name: p.detach() for name, p in self.model.named_parameters() if p.requires_grad}
 
 
-def uniforms(shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
-    """Uniforms on [0, 1) on the generator's device; float64, or float32 where the device has no other (MPS)."""
-    draws = uniform(shape, generator.device, generator)
-    return draws.to(generator.device, torch.float32) if generator.device.type == "mps" else draws
+class SpecialTokens(TrainerCallback):
+    """Keeps the start, end and padding tokens that the configurations of a model name.
+
+    They say which tokens count. The Trainer would replace them by the tokenizer's when it begins, after the collator
+    has read them: rows would be trained by some, and evaluated and saved with others.
+    """
+
+    NAMES = "bos_token_id", "eos_token_id", "pad_token_id"
+
+    def read(self, model: nn.Module) -> None:
+        configs = model.config.get_text_config(), getattr(model, "generation_config", None)
+        self.kept = [(config, name, getattr(config, name, None)) for config in configs for name in self.NAMES]
+
+    def on_train_begin(self, *args, **kwargs):
+        for config, name, value in self.kept:
+            if getattr(config, name, None) != value:
+                setattr(config, name, value)
 
 
 @contextmanager
-def whole_weights(model: torch.nn.Module) -> Iterator[None]:
+def whole_weights(model: nn.Module) -> Iterator[None]:
     """Parameters that FSDP has split over processes are whole: parts of the model can be called by themselves."""
     split = [module for module in model.modules() if isinstance(module, FSDPModule)]
     for module in split:

@@ -33,26 +33,30 @@ class MaskedDiffusionTrainer(EDLMTrainer):
 
     Args:
         model: an `MDLMForMaskedLM`, or any model with its `forward` and the noise schedule in its configuration.
-        args: `MaskedDiffusionArguments`.
+        args: `MaskedDiffusionArguments`. Others as in `EDLMTrainer`.
 
     Raises:
-        ValueError: the model is causal, or its noise schedule does not reach the full mask.
+        ValueError: as `EDLMTrainer`; the model is causal, or its noise schedule does not reach the full mask.
     """
 
     arguments_class = MaskedDiffusionArguments
+    measured = ("nats", "tokens")
 
-    def __init__(self, model, args: MaskedDiffusionArguments, **kwargs):
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.model_accepts_loss_kwargs = True  # the loss is that of the whole step: it is not averaged once more
+
+    def prepare_model(self, model):
+        super().prepare_model(model)
         check_denoiser(model)
         self.schedule = make_schedule(model.config.noise_schedule, **(model.config.noise_schedule_params or {}))
         self.schedule.check_reaches_full_mask()
-        super().__init__(model, args, **kwargs)
-        # The Trainer then counts the labels of all processes and accumulation steps, the denominator of the loss.
-        self.model_accepts_loss_kwargs = True
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         clean, labels = inputs["input_ids"], inputs["labels"]
-        first, count, modelled = inputs["first_row"], len(clean), labels != -100
-        shift, within, places = self.noise((), clean.shape[1:], rows=slice(first, first + count))
+        first, modelled = inputs["first_row"], labels != -100
+        shift, within, places = self.noise((), clean.shape[1:], rows=slice(first, first + len(clean)))
+
         if self.args.importance_sampling:
             # t with density w(t) / int w, every term with the weight int w
             times = low_discrepancy_times(within, self.rows_per_step, first, shift)
@@ -60,20 +64,18 @@ class MaskedDiffusionTrainer(EDLMTrainer):
         else:
             t = low_discrepancy_times(within, self.rows_per_step, first, shift)
             weight = bound_weight(self.schedule, t).unsqueeze(1)
+
         # q(x_t | x_0): every token is masked with probability 1 - alpha_t
         masked = modelled & (places < (1 - self.schedule.alpha(t)).unsqueeze(1))
         noisy = clean.masked_fill(masked, self.model.config.mask_token_id)
         sigma = self.schedule.total(t).float()
         outputs = model(input_ids=noisy, attention_mask=inputs.get("attention_mask"), timesteps=sigma)
+
         losses = masked_token_losses(outputs.logits, clean, masked, self.model.config.mask_token_id)
-        if num_items_in_batch is None:
-            num_items_in_batch = modelled.sum()
-        elif self.args.average_tokens_across_devices:
-            num_items_in_batch = num_items_in_batch / self.accelerator.num_processes  # gradients are averaged
-        loss = (losses * weight).sum().to(losses.dtype) / num_items_in_batch
+        loss = (losses * weight).sum().to(losses.dtype) / self.items_per_process
         return (loss, outputs) if return_outputs else loss
 
-    def evaluate_rows(self, inputs, seed):
+    def evaluate_rows(self, inputs, numbers):
         estimate = nelbo(
             self.model,
             inputs["input_ids"],
@@ -81,7 +83,8 @@ class MaskedDiffusionTrainer(EDLMTrainer):
             scored=inputs["labels"] != -100,
             num_samples=self.args.eval_noise_samples,
             batch_size=self.args.eval_batch_size,
-            seed=seed,
+            seed=self.args.seed,
+            text_numbers=numbers,
         )
         return {"nats": torch.tensor(estimate.sequence_nats), "tokens": torch.tensor(estimate.sequence_tokens)}
 

@@ -15,8 +15,15 @@ from edlm_hf.modeling.masked_diffusion import (
     sample_categorical,
     token_log_probs,
 )
-from edlm_hf.training.objectives import NCE_LOSSES, low_discrepancy_times, nce_readings, summarise_readings
-from edlm_hf.training.trainer_base import EDLMTrainer, EDLMTrainingArguments, uniforms
+from edlm_hf.training.objectives import (
+    NCE_LOSSES,
+    lattice_times,
+    low_discrepancy_times,
+    nce_readings,
+    summarise_readings,
+)
+from edlm_hf.training.refused_options import REFUSED_OF_ENERGIES, check_fields
+from edlm_hf.training.trainer_base import EVALUATION, EDLMTrainer, EDLMTrainingArguments
 
 
 @dataclass
@@ -42,6 +49,7 @@ class EnergyArguments(EDLMTrainingArguments):
 
     def __post_init__(self):
         super().__post_init__()
+        check_fields(self, REFUSED_OF_ENERGIES)
         if self.nce_loss not in NCE_LOSSES:
             raise ValueError(f"nce_loss is {self.nce_loss!r}, but it must be one of {', '.join(sorted(NCE_LOSSES))}.")
         allowed = {"num_negatives": 1, "denoising_steps": 1, "eval_num_candidates": 2, "eval_denoising_steps": 1}
@@ -73,41 +81,56 @@ class EnergyTrainer(EDLMTrainer):
     energy (`sampler_bound`, m = 1, and its change), T = `eval_denoising_steps`.
 
     Args:
-        model: an `EDLMForMaskedDiffusion` with `energy_type="nce"`, or a `PeftModel` of one. args: `EnergyArguments`.
+        model: an `EDLMForMaskedDiffusion` with `energy_type="nce"`, or a `PeftModel` of one.
+        args: `EnergyArguments`. Others as in `EDLMTrainer`.
 
     Raises:
-        ValueError: another energy type; a shared energy with FSDP.
+        ValueError: as `EDLMTrainer`; another energy type; a shared energy with FSDP.
     """
 
     arguments_class = EnergyArguments
+    measured = (
+        *("nce_loss", "jensen_shannon", "accuracy", "energy_data", "energy_draws", "energy_draws_squared"),
+        *("loss", "effective_sample_size", "t", "bound", "denoiser_bound", "tokens"),
+    )
 
-    def __init__(self, model, args: EnergyArguments, **kwargs):
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.model_accepts_loss_kwargs = True  # the loss is that of the whole step: it is not averaged once more
+        self.readings: dict[str, torch.Tensor] = {}  # sums over the rows since the last line of the log
+
+    def prepare_model(self, model):
+        super().prepare_model(model)
         energy_type = getattr(model.config, "energy_type", None)
         if energy_type != "nce":
             raise ValueError(
                 f"energy_type is {energy_type!r}, but only 'nce' has a network to train. Make one with "
                 "EDLMForMaskedDiffusion.from_components(denoiser, energy_type='nce')."
             )
-        if getattr(args, "fsdp", None) and model.config.energy_weights == "shared":
+        if self.args.fsdp and model.config.energy_weights == "shared":
             raise ValueError("FSDP would split the trunk that a shared energy reads. Use DDP, or an energy of its own.")
         self.schedule = make_schedule(model.config.noise_schedule, **(model.config.noise_schedule_params or {}))
         self.schedule.check_reaches_full_mask()
         model.denoiser.requires_grad_(False).eval()
-        super().__init__(model, args, **kwargs)
-        self.readings: dict[str, torch.Tensor] = {}
-        self.readings_taken = 0
+
+    def items(self, labels):
+        """Rows, of which at least one token counts."""
+        return (labels != -100).any(-1, keepdim=True)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        shape, n = inputs["input_ids"].shape, self.args.num_negatives
-        first = inputs["first_row"]
-        draws = (shape[1], n + self.draws_a_rest)
-        shift, within, *rest = self.noise((), shape[1:], (), draws, rows=slice(first, first + shape[0]))
+        shape, first = inputs["input_ids"].shape, inputs["first_row"]
+        draws = (shape[1], self.args.num_negatives + self.draws_a_rest)
+        rows = slice(first, first + shape[0])
+        shift, within, *rest = self.noise((), shape[1:], (), draws, rows=rows)
         t = low_discrepancy_times(within, self.rows_per_step, first, shift)
         positive, negative = self.energies(model, inputs, t, *rest)
-        loss = NCE_LOSSES[self.args.nce_loss](positive, negative).mean()
-        for name, values in nce_readings(*precise(positive, negative)).items():
-            self.readings[name] = self.readings.get(name, 0) + values.mean()
-        self.readings_taken += 1
+
+        counts = self.items(inputs["labels"])[:, 0]
+        losses = NCE_LOSSES[self.args.nce_loss](positive, negative)
+        loss = (losses * counts).sum() / self.items_per_process
+        readings = nce_readings(*precise(positive, negative)) | {"rows": torch.ones_like(counts)}
+        for name, values in readings.items():
+            self.readings[name] = self.readings.get(name, 0) + (values * counts).sum()
         return (loss, {"energy_data": positive, "energy_draws": negative}) if return_outputs else loss
 
     @property
@@ -171,35 +194,36 @@ class EnergyTrainer(EDLMTrainer):
         return torch.cat(parts)
 
     def log(self, logs, start_time=None):
-        if "loss" in logs and self.readings_taken:
-            means = torch.stack(list(self.readings.values())) / self.readings_taken
-            means = self.accelerator.reduce(means, reduction="mean").tolist()
-            logs |= summarise_readings(dict(zip(self.readings, means, strict=True)))
-            self.readings, self.readings_taken = {}, 0
+        if "loss" in logs and self.readings:
+            sums = self.accelerator.reduce(torch.stack([*self.readings.values()]), reduction="sum").tolist()
+            rows = sums.pop()
+            names = list(self.readings)[:-1]
+            logs |= summarise_readings({name: x / rows for name, x in zip(names, sums, strict=True)})
+            self.readings = {}
         super().log(logs, start_time)
 
-    def evaluate_rows(self, inputs, seed):
+    def evaluate_rows(self, inputs, numbers):
         ids, k = inputs["input_ids"], self.args.eval_num_candidates
-        generator, rows = torch.Generator(self.args.device).manual_seed(seed), self.args.eval_batch_size
-        shift = uniforms((), generator)
-        shapes = (rows,), (rows, *ids.shape[1:]), (rows,), (rows, *ids.shape[1:], k + self.draws_a_rest)
-        within, *rest = (uniforms(shape, generator)[: len(ids)] for shape in shapes)
-        t = low_discrepancy_times(within, rows, shift=shift)
+        shapes = ids.shape[1:], (), (ids.shape[1], k + self.draws_a_rest)
+        shift, *rest = self.uniforms((self.args.seed, EVALUATION), numbers, *shapes)
+        t = lattice_times(torch.tensor(numbers, device=shift.device), shift)
         positive, negative = self.energies(self.model, inputs, t, *rest)
+
         sizes = effective_sample_size(importance_weights(negative))
         loss = NCE_LOSSES[self.args.nce_loss](positive, negative[:, : self.args.num_negatives])
-        measured = nce_readings(*precise(positive, negative)) | {"loss": loss, "effective_sample_size": sizes, "t": t}
+        found = nce_readings(*precise(positive, negative)) | {"loss": loss, "effective_sample_size": sizes, "t": t}
         options = {
             "num_steps": self.args.eval_denoising_steps,
             "num_samples": 1,
             "scored": inputs["labels"] != -100,
             "batch_size": self.args.eval_batch_size,
-            "seed": seed,
+            "seed": self.args.seed,
+            "text_numbers": numbers,
         }
         texts = self.model, ids, inputs.get("attention_mask")
         with_energy = sampler_bound(*texts, num_candidates=k, **options)
         without = discrete_nelbo(*texts, **options)  # on the same noise
-        return measured | {
+        return found | {
             "bound": torch.tensor(with_energy.sequence_nats),
             "denoiser_bound": torch.tensor(without.sequence_nats),
             "tokens": torch.tensor(with_energy.sequence_tokens),

@@ -10,7 +10,7 @@ import pytest
 import torch
 from program import start
 from published import tiny_causal, tiny_config, tiny_denoiser
-from training import arguments, random_blocks
+from training import arguments, rows_with_prompts
 
 from edlm_hf import EDLMForMaskedDiffusion, MDLMForMaskedLM
 from edlm_hf.cli import app
@@ -21,10 +21,15 @@ from edlm_hf.training import AutoregressiveTrainer, EnergyArguments, EnergyTrain
 from edlm_hf.training.trainer_denoiser import MaskedDiffusionArguments
 
 
-def runs(folder, rows_per_process: int) -> dict[str, list[dict]]:
-    """What three runs of three steps log, each followed by an evaluation of eleven rows."""
+def runs(folder, rows: int, steps: int) -> dict[str, list[dict]]:
+    """What three runs of three steps log, each followed by an evaluation of eleven rows, all of unequal length.
+
+    `rows` of a process in each of `steps`, and that many in a batch of the evaluation.
+    """
     logs = {}
-    options = {"max_steps": 3, "per_device_train_batch_size": rows_per_process, "per_device_eval_batch_size": 2}
+    options = {"max_steps": 3, "per_device_train_batch_size": rows, "per_device_eval_batch_size": rows}
+    options["gradient_accumulation_steps"] = steps
+    training, evaluation = rows_with_prompts(32), rows_with_prompts(11)
     torch.manual_seed(0)
     energy = EDLMForMaskedDiffusion.from_components(
         tiny_denoiser(), energy_type="nce", energy_weights="shared", energy_adapter_rank=2
@@ -35,7 +40,7 @@ def runs(folder, rows_per_process: int) -> dict[str, list[dict]]:
         ("energy", EnergyTrainer, EnergyArguments, energy),
     ):
         args = arguments(folder, args_class, **options)
-        trainer = trainer_class(model, args, train_dataset=random_blocks(32), eval_dataset=random_blocks(11, seed=1))
+        trainer = trainer_class(model, args, train_dataset=training, eval_dataset=evaluation)
         trainer.train()
         trainer.evaluate()
         logs[name] = trainer.state.log_history
@@ -78,7 +83,7 @@ def test_two_processes_have_the_losses_of_one(tmp_path):
         )
         for environment in rendezvous()
     ]
-    one = runs(tmp_path / "one", rows_per_process=8)
+    one = runs(tmp_path / "one", rows=8, steps=1)
     outputs = [process.communicate()[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], "\n".join(text[-4000:] for text in outputs)
     two = json.loads((tmp_path / "two.json").read_text())
@@ -139,7 +144,7 @@ if __name__ == "__main__":
     from typer.testing import CliRunner
 
     home = Path(sys.argv[1])
-    logs = runs(home / "two", rows_per_process=4) | {"likelihoods": gather_object([likelihoods()])}
+    logs = runs(home / "two", rows=2, steps=2) | {"likelihoods": gather_object([likelihoods()])}
     arguments = "generate", "--model", str(home), "--max-new-tokens", "12", "--steps", "2", "--samples", "5"
     result = CliRunner().invoke(app, [*arguments, "--seed", "0", "--batch-size", "2", "--json"])
     assert result.exit_code == 0, (result.output, result.exception)

@@ -5,10 +5,18 @@ import math
 import datasets
 import numpy as np
 import torch
-from published import tiny_denoiser
+from published import randomised, tiny_causal, tiny_config, tiny_denoiser
 from torch import nn
 
-from edlm_hf.training import EDLMTrainingArguments, MaskedDiffusionArguments, MaskedDiffusionTrainer
+from edlm_hf import EDLMEnergyModel, EDLMForMaskedDiffusion
+from edlm_hf.training import (
+    AutoregressiveTrainer,
+    EDLMTrainingArguments,
+    EnergyArguments,
+    EnergyTrainer,
+    MaskedDiffusionArguments,
+    MaskedDiffusionTrainer,
+)
 
 
 def arguments(folder, cls=EDLMTrainingArguments, **changes) -> EDLMTrainingArguments:
@@ -46,3 +54,28 @@ def denoiser_trainer(folder, model=None, rows=None, eval_rows=None, callbacks=No
 def same(first: nn.Module, second: nn.Module) -> bool:
     pairs = zip(first.state_dict().items(), second.state_dict().items(), strict=True)
     return all(a == b and torch.equal(x, y) for (a, x), (b, y) in pairs)
+
+
+def trainer_of(kind: str, folder, rows, eval_rows=None, model=None, given=None, **changes):
+    """One of the trainers, by what it trains: denoiser, autoregressive, energy; `given`: more arguments of its own."""
+    sets = {"train_dataset": rows, "eval_dataset": eval_rows} | (given or {})
+    if kind == "denoiser":
+        model = tiny_denoiser() if model is None else model
+        return MaskedDiffusionTrainer(model, arguments(folder, MaskedDiffusionArguments, **changes), **sets)
+    if kind == "autoregressive":
+        model = tiny_causal() if model is None else model
+        return AutoregressiveTrainer(model, arguments(folder, **changes), **sets)
+    if model is None:
+        energy = randomised(EDLMEnergyModel(tiny_config()), seed=3)
+        model = EDLMForMaskedDiffusion.from_components(tiny_denoiser(), energy, energy_type="nce")
+    cheap = {"eval_denoising_steps": 4, "eval_num_candidates": 2, "num_negatives": 2}
+    return EnergyTrainer(model, arguments(folder, EnergyArguments, **(cheap | changes)), **sets)
+
+
+def rows_with_prompts(number: int = 16, prompt: int = 3, vocabulary: int = 12) -> datasets.Dataset:
+    """Rows of 4 to 11 tokens whose first ones are context by their labels."""
+    random = np.random.default_rng(0)
+    texts = [random.integers(0, vocabulary, 4 + (5 * i) % 8).tolist() for i in range(number)]
+    return datasets.Dataset.from_list(
+        [{"input_ids": text, "labels": [-100] * prompt + text[prompt:]} for text in texts]
+    )
