@@ -13,9 +13,14 @@ import typer
 from edlm_hf.checkpoints import locate
 from edlm_hf.files import to_json, write_atomically
 from edlm_hf.options import NAMES, NUMBERS, Command, Config, Device, Json, running
+from edlm_hf.terminal import tell, write
 
 app = typer.Typer(
-    name="edlm", no_args_is_help=True, add_completion=False, help="Energy-based diffusion language models."
+    name="edlm",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_show_locals=False,
+    help="Energy-based diffusion language models.",
 )
 benchmark = typer.Typer(no_args_is_help=True, help="Measure this package against the published method.")
 app.add_typer(benchmark, name="benchmark")
@@ -84,7 +89,7 @@ def convert(
         n_heads=n_heads,
     )
     result = {"class": type(model).__name__, "parameters": model.num_parameters(), "output": str(output)}
-    typer.echo(to_json(result) if as_json else f"{result['class']} ({result['parameters']:,} parameters) in {output}")
+    write(to_json(result) if as_json else f"{result['class']} ({result['parameters']:,} parameters) in {output}")
 
 
 @app.command(cls=Command)
@@ -184,7 +189,7 @@ def generate(
 
         write_atomically(html, page(rows).encode())
     if process == 0:
-        typer.echo(to_json(texts) if as_json else "\n\n".join(texts))
+        write(to_json(texts) if as_json else "\n\n".join(texts))
 
 
 @app.command(cls=Command)
@@ -205,8 +210,8 @@ def push(
     """Upload a model or adapter with its model card to the Hugging Face Hub, in one commit.
 
     The folder is only read: after an interruption, repeat the command. A card that somebody wrote or edited, there or
-    on the Hub, is kept. Checkpoints and the optimiser's state are not uploaded. The account is that of `hf auth login`
-    or HF_TOKEN.
+    on the Hub, is kept. What is no part of a model repository is not uploaded, and named: checkpoints, the optimiser's
+    state, logs, hidden files, links that lead out of the folder. The account is that of `hf auth login` or HF_TOKEN.
     """
     from huggingface_hub.errors import HTTPError
 
@@ -217,11 +222,11 @@ def push(
             locate(folder), repository, private=private or None, revision=revision, commit_message=message
         )
     except HTTPError:
-        typer.echo(f"{folder} is as it was: repeat the command to push again.", err=True)
+        tell(f"{folder} is as it was: repeat the command to push again.")
         raise
     url = str(commit.repo_url)
     result = {"repository": commit.repo_url.repo_id, "revision": revision or "main", "commit": commit.oid, "url": url}
-    typer.echo(to_json(result) if as_json else f"{url}, commit {commit.oid}")
+    write(to_json(result) if as_json else f"{url}, commit {commit.oid}")
 
 
 TRAINING = {
@@ -317,9 +322,9 @@ def evaluate(
     evaluation = evaluate_model(settings)
     if place()[0] == 0:
         if as_json:
-            typer.echo(to_json(evaluation.to_dict() | {"environment": environment(torch.device(device))}))
+            write(to_json(evaluation.to_dict() | {"environment": environment(torch.device(device))}))
         else:
-            typer.echo(evaluation.markdown())
+            write(evaluation.markdown())
 
 
 @benchmark.command(cls=Command)
@@ -376,8 +381,8 @@ def speed(
     with progress:
         result = run_benchmark(settings, output, advance)
     if not result["plots"]:
-        typer.echo("No plots: matplotlib is not installed (pip install matplotlib).", err=True)
-    typer.echo(to_json(result) if as_json else markdown(result))
+        tell("No plots: matplotlib is not installed (pip install matplotlib).")
+    write(to_json(result) if as_json else markdown(result))
 
 
 @benchmark.command(cls=Command)
@@ -438,5 +443,5 @@ def quality(
     with progress:
         result = run_study(settings, output, advance)
     if not result["plots"]:
-        typer.echo("No plots: matplotlib is not installed (pip install matplotlib).", err=True)
-    typer.echo(to_json(result) if as_json else markdown(result))
+        tell("No plots: matplotlib is not installed (pip install matplotlib).")
+    write(to_json(result) if as_json else markdown(result))

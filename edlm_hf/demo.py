@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokeniz
 from edlm_hf.checkpoints import CHECKPOINTS, checkpoint
 from edlm_hf.files import to_json
 from edlm_hf.modeling.modeling_edlm import EDLMForMaskedDiffusion
+from edlm_hf.terminal import visible
 
 
 def run(samples: int = 2, steps: int = 32, candidates: int = 8, seed: int = 0, as_json: bool = False) -> None:
@@ -54,6 +55,6 @@ def run(samples: int = 2, steps: int = 32, candidates: int = 8, seed: int = 0, a
             cost += f", {result['energy_calls']} of the energy, effective sample size {size:.1f} of {k}"
         console.print(f"\n{title}: {samples} x {length} characters, T = {steps}, k = {k}\n{cost}", highlight=False)
         for text in result["texts"]:
-            console.print(f"  {text}", style="green", highlight=False)
+            console.print(f"  {visible(text)}", style="green", highlight=False, markup=False)
     if as_json:
         print(to_json(results))

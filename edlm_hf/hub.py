@@ -19,6 +19,7 @@ import edlm_hf
 from edlm_hf.modeling import custom_generate
 from edlm_hf.modeling.card_edlm import BLANK, KINDS, CardFacts, CardMixin, model_card, push_folder, read_json, replaces
 from edlm_hf.modeling.modeling_mdlm import auto_map
+from edlm_hf.modeling.repository_files import find_file
 
 CARD = """\
 ---
@@ -111,9 +112,9 @@ def save_custom_generate(folder: str | Path) -> Path:
 def push(model, repo_id: str, *, facts: CardFacts | None = None, **kwargs) -> CommitInfo:
     """Upload a model, an adapter or a folder with either in it, with its model card, in one commit.
 
-    A folder is only read, and a push that was interrupted can be repeated. What a training run needs for going on
-    (checkpoints, the state of the optimiser) stays here. Code that a model lacks in its folder, as the checkpoints
-    that ship do, is added.
+    A folder is only read, and a push that was interrupted can be repeated. What is no part of a model repository stays
+    here, and a warning names it: the state of a training run, hidden files, links that lead out of the folder. Code
+    that a model lacks in its folder, as the checkpoints that ship do, is added.
 
     Args:
         model: a folder that `save_pretrained` or `save_custom_generate` wrote, or anything that has `save_pretrained`,
@@ -136,12 +137,12 @@ def push(model, repo_id: str, *, facts: CardFacts | None = None, **kwargs) -> Co
             return push(folder, repo_id, **kwargs)
     folder = Path(model)
     entries = ("config.json", "adapter_config.json", "custom_generate/generate.py")
-    if not any((folder / entry).is_file() for entry in entries):
+    if not any(find_file(folder, entry) for entry in entries):
         raise ValueError(
-            f"{folder} is no folder with a model: it holds none of {', '.join(entries)}. Give one that save_pretrained "
-            "wrote."
+            f"{folder} is no folder with a model: it holds none of {', '.join(entries)}, as files of its own. Give one "
+            "that save_pretrained wrote."
         )
-    return push_folder(folder, repo_id, card=better_card(folder, facts), code=missing_code(folder), **kwargs)
+    return push_folder(folder, repo_id, card=better_card(folder, facts), others=missing_code(folder), **kwargs)
 
 
 def missing_code(folder: Path) -> dict[str, bytes]:
@@ -164,8 +165,8 @@ def write_better_card(folder: Path, facts: CardFacts | None = None, config: PreT
 
 def better_card(folder: Path, facts: CardFacts | None = None, config: PreTrainedConfig | None = None) -> str | None:
     """Our card for what is in a folder, where its README.md is missing, blank or knows less; else None."""
-    readme = folder / "README.md"
-    old = readme.read_text(encoding="utf-8") if readme.is_file() else None
+    readme = find_file(folder, "README.md")
+    old = None if readme is None else readme.read_text(encoding="utf-8")
     if old is not None and BLANK not in old and facts is None:
         return None
     card = card_of_folder(folder, facts, old, config)

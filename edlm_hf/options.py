@@ -8,10 +8,21 @@ import typer
 from typer.core import TyperCommand
 
 from edlm_hf.files import read_options
+from edlm_hf.modeling.hidden_secrets import hide_secrets
+from edlm_hf.terminal import tell, visible
 
 
 class Command(TyperCommand):
     """A command whose failures, where the user can do something about them, are one line on stderr and exit code 1."""
+
+    def make_context(self, *args, **kwargs):
+        """As usual; what a wrong use quotes steers no terminal and is no secret."""
+        try:
+            return super().make_context(*args, **kwargs)
+        except Exception as error:
+            if isinstance(getattr(error, "message", None), str):
+                error.message = visible(hide_secrets(error.message))
+            raise
 
     def invoke(self, context):
         try:
@@ -22,7 +33,7 @@ class Command(TyperCommand):
             if isinstance(error, BrokenPipeError) or not isinstance(error, (ValueError, OSError, HTTPError)):
                 raise
             if os.environ.get("RANK", "0") == "0":  # of several processes one speaks
-                typer.echo(f"{context.command_path}: {' '.join(str(error).split())}", err=True)
+                tell(f"{context.command_path}: {error}")
             raise typer.Exit(1) from None
 
 
@@ -108,7 +119,7 @@ def running(shown: bool = True):
     task = progress.add_task("")
 
     def advance(done: int, in_all: int, label: str) -> None:
-        progress.update(task, completed=done, total=in_all, description=label)
+        progress.update(task, completed=done, total=in_all, description=visible(label))
 
     return progress, advance
 

@@ -16,6 +16,8 @@ from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 
+from edlm_hf.terminal import visible
+
 
 class DiffusionStreamer(BaseStreamer):
     """Collects the tokens of one text; a subclass shows them.
@@ -55,14 +57,14 @@ class DiffusionStreamer(BaseStreamer):
         if not (self.next_is_prompt and self.skip_prompt):
             self.finished += tokens
         self.next_is_prompt = False
-        self.show(self.decode(self.finished), "")
+        self.show(visible(self.decode(self.finished)), "")
 
     def put_draft(self, value: torch.LongTensor, **kwargs) -> None:
         """What is to follow the finished tokens, as it stands now: (N,) or (1, N); it replaces the last draft."""
         finished = self.decode(self.finished)
         whole = self.decode(self.finished + row_of(value))
         shared = len(finished) if whole.startswith(finished) else 0  # decoding may join tokens across the border
-        self.show(whole[:shared], whole[shared:])
+        self.show(visible(whole[:shared]), visible(whole[shared:]))
 
     def end(self) -> None:
         self.close(self.decode(self.finished))
@@ -77,9 +79,11 @@ class DiffusionStreamer(BaseStreamer):
         return "".join(self.mask_symbol * len(run) if masked else self.tokenizer.decode(run) for masked, run in runs)
 
     def show(self, finished: str, draft: str) -> None:
+        """Show the text as it stands, in which control characters are symbols."""
         raise NotImplementedError
 
     def close(self, text: str) -> None:
+        """Show the finished text, given as it is, for the last time."""
         raise NotImplementedError
 
 
@@ -115,7 +119,7 @@ class NotebookDiffusionStreamer(DiffusionStreamer):
             self.handle.update(data, raw=True)
 
     def close(self, text: str) -> None:
-        self.show(text, "")
+        self.show(visible(text), "")
         self.handle = None
 
 
@@ -144,7 +148,7 @@ class TerminalDiffusionStreamer(DiffusionStreamer):
             self.live.stop()
             self.live = None
         if self.keep:
-            print(text, file=self.console.file, flush=True)
+            print(visible(text) if self.console.is_terminal else text, file=self.console.file, flush=True)
 
 
 class StepStreamer(BaseStreamer):

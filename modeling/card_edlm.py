@@ -11,18 +11,30 @@ import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, ModelCardData
-from huggingface_hub.utils import filter_repo_objects
+from huggingface_hub import (
+    CommitInfo,
+    CommitOperationAdd,
+    CommitOperationDelete,
+    HfApi,
+    ModelCard,
+    ModelCardData,
+    get_token,
+)
 from transformers import PreTrainedConfig
+from transformers.utils import logging
+
+from .hidden_secrets import hide_secrets
+from .repository_files import check_no_secrets, find_file, repository_files
+
+logger = logging.get_logger(__name__)
 
 PAPER = "[EDLM](https://arxiv.org/abs/2410.21357)"
 PLACEHOLDER = "REPOSITORY"  # the name in the examples of a card, filled in by a push
 UNKNOWN = "Not recorded."
 BLANK = "[More Information Needed]"  # of the templates of huggingface_hub and peft
 SIGNATURE = r"\n<!-- edlm-hf wrote this card: ([0-9a-f]{16}) -->\n*\Z"
-WEIGHTS = r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?"
-# What a training run leaves in its folder for going on, not for others
-NOT_PUSHED = [".*", "*/.*", "*__pycache__/*", "checkpoint-*", "*.pt", "*.pth", "training_args.bin", "present_weights.*"]
+WEIGHTS = r"(adapter_)?model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?"
+MOST_NAMES = 20  # of files that are left behind, in a message
 
 # Class -> what it is, how transformers loads it, the Hub's name of the task, what the example does with it
 GENERATE = "rows = model.generate(max_denoising_steps=128)"
@@ -148,8 +160,8 @@ def model_card(
         example = (GENERATE_AFTER_START.format(new_tokens), *example[1:])
     limits = "It continues text as its training data would: it follows no instructions, and what it says may be false."
     limits += f" {facts.limits}" if facts.limits else ""
-    license = "Code: Apache-2.0. Weights: "
-    license += facts.license or f"{UNKNOWN}{' They were made from the base models above.' if names else ''}"
+    of_weights = UNKNOWN + (" They were made from the base models above." if names else "")
+    license = f"Code: Apache-2.0. Weights: {one_line(facts.license or of_weights)}"
     sections = [
         f"# {PLACEHOLDER}",
         f"An adapter for this model: {what}" if adapter else what,
@@ -180,11 +192,29 @@ def model_card(
         license,
     ]
     body = "\n\n".join(section for section in sections if section)
-    return sign(str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}\n")))
+    return sign(hide_secrets(str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}\n"))))
 
 
 def code(*lines: str, language: str = "python") -> str:
-    return "\n".join([f"```{language}", *lines, "```"])
+    """A block of code, which none of its lines ends."""
+    fence = "`" * max(3, longest_ticks("\n".join(lines)) + 1)
+    return "\n".join([f"{fence}{language}", *lines, fence])
+
+
+def code_span(text: str) -> str:
+    """A name as code in a line of text, whatever is in it."""
+    text = one_line(text)
+    ticks = "`" * (longest_ticks(text) + 1)
+    return f"{ticks}{text}{ticks}" if len(ticks) == 1 else f"{ticks} {text} {ticks}"
+
+
+def longest_ticks(text: str) -> int:
+    return max(map(len, re.findall("`+", text)), default=0)
+
+
+def one_line(text: str) -> str:
+    """A text for a line, or a cell of a table."""
+    return " ".join(text.split()).replace("|", "\\|")
 
 
 def table_of(config: PreTrainedConfig) -> str:
@@ -201,8 +231,8 @@ def table_of(config: PreTrainedConfig) -> str:
                 config.energy_weights
             ]
         if is_hub_name(config.energy_name_or_path):
-            revision = config.energy_revision or "main"
-            rows["weights of the energy"] = f"loaded from `{config.energy_name_or_path}`, revision `{revision}`"
+            revision = code_span(config.energy_revision or "main")
+            rows["weights of the energy"] = f"loaded from `{config.energy_name_or_path}`, revision {revision}"
     rows |= {
         "vocabulary": f"{config.vocab_size:,}" if config.vocab_size else None,
         "mask token": config.mask_token_id,
@@ -218,7 +248,7 @@ def results_table(facts: CardFacts) -> str | None:
     if not facts.results:
         return None
     rows = [
-        f"| {name} | {value:.6g} | {'' if error is None else f'{error:.2g}'} |"
+        f"| {one_line(name)} | {value:.6g} | {'' if error is None else f'{error:.2g}'} |"
         for name, (value, error) in facts.results.items()
     ]
     table = "\n".join(["| what | value | standard error |", "|---|---|---|", *rows])
@@ -309,9 +339,9 @@ def origins(config: PreTrainedConfig) -> list[str]:
 
 
 def read_json(folder: str | Path, name: str) -> dict | None:
-    """A JSON file of a folder, None where there is no such file."""
-    path = Path(folder, name)
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    """A JSON file of a folder, None where there is no such file in it."""
+    path = find_file(folder, name)
+    return None if path is None else json.loads(path.read_text(encoding="utf-8"))
 
 
 def check_references(folder: str | Path) -> None:
@@ -343,13 +373,16 @@ def push_folder(
     create_pr: bool = False,
     tags: list[str] | str | None = None,
     card: str | None = None,
-    code: dict[str, bytes] | None = None,
+    others: dict[str, bytes | Path] | None = None,
 ) -> CommitInfo:
     """Upload a folder in one commit: the repository holds all of it or, after an interruption, none of it.
 
-    The folder is only read. Weights that are no longer part of it are removed from the repository (shards that a
-    single file replaces, or the reverse). A README.md that somebody edited on the Hub stays, unless that of the folder
-    was written by hand as well.
+    The folder is only read. What is no part of a model repository is left behind, with a warning that names it: what a
+    training run needs for going on, hidden files, links that lead out of the folder (see `repository_files`).
+
+    Weights that are no longer part of the folder are removed from the repository (shards that a single file replaces,
+    or the reverse). A README.md that somebody edited on the Hub stays, unless that of the folder was written by hand as
+    well.
 
     Args:
         repo_id: `user/name`, or `name` for the account of the token; made if it does not exist.
@@ -357,15 +390,28 @@ def push_folder(
         revision: a branch, made from `main` if it does not exist.
         tags: added to those of the card.
         card: README.md to be, in place of that of the folder.
-        code: files, name -> content, beside those of the folder or in place of them.
+        others: files, name -> content or path, beside those of the folder or in place of them.
 
     Raises:
-        ValueError: the repository is public although `private` was asked for, or nobody could load the adapter.
+        ValueError: the repository is public although `private` was asked for, nobody could load the adapter, a file
+            holds a token or a private key, or weights are a link that leads out of the folder.
         huggingface_hub.errors.HTTPError: the Hub was not reached, or refused.
     """
     check_references(folder)
-    files = {path.relative_to(folder).as_posix() for path in Path(folder).rglob("*") if path.is_file()}
-    files = set(filter_repo_objects(files, ignore_patterns=NOT_PUSHED))
+    files, left = repository_files(folder)
+    contents = files | (others or {})
+    if card is not None:
+        contents["README.md"] = card.encode()
+    check_no_secrets(contents, token if isinstance(token, str) else get_token())
+    if linked := [name for name in left if re.fullmatch(WEIGHTS, name)]:
+        raise ValueError(
+            f"{linked[0]} is a link that leads out of {folder}, and links are not followed. Put the file itself there."
+        )
+    if left:
+        names = [name if name.isprintable() else ascii(name) for name in left[:MOST_NAMES]]
+        rest = f" and {len(left) - MOST_NAMES} more" if len(left) > MOST_NAMES else ""
+        logger.warning(f"Not uploaded, since it is no part of a model repository: {', '.join(names)}{rest}.")
+
     api = HfApi(token=token)
     repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
     if private and not api.model_info(repo_id).private:
@@ -373,15 +419,13 @@ def push_folder(
     if revision is not None and not revision.startswith("refs/"):
         api.create_branch(repo_id, branch=revision, exist_ok=True)
     stored = set(api.list_repo_files(repo_id, revision=revision))
-    contents = {name: Path(folder, name) for name in files - {"README.md"}} | (code or {})
-    operations = [CommitOperationAdd(name, contents[name]) for name in sorted(contents)]
-    weights = {name for name in files if re.fullmatch(WEIGHTS, name)}
-    if weights:
-        stale = {name for name in stored - files if re.fullmatch(WEIGHTS, name)}
+    operations = [CommitOperationAdd(name, contents[name]) for name in sorted(contents) if name != "README.md"]
+    if any(re.fullmatch(WEIGHTS, name) for name in files):
+        stale = {name for name in stored - files.keys() if re.fullmatch(WEIGHTS, name)}
         operations += [CommitOperationDelete(name) for name in sorted(stale)]
 
     if card is None and "README.md" in files:
-        card = Path(folder, "README.md").read_text(encoding="utf-8")
+        card = files["README.md"].read_text(encoding="utf-8")
     old = None
     if "README.md" in stored:
         path = api.hf_hub_download(repo_id, "README.md", revision=revision)

@@ -344,8 +344,8 @@ def unchanged(models: list[nn.Module]):
 
 
 def list_keys(label: str, keys: set[str], shown: int = 8) -> str:
-    """`label: a, b, c and 5 more.`, or nothing if there are no keys."""
-    names = sorted(keys)
+    """`label: a, b, c and 5 more.`, or nothing if there are no keys; a file may name them to steer a terminal."""
+    names = [key if key.isprintable() else ascii(key) for key in sorted(keys)]
     more = f" and {len(names) - shown} more" if len(names) > shown else ""
     return f"{label}: {', '.join(names[:shown])}{more}. " if names else ""
 

@@ -13,6 +13,7 @@ import torch
 import transformers
 
 from edlm_hf.files import to_json, write_atomically
+from edlm_hf.modeling.hidden_secrets import hide_in_command, hide_in_values, hide_secrets
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -24,7 +25,7 @@ def environment(device: torch.device) -> dict:
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "hardware": hardware(device),
-        "command": " ".join(["edlm", *sys.argv[1:]]),
+        "command": " ".join(["edlm", *hide_in_command(sys.argv[1:])]),
     }
 
 
@@ -59,8 +60,9 @@ class Parts:
 
 
 def write_results(result: dict, markdown: str, output: Path) -> None:
-    write_atomically(output / "results.json", to_json(result, indent=1).encode())
-    write_atomically(output / "results.md", markdown.encode())
+    """The result as JSON and as a page; secrets that were in a name or a command are hidden."""
+    write_atomically(output / "results.json", to_json(hide_in_values(result), indent=1).encode())
+    write_atomically(output / "results.md", hide_secrets(markdown).encode())
 
 
 def new_figure(width: float, height: float):

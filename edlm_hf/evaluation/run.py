@@ -20,6 +20,7 @@ from edlm_hf.evaluation.likelihood import (
     sampler_bound,
 )
 from edlm_hf.evaluation.noising import Texts, read_texts
+from edlm_hf.modeling.hidden_secrets import hide_in_values
 from edlm_hf.modeling.modeling_edlm import EDLMForMaskedDiffusion
 from edlm_hf.processes import connected
 from edlm_hf.tokenization import is_text8, normalize_text8
@@ -115,6 +116,7 @@ class Evaluation:
         tokens = int(self.texts.counts.sum())
         result = {"model": self.settings.model, "data": self.settings.data, "dtype": self.settings.dtype}
         result["settings"] = {name: x for name, x in asdict(self.settings).items() if name != "progress_bar"}
+        result = hide_in_values(result)  # an address may hold a password
         result["num_texts"] = len(self.texts.ids)
         result |= {"num_tokens": tokens, "num_characters": self.characters, "metrics": {}}
         for name, found in self.metrics.items():

@@ -35,7 +35,9 @@ from edlm_hf.checkpoints import locate
 from edlm_hf.data import PROTOCOLS, load_corpus, to_blocks
 from edlm_hf.data.corpus import has_splits
 from edlm_hf.files import read_options, to_json, write_atomically
-from edlm_hf.modeling.card_edlm import CardFacts
+from edlm_hf.modeling.card_edlm import CardFacts, code_span
+from edlm_hf.modeling.hidden_secrets import hide_in_command, hide_in_values, hide_secrets, is_secret_name
+from edlm_hf.terminal import tell, visible, write
 from edlm_hf.tokenization import add_mask_token, check_mask_token, normalize_text8, text8_tokenizer
 from edlm_hf.training.trainer_autoregressive import AutoregressiveTrainer
 from edlm_hf.training.trainer_base import EDLMTrainer, EDLMTrainingArguments, last_complete_checkpoint
@@ -184,13 +186,25 @@ COMMANDS: dict[str, Callable[[list[str]], dict]] = {
 }
 
 
+class Flags(HfArgumentParser):
+    """The flags of a command; neither its help nor its errors show a secret, or steer a terminal."""
+
+    secrets: tuple[str, ...] = ()  # of the recipe, whose values are the defaults that the help shows
+
+    def format_help(self) -> str:
+        return visible(hide_secrets(super().format_help(), self.secrets))
+
+    def error(self, message: str):
+        super().error(visible(hide_secrets(message, self.secrets)))
+
+
 def parse(command: str, classes: tuple[type, ...], arguments: list[str]) -> tuple:
     """Dataclasses from flags; a first argument that is no flag is a YAML file with the defaults.
 
     The last one are the training arguments, whose seed is set: new weights are those of the seed. What is no flag of
     the command, in the file or behind it, or has a value of another type, ends the program with exit code 2.
     """
-    parser = HfArgumentParser(
+    parser = Flags(
         classes,
         prog=f"edlm {command}",
         usage=f"edlm {command} [RECIPE.yaml] [--FLAG VALUE ...]",
@@ -208,6 +222,7 @@ def parse(command: str, classes: tuple[type, ...], arguments: list[str]) -> tupl
             parser.error(f"{arguments[0]} sets {', '.join(sorted(unknown))}, which edlm {command} does not have.")
         for name in recipe:
             known[name].required = False
+        parser.secrets = secrets_of(recipe)
         # argparse converts and checks defaults that are text
         parser.set_defaults(**{name: str(x) if isinstance(x, (int, float)) else x for name, x in recipe.items()})
         arguments = arguments[1:]
@@ -216,8 +231,15 @@ def parse(command: str, classes: tuple[type, ...], arguments: list[str]) -> tupl
     )
     if unknown:
         parser.error(f"there is no {' '.join(unknown)}; --help lists the flags.")
+    # From here on nothing that writes down how it was called, such as a card or a logger, sees a secret
+    sys.argv[1:] = hide_in_command(sys.argv[1:], secrets_of(vars(parsed[-1])))
     set_seed(parsed[-1].seed)
     return tuple(parsed)
+
+
+def secrets_of(options: dict) -> tuple[str, ...]:
+    """The values of options that are secret by their name."""
+    return tuple(str(value) for name, value in options.items() if value is not None and is_secret_name(name))
 
 
 # --------------------------------------------------------------------------------------------------- parts of a command
@@ -321,7 +343,8 @@ def recipe_of(parsed: tuple) -> dict:
     data = parts[0]
     found["held_out"] = data.eval_dataset is None and not has_splits(data.dataset)  # then less is trained on
     found["rows_per_step"] = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-    return json.loads(to_json({name: value for name, value in found.items() if name not in READING}))
+    chosen = {name: value for name, value in found.items() if name not in READING}
+    return json.loads(to_json(hide_in_values(chosen)))
 
 
 def check_same_run(folder: str, recipe: dict) -> None:
@@ -355,9 +378,9 @@ def run(trainer_class: type[EDLMTrainer], model: PreTrainedModel, parsed: tuple,
     with contextlib.redirect_stdout(sys.stderr):  # the log of transformers; stdout is for the result
         result = train(trainer_class, model, parsed, tokenizer)
     if args.process_index == 0:
-        print(to_json(result) if data.json else "\n".join(f"{name}: {value}" for name, value in result.items()))
+        write(to_json(result) if data.json else "\n".join(f"{name}: {value}" for name, value in result.items()))
         if not result["finished"]:
-            print("Stopped at the time limit: repeat the command to go on.", file=sys.stderr)
+            tell("Stopped at the time limit: repeat the command to go on.")
     return result
 
 
@@ -387,10 +410,10 @@ def train(trainer_class: type[EDLMTrainer], model: PreTrainedModel, parsed: tupl
     if not limit.reached:
         measured = trainer.evaluate()
         result |= measured
-        texts = f"{len(blocks)} blocks of {data.length} tokens of {data.eval_dataset or data.dataset}"
+        texts = f"{len(blocks)} blocks of {data.length} tokens of {code_span(data.eval_dataset or data.dataset)}"
         model.card_facts = CardFacts(
-            data=f"`{data.dataset}`{', reduced to the alphabet of text8' if data.normalize_text8 else ''}",
-            command=shlex.join(["edlm", *sys.argv[1:]]),
+            data=code_span(data.dataset) + (", reduced to the alphabet of text8" if data.normalize_text8 else ""),
+            command=shlex.join(["edlm", *hide_in_command(sys.argv[1:])]),
             results={
                 name.removeprefix("eval_"): (value, measured[f"{name}_standard_error"])
                 for name, value in measured.items()

@@ -15,14 +15,18 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from transformers import EvalPrediction, Trainer, TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy
+from transformers.utils import PushInProgress
 
 from edlm_hf.evaluation.estimate import ratio_estimate
 from edlm_hf.hub import write_better_card
+from edlm_hf.modeling.card_edlm import push_folder
+from edlm_hf.modeling.hidden_secrets import hide_in_values, is_secret_name
 from edlm_hf.modeling.network_facts import num_ids
 from edlm_hf.training.averaging import ExponentialMovingAverage
 from edlm_hf.training.collators import ROW_COLUMNS, DataCollatorForBlocks
 from edlm_hf.training.optimizers import MuonAdamW
+from edlm_hf.training.pushing import push_checkpoint, push_in_background
 from edlm_hf.training.refused_options import check_arguments, check_fields
 from edlm_hf.training.row_noise import row_uniforms
 
@@ -56,6 +60,12 @@ class EDLMTrainingArguments(TrainingArguments):
         check_fields(self)
         if self.muon and self.fsdp:
             raise ValueError("Muon needs whole matrices, which FSDP splits over processes. Use DDP, or muon=False.")
+
+    def __getstate__(self) -> dict:
+        """What a pickle or a copy holds, as training_args.bin: no token of the Hub and no other secret."""
+        state = {name: None if is_secret_name(name) else value for name, value in vars(self).items()}
+        plain = {name: hide_in_values(value) for name, value in state.items() if isinstance(value, (str, dict, list))}
+        return state | plain
 
 
 class EDLMTrainer(Trainer):
@@ -349,6 +359,44 @@ class EDLMTrainer(Trainer):
 
     def create_model_card(self, *args, **kwargs):
         """Nothing: `save_model` writes the card of the model (`edlm_hf.modeling.card_edlm`), which a push keeps."""
+
+    def push_to_hub(self, commit_message="End of training", blocking=True, token=None, revision=None, **kwargs):
+        """As `Trainer.push_to_hub`, of what a model repository consists of alone (see `push_folder`)."""
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        if self.hub_model_id is None:  # args.push_to_hub is not set
+            self.init_hf_repo(token, **{name: kwargs[name] for name in ("private",) if name in kwargs})
+        self.save_model(_internal_call=True)
+        if not self.is_world_process_zero():
+            return None
+
+        self._finish_current_push()
+        options = {
+            "commit_message": commit_message,
+            "token": token or self.args.hub_token,
+            "revision": revision or self.args.hub_revision,
+            "tags": kwargs.get("tags"),
+        }
+        push = push_folder if blocking else push_in_background
+        return push(self.args.output_dir, self.hub_model_id, **options)
+
+    def _push_from_checkpoint(self, checkpoint_folder):
+        """As in transformers (`hub_strategy`), without `training_args.bin` and whatever else is in `output_dir`."""
+        strategy, pushes = self.args.hub_strategy, self.push_in_progress
+        busy = pushes is not None and not pushes.is_done()
+        if not self.is_world_process_zero() or strategy == HubStrategy.END or (busy and not self.args.hub_always_push):
+            return
+
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        places = {HubStrategy.CHECKPOINT: "last-checkpoint", HubStrategy.ALL_CHECKPOINTS: Path(checkpoint_folder).name}
+        job = push_checkpoint(
+            checkpoint_folder,
+            self.hub_model_id,
+            places.get(strategy),
+            commit_message=f"Training in progress, step {self.state.global_step}",
+            token=self.args.hub_token,
+            revision=self.args.hub_revision,
+        )
+        self.push_in_progress = PushInProgress([*(pushes.jobs if busy else []), job])
 
     def _save_optimizer_and_scheduler(self, output_dir):
         super()._save_optimizer_and_scheduler(output_dir)

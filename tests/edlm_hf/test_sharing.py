@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import shutil
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from published import randomised, tiny_causal, tiny_config, tiny_denoiser
 
 from edlm_hf import EDLMEnergyModel, EDLMForMaskedDiffusion, MDLMForCausalLM, MDLMModel, checkpoint
 from edlm_hf.hub import save_custom_generate, write_better_card
-from edlm_hf.modeling.card_edlm import UNKNOWN, CardFacts, is_untouched
+from edlm_hf.modeling.card_edlm import UNKNOWN, CardFacts, code_span, is_untouched, model_card
 from edlm_hf.tokenization import text8_tokenizer
 
 TOKENIZER = text8_tokenizer(12)
@@ -450,6 +451,29 @@ def test_card_says_what_was_measured_and_what_is_missing(tmp_path):
     model.card_facts = None
     model.save_pretrained(tmp_path)
     assert (tmp_path / "README.md").read_text() == full  # what is known is not lost to a save that knows less
+
+
+HOSTILE = "x`\n```\n# Injected\n---\nlicense: mit\n| a | b |"
+
+
+def test_names_in_a_card_write_nothing_else_into_it(tmp_path):
+    """Names of data and revisions come from files, command lines and configurations of others."""
+    model = EDLMForMaskedDiffusion.from_components(build("denoiser"), build("causal"))
+    model.config.energy_name_or_path, model.config.energy_revision = "somebody/energy", HOSTILE
+    model.card_facts = CardFacts(
+        data=f"On {code_span(HOSTILE)}.",
+        datasets=[HOSTILE],
+        command=shlex.join(["edlm", "train-denoiser", "--dataset", HOSTILE]),
+        results={HOSTILE: (1.0, None)},
+        license=HOSTILE,
+    )
+    card = ModelCard(model_card("EDLMForMaskedDiffusion", model.config, model.card_facts, tags=[HOSTILE]))
+    assert card.data.license == HOSTILE and card.data.datasets == [HOSTILE] and HOSTILE in card.data.tags
+    outside = re.sub(r"^(````+|```)\w+\n.*?^\1$", "", card.text, flags=re.DOTALL | re.MULTILINE)
+    assert "\n# Injected" in card.text and "\n# Injected" not in outside and "\n---" not in outside
+    assert len(re.findall("^# ", outside, re.MULTILINE)) == 1 and outside.count("\n|---") == 2
+    cells = [line for line in outside.splitlines() if "Injected" in line and line.startswith("|")]
+    assert len(cells) == 2 and all(len(re.findall(r"(?<!\\)\|", line)) in (3, 4) for line in cells)
 
 
 @pytest.mark.parametrize("start", [None, 27])

@@ -1,0 +1,101 @@
+"""Tokens, passwords and keys of a user, which must not get into anything that is written.
+
+They are known by the name of an option or variable (`--hub_token X`, `WANDB_API_KEY=X`), and by their shape wherever
+they stand (`hf_...`, `https://user:password@host`).
+"""
+
+import re
+from collections.abc import Iterable
+
+HIDDEN = "***"
+LEAST_LENGTH = 6  # of a value that is looked for inside other texts
+
+# Words of a name. A token may also be one of a text (mask_token), and a key one of a dictionary.
+SECRET_WORDS = {"secret", "password", "passwd", "passphrase", "credential", "credentials", "apikey", "authorization"}
+SECRET_WORDS |= {"signature", "sig"}
+TOKENS_OF_TEXT = {"bos", "eos", "pad", "unk", "cls", "sep", "mask", "start", "end", "stop", "special", "next", "per"}
+TOKENS_OF_TEXT |= {"first", "last", "new", "max", "min", "num", "add", "image", "draft"}
+SECRET_KEYS = {"api", "access", "secret", "private", "account", "auth", "encryption", "ssh", "signing"}
+
+SHAPES = re.compile(
+    r"""
+    (?<![A-Za-z0-9]) (?:hf|api_org)_[A-Za-z0-9]{20,}                          # of the Hub, anywhere
+    | (?<![\w/.-]) hf_[A-Za-z0-9]{5,} (?! [\w/-] | \.\w )                     # shorter, but not a part of a path
+    | (?<![A-Za-z0-9]) (?:gh[pousr]_|github_pat_|glpat-|sk-|xox[abeprs]-|AKIA|ya29\.) [\w-]{16,}
+    | (?<= ://) [^\s/:@"'<>]+ : [^\s"'<>]* (?= @)                             # user:password of an address
+    | (?<= Bearer\ ) [\w.~+/-]{8,} =*
+    | -----BEGIN\ [A-Z ]*PRIVATE\ KEY-----  .*? (?: -----END\ [A-Z ]*PRIVATE\ KEY----- | \Z)
+    """,
+    re.VERBOSE | re.DOTALL,
+)
+NAMES = re.compile(
+    r"""
+    (?<![\w.-]) (?P<option> --?[A-Za-z][\w.-]*) (?: = | [ ]+ (?!-) )          # --hub_token X
+    | (?<![\w.-]) (?P<variable> [A-Za-z][\w.-]*) [ ]?=[ ]?                    # HF_TOKEN=X
+    | ["'] (?P<field> [A-Za-z][\w.-]*) ["'] \s*:\s*                           # "token": "X"
+    | ^\s* (?P<line> [A-Za-z][\w.-]*) :[ ]+                                   # token: X
+    """,
+    re.VERBOSE | re.MULTILINE,
+)
+VALUE = re.compile(r"""(?: "[^"\n]*" | '[^'\n]*' | [^\s"'`] )+""", re.VERBOSE)  # a word, as a shell reads it
+VALUES = {"field": re.compile(r"""\"[^"\n]*" | '[^'\n]*'""", re.VERBOSE), "line": re.compile(".+")}
+
+
+def is_secret_name(name: str) -> bool:
+    """Whether an option, a variable or a field of this name holds a secret.
+
+    >>> [is_secret_name(name) for name in ("--hub_token", "WANDB_API_KEY", "mask_token", "tokenizer")]
+    [True, True, False, False]
+    """
+    words = re.findall(r"[a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower())
+    if not words:
+        return False
+    others = set(words[:-1])
+    token = words[-1] == "token" and not others & TOKENS_OF_TEXT
+    key = words[-1] == "key" and bool(others & SECRET_KEYS)
+    return token or key or bool(SECRET_WORDS & set(words))
+
+
+def hide_secrets(text: str, known: Iterable[str] = ()) -> str:
+    """The text with `***` in place of every secret: by name, by shape, and the `known` ones wherever they stand."""
+    for value in known:
+        if len(value) >= LEAST_LENGTH:
+            text = text.replace(value, HIDDEN)
+
+    parts, done = [], 0
+    for found in NAMES.finditer(text):
+        if found.start() < done or not is_secret_name(found[found.lastgroup]):
+            continue
+        if value := VALUES.get(found.lastgroup, VALUE).match(text, found.end()):
+            parts += [text[done : value.start()], HIDDEN]
+            done = value.end()
+    return SHAPES.sub(HIDDEN, "".join([*parts, text[done:]]))
+
+
+def hide_in_command(arguments: Iterable[str], known: Iterable[str] = ()) -> list[str]:
+    """The arguments of a program with `***` in place of secrets, which may stand beside their option or behind it."""
+    arguments, secrets = list(arguments), set(known)
+    for i, option in enumerate(arguments):
+        name, equals, inside = option.partition("=")
+        value = arguments[i + 1] if i + 1 < len(arguments) else ""
+        if not is_secret_name(name):
+            continue
+        if equals:
+            secrets.add(inside)
+        elif name.startswith("-") and not value.startswith("--"):
+            secrets.add(value)
+    return [HIDDEN if argument in secrets and argument else hide_secrets(argument, secrets) for argument in arguments]
+
+
+def hide_in_values(value, name: str = ""):
+    """Dictionaries, lists and texts with `***` in place of secrets; `name` is that of the field."""
+    if isinstance(value, dict):
+        return {key: hide_in_values(x, str(key)) for key, x in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [hide_in_values(x, name) for x in value]
+    if isinstance(value, str):
+        return HIDDEN if value and is_secret_name(name) else hide_secrets(value)
+    return value
+
+
+__all__ = ["HIDDEN", "hide_in_command", "hide_in_values", "hide_secrets", "is_secret_name"]
