@@ -13,7 +13,7 @@ import typer
 from edlm_hf.checkpoints import locate
 from edlm_hf.files import to_json, write_atomically
 from edlm_hf.options import NAMES, NUMBERS, Command, Config, Device, Json, running
-from edlm_hf.terminal import tell, write
+from edlm_hf.terminal import QuotesSafely, tell, write
 
 app = typer.Typer(
     name="edlm",
@@ -32,9 +32,11 @@ def main() -> None:
     Progress bars of the libraries appear where ours do, on a terminal. After a success, processes that are connected
     part; not after a failure, which may be that of one alone: the others would be waited for.
     """
-    if not sys.stderr.isatty():
-        from transformers.utils import logging
+    from transformers.utils import logging
 
+    for handler in logging.get_logger("transformers").handlers:
+        handler.addFilter(QuotesSafely())
+    if not sys.stderr.isatty():
         logging.disable_progress_bar()
         os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")  # read when a command imports datasets
     try:

@@ -1,5 +1,7 @@
 """What may reach a terminal: a text of anybody that steers nothing there."""
 
+import logging
+import re
 import sys
 
 import typer
@@ -32,4 +34,14 @@ def tell(text: str) -> None:
     typer.echo(visible(hide_secrets(" ".join(text.split()))), err=True)
 
 
-__all__ = ["tell", "visible", "write"]
+class QuotesSafely(logging.Filter):
+    """For the log of a library: what it quotes, as the names of weights, steers no terminal. Its own colours stay."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        parts = re.split(r"(\x1b\[[\d;]*m)", record.getMessage())  # every second one is a colour
+        record.msg = "".join(part if i % 2 else visible(hide_secrets(part)) for i, part in enumerate(parts))
+        record.args = ()
+        return True
+
+
+__all__ = ["QuotesSafely", "tell", "visible", "write"]

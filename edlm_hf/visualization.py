@@ -15,6 +15,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from edlm_hf.modeling.generation_config_edlm import EDLMGenerationOutput
+from edlm_hf.terminal import visible
 
 MASK_SYMBOL = "░"
 TEMPLATE = Path(__file__).with_suffix(".html")
@@ -26,7 +27,7 @@ class Trajectory:
 
     Args:
         changes: for every position the (step, text) it got, in order; step 0 is what was given, and without an entry
-            the position is still masked. Special tokens have no text.
+            the position is still masked. Special tokens have no text, control characters are symbols.
         energies: for every step the k energies, None where no candidates were weighed; +inf is None.
         chosen: for every step the index of the candidate that was taken, or None.
         effective_sample_size: for every step, or None.
@@ -111,7 +112,7 @@ def changes_of(states: torch.LongTensor, tokenizer: PreTrainedTokenizerBase, mas
             return texts.get(position, "")
         return "" if token in silent else tokenizer.decode([token])
 
-    return [[(step, text_at(step, position)) for step in when] for position, when in enumerate(changes)]
+    return [[(step, visible(text_at(step, position))) for step in when] for position, when in enumerate(changes)]
 
 
 def pieces(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> list[str]:

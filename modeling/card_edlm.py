@@ -175,8 +175,11 @@ def model_card(
             f"{name} = {call[:-1]}, trust_remote_code=True)"
             for name, call in (("model", by_package), ("tokenizer", tokenizer))
         ]
+        place = "in this repository (pin it with `revision=...`, since it is run)"
+        if adapter:
+            place = "in the repository of the base model, which is run"
         sections += [
-            "Without it, by the code in this repository (pin it with `revision=...`, since it is run):",
+            f"Without it, by the code {place}:",
             code(f"import {imports}", *loads, *example),
         ]
     sections += [
@@ -437,8 +440,8 @@ def push_folder(
     return api.create_commit(
         repo_id,
         operations,
-        commit_message=commit_message or "Upload model",
-        commit_description=commit_description,
+        commit_message=hide_secrets(commit_message or "Upload model"),
+        commit_description=hide_secrets(commit_description or "") or None,
         revision=revision,
         create_pr=create_pr,
     )

@@ -42,13 +42,13 @@ def folder(tmp_path):
     return tmp_path / "model"
 
 
-def push(source, repo_id):
+def push(source, repo_id, message="A model"):
     """`edlm push`: exit code and what was told."""
     from typer.testing import CliRunner
 
     from edlm_hf.cli import app
 
-    result = CliRunner().invoke(app, ["push", source, repo_id])
+    result = CliRunner().invoke(app, ["push", source, repo_id, "--message", message])
     return result.exit_code, result.stderr
 
 
@@ -196,6 +196,11 @@ def test_a_text_with_a_secret_is_not_published(hub, client, folder, secret):
         assert code == 1 and f"{name} holds a token or a private key" in told and secret[:12] not in told
         file.unlink() if before is None else file.write_text(before)
     assert "me/secret" not in hub.repositories
+
+
+def test_the_message_of_a_push_shows_no_secret(hub, client, folder):
+    assert client(push, source=str(folder), repo_id="me/message", message=f"pushed with {LONG}")[0] == 0
+    assert hub["me/message"].messages[-1] == "pushed with ***"
 
 
 def test_examples_are_no_secrets():

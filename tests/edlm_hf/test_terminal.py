@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import subprocess
 
 import pytest
@@ -19,8 +20,10 @@ from typer.testing import CliRunner
 
 from edlm_hf import MDLMForMaskedLM
 from edlm_hf.cli import app
+from edlm_hf.modeling.generation_config_edlm import EDLMGenerationOutput
 from edlm_hf.streaming import DiffusionStreamer, TerminalDiffusionStreamer
 from edlm_hf.terminal import visible
+from edlm_hf.visualization import generation_html
 
 TITLE = "\x1b]0;title\x07"
 HOSTILE = [TITLE, "\x1b[2J", "\x9b2J", "\x08", "\r", "\x7f", "\u202e", "\x00", "a", "\n", "é", "\t"]
@@ -128,6 +131,23 @@ def test_messages_quote_without_steering(tmp_path):
         told("train-denoiser", "--output_dir", tmp_path / "out", "--dataset", "x", "--max_steps", TITLE),
     ):
         assert not (OBEYED - {"\r"}) & set(message), message
+
+
+def test_the_log_of_a_library_quotes_weights_without_steering(model):
+    weights = load_file(model / "model.safetensors") | {f"{TITLE}\x1b[2J{i}": torch.zeros(1) for i in range(2)}
+    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+    arguments = "generate", "--model", model, "--max-new-tokens", 2
+    with start(*arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as program:
+        told = program.stderr.read().decode()
+    assert program.returncode == 1 and "LOAD REPORT" in told and "␛]0;title␇␛[2J" in told
+    assert not OBEYED & set(re.sub(r"\x1b\[[\d;]*m", "", told))
+
+
+def test_pages_show_control_characters_as_symbols():
+    rows = torch.arange(12).unsqueeze(0)
+    output = EDLMGenerationOutput(sequences=rows, history=(torch.full_like(rows, 12), rows))
+    page = generation_html(output, hostile_tokenizer())
+    assert not OBEYED & set(page) and "␛[2J" in page
 
 
 def test_names_of_weights_do_not_steer(tmp_path):
