@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedConfig
 
-from edlm_hf.modeling.network_facts import special_ids
+from edlm_hf.modeling.network_facts import longest_text, special_ids
 
 # Columns of a row besides `input_ids`, with one entry per token
 COUNTING_MASKS = ("completion_mask", "assistant_masks", "loss_mask")  # 0: the token is context
@@ -29,8 +29,9 @@ class DataCollatorForBlocks:
 
     Raises:
         ValueError: the model is causal with a start token, and a row does not begin with it; a row holds the mask
-            token of a denoiser, or ids outside the vocabulary; a label is another token; a column has another length
-            than `input_ids`; a row holds several texts (`position_ids` that begin anew) or none.
+            token of a denoiser, ids outside the vocabulary or more tokens than the model takes; a label is another
+            token; a column has another length than `input_ids`; a row holds several texts (`position_ids` that begin
+            anew) or none.
     """
 
     def __init__(self, config: PreTrainedConfig, num_ids: int | None = None, collator: Callable | None = None):
@@ -43,6 +44,7 @@ class DataCollatorForBlocks:
         self.start = config.bos_token_id if causal else None
         self.mask_token_id = None if causal else getattr(config, "mask_token_id", None)
         self.num_ids = num_ids or getattr(config, "vocab_size", None)
+        self.longest = longest_text(config)
         self.pad_token_id = getattr(config, "pad_token_id", None) or 0
         self.collator = collator
 
@@ -78,6 +80,12 @@ class DataCollatorForBlocks:
             raise ValueError(
                 f"A row holds the mask token {self.mask_token_id}, which texts to learn from do not have. Tokenize "
                 "them with the tokenizer of the model, and let the trainer do the masking: no collator may."
+            )
+        longest = real.sum(-1).max()
+        if self.longest is not None and longest > self.longest:
+            raise ValueError(
+                f"A row has {longest} tokens, but the model takes at most {self.longest}. Cut the texts "
+                "(edlm_hf.data.to_blocks)."
             )
         least, most = ids[real].min(), ids[real].max()
         if least < 0 or (self.num_ids is not None and most >= self.num_ids):
@@ -127,7 +135,7 @@ def read_column(row: Mapping, name: str, length: int) -> np.ndarray:
     if column.shape != (length,):
         raise ValueError(
             f"{name} of a row has the shape {column.shape}, but its input_ids are {length} tokens: give one entry for "
-            "every token."
+            "every token, or remove the column."
         )
     if name not in MASKS:
         return column

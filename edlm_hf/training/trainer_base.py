@@ -269,6 +269,8 @@ class EDLMTrainer(Trainer):
         self.tables: list[torch.Tensor] = []  # measurements (rows, names)
         with self.averaged_weights(), whole_weights(self.model):
             output = super().evaluation_loop(*args, **kwargs)
+        if not self.tables:
+            raise ValueError("There are no rows to evaluate: eval_dataset is empty. Give at least one.")
         predictions = None if self.args.prediction_loss_only else output.predictions
         return output._replace(predictions=predictions, label_ids=None)
 

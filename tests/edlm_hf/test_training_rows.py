@@ -92,6 +92,7 @@ def test_padding_on_either_side_is_left_out(padding):
         ({"input_ids": [0.5, 1.0]}, "type float64, but they must be integers"),
         ({"input_ids": []}, "row of 0 tokens has nothing but padding"),
         ({"input_ids": [1], "attention_mask": [0]}, "row of 1 tokens has nothing but padding"),
+        ({"input_ids": [1] * 13}, "A row has 13 tokens, but the model takes at most 12"),
         ({"text": "tyger"}, "A row has no input_ids, but text"),
         ([1, 2], "A row has no input_ids, but list"),
     ],
@@ -270,6 +271,12 @@ def test_a_step_in_which_nothing_counts_is_refused(tmp_path, kind):
     with pytest.raises(ValueError, match="Nothing counts in step 1: its 8 rows are padding, special"):
         trainer.train()
     with pytest.raises(ValueError, match="Nothing counts in the 8 rows of the evaluation"):
+        trainer.evaluate()
+
+
+def test_an_evaluation_of_no_rows_is_refused(tmp_path):
+    trainer = trainer_of("denoiser", tmp_path, random_blocks(8), random_blocks(8).select([]))
+    with pytest.raises(ValueError, match="There are no rows to evaluate"):
         trainer.evaluate()
 
 
