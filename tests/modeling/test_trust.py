@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from bare import BarePython
 from peft import LoraConfig, get_peft_model
 from published import tiny_denoiser, tiny_gpt2
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM
@@ -100,6 +101,25 @@ def test_an_energy_with_code_loads_when_it_is_asked_for(whole, stranger, loader)
     ids = torch.tensor([[3, 1, 5]])
     torch.testing.assert_close(loaded.energy_model(ids).logits, tiny_gpt2()(ids).logits)
     assert loaded.config.energy_revision == "main"
+
+
+WITHOUT_PACKAGE = """
+import importlib.util, os, sys
+assert importlib.util.find_spec("edlm_hf") is None
+from transformers import AutoModelForMaskedLM
+whole, trace = sys.argv[1:]
+try:
+    AutoModelForMaskedLM.from_pretrained(whole, trust_remote_code=True)
+except ValueError as error:
+    print("trust_energy_code=True" in str(error), os.path.exists(trace))
+model = AutoModelForMaskedLM.from_pretrained(whole, trust_remote_code=True, trust_energy_code=True)
+print(type(model).__module__.partition(".")[0], type(model.energy_model).__name__, os.path.exists(trace))
+"""
+
+
+def test_code_that_travels_with_a_composite_asks_in_the_same_way(tmp_path, whole, stranger):
+    printed = BarePython(tmp_path)(WITHOUT_PACKAGE, whole, stranger.trace)
+    assert printed.splitlines() == ["True False", "transformers_modules Model True"]
 
 
 def test_an_adapter_does_not_bring_the_code_of_the_energy_of_its_base(tmp_path, whole, stranger):
