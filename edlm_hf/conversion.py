@@ -15,11 +15,12 @@ import torch
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from edlm_hf.lightning import Checkpoint, list_names
+from edlm_hf.lightning import Checkpoint
 from edlm_hf.modeling.configuration_mdlm import MDLMConfig
 from edlm_hf.modeling.energy_edlm import EDLMEnergyModel
 from edlm_hf.modeling.modeling_edlm import EDLMForMaskedDiffusion
 from edlm_hf.modeling.modeling_mdlm import MDLMForCausalLM, MDLMForMaskedLM
+from edlm_hf.terminal import list_names
 
 logger = logging.get_logger(__name__)
 

@@ -10,13 +10,15 @@ from collections.abc import Iterable
 HIDDEN = "***"
 LEAST_LENGTH = 6  # of a value that is looked for inside other texts
 
-# Words of a name. A token may also be one of a text (mask_token), and a key one of a dictionary.
+# Words of a name that make it one of a secret
 SECRET_WORDS = {"secret", "password", "passwd", "passphrase", "credential", "credentials", "apikey", "authorization"}
 SECRET_WORDS |= {"signature", "sig"}
+# A token may also be one of a text (mask_token), and a key one of a dictionary
 TOKENS_OF_TEXT = {"bos", "eos", "pad", "unk", "cls", "sep", "mask", "start", "end", "stop", "special", "next", "per"}
 TOKENS_OF_TEXT |= {"first", "last", "new", "max", "min", "num", "add", "image", "draft"}
 SECRET_KEYS = {"api", "access", "secret", "private", "account", "auth", "encryption", "ssh", "signing"}
 
+# What a secret looks like
 SHAPES = re.compile(
     r"""
     (?<![A-Za-z0-9]) (?:hf|api_org)_[A-Za-z0-9]{20,}                          # of the Hub, anywhere
@@ -28,6 +30,7 @@ SHAPES = re.compile(
     """,
     re.VERBOSE | re.DOTALL,
 )
+# A name, up to the value that follows it
 NAMES = re.compile(
     r"""
     (?<![\w.-]) (?P<option> --?[A-Za-z][\w.-]*) (?: = | [ ]+ (?!-) )          # --hub_token X
@@ -47,13 +50,15 @@ def is_secret_name(name: str) -> bool:
     >>> [is_secret_name(name) for name in ("--hub_token", "WANDB_API_KEY", "mask_token", "tokenizer")]
     [True, True, False, False]
     """
-    words = re.findall(r"[a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower())
+    parts = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name)  # hubToken -> hub_Token
+    words = re.findall(r"[a-z]+", parts.lower())
     if not words:
         return False
-    others = set(words[:-1])
-    token = words[-1] == "token" and not others & TOKENS_OF_TEXT
-    key = words[-1] == "key" and bool(others & SECRET_KEYS)
-    return token or key or bool(SECRET_WORDS & set(words))
+
+    *others, last = words
+    is_token = last == "token" and not TOKENS_OF_TEXT & set(others)
+    is_key = last == "key" and bool(SECRET_KEYS & set(others))
+    return is_token or is_key or bool(SECRET_WORDS & set(words))
 
 
 def hide_secrets(text: str, known: Iterable[str] = ()) -> str:
@@ -61,41 +66,57 @@ def hide_secrets(text: str, known: Iterable[str] = ()) -> str:
     for value in known:
         if len(value) >= LEAST_LENGTH:
             text = text.replace(value, HIDDEN)
+    return SHAPES.sub(HIDDEN, hide_named(text))
 
+
+def hide_named(text: str) -> str:
+    """The text with `***` in place of what follows the name of a secret."""
     parts, done = [], 0
+
     for found in NAMES.finditer(text):
-        if found.start() < done or not is_secret_name(found[found.lastgroup]):
+        kind = found.lastgroup
+        if found.start() < done or not is_secret_name(found[kind]):
             continue
-        if value := VALUES.get(found.lastgroup, VALUE).match(text, found.end()):
+
+        value = VALUES.get(kind, VALUE).match(text, found.end())
+        if value is not None:
             parts += [text[done : value.start()], HIDDEN]
             done = value.end()
-    return SHAPES.sub(HIDDEN, "".join([*parts, text[done:]]))
+
+    return "".join([*parts, text[done:]])
 
 
 def hide_in_command(arguments: Iterable[str], known: Iterable[str] = ()) -> list[str]:
-    """The arguments of a program with `***` in place of secrets, which may stand beside their option or behind it."""
-    arguments, secrets = list(arguments), set(known)
+    """The arguments of a program with `***` in place of secrets, which stand beside their option or after it."""
+    arguments = list(arguments)
+    secrets = set(known)
+
+    # 1. Which values are secret: those of --hub_token=X, HF_TOKEN=X and --hub_token X
     for i, option in enumerate(arguments):
         name, equals, inside = option.partition("=")
-        value = arguments[i + 1] if i + 1 < len(arguments) else ""
+        after = arguments[i + 1] if i + 1 < len(arguments) else ""
+
         if not is_secret_name(name):
             continue
         if equals:
             secrets.add(inside)
-        elif name.startswith("-") and not value.startswith("--"):
-            secrets.add(value)
-    return [HIDDEN if argument in secrets and argument else hide_secrets(argument, secrets) for argument in arguments]
+        elif name.startswith("-") and not after.startswith("--"):
+            secrets.add(after)
+
+    # 2. They are hidden in all arguments, short ones only as a whole
+    secrets.discard("")
+    return [HIDDEN if argument in secrets else hide_secrets(argument, secrets) for argument in arguments]
 
 
 def hide_in_values(value, name: str = ""):
-    """Dictionaries, lists and texts with `***` in place of secrets; `name` is that of the field."""
+    """Dictionaries, lists and texts with `***` in place of secrets. The name is that of the field."""
     if isinstance(value, dict):
         return {key: hide_in_values(x, str(key)) for key, x in value.items()}
     if isinstance(value, (list, tuple)):
         return [hide_in_values(x, name) for x in value]
-    if isinstance(value, str):
-        return HIDDEN if value and is_secret_name(name) else hide_secrets(value)
-    return value
+    if isinstance(value, str) and value and is_secret_name(name):
+        return HIDDEN
+    return hide_secrets(value) if isinstance(value, str) else value
 
 
 __all__ = ["HIDDEN", "hide_in_command", "hide_in_values", "hide_secrets", "is_secret_name"]

@@ -32,41 +32,52 @@ SECRET = re.compile(rb"hf_(?!(.)\1+\b)[A-Za-z0-9]{30,}|-----BEGIN [A-Z ]*PRIVATE
 
 def is_published(name: str) -> bool:
     """Whether a file of this name, relative to its folder with slashes, belongs into a repository."""
-    hidden = any(part.startswith(".") or re.match(TRAINING, part) for part in name.split("/"))
-    return not hidden and bool(PUBLISHED.fullmatch(name)) and not is_secret_name(Path(name).stem)
+    for part in name.split("/"):
+        if part.startswith(".") or re.match(TRAINING, part):
+            return False
+    return bool(PUBLISHED.fullmatch(name)) and not is_secret_name(Path(name).stem)
 
 
 def find_file(folder: str | Path, name: str) -> Path | None:
-    """The file of a name in a folder; None if there is none, or if a link leads to one that is not for everybody.
+    """The file of a name in a folder. None if there is none, or if a link leads to one that is not for everybody.
 
     A link may lead to another published file of the folder. Those in a snapshot of the Hub's cache lead to its blobs.
     """
     root = Path(folder).resolve()
-    target = Path(os.path.realpath(root / name))  # links in a circle are none
-    if not target.is_file():
+    target = Path(os.path.realpath(root / name))
+    if not target.is_file():  # links in a circle are none
         return None
+
     if target.is_relative_to(root):
         return target if is_published(target.relative_to(root).as_posix()) else None
-    is_snapshot = root.parent.name == "snapshots" and target.parent == root.parent.parent / "blobs"
-    return target if is_snapshot else None
+
+    # models--user--name/snapshots/COMMIT/config.json -> models--user--name/blobs/HASH
+    is_blob = root.parent.name == "snapshots" and target.parent == root.parent.parent / "blobs"
+    return target if is_blob else None
 
 
 def repository_files(folder: str | Path) -> tuple[dict[str, Path], list[str]]:
-    """What a repository gets of a folder: name -> file to read; and the names of what is left behind.
+    """What a repository gets of a folder, name -> file to read, and the names of what is left behind.
 
     A folder in it that is left behind as a whole has a slash after its name.
     """
-    root, files, left = Path(folder).resolve(), {}, []
+    root = Path(folder).resolve()
+    files, left = {}, []
+
     for entry in sorted(root.iterdir()):
-        inside = entry.is_dir() and not entry.is_symlink()
-        names = [path.relative_to(root).as_posix() for path in (sorted(entry.iterdir()) if inside else [entry])]
-        found = {name: find_file(root, name) for name in names if is_published(name)}
-        found = {name: path for name, path in found.items() if path is not None}
+        is_folder = entry.is_dir() and not entry.is_symlink()
+        paths = sorted(entry.iterdir()) if is_folder else [entry]
+        names = [path.relative_to(root).as_posix() for path in paths]
+
+        targets = {name: find_file(root, name) for name in names if is_published(name)}
+        found = {name: target for name, target in targets.items() if target is not None}
         files |= found
-        if inside and not found:
+
+        if is_folder and not found:
             left.append(f"{entry.name}/")
         else:
             left += [name for name in names if name not in found]
+
     return files, left
 
 
@@ -79,6 +90,7 @@ def check_no_secrets(contents: dict[str, Path | bytes], token: str | None = None
     for name, content in contents.items():
         if not TEXT.fullmatch(Path(name).name):
             continue
+
         text = content if isinstance(content, bytes) else content.read_bytes()
         if SECRET.search(text) or (token and token.encode() in text):
             raise ValueError(

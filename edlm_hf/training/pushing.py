@@ -18,7 +18,7 @@ UPLOADS = HfApi()  # whose pushes in the background come one after another
 
 
 def push_in_background(folder: str | Path, repo_id: str, **options) -> Future:
-    """`push_folder` while the training goes on; a failure is a warning."""
+    """`push_folder` while the training goes on. A failure is a warning."""
     future = UPLOADS.run_as_future(push_folder, folder, repo_id, **options)
     future.add_done_callback(tell_failure)
     return future
@@ -34,22 +34,24 @@ def push_checkpoint(checkpoint: str | Path, repo_id: str, place: str | None = No
 
     Args:
         checkpoint: a folder, which may be deleted meanwhile.
-        place: folder of the repository for the whole checkpoint, with what a run needs to go on from it; none unless
+        place: folder of the repository for the whole checkpoint, with what a run needs to go on from it. None unless
             given. `training_args.bin`, a pickle that nothing reads, is not part of it.
         options: of `push_folder`.
     """
     checkpoint = Path(checkpoint)
     staging = Path(tempfile.mkdtemp(dir=checkpoint.parent, prefix=".push-"))
+
+    # The model, at the root of the repository
     files, _ = repository_files(checkpoint)
     for name, path in files.items():
         link_or_copy(path, staging / "model" / name)
 
+    # All of the checkpoint, in its place
     resumable = {}
-    if place is not None:
-        paths = [path for path in checkpoint.rglob("*") if path.is_file() and not path.is_symlink()]
-        names = {path.relative_to(checkpoint).as_posix(): path for path in paths if path.name != TRAINING_ARGS_NAME}
-        resumable = {f"{place}/{name}": staging / "whole" / name for name in names}
-        for name, path in names.items():
+    for path in checkpoint.rglob("*") if place is not None else ():
+        if path.is_file() and not path.is_symlink() and path.name != TRAINING_ARGS_NAME:
+            name = path.relative_to(checkpoint).as_posix()
+            resumable[f"{place}/{name}"] = staging / "whole" / name
             link_or_copy(path, staging / "whole" / name)
 
     future = push_in_background(staging / "model", repo_id, others=resumable, **options)

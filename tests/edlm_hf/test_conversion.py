@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
 from edlm_hf import EDLMForMaskedDiffusion, MDLMForCausalLM, MDLMForMaskedLM
 from edlm_hf.conversion import convert_lightning_checkpoint
-from edlm_hf.lightning import CheckpointUnpickler, InertObject
+from edlm_hf.inert_pickle import CheckpointUnpickler, InertObject
 
 
 def noise(weights, seed=0):

@@ -10,9 +10,10 @@ import pytest
 import torch
 from published import golden
 
-from edlm_hf import MDLMConfig, MDLMForCausalLM, lightning
+from edlm_hf import MDLMConfig, MDLMForCausalLM, lightning, plain_archive
 from edlm_hf.conversion import convert_lightning_checkpoint
-from edlm_hf.lightning import Checkpoint, CheckpointUnpickler, InertObject
+from edlm_hf.inert_pickle import CheckpointUnpickler, InertObject
+from edlm_hf.lightning import Checkpoint
 
 TENSOR = b"ctorch._utils\n_rebuild_tensor_v2\n((U\x07storagectorch\nFloatStorage\nU\x010U\x03cpuK\x10tQK\x00%s%s\x89NtR"
 
@@ -100,7 +101,8 @@ def test_two_records_of_one_name_are_refused(tmp_path):
 
 def test_directory_and_pickle_have_a_largest_size(tmp_path, monkeypatch):
     path = archive(tmp_path / "long.ckpt", with_state_dict(b"]" * 3000 + b"0" * 2999))
-    monkeypatch.setattr(lightning, "LARGEST_DESCRIPTION", 2000)
+    monkeypatch.setattr(lightning, "LARGEST_PICKLE", 2000)
+    monkeypatch.setattr(plain_archive, "LARGEST_DIRECTORY", 2000)
     refused(path, "pickle takes 60.. bytes, but at most 2000")
     with zipfile.ZipFile(path, "a") as file:
         for i in range(100):
