@@ -22,6 +22,7 @@ SECRET_KEYS = {"api", "access", "secret", "private", "account", "auth", "encrypt
 SHAPES = re.compile(
     r"""
     (?<![A-Za-z0-9]) (?:hf|api_org)_[A-Za-z0-9]{20,}                          # of the Hub, anywhere
+    | (?<![A-Za-z0-9]) hf_(?:oauth|jwt)_[\w.-]{16,}
     | (?<![\w/.-]) hf_[A-Za-z0-9]{5,} (?! [\w/-] | \.\w )                     # shorter, but not a part of a path
     | (?<![A-Za-z0-9]) (?:gh[pousr]_|github_pat_|glpat-|sk-|xox[abeprs]-|AKIA|ya29\.) [\w-]{16,}
     | (?<= ://) [^\s/:@"'<>]+ : [^\s"'<>]* (?= @)                             # user:password of an address
@@ -66,7 +67,12 @@ def hide_secrets(text: str, known: Iterable[str] = ()) -> str:
     for value in known:
         if len(value) >= LEAST_LENGTH:
             text = text.replace(value, HIDDEN)
-    return SHAPES.sub(HIDDEN, hide_named(text))
+    return hide_shapes(hide_named(text))
+
+
+def hide_shapes(text: str) -> str:
+    """The text with `***` in place of what looks like a secret."""
+    return SHAPES.sub(HIDDEN, text)
 
 
 def hide_named(text: str) -> str:
@@ -119,4 +125,4 @@ def hide_in_values(value, name: str = ""):
     return hide_secrets(value) if isinstance(value, str) else value
 
 
-__all__ = ["HIDDEN", "hide_in_command", "hide_in_values", "hide_secrets", "is_secret_name"]
+__all__ = ["HIDDEN", "hide_in_command", "hide_in_values", "hide_secrets", "hide_shapes", "is_secret_name"]

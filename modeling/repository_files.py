@@ -27,7 +27,7 @@ TRAINING = r"checkpoint-|last-checkpoint|recipe\.json"
 TRAINING += r"|(trainer_state|training_args|optimizer|scheduler|rng_state)[^/]*\.json"
 # Texts in which a secret may have been left: a private key, or a token (not the row of one letter of an example)
 TEXT = re.compile(r".*\.(json|jinja|py|md|txt|svg)|(LICEN[CS]E|NOTICE).*")
-SECRET = re.compile(rb"hf_(?!(.)\1+\b)[A-Za-z0-9]{30,}|-----BEGIN [A-Z ]*PRIVATE KEY-----")
+SECRET = re.compile(rb"hf_(oauth_|jwt_)?(?!(.)\2+\b)[A-Za-z0-9]{30,}|-----BEGIN [A-Z ]*PRIVATE KEY-----")
 
 
 def is_published(name: str) -> bool:

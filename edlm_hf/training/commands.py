@@ -36,7 +36,7 @@ from edlm_hf.data import PROTOCOLS, load_corpus, to_blocks
 from edlm_hf.data.corpus import has_splits
 from edlm_hf.files import read_options, to_json, write_atomically
 from edlm_hf.modeling.card_edlm import CardFacts, code_span
-from edlm_hf.modeling.hidden_secrets import hide_in_command, hide_in_values, hide_secrets, is_secret_name
+from edlm_hf.modeling.hidden_secrets import hide_in_command, hide_in_values, hide_secrets, hide_shapes, is_secret_name
 from edlm_hf.terminal import tell, visible, write
 from edlm_hf.tokenization import add_mask_token, check_mask_token, normalize_text8, text8_tokenizer
 from edlm_hf.training.trainer_autoregressive import AutoregressiveTrainer
@@ -187,12 +187,12 @@ COMMANDS: dict[str, Callable[[list[str]], dict]] = {
 
 
 class Flags(HfArgumentParser):
-    """The flags of a command; neither its help nor its errors show a secret, or steer a terminal."""
+    """The flags of a command. Neither its help, which shows the recipe, nor its errors show a secret."""
 
-    secrets: tuple[str, ...] = ()  # of the recipe, whose values are the defaults that the help shows
+    secrets: tuple[str, ...] = ()  # of the recipe
 
     def format_help(self) -> str:
-        return visible(hide_secrets(super().format_help(), self.secrets))
+        return visible(hide_shapes(super().format_help()))
 
     def error(self, message: str):
         super().error(visible(hide_secrets(message, self.secrets)))
@@ -222,24 +222,23 @@ def parse(command: str, classes: tuple[type, ...], arguments: list[str]) -> tupl
             parser.error(f"{arguments[0]} sets {', '.join(sorted(unknown))}, which edlm {command} does not have.")
         for name in recipe:
             known[name].required = False
-        parser.secrets = secrets_of(recipe)
+        # Secrets become flags: the help would show them as defaults
+        secret = {name: str(x) for name, x in recipe.items() if is_secret_name(name) and x is not None}
+        others = {name: x for name, x in recipe.items() if name not in secret}
+        parser.secrets = tuple(secret.values())
         # argparse converts and checks defaults that are text
-        parser.set_defaults(**{name: str(x) if isinstance(x, (int, float)) else x for name, x in recipe.items()})
-        arguments = arguments[1:]
+        parser.set_defaults(**{name: str(x) if isinstance(x, (int, float)) else x for name, x in others.items()})
+        arguments = [*(f"--{name}={value}" for name, value in secret.items()), *arguments[1:]]
     *parsed, unknown = parser.parse_args_into_dataclasses(
         arguments, return_remaining_strings=True, look_for_args_file=False
     )
     if unknown:
         parser.error(f"there is no {' '.join(unknown)}; --help lists the flags.")
     # From here on nothing that writes down how it was called, such as a card or a logger, sees a secret
-    sys.argv[1:] = hide_in_command(sys.argv[1:], secrets_of(vars(parsed[-1])))
+    known = [x for name, x in vars(parsed[-1]).items() if is_secret_name(name) and isinstance(x, str)]
+    sys.argv[1:] = hide_in_command(sys.argv[1:], known)
     set_seed(parsed[-1].seed)
     return tuple(parsed)
-
-
-def secrets_of(options: dict) -> tuple[str, ...]:
-    """The values of options that are secret by their name."""
-    return tuple(str(value) for name, value in options.items() if value is not None and is_secret_name(name))
 
 
 # --------------------------------------------------------------------------------------------------- parts of a command

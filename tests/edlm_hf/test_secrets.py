@@ -19,8 +19,10 @@ from edlm_hf.benchmarks.report import environment, write_results
 from edlm_hf.cli import app
 from edlm_hf.modeling.card_edlm import CardFacts
 from edlm_hf.modeling.hidden_secrets import hide_in_command, hide_in_values, hide_secrets, is_secret_name
-from edlm_hf.training import EnergyArguments
+from edlm_hf.training import EnergyArguments, MaskedDiffusionArguments
+from edlm_hf.training.commands import DataArguments, ModelArguments, parse
 
+CLASSES = DataArguments, ModelArguments, MaskedDiffusionArguments
 LONG = "hf_" + "aB3dE6" * 6
 
 
@@ -49,6 +51,7 @@ def test_names_tell_secrets_from_tokens_of_a_text():
         ("it was hf_secret.", "it was ***."),
         (f"runs/{LONG}/x.txt and x{LONG[:8]}", f"runs/***/x.txt and x{LONG[:8]}"),
         ("ghp_" + "a1" * 18, "***"),
+        ("hf_oauth_" + "eyJhbGciOi.JzY-4_x" * 2, "***"),
         ("-----BEGIN RSA PRIVATE KEY-----\nabc\n-----END RSA PRIVATE KEY-----\nx", "***\nx"),
     ],
 )
@@ -116,7 +119,15 @@ def test_results_show_no_secret(tmp_path, monkeypatch):
 
 
 def test_messages_show_no_secret(tmp_path):
-    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({"hub_token": "my secret", "dataset": "x"}))
+    recipe = {"hub_token": "my secret", "dataset": f"https://me:{LONG}@host/x"}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    assert (
+        parse("train-denoiser", CLASSES, [str(tmp_path / "recipe.yaml"), "--output_dir", "x"])[2].hub_token
+        == "my secret"
+    )
+    flags = ["--output_dir", "x", "--hub_token", "another"]
+    assert parse("train-denoiser", CLASSES, [str(tmp_path / "recipe.yaml"), *flags])[2].hub_token == "another"
+    assert "--hub_token HUB_TOKEN" in CliRunner().invoke(app, ["train-denoiser", "--help"]).output
     (tmp_path / "wrong.yaml").write_text(yaml.safe_dump({"hub_token": "my secret", "max_steps": "my secret"}))
     for command, code in (
         (["train-denoiser", tmp_path / "recipe.yaml", "--help"], 0),
