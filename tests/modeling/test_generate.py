@@ -424,6 +424,53 @@ def test_energies_stay_single_precision_in_a_half_precision_model():
 # -------------------------------------------------------------------------------------------------- outputs and seeds
 
 
+# Written down with version 0.1.0: a seed keeps its tokens.
+PROMPT = {"input_ids": torch.tensor([[3, MASK, 4], [5, 6, MASK]]), "max_new_tokens": 5}
+BLOCKS = {"input_ids": torch.tensor([[3, 4], [5, MASK]]), "max_new_tokens": 8, "block_length": 3}
+RECORDED = [
+    ("denoiser", PROMPT | {"max_denoising_steps": 6}, [[3, 6, 4, 0, 4, 5, 6, 6], [5, 6, 9, 11, 11, 3, 1, 1]]),
+    (
+        "denoiser",
+        PROMPT | {"sampler": "first_hitting", "energy_window": 0.5},
+        [[3, 1, 4, 0, 11, 5, 9, 11], [5, 6, 6, 4, 6, 2, 1, 5]],
+    ),
+    (
+        "denoiser",
+        BLOCKS | {"max_denoising_steps": 4, "num_candidates": 3},
+        [[3, 4, 11, 7, 7, 11, 11, 6, 11, 1], [5, 10, 7, 11, 0, 11, 6, 6, 8, 5]],
+    ),
+    (
+        "denoiser",
+        BLOCKS | {"sampler": "first_hitting"},
+        [[3, 4, 11, 7, 7, 11, 6, 6, 11, 8], [5, 10, 7, 11, 0, 11, 6, 11, 6, 1]],
+    ),
+    ("ar", PROMPT | {"max_denoising_steps": 6}, [[3, 9, 4, 0, 8, 7, 6, 7], [5, 6, 0, 4, 0, 9, 11, 4]]),
+    (
+        "ar",
+        PROMPT | {"sampler": "first_hitting", "energy_window": 0.5},
+        [[3, 7, 4, 6, 3, 7, 7, 11], [5, 6, 5, 1, 8, 0, 0, 6]],
+    ),
+    (
+        "ar",
+        BLOCKS | {"max_denoising_steps": 4, "num_candidates": 3},
+        [[3, 4, 1, 8, 7, 6, 11, 8, 8, 11], [5, 10, 4, 6, 5, 1, 11, 4, 2, 7]],
+    ),
+    ("ar", BLOCKS | {"sampler": "first_hitting"}, [[3, 4, 9, 5, 0, 0, 4, 5, 4, 10], [5, 6, 2, 7, 6, 5, 10, 4, 1, 6]]),
+    (
+        "coar",
+        BLOCKS | {"max_denoising_steps": 4, "num_candidates": 3},
+        [[3, 4, 1, 8, 7, 6, 11, 8, 8, 11], [5, 10, 4, 6, 5, 1, 11, 4, 2, 7]],
+    ),
+    ("coar", BLOCKS | {"sampler": "first_hitting"}, [[3, 4, 9, 5, 0, 0, 4, 5, 1, 10], [5, 6, 2, 7, 6, 1, 10, 5, 6, 6]]),
+]
+
+
+@pytest.mark.parametrize(("kind", "options", "tokens"), RECORDED)
+def test_seed_gives_the_tokens_that_it_gave_before(kind, options, tokens):
+    model = tiny_denoiser() if kind == "denoiser" else with_ar(energy_type=kind)
+    assert model.generate(**options, generator=seed(5)).tolist() == tokens
+
+
 @pytest.mark.parametrize("sampler", ["ancestral", "first_hitting"])
 def test_same_seed_same_tokens_and_another_seed_others(sampler):
     model = with_ar()
