@@ -16,6 +16,7 @@ from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 
+from edlm_hf.modeling.network_facts import longest_text
 from edlm_hf.terminal import visible
 
 
@@ -155,30 +156,30 @@ class StepStreamer(BaseStreamer):
     """Shows nothing but tells `tell` how many steps there were so far, whatever the number of texts and of calls."""
 
     def __init__(self, tell: Callable[[int], None]):
-        self.tell, self.steps = tell, 0
+        self.tell, self.before, self.steps = tell, 0, 0
 
     def put(self, value: torch.LongTensor) -> None:
         pass
 
-    def put_draft(self, value: torch.LongTensor, **kwargs) -> None:
-        self.steps += 1
-        self.tell(self.steps)
+    def put_step(self, steps: int) -> None:
+        """So many steps of the present call are done."""
+        self.steps = steps
+        self.tell(self.before + steps)
 
     def end(self) -> None:
-        pass
+        self.before, self.steps = self.before + self.steps, 0
 
 
 def steps_of_row(model, input_ids=None, attention_mask=None, **options) -> int:
-    """How many steps `model.generate(input_ids, attention_mask, **options)` takes for its first row, all blocks.
+    """How many steps `model.generate(input_ids, attention_mask, **options)` takes, all blocks.
 
     Raises:
         ValueError: as `generate()`.
     """
     config = model._prepare_generation_config(None, **options)
-    canvas = model._prepare_canvas(input_ids, attention_mask, config, 1)
-    views = canvas.views(config.block_length, model.config.max_position_embeddings)
-    one_by_one, steps = config.sampler == "first_hitting", config.max_denoising_steps
-    return sum(int(view.free[0].sum()) if one_by_one else steps for view in views)
+    canvas = model._prepare_canvas(input_ids, attention_mask, config)
+    run = model.prepare_run(config, canvas.ids)
+    return sum(run.num_steps(view) for view in canvas.views(config.block_length, longest_text(model)))
 
 
 def diffusion_streamer(tokenizer: PreTrainedTokenizerBase, **options) -> DiffusionStreamer:

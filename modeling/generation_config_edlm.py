@@ -14,9 +14,17 @@ SCOPES = ("sequence", "revealed")
 # The fields of GenerationConfig that `generate()` takes; the others belong to left-to-right decoding.
 SUPPORTED = {"max_length", "max_new_tokens", "do_sample", "temperature", "top_k", "top_p", "num_return_sequences"}
 SUPPORTED |= {"bos_token_id", "eos_token_id", "pad_token_id", "return_dict_in_generate", "use_cache"}
-# Integers and the least value of each
+# Integers and the least value of each; all are exact in float64
 LEAST = dict.fromkeys(("max_denoising_steps", "num_candidates", "block_length", "energy_chunk_size"), 1)
 LEAST |= {"num_return_sequences": 1, "max_length": 1, "max_new_tokens": 0, "top_k": 0}
+MOST = 2**53
+NUMBERS = {
+    "energy_temperature": (lambda x: x > 0, "positive"),
+    "temperature": (lambda x: 0 < x < math.inf, "positive and finite"),
+    "top_p": (lambda x: 0 <= x <= 1, "in [0, 1]"),
+}
+CHOICES = {"sampler": SAMPLERS, "energy_scope": SCOPES}
+SWITCHES = ("do_sample", "return_dict_in_generate", "output_history", "use_cache")
 
 
 class EDLMGenerationConfig(GenerationConfig):
@@ -82,49 +90,110 @@ class EDLMGenerationConfig(GenerationConfig):
         return cls(bos_token_id=bos, eos_token_id=None if eos == bos else eos, pad_token_id=pad)
 
     def validate(self, **kwargs):
-        for name, least in LEAST.items():
-            if (value := getattr(self, name)) is None:
-                continue
-            number = whole_number(value)
-            if number is None or number < least:
-                allowed = "a positive integer" if least == 1 else f"an integer of at least {least}"
-                raise ValueError(f"{name} is {value!r}, but it must be {allowed}.")
-            if name in vars(self):
-                setattr(self, name, number)
-        for name, allowed in (("sampler", SAMPLERS), ("energy_scope", SCOPES)):
+        """Check what was given, and store integers, numbers, bools and ids as those of Python."""
+        for name in LEAST:
+            self._replace(name, whole_number_from(name, getattr(self, name), LEAST[name]))
+        for name in NUMBERS:
+            self._replace(name, number_from(name, getattr(self, name)))
+        for name in SWITCHES:
+            self._replace(name, bool_from(name, getattr(self, name)))
+        for name in ("eos_token_id", "pad_token_id"):
+            self._replace(name, token_ids_from(name, getattr(self, name), several=name == "eos_token_id"))
+        for name, allowed in CHOICES.items():
             if getattr(self, name) is not None and getattr(self, name) not in allowed:
                 raise ValueError(f"{name} is {getattr(self, name)!r}, but it must be one of {', '.join(allowed)}.")
-        for name, fits, allowed in (
-            ("energy_temperature", lambda x: x > 0, "positive"),
-            ("temperature", lambda x: 0 < x < math.inf, "positive and finite"),
-            ("top_p", lambda x: 0 <= x <= 1, "in [0, 1]"),
-        ):
-            if (value := getattr(self, name)) is None:
-                continue
-            if not (isinstance(value, Real) or torch.is_tensor(value) and value.numel() == 1) or not fits(float(value)):
-                raise ValueError(
-                    f"{name} is {value!r}, but it must be a number, {allowed}. For the likeliest tokens: "
-                    "do_sample=False."
-                )
-            if name in vars(self):
-                setattr(self, name, float(value))
-        for name in ("eos_token_id", "pad_token_id"):
-            value = getattr(self, name)
-            value = value.tolist() if hasattr(value, "tolist") else value  # of numpy and torch
-            several = name == "eos_token_id" and isinstance(value, (list, tuple))
-            if value is not None and not all(isinstance(x, int) for x in (value if several else [value])):
-                raise ValueError(f"{name} is {value!r}, but it must be a token id{' or a list of them' * several}.")
-            setattr(self, name, list(value) if several else value)
         if self.energy_window is not None:
             window_times(self.energy_window)
-        super().validate(**kwargs)
+        self._validate_as_usual(**kwargs)
+
+    def _replace(self, name: str, value) -> None:
+        """Store `value` unless it is a default."""
+        if name in vars(self):
+            setattr(self, name, value)
+
+    def _validate_as_usual(self, **kwargs) -> None:
+        """The checks of transformers, which knows no `max_new_tokens=0`: only masks in the prompt are filled then."""
+        new_tokens = self.max_new_tokens
+        self.max_new_tokens = new_tokens or None
+        try:
+            super().validate(**kwargs)
+        finally:
+            self.max_new_tokens = new_tokens
+
+
+def whole_number_from(name: str, value, least: int) -> int | None:
+    """An integer from `least` on; None stays None.
+
+    Raises:
+        ValueError: it is anything else.
+    """
+    if value is None:
+        return None
+    number = whole_number(value)
+    if number is None or not least <= number <= MOST:
+        allowed = "a positive integer" if least == 1 else f"an integer of at least {least}"
+        allowed += f" and at most {MOST}" if number is not None and number > MOST else ""
+        raise ValueError(f"{name} is {value!r}, but it must be {allowed}.")
+    return number
+
+
+def number_from(name: str, value) -> float | None:
+    """One of `NUMBERS`; None stays None.
+
+    Raises:
+        ValueError: it is no number or out of range.
+    """
+    if value is None:
+        return None
+    fits, allowed = NUMBERS[name]
+    is_number = isinstance(value, Real) or isinstance(value, torch.Tensor) and value.numel() == 1
+    if not is_number or not fits(float(value)):
+        raise ValueError(
+            f"{name} is {value!r}, but it must be a number, {allowed}. For the likeliest tokens: do_sample=False."
+        )
+    return float(value)
+
+
+def bool_from(name: str, value) -> bool | None:
+    """True or False for a bool of Python, numpy or torch, or for 0 or 1; None stays None.
+
+    Raises:
+        ValueError: it is anything else, such as a string.
+    """
+    if value is None or isinstance(value, bool):
+        return value
+    try:
+        found = value.item() if hasattr(value, "item") else value  # of numpy and torch
+    except (ValueError, RuntimeError):  # more than one
+        found = None
+    if not isinstance(found, int) or found not in (0, 1):
+        raise ValueError(f"{name} is {value!r}, but it must be True or False.")
+    return bool(found)
+
+
+def token_ids_from(name: str, value, several: bool) -> int | list[int] | None:
+    """A token id, or a list of them where `several` are allowed; None stays None.
+
+    Raises:
+        ValueError: it is anything else.
+    """
+    if value is None:
+        return None
+    found = value.tolist() if hasattr(value, "tolist") else value  # of numpy and torch
+    is_list = several and isinstance(found, (list, tuple))
+    ids = [whole_number(x) for x in found] if is_list else [whole_number(found)]
+    if not ids or None in ids:
+        none = ", or None to switch the end of the text off" if several else ""
+        raise ValueError(f"{name} is {value!r}, but it must be a token id{' or a list of them' * several}{none}.")
+    return ids if is_list else ids[0]
 
 
 def whole_number(value) -> int | None:
     """An integer of Python, numpy or torch as one of Python; None for anything else."""
+    is_bool = isinstance(value, bool) or getattr(value, "dtype", None) == torch.bool
     try:
-        return None if isinstance(value, bool) else operator.index(value)
-    except TypeError:
+        return None if is_bool else operator.index(value)
+    except (TypeError, RuntimeError):  # RuntimeError: on the device `meta`
         return None
 
 

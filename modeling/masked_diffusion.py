@@ -47,7 +47,7 @@ class NoiseSchedule:
 
     def check_reaches_full_mask(self) -> None:
         """Raise ValueError unless (almost) every token is masked at t = 1, which sampling starts from."""
-        visible = math.exp(-float(self.total(torch.ones((), dtype=torch.float64))))
+        visible = math.exp(-float(self.total(torch.ones((), dtype=torch.float64, device="cpu"))))
         if visible > 0.01:
             raise ValueError(
                 f"{self} leaves a share of {visible:.3f} of the tokens visible at t = 1, but sampling starts from an "
@@ -358,7 +358,10 @@ def check_token_ids(name: str, ids: torch.Tensor, vocab_size: int | None, mask_t
     if not torch.is_tensor(ids) or ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
         kind = ids.dtype if torch.is_tensor(ids) else type(ids).__name__
         raise ValueError(f"{name} is of type {kind}, but token ids are a tensor of integers (torch.long).")
-    least, most = (int(ids.min()), int(ids.max())) if ids.numel() else (0, 0)
+    if ids.device.type == "meta":
+        raise ValueError(f"{name} is on the device `meta`, where tensors hold no values. Make it elsewhere.")
+    values = ids.long()  # unsigned types know no min
+    least, most = (int(values.min()), int(values.max())) if ids.numel() else (0, 0)
     if least < 0 or (vocab_size is not None and most >= max(vocab_size, mask_token_id + 1)):
         raise ValueError(
             f"{name} holds ids from {least} to {most}, but the vocabulary has 0 to {(vocab_size or most + 1) - 1} "

@@ -23,6 +23,7 @@ from .autoregressive_energy import as_output_object, autoregressive_log_probs
 from .card_edlm import CardMixin
 from .configuration_edlm import ENERGY_TYPES, EDLMConfig, PlainModuleConfig, check_choice
 from .configuration_mdlm import MDLMConfig
+from .evaluation_mode import in_eval_mode
 from .generation_edlm import EDLMGenerationConfig, MaskedDiffusionGenerationMixin
 from .masked_diffusion import at_least_float32, check_token_ids, subs_cross_entropy, subs_log_probs
 from .modeling_mdlm import MDLMForCausalLM, MDLMForMaskedLM, MDLMPreTrainedModel, list_keys, set_auto_map
@@ -326,24 +327,25 @@ class EDLMForMaskedDiffusion(CardMixin, PreTrainedModel, MaskedDiffusionGenerati
             attentions=getattr(outputs, "attentions", None),
         )
 
-    def features_at(self, positions, input_ids, attention_mask=None, timesteps=None):
+    def features_at(self, positions, input_ids, attention_mask=None, timesteps=None, **inputs):
         """What the logits at `positions` are made of, and how: see `MDLMForMaskedLM.features_at`."""
         if hasattr(self.denoiser, "features_at") and not self.config.logits_shift:
-            return self.denoiser.features_at(positions, input_ids, attention_mask, timesteps)
-        return super().features_at(positions, input_ids, attention_mask, timesteps)
+            return self.denoiser.features_at(positions, input_ids, attention_mask, timesteps, **inputs)
+        return super().features_at(positions, input_ids, attention_mask, timesteps, **inputs)
 
-    def text_logits(self, input_ids, attention_mask=None, timesteps=None):
+    def text_logits(self, input_ids, attention_mask=None, timesteps=None, **inputs):
         """Logits (B, L, V) of rows that are aligned left: a denoiser that sees padding runs them without it."""
-        inputs = input_ids, attention_mask, timesteps
+        rows = input_ids, attention_mask, timesteps
 
-        def logits_of(ids, real, sigma):
-            return self(input_ids=ids, attention_mask=real, timesteps=sigma).logits
+        def logits_of(ids, real, sigma, **of_ids):
+            return self(input_ids=ids, attention_mask=real, timesteps=sigma, **of_ids).logits
 
         padded = attention_mask is not None and bool(attention_mask.any()) and not bool(attention_mask.all())
-        if padded and sees_padding(self.denoiser, logits_of, *inputs):
-            return without_padding(logits_of, *inputs)
-        return logits_of(*inputs)
+        if padded and sees_padding(self.denoiser, logits_of, *rows, **inputs):
+            return without_padding(logits_of, *rows, **inputs)
+        return logits_of(*rows, **inputs)
 
+    @in_eval_mode
     def energy(
         self,
         candidate_ids: torch.LongTensor,
@@ -351,7 +353,7 @@ class EDLMForMaskedDiffusion(CardMixin, PreTrainedModel, MaskedDiffusionGenerati
         attention_mask: torch.Tensor | None = None,
         timesteps: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """E(x_0, x_t) of every candidate; low = likely. Zero for `energy_type="none"`.
+        """E(x_0, x_t) of every candidate, in eval mode; low = likely. Zero for `energy_type="none"`.
 
         Args:
             candidate_ids: (B, k, L) clean sequences that agree with `noisy_ids` wherever those are visible; with

@@ -7,7 +7,6 @@ Module names are those of the published checkpoints, so `kuleshov-group/mdlm-owt
 import math
 import re
 from collections.abc import Callable
-from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -324,23 +323,6 @@ def check_loaded_keys(model: PreTrainedModel, info: dict, path, of_composite: bo
             f"{list_keys('not part of the model', unexpected)} Check that the configuration (causal, n_blocks, ...) "
             "belongs to this file, or convert it with `edlm convert`."
         )
-
-
-@contextmanager
-def unchanged(models: list[nn.Module]):
-    """Give all modules back the mode (train or eval) and the mark of initialised weights that they had."""
-    before = [
-        (module, module.training, vars(module).get("_is_hf_initialized"))
-        for model in models
-        for module in model.modules()
-    ]
-    try:
-        yield
-    finally:
-        for module, training, mark in before:
-            module.training = training
-            if mark is None:
-                vars(module).pop("_is_hf_initialized", None)
 
 
 def list_keys(label: str, keys: set[str], shown: int = 8) -> str:

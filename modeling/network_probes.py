@@ -12,14 +12,15 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from .modeling_mdlm import MDLMPreTrainedModel, unchanged
+from .evaluation_mode import evaluating
+from .modeling_mdlm import MDLMPreTrainedModel
 
 # Types of transformers in which padding takes part though it is masked: tokens are mixed without a mask, convolved,
 # pooled or hashed in blocks. A probe in half precision may miss the smaller of these effects.
 SEE_PADDING = {"convbert", "fnet", "funnel", "mobilebert", "mra", "nystromformer", "reformer", "yoso"}
 
-# (B, L) ids, attention mask and sigma (B,) to logits (B, L, V)
-Logits = Callable[[torch.LongTensor, torch.Tensor | None, torch.Tensor | None], torch.Tensor]
+# (B, L) ids, attention mask and sigma (B,), and what else goes with the ids, to logits (B, L, V)
+Logits = Callable[..., torch.Tensor]
 
 # What was found of every network: the widths, as powers of two, at which padding had no effect; None if it had one
 _clean_widths: WeakKeyDictionary[nn.Module, set[int] | None] = WeakKeyDictionary()
@@ -54,6 +55,7 @@ def sees_padding(
     input_ids: torch.LongTensor,
     attention_mask: torch.Tensor,
     timesteps: torch.Tensor | None = None,
+    **inputs: torch.Tensor,
 ) -> bool:
     """Whether padding changes the logits of the text before it, tried with the shortest row of a batch.
 
@@ -64,6 +66,7 @@ def sees_padding(
     Args:
         network: the denoiser. logits_of: how it is called.
         input_ids: (B, L), aligned left. attention_mask: (B, L), with a 0 somewhere. timesteps: (B,) or one for all.
+        inputs: (B, L), what else goes with the ids.
     """
     if isinstance(network, MDLMPreTrainedModel):
         return False
@@ -83,9 +86,11 @@ def sees_padding(
     ids, real, sigma = input_ids[row], attention_mask[row], of_rows(timesteps, row)
     padded = [ids] + [ids.masked_fill(real == 0, filler) for filler in (0, 1)]
 
+    of_ids = {name: x[row] for name, x in inputs.items()}
+
     def both():
-        alone = logits_of(ids[:, :length], None, sigma)
-        return [alone] + [logits_of(filled, real, sigma)[:, :length] for filled in padded]
+        alone = logits_of(ids[:, :length], None, sigma, **{name: x[:, :length] for name, x in of_ids.items()})
+        return [alone] + [logits_of(filled, real, sigma, **of_ids)[:, :length] for filled in padded]
 
     found = tried([network], both, input_ids.device)
     if found is None:
@@ -102,12 +107,17 @@ def without_padding(
     input_ids: torch.LongTensor,
     attention_mask: torch.Tensor,
     timesteps: torch.Tensor | None = None,
+    **inputs: torch.Tensor,
 ) -> torch.Tensor:
-    """Logits (B, L, V) of rows aligned left that run without their padding, rows of one length at a time."""
+    """Logits (B, L, V) of rows aligned left that run without their padding, rows of one length at a time.
+
+    Further `inputs` (B, L), as token types, are cut with the ids.
+    """
     lengths, logits = attention_mask.sum(-1), None
     for length in sorted(set(lengths.tolist()) - {0}):
         rows = (lengths == length).nonzero()[:, 0]
-        part = logits_of(input_ids[rows, :length], None, of_rows(timesteps, rows))
+        of_ids = {name: x[rows, :length] for name, x in inputs.items()}
+        part = logits_of(input_ids[rows, :length], None, of_rows(timesteps, rows), **of_ids)
         if logits is None:
             logits = part.new_zeros(*input_ids.shape, part.shape[-1])
         logits[rows, :length] = part
@@ -132,9 +142,7 @@ def align_left(attention_mask: torch.Tensor) -> tuple[torch.LongTensor, torch.Te
 def tried(networks: list[nn.Module], compute: Callable, device: torch.device):
     """What `compute` returns in eval mode, without gradients and without a trace; None if the network raises."""
     devices = [device] if device.type == "cuda" else []
-    with unchanged(networks), torch.no_grad(), torch.random.fork_rng(devices):
-        for network in networks:
-            network.eval()
+    with evaluating(*networks), torch.no_grad(), torch.random.fork_rng(devices):
         try:
             return compute()
         except Exception:  # whatever a network of others raises: it does not take such an input

@@ -17,9 +17,9 @@ from torch import nn
 from edlm_hf.evaluation.estimate import Estimate, ratio_estimate
 from edlm_hf.evaluation.noising import Noised, Noising, read_texts, reveal_chance
 from edlm_hf.evaluation.terms import joint_nats, log_gain, proposal, total
+from edlm_hf.modeling.denoising_edlm import Run
 from edlm_hf.modeling.energy_edlm import autoregressive_log_probs
-from edlm_hf.modeling.generation_edlm import Run
-from edlm_hf.modeling.modeling_mdlm import unchanged
+from edlm_hf.modeling.evaluation_mode import evaluating
 from edlm_hf.modeling.network_probes import is_causal
 
 
@@ -424,8 +424,7 @@ def scoring(model: nn.Module, noising: Noising, batches: Iterable[Noised], progr
     """The batches, one by one, with the model in eval mode and without gradients."""
     shown = progress_bar and noising.place[0] == 0
     progress = {"console": Console(stderr=True), "total": len(noising), "disable": not shown}
-    with unchanged([model]), torch.no_grad():
-        model.eval()
+    with evaluating(model), torch.no_grad():
         yield from track(batches, "scoring", **progress)
 
 

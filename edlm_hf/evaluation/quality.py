@@ -16,8 +16,8 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from edlm_hf.evaluation.estimate import Estimate, mean_estimate, ratio_estimate
+from edlm_hf.modeling.evaluation_mode import evaluating
 from edlm_hf.modeling.masked_diffusion import at_least_float32
-from edlm_hf.modeling.modeling_mdlm import unchanged
 
 # -------------------------------------------------------------------------------------------- generative perplexity
 
@@ -86,8 +86,7 @@ def generative_perplexity(
     spans.sort(key=lambda span: span[1] - span[3])  # longest first: little padding, and too little memory shows at once
     batches = [spans[at : at + batch_size] for at in range(0, len(spans), batch_size)]
     nats, tokens = torch.zeros(len(rows), dtype=torch.float64), torch.zeros(len(rows), dtype=torch.float64)
-    with unchanged([judge]):
-        judge.eval()
+    with evaluating(judge):
         console = Console(stderr=True)
         for batch in track(batches, "generative perplexity", console=console, disable=not progress_bar):
             inputs = [rows[i][first:stop] for i, first, _, stop in batch]

@@ -232,8 +232,10 @@ class EDLMScorer:
         ids, real = self.padded([job.prompt for job in jobs])
         width, end = ids.shape[1], self.tokenizer.eos_token_id
 
-        def finished(output: torch.LongTensor, _) -> list[bool]:
-            return [self.text(row, job.until)[1] for row, job in zip(output[:, width:], jobs, strict=True)]
+        def finished(rows: torch.LongTensor, _) -> list[bool]:
+            """Whether the continuation in the first tokens (B, n) of every row is complete."""
+            found = zip(rows, jobs, strict=True)
+            return [self.text(row[len(job.prompt) :], job.until)[1] for row, job in found]
 
         output = self.model.generate(
             ids,

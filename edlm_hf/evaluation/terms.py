@@ -9,7 +9,8 @@ from torch import nn
 
 from edlm_hf.evaluation.log_partition import partition_terms
 from edlm_hf.evaluation.noising import Noised
-from edlm_hf.modeling.generation_edlm import Run, attention_of, chunks_of, fill_candidates
+from edlm_hf.modeling.canvas_edlm import attention_of
+from edlm_hf.modeling.denoising_edlm import Run, chunks_of, fill_candidates
 from edlm_hf.modeling.masked_diffusion import check_energies, log_weights
 
 

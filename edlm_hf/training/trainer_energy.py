@@ -7,7 +7,7 @@ import torch
 from edlm_hf.evaluation import discrete_nelbo, sampler_bound
 from edlm_hf.evaluation.estimate import mean_estimate, ratio_estimate
 from edlm_hf.evaluation.noising import reveal_chance
-from edlm_hf.modeling.generation_edlm import fill_candidates
+from edlm_hf.modeling.denoising_edlm import fill_candidates
 from edlm_hf.modeling.masked_diffusion import (
     effective_sample_size,
     importance_weights,

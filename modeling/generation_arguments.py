@@ -1,0 +1,148 @@
+"""What users hand to `generate()`, checked: a mistake is a ValueError that says what is allowed."""
+
+from collections.abc import Callable
+
+import torch
+from transformers import GenerationConfig, LogitsProcessorList
+
+from .masked_diffusion import at_least_float32
+
+TYPES = {
+    "generation_config": (GenerationConfig, "an EDLMGenerationConfig"),
+    "attention_mask": (torch.Tensor, "a tensor of the shape of input_ids"),
+    "token_type_ids": (torch.Tensor, "a tensor of the shape of input_ids"),
+    "logits_processor": ((list, tuple), "a list of processors (LogitsProcessorList)"),
+    "generator": (torch.Generator, "a torch.Generator, say torch.Generator().manual_seed(0)"),
+}
+# Tokens of all rows together that one call may hold, and numbers that it may record.
+MOST_TOKENS = 2**26
+MOST_RECORDS = 2**28
+
+
+def check_types(**given) -> None:
+    """Raise ValueError if an argument of `generate()` is of another type than it must be."""
+    for name, value in given.items():
+        kind, allowed = TYPES[name]
+        if value is not None and not isinstance(value, kind):
+            raise ValueError(f"{name} is a {type(value).__name__}, but it must be {allowed}.")
+        if torch.is_tensor(value) and value.device.type == "meta":
+            raise ValueError(f"{name} is on the device `meta`, where tensors hold no values. Make it elsewhere.")
+
+
+def check_streamer(streamer) -> None:
+    """Raise ValueError unless `streamer` is an object with `put` and `end`."""
+    if streamer is None:
+        return
+    if isinstance(streamer, type) or not (hasattr(streamer, "put") and hasattr(streamer, "end")):
+        kind = "class" if isinstance(streamer, type) else type(streamer).__name__
+        raise ValueError(f"streamer is a {kind}, but it must be an object with put(tokens) and end().")
+
+
+def check_size(rows: int, length: int) -> None:
+    """Raise ValueError before memory is asked for that no machine has."""
+    if rows * max(length, 1) > MOST_TOKENS:
+        raise ValueError(
+            f"{rows} rows of {length} tokens were asked for, but one call takes at most {MOST_TOKENS} tokens. Ask for "
+            "fewer rows, or a smaller max_new_tokens or max_length."
+        )
+
+
+def check_records(steps: int, per_step: int) -> None:
+    """Raise ValueError if a record of every step would not fit into memory."""
+    if steps * per_step > MOST_RECORDS:
+        raise ValueError(
+            f"A record of {steps} steps with {per_step} numbers each was asked for, which does not fit. Leave "
+            "return_dict_in_generate and output_history out, lower max_denoising_steps, or use "
+            "sampler='first_hitting', the limit of many steps."
+        )
+
+
+def aligned_token_types(
+    token_types: torch.Tensor | None, input_ids: torch.Tensor, taken: bool, num_types: int | None
+) -> torch.LongTensor | None:
+    """The given token types, None where there are none or the denoiser does not take them and they are all 0.
+
+    Raises:
+        ValueError: they have another shape than input_ids, are not types, or would be lost.
+    """
+    if token_types is None:
+        return None
+    if token_types.shape != input_ids.shape:
+        raise ValueError(
+            f"token_type_ids has shape {tuple(token_types.shape)}, but input_ids {tuple(input_ids.shape)}."
+        )
+    if token_types.is_floating_point() or token_types.is_complex():
+        raise ValueError(f"token_type_ids is of type {token_types.dtype}, but token types are integers.")
+    types = token_types.to(input_ids.device).long()
+    if not taken and types.any():
+        raise ValueError("token_type_ids are not all 0, but the denoiser takes no token types. Leave them out.")
+    if not taken:
+        return None
+    if types.numel() and not 0 <= int(types.min()) <= int(types.max()) < (num_types or 2**31):
+        raise ValueError(
+            f"token_type_ids holds types from {int(types.min())} to {int(types.max())}, but the denoiser knows "
+            f"{num_types or 'those from 0 on'}."
+        )
+    return types
+
+
+class CheckedProcessor:
+    """A logits processor of the user whose result is checked."""
+
+    def __init__(self, processor: Callable):
+        if isinstance(processor, type) or not callable(processor):
+            raise ValueError(
+                f"logits_processor holds {processor!r}, but a processor is called as processor(input_ids, scores)."
+            )
+        self.processor = LogitsProcessorList([processor])
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.Tensor) -> torch.Tensor:
+        """Scores (N, V) of the same shape, type and device.
+
+        Raises:
+            ValueError: the processor returned anything else than scores.
+        """
+        processed = self.processor(input_ids, scores)
+        is_tensor = torch.is_tensor(processed)
+        if not is_tensor or not processed.is_floating_point() or processed.shape != scores.shape:
+            given = f"{processed.dtype} of shape {tuple(processed.shape)}" if is_tensor else type(processed).__name__
+            raise ValueError(
+                f"The logits processor {self.processor[0]!r} returned {given}, but scores of shape "
+                f"{tuple(scores.shape)} like those it was given are needed."
+            )
+        return processed.to(scores.device, scores.dtype)
+
+
+class TokenExcluded:
+    """A logits processor that makes one token impossible, where the scores have a column for it."""
+
+    def __init__(self, token_id: int):
+        self.token_id = token_id
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.Tensor) -> torch.Tensor:
+        excluded = torch.arange(scores.shape[-1], device=scores.device) == self.token_id
+        return scores.masked_fill(excluded, -torch.inf)
+
+
+def checked_energy(energy: Callable) -> Callable:
+    """A user's energy with the interface of `Run.energy`. It gets copies, which it may change.
+
+    Raises:
+        ValueError: it is not callable, or does not return a tensor of shape (B, k).
+    """
+    if isinstance(energy, type) or not callable(energy):
+        kind = "class" if isinstance(energy, type) else type(energy).__name__
+        raise ValueError(f"energy is a {kind}, but it must be a callable (see the docstring).")
+
+    def weigh(candidates, noisy, log_p_theta, vocab_size, attention_mask, sigma):
+        energies = energy(candidates.clone(), noisy.clone(), log_p_theta.sum(-1), attention_mask.clone())
+        is_tensor, needed = torch.is_tensor(energies), tuple(candidates.shape[:2])
+        if not is_tensor or tuple(energies.shape) != needed or energies.is_complex():
+            given = f"{tuple(energies.shape)}" if is_tensor else type(energies).__name__
+            given += f" of {energies.dtype}" if is_tensor and energies.is_complex() else ""
+            raise ValueError(f"energy returned {given}, but a tensor of shape {needed} is needed.")
+        if energies.device.type == "meta":
+            raise ValueError("energy returned a tensor on the device `meta`, which holds no values.")
+        return at_least_float32(energies.detach()).to(candidates.device)
+
+    return weigh
