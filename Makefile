@@ -20,9 +20,10 @@ test: .venv/installed-test .venv/installed-notebooks
 notebooks: .venv/installed-notebooks
 	$(if $(filter 0,$(JOBS)),,OMP_NUM_THREADS=1) $(BIN)/python notebooks/execute.py
 
-# What .ci/run leaves out: the Space in a browser (Debian's chromium and chromium-driver; skipped without them).
-nightly: .venv/installed-demo .venv/installed-nightly
-	$(BIN)/pytest -rs tests/nightly
+# What .ci/run leaves out: 10,000 random calls of generate() in place of 500, and what is in tests/nightly (the Space in a
+# browser needs Debian's chromium and chromium-driver and is skipped without them).
+nightly: .venv/installed-demo .venv/installed-test .venv/installed-nightly
+	EDLM_FUZZ_CASES=10000 $(BIN)/pytest -rs tests/modeling/test_generate_fuzz.py tests/nightly
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .

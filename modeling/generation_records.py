@@ -55,7 +55,8 @@ class Records:
     def __init__(self, canvas: Canvas, run: Run):
         """Raise ValueError if the entries that are asked for would not fit into memory."""
         self.canvas, self.run = canvas, run
-        self.history: list[torch.LongTensor] = []
+        self.latest = canvas.output()
+        self.history = [self.latest]
         if not run.config.return_dict_in_generate:
             return
         steps = canvas.num_blocks(run.config.block_length) * run.config.max_denoising_steps
@@ -69,7 +70,6 @@ class Records:
         """The canvas as it is now is what the steps of a block before the first that reveals something leave."""
         if self.run.config.output_history:
             self.latest = self.canvas.output()
-            self.history = self.history or [self.latest]
 
     def keep(self, index: int) -> None:
         """Add the canvas as it is after step `index` of the block; it did not change in the steps before that."""
