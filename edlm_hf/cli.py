@@ -1,6 +1,7 @@
 """The command line: `edlm COMMAND`. Heavy imports happen inside the commands, so that --help is quick.
 
-Results go to stdout, everything else to stderr. Exit codes: 0; 1 for a failure, told in one line; 2 for wrong usage.
+Results go to stdout, everything else to stderr. Exit codes: 0; 1 for a failure, told in one line; 2 for wrong usage;
+130 after Ctrl-C.
 """
 
 import os
@@ -132,15 +133,14 @@ def generate(
     if html is not None and not html.absolute().parent.is_dir():
         raise typer.BadParameter(f"There is no folder {html.parent}: make it first.", param_hint="--html")
     import torch
-    from transformers import AutoModelForMaskedLM, AutoTokenizer
 
+    from edlm_hf.loading import load_with_tokenizer
     from edlm_hf.processes import gather_turns, place
     from edlm_hf.streaming import StepStreamer, TerminalDiffusionStreamer, steps_of_row
-    from edlm_hf.tokenization import add_mask_token
 
-    model, (process, processes) = locate(model), place()
-    network = AutoModelForMaskedLM.from_pretrained(model).to(device)
-    encoder = add_mask_token(AutoTokenizer.from_pretrained(tokenizer or model))
+    process, processes = place()
+    network, encoder = load_with_tokenizer(model, tokenizer)
+    network = network.to(device)
     generator = torch.Generator(device)
     if seed is None:
         generator.seed()

@@ -4,10 +4,10 @@ import time
 
 import torch
 from rich.console import Console
-from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
 
-from edlm_hf.checkpoints import CHECKPOINTS, checkpoint
+from edlm_hf.checkpoints import CHECKPOINTS
 from edlm_hf.files import to_json
+from edlm_hf.loading import load_causal, load_with_tokenizer
 from edlm_hf.modeling.modeling_edlm import EDLMForMaskedDiffusion
 from edlm_hf.terminal import visible
 
@@ -15,9 +15,8 @@ from edlm_hf.terminal import visible
 def run(samples: int = 2, steps: int = 32, candidates: int = 8, seed: int = 0, as_json: bool = False) -> None:
     """Generate `samples` texts in `steps` steps with each sampler; print them with seconds, calls and sample size."""
     console, name, results = Console(quiet=as_json), "edlm-books", []
-    model = AutoModelForMaskedLM.from_pretrained(checkpoint(name))
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint(name))
-    causal = AutoModelForCausalLM.from_pretrained(checkpoint(f"{name}-ar"))
+    model, tokenizer = load_with_tokenizer(name)
+    causal = load_causal(f"{name}-ar")
     with_causal = EDLMForMaskedDiffusion.from_components(model.denoiser, causal, energy_type="ar", tokenizer=tokenizer)
     console.print(f"{name}: {CHECKPOINTS[name]}; {model.num_parameters():,} parameters")
     arms = (

@@ -12,10 +12,11 @@ from importlib.metadata import requires
 from pathlib import Path
 
 from huggingface_hub import CommitInfo, ModelCard
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import PreTrainedConfig
 from transformers.dynamic_module_utils import get_relative_import_files
 
 import edlm_hf
+from edlm_hf.loading import check_files, load_config
 from edlm_hf.modeling import custom_generate
 from edlm_hf.modeling.card_edlm import BLANK, KINDS, CardFacts, CardMixin, model_card, push_folder, read_json, replaces
 from edlm_hf.modeling.modeling_mdlm import auto_map
@@ -142,6 +143,7 @@ def push(model, repo_id: str, *, facts: CardFacts | None = None, **kwargs) -> Co
             f"{folder} is no folder with a model: it holds none of {', '.join(entries)}, as files of its own. Give one "
             "that save_pretrained wrote."
         )
+    check_files(folder)
     return push_folder(folder, repo_id, card=better_card(folder, facts), others=missing_code(folder), **kwargs)
 
 
@@ -194,4 +196,4 @@ def card_of_folder(
         return None
     base = (ModelCard(old, ignore_metadata_errors=True).data.base_model if old else None) or []
     base = [base] if isinstance(base, str) else base
-    return model_card(architecture, AutoConfig.from_pretrained(folder), facts, base_models=base)
+    return model_card(architecture, load_config(str(folder)), facts, base_models=base)

@@ -20,9 +20,9 @@ except ImportError as error:
     raise ImportError("edlm_hf.lm_eval needs lm-evaluation-harness: pip install 'edlm-hf[lm-eval]'") from error
 
 import torch
-from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer
 
 from edlm_hf.evaluation.scorer import EDLMScorer
+from edlm_hf.loading import load_tokenizer, load_with_tokenizer
 from edlm_hf.modeling.modeling_edlm import EDLMForMaskedDiffusion
 
 
@@ -61,15 +61,11 @@ class EDLMHarness(LM):
     ):
         super().__init__()
         loading = {"trust_remote_code": trust_remote_code} | ({} if dtype is None else {"dtype": dtype})
-        config = AutoConfig.from_pretrained(pretrained, trust_remote_code=trust_remote_code)
-        name = tokenizer or pretrained
-        self.tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
-        if energy is None and config.model_type == "mdlm":
-            model = AutoModelForMaskedLM.from_pretrained(pretrained, **loading)
-        elif energy is None and config.model_type == "edlm":
+        if energy is None:
             loading["trust_energy_code"] = trust_energy_code
-            model = AutoModelForMaskedLM.from_pretrained(pretrained, **loading)
+            model, self.tokenizer = load_with_tokenizer(pretrained, tokenizer, **loading)
         else:
+            self.tokenizer = load_tokenizer(tokenizer or pretrained, trust_remote_code=trust_remote_code)
             parts = {"energy": energy, "energy_type": energy_type, "tokenizer": self.tokenizer}
             parts["trust_energy_code"] = trust_energy_code
             model = EDLMForMaskedDiffusion.from_components(pretrained, **parts, **loading)

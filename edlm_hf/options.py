@@ -7,13 +7,17 @@ from typing import Annotated
 import typer
 from typer.core import TyperCommand
 
+from edlm_hf.errors import explanation
 from edlm_hf.files import read_options
 from edlm_hf.modeling.hidden_secrets import hide_secrets
 from edlm_hf.terminal import tell, visible
 
 
 class Command(TyperCommand):
-    """A command whose failures, where the user can do something about them, are one line on stderr and exit code 1."""
+    """A command whose failures, where the user can do something about them, are one line on stderr and exit code 1.
+
+    With EDLM_TRACEBACK=1 in the environment they have their traceback. Ctrl-C is exit code 130.
+    """
 
     def make_context(self, *args, **kwargs):
         """As usual; what a wrong use quotes steers no terminal and is no secret."""
@@ -27,14 +31,21 @@ class Command(TyperCommand):
     def invoke(self, context):
         try:
             return super().invoke(context)
+        except KeyboardInterrupt:
+            tell_of(context, "interrupted.")
+            raise typer.Exit(130) from None
         except Exception as error:
-            from huggingface_hub.errors import HTTPError
-
-            if isinstance(error, BrokenPipeError) or not isinstance(error, (ValueError, OSError, HTTPError)):
+            line = None if isinstance(error, BrokenPipeError) else explanation(error)
+            if line is None or os.environ.get("EDLM_TRACEBACK", "0") not in ("", "0"):
                 raise
-            if os.environ.get("RANK", "0") == "0":  # of several processes one speaks
-                tell(f"{context.command_path}: {error}")
+            tell_of(context, line)
             raise typer.Exit(1) from None
+
+
+def tell_of(context: typer.Context, line: str) -> None:
+    """Tell how a command ended; of several processes one speaks."""
+    if os.environ.get("RANK", "0") == "0":
+        tell(f"{context.command_path}: {line}")
 
 
 def read_config(context: typer.Context, file: Path | None) -> None:

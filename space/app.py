@@ -8,10 +8,8 @@ import os
 
 import gradio as gr
 import torch
-from transformers import AutoModelForMaskedLM, AutoTokenizer
 
-import edlm_hf
-from edlm_hf.tokenization import add_mask_token
+from edlm_hf.loading import load_with_tokenizer
 from edlm_hf.visualization import generation_html
 
 GAP = "_"
@@ -82,9 +80,9 @@ def build(model, tokenizer) -> gr.Blocks:
 
 def load():
     """The model and its tokenizer, on a GPU if there is one."""
-    name = os.environ.get("EDLM_MODEL") or edlm_hf.checkpoint("edlm-books")
-    model = AutoModelForMaskedLM.from_pretrained(name).to("cuda" if torch.cuda.is_available() else "cpu")
-    return model, add_mask_token(AutoTokenizer.from_pretrained(name))
+    name = os.environ.get("EDLM_MODEL") or "edlm-books"
+    model, tokenizer = load_with_tokenizer(name)
+    return model.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer
 
 
 if __name__ == "__main__":

@@ -23,12 +23,11 @@ from typing import NamedTuple
 import torch
 from datasets import Dataset
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 import edlm_hf
 from edlm_hf.benchmarks.quality_report import markdown, plot
 from edlm_hf.benchmarks.report import DTYPES, Parts, environment, hardware, write_results
-from edlm_hf.checkpoints import locate
 from edlm_hf.data import PROTOCOLS, load_corpus, to_blocks
 from edlm_hf.evaluation import (
     Estimate,
@@ -47,8 +46,9 @@ from edlm_hf.evaluation.estimate import mean_estimate, ratio_estimate
 from edlm_hf.evaluation.log_partition import finite_sd
 from edlm_hf.evaluation.noising import read_texts
 from edlm_hf.evaluation.quality import load_judge
+from edlm_hf.loading import load_causal, load_masked, load_tokenizer
 from edlm_hf.modeling.generation_edlm import EDLMGenerationOutput
-from edlm_hf.modeling.modeling_edlm import EDLMForMaskedDiffusion, load_denoiser
+from edlm_hf.modeling.modeling_edlm import EDLMForMaskedDiffusion
 from edlm_hf.tokenization import is_text8, normalize_text8
 
 MDLM, AR, NATS = "MDLM", "AR", "nats/token"
@@ -230,17 +230,17 @@ class Study:
 
     def __init__(self, settings: QualitySettings, output: Path):
         self.settings, self.parts, self.device = settings, Parts(output / "parts"), torch.device(settings.device)
-        self.tokenizer = AutoTokenizer.from_pretrained(locate(settings.model))
+        self.tokenizer = load_tokenizer(settings.model)
         precision = {"dtype": DTYPES[settings.dtype]}
-        network = load_denoiser(locate(settings.model), **precision)
+        network = load_masked(settings.model, self.tokenizer, **precision)
         denoiser, own_energy = getattr(network, "denoiser", network), getattr(network.config, "energy_type", "none")
         self.causal = network.energy_model if own_energy in ("ar", "coar") else None
         if settings.autoregressive is not None:
-            causal = AutoModelForCausalLM.from_pretrained(locate(settings.autoregressive), **precision)
+            causal = load_causal(settings.autoregressive, **precision)
             self.causal = getattr(causal, "energy_model", causal)
         if self.causal is None and settings.judge is None:
             raise ValueError("Nothing judges the samples: give judge, or autoregressive (an AR model, also an arm).")
-        composites = [EDLMForMaskedDiffusion.from_pretrained(locate(name), **precision) for name in settings.nce]
+        composites = [load_masked(name, self.tokenizer, **precision) for name in settings.nce]
         composites += [network] if own_energy == "nce" else []
         self.denoiser = EDLMForMaskedDiffusion.from_components(denoiser, tokenizer=self.tokenizer)
         self.length = self.denoiser.config.max_position_embeddings

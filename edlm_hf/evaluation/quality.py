@@ -13,9 +13,10 @@ import torch
 from rich.console import Console
 from rich.progress import track
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from edlm_hf.evaluation.estimate import Estimate, mean_estimate, ratio_estimate
+from edlm_hf.loading import load_causal, load_tokenizer
 from edlm_hf.modeling.evaluation_mode import evaluating
 from edlm_hf.modeling.masked_diffusion import at_least_float32
 
@@ -288,9 +289,9 @@ def load_judge(judge, tokenizer, device) -> tuple[PreTrainedModel, PreTrainedTok
     if tokenizer is None and not name:
         raise ValueError("The judge has no name under which to find its tokenizer: pass it as `tokenizer`.")
     if isinstance(judge, str):
-        judge = AutoModelForCausalLM.from_pretrained(judge)
+        judge = load_causal(judge)
     if tokenizer is None or isinstance(tokenizer, str):
-        tokenizer = AutoTokenizer.from_pretrained(tokenizer or name)
+        tokenizer = load_tokenizer(tokenizer or name)
     return judge if device is None else judge.to(device), tokenizer
 
 

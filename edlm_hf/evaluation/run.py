@@ -4,10 +4,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 
 import torch
-from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
-from edlm_hf.checkpoints import locate
 from edlm_hf.data import PROTOCOLS, document_windows, load_corpus, to_blocks
 from edlm_hf.evaluation.likelihood import (
     HProfile,
@@ -20,8 +18,8 @@ from edlm_hf.evaluation.likelihood import (
     sampler_bound,
 )
 from edlm_hf.evaluation.noising import Texts, read_texts
+from edlm_hf.loading import load_causal, load_config, load_masked, load_tokenizer
 from edlm_hf.modeling.hidden_secrets import hide_in_values
-from edlm_hf.modeling.modeling_edlm import EDLMForMaskedDiffusion
 from edlm_hf.processes import connected
 from edlm_hf.tokenization import is_text8, normalize_text8
 
@@ -156,10 +154,12 @@ def evaluate_model(settings: EvaluationSettings) -> Evaluation:
     Raises:
         ValueError: what the settings, the corpus, the tokenizer or a metric refuse.
     """
-    name = locate(settings.model)
-    denoises = any(metric != "autoregressive_nll" for metric in settings.metrics)
-    model = load_model(name, denoises, dtype=settings.dtype or "auto")
-    tokenizer = AutoTokenizer.from_pretrained(settings.tokenizer or name)
+    config = load_config(settings.model)
+    tokenizer = load_tokenizer(settings.tokenizer or settings.model)
+    if config.model_type == "edlm" or any(metric != "autoregressive_nll" for metric in settings.metrics):
+        model = load_masked(settings.model, tokenizer, dtype=settings.dtype or "auto")
+    else:
+        model = load_causal(settings.model, dtype=settings.dtype or "auto")
     with connected().main_process_first():  # which leaves the blocks in the cache for the others
         ids, scored = load_texts(settings, tokenizer, model.config)
     texts = read_texts(model.config, ids, scored=scored)
@@ -171,16 +171,6 @@ def evaluate_model(settings: EvaluationSettings) -> Evaluation:
         characters=sum(map(len, tokenizer.batch_decode(list(counted), clean_up_tokenization_spaces=False))),
         metrics={name: METRICS[name](model, ids, scored=scored, **settings.options(name)) for name in settings.metrics},
     )
-
-
-def load_model(name: str, denoises: bool, **kwargs) -> nn.Module:
-    """A denoiser (any masked language model; ours with its energy), or a causal language model."""
-    config = AutoConfig.from_pretrained(name)
-    if not denoises and (config.model_type != "edlm"):
-        return AutoModelForCausalLM.from_pretrained(name, **kwargs)
-    if config.model_type in ("mdlm", "edlm"):
-        return AutoModelForMaskedLM.from_pretrained(name, **kwargs)
-    return EDLMForMaskedDiffusion.from_components(name, tokenizer=name, **kwargs)
 
 
 def load_texts(

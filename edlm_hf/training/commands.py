@@ -17,10 +17,7 @@ from pathlib import Path
 
 import torch
 from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
     AutoModelForMaskedLM,
-    AutoTokenizer,
     HfArgumentParser,
     PreTrainedModel,
     TrainerCallback,
@@ -31,12 +28,13 @@ from transformers import (
 from transformers.trainer import TRAINER_STATE_NAME
 
 import edlm_hf
-from edlm_hf.checkpoints import locate
 from edlm_hf.data import PROTOCOLS, load_corpus, to_blocks
 from edlm_hf.data.corpus import has_splits
 from edlm_hf.files import read_options, to_json, write_atomically
+from edlm_hf.loading import load, load_causal, load_config, load_denoiser, load_tokenizer
 from edlm_hf.modeling.card_edlm import CardFacts, code_span
 from edlm_hf.modeling.hidden_secrets import hide_in_command, hide_in_values, hide_secrets, hide_shapes, is_secret_name
+from edlm_hf.modeling.network_facts import longest_text, num_ids
 from edlm_hf.terminal import tell, visible, write
 from edlm_hf.tokenization import add_mask_token, check_mask_token, normalize_text8, text8_tokenizer
 from edlm_hf.training.trainer_autoregressive import AutoregressiveTrainer
@@ -145,11 +143,11 @@ def train_denoiser(arguments: list[str]) -> dict:
     data, sizes, args = parse("train-denoiser", (DataArguments, ModelArguments, MaskedDiffusionArguments), arguments)
     if sizes.model and sizes.from_causal:
         raise ValueError("model and from_causal both say where the weights come from: give one of them.")
-    tokenizer = load_tokenizer(data, sizes.model or sizes.from_causal)
+    tokenizer = choose_tokenizer(data, sizes.model or sizes.from_causal)
     if sizes.model:
-        model = load_denoiser(sizes.model)
+        model = load_denoiser(sizes.model, tokenizer)
     elif sizes.from_causal:
-        causal = edlm_hf.MDLMForCausalLM.from_pretrained(locate(sizes.from_causal))
+        causal = load(edlm_hf.MDLMForCausalLM.from_pretrained, sizes.from_causal)
         names = "cond_dim", "time_conditioning", "noise_schedule", "dropout"
         model = edlm_hf.MDLMForMaskedLM.from_causal(causal, **{name: getattr(sizes, name) for name in names})
     else:
@@ -162,9 +160,9 @@ def train_autoregressive(arguments: list[str]) -> dict:
     """Train the autoregressive baseline, the same transformer made causal; returns and prints what came out."""
     classes = (DataArguments, ModelArguments, EDLMTrainingArguments)
     data, sizes, args = parse("train-autoregressive", classes, arguments)
-    tokenizer = load_tokenizer(data, sizes.model)
+    tokenizer = choose_tokenizer(data, sizes.model)
     if sizes.model:
-        model = AutoModelForCausalLM.from_pretrained(locate(sizes.model))
+        model = load_causal(sizes.model)
     else:
         model = new_model(sizes, data, tokenizer, causal=True)
     return run(AutoregressiveTrainer, model, (data, sizes, args), tokenizer)
@@ -174,7 +172,7 @@ def train_energy(arguments: list[str]) -> dict:
     """Train the NCE energy of a denoiser; returns and prints what came out."""
     data, parts, args = parse("train-energy", (DataArguments, EnergyModelArguments, EnergyArguments), arguments)
     model = new_energy(parts)
-    tokenizer = load_tokenizer(data, parts.model or parts.denoiser)
+    tokenizer = choose_tokenizer(data, parts.model or parts.denoiser)
     check_mask_token(tokenizer, model.config)
     return run(EnergyTrainer, model, (data, parts, args), tokenizer)
 
@@ -244,17 +242,18 @@ def parse(command: str, classes: tuple[type, ...], arguments: list[str]) -> tupl
 # --------------------------------------------------------------------------------------------------- parts of a command
 
 
-def load_tokenizer(data: DataArguments, start: str | None):
+def choose_tokenizer(data: DataArguments, start: str | None):
     """The tokenizer; `data` gets what was not said of blocks, where needed from `start`, the model to start from."""
-    protocol, config = PROTOCOLS.get(data.dataset), AutoConfig.from_pretrained(locate(start)) if start else None
-    longest = getattr(config, "max_position_embeddings", None)
+    protocol = PROTOCOLS.get(data.dataset)
+    config = load_config(start) if start else None
+    longest = longest_text(config)
     data.length = data.length or (protocol.length if protocol else longest or 1024)
     data.style = data.style or (protocol.style if protocol else "wrap")
     data.start_token |= data.style == "crop" and getattr(config, "bos_token_id", None) is not None
     data.tokenizer = data.tokenizer or start or "text8"
     if data.tokenizer == "text8":
         return text8_tokenizer(data.length, start_token=data.start_token)
-    return add_mask_token(AutoTokenizer.from_pretrained(locate(data.tokenizer)))
+    return add_mask_token(load_tokenizer(data.tokenizer))
 
 
 def load_blocks(data: DataArguments, tokenizer, training: bool):
@@ -296,12 +295,6 @@ def load_sets(data: DataArguments, tokenizer) -> tuple:
     return training, blocks.select(range(min(data.eval_blocks or len(blocks), len(blocks))))
 
 
-def load_denoiser(name: str) -> PreTrainedModel:
-    """A denoiser by name, also out of a composite."""
-    model = AutoModelForMaskedLM.from_pretrained(locate(name))
-    return model.denoiser if isinstance(model, edlm_hf.EDLMForMaskedDiffusion) else model
-
-
 def new_energy(parts: EnergyModelArguments) -> edlm_hf.EDLMForMaskedDiffusion:
     """The frozen denoiser with a new energy, held in one of three ways.
 
@@ -313,9 +306,11 @@ def new_energy(parts: EnergyModelArguments) -> edlm_hf.EDLMForMaskedDiffusion:
         raise ValueError("Give either denoiser, which gets a new energy, or model, whose energy is trained further.")
     scope = {} if parts.energy_scope is None else {"energy_scope": parts.energy_scope}
     if parts.model is not None:
-        return AutoModelForMaskedLM.from_pretrained(locate(parts.model), **scope)
+        return load(AutoModelForMaskedLM.from_pretrained, parts.model, **scope)
     denoiser = load_denoiser(parts.denoiser)
     options = {"energy_type": "nce"} | scope
+    if isinstance(denoiser, edlm_hf.EDLMForMaskedDiffusion):
+        return energy_of_another_denoiser(denoiser, parts, options)
     if parts.energy != "full":
         rank = parts.adapter_rank if parts.energy == "lora" else 0
         options |= {"energy_weights": "shared", "energy_adapter_rank": rank}
@@ -331,6 +326,34 @@ def new_energy(parts: EnergyModelArguments) -> edlm_hf.EDLMForMaskedDiffusion:
         first.backbone.blocks = first.backbone.blocks[: parts.energy_blocks]
         energy = edlm_hf.EDLMEnergyModel.from_denoiser(first)
     return edlm_hf.EDLMForMaskedDiffusion.from_components(denoiser, energy, **options)
+
+
+def energy_of_another_denoiser(
+    whole: edlm_hf.EDLMForMaskedDiffusion, parts: EnergyModelArguments, options: dict
+) -> edlm_hf.EDLMForMaskedDiffusion:
+    """A denoiser that is not an MDLM (`whole` holds it) with a new energy network of its sizes and random weights."""
+    if parts.energy != "full":
+        raise ValueError(
+            f"energy is {parts.energy!r} with a {type(whole.denoiser).__name__}, but only an MDLM can share its "
+            "weights with the energy. Give energy='full': a network of the same sizes, with weights of its own."
+        )
+    config = whole.config
+    of_energy = edlm_hf.MDLMConfig(
+        vocab_size=num_ids(whole.denoiser),
+        mask_token_id=config.mask_token_id,
+        hidden_dim=config.hidden_size,
+        n_blocks=parts.energy_blocks or config.num_hidden_layers,
+        n_heads=config.num_attention_heads,
+        model_length=longest_text(whole.denoiser) or 1024,
+        noise_schedule=config.noise_schedule,
+        noise_schedule_params=config.noise_schedule_params,
+    )
+    energy = edlm_hf.EDLMEnergyModel(of_energy).to(whole.dtype)
+    options |= {"mask_token_id": config.mask_token_id, "logits_shift": config.logits_shift}
+    model = edlm_hf.EDLMForMaskedDiffusion.from_components(whole.denoiser, energy, **options)
+    model.config.noise_schedule = config.noise_schedule
+    model.config.noise_schedule_params = config.noise_schedule_params
+    return model
 
 
 def recipe_of(parsed: tuple) -> dict:

@@ -22,13 +22,14 @@ class AutoregressiveTrainer(EDLMTrainer):
 
     measured = ("nats", "tokens")
 
-    def prepare_model(self, model):
-        super().prepare_model(model)
+    def prepare_model(self, model, tokenizer=None):
+        model = super().prepare_model(model, tokenizer)
         if not getattr(model.config, "causal", True):
             raise ValueError(
                 f"The model is a {type(model).__name__}, which sees the token that it is to predict. Train it with "
                 "MaskedDiffusionTrainer, or pass a causal language model."
             )
+        return model
 
     def items(self, labels):
         """Tokens that are predicted: the first one of a row never is."""

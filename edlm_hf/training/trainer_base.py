@@ -68,6 +68,15 @@ class EDLMTrainingArguments(TrainingArguments):
         return state | plain
 
 
+def check_model(model) -> None:
+    """Raise ValueError unless `model` is a module with a configuration."""
+    if not isinstance(model, nn.Module) or not hasattr(model, "config"):
+        raise ValueError(
+            f"model is a {type(model).__name__}, but it must be a module with a configuration. Load it "
+            "(from_pretrained), and give it before args."
+        )
+
+
 class EDLMTrainer(Trainer):
     """`transformers.Trainer` on rows of tokens.
 
@@ -122,13 +131,13 @@ class EDLMTrainer(Trainer):
             raise ValueError("Give either model or model_init, a function that makes it.")
         check_arguments(args, kwargs | {"data_collator": data_collator, "compute_metrics": compute_metrics})
 
-        self.args = args  # which `prepare_model` reads
+        self.args, self.processing_class = args, processing_class  # which `prepare_model` reads
         self.average = ExponentialMovingAverage(args.ema_decay)
         self.special_tokens = SpecialTokens()
         ours = [self.special_tokens, self.average] if args.ema_decay else [self.special_tokens]
         kwargs["callbacks"] = [*(kwargs.get("callbacks") or []), *ours]
         if model is not None:
-            self.prepare_model(model)
+            model = self.prepare_model(model, processing_class)
         super().__init__(
             model,
             args,
@@ -143,27 +152,23 @@ class EDLMTrainer(Trainer):
         if not isinstance(data_collator, DataCollatorForBlocks):
             self.data_collator = DataCollatorForBlocks(self.model.config, num_ids(self.model), data_collator)
 
-    def prepare_model(self, model: nn.Module) -> None:
-        """Check a model, given or made by `model_init`, and make it ready.
+    def prepare_model(self, model: nn.Module, tokenizer=None) -> nn.Module:
+        """Check a model, given or made by `model_init`, and make it ready; the one to be trained is returned.
 
         Raises:
             ValueError: it cannot be trained by this trainer.
         """
-        if not isinstance(model, nn.Module) or not hasattr(model, "config"):
-            raise ValueError(
-                f"model is a {type(model).__name__}, but it must be a module with a configuration. Load it "
-                "(from_pretrained), and give it before args."
-            )
+        check_model(model)
         if self.args.attn_implementation:
             model.set_attn_implementation(self.args.attn_implementation)
         self.special_tokens.read(model)
+        return model
 
     def call_model_init(self, trial=None):
         """As usual, and rows then come in the order in which a model that was given sees them."""
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             model = super().call_model_init(trial)
-        self.prepare_model(model)
-        return model
+        return self.prepare_model(model, self.processing_class)
 
     def create_optimizer(self, *args, **kwargs):
         """As usual, or Muon with what `args` say now."""

@@ -5,10 +5,11 @@ from dataclasses import dataclass, field
 import torch
 
 from edlm_hf.evaluation import nelbo
+from edlm_hf.loading import as_masked_diffusion
 from edlm_hf.modeling.masked_diffusion import make_schedule
 from edlm_hf.modeling.modeling_edlm import check_denoiser
 from edlm_hf.training.objectives import bound_weight, importance_times, low_discrepancy_times, masked_token_losses
-from edlm_hf.training.trainer_base import EDLMTrainer, EDLMTrainingArguments
+from edlm_hf.training.trainer_base import EDLMTrainer, EDLMTrainingArguments, check_model
 
 
 @dataclass
@@ -32,11 +33,13 @@ class MaskedDiffusionTrainer(EDLMTrainer):
     character), with standard errors over texts.
 
     Args:
-        model: an `MDLMForMaskedLM`, or any model with its `forward` and the noise schedule in its configuration.
+        model: an `MDLMForMaskedLM`, or any other masked language model, which then is the denoiser of an
+            `EDLMForMaskedDiffusion` without energy: that is trained in its place, and saved.
         args: `MaskedDiffusionArguments`. Others as in `EDLMTrainer`.
 
     Raises:
-        ValueError: as `EDLMTrainer`; the model is causal, or its noise schedule does not reach the full mask.
+        ValueError: as `EDLMTrainer`; the model is causal, its noise schedule does not reach the full mask, or nothing
+            says which token is its mask.
     """
 
     arguments_class = MaskedDiffusionArguments
@@ -46,11 +49,13 @@ class MaskedDiffusionTrainer(EDLMTrainer):
         super().__init__(*args, **kwargs)
         self.model_accepts_loss_kwargs = True  # the loss is that of the whole step: it is not averaged once more
 
-    def prepare_model(self, model):
-        super().prepare_model(model)
+    def prepare_model(self, model, tokenizer=None):
+        check_model(model)
         check_denoiser(model)
+        model = super().prepare_model(as_masked_diffusion(model, tokenizer))
         self.schedule = make_schedule(model.config.noise_schedule, **(model.config.noise_schedule_params or {}))
         self.schedule.check_reaches_full_mask()
+        return model
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         clean, labels = inputs["input_ids"], inputs["labels"]

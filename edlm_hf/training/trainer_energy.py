@@ -99,8 +99,8 @@ class EnergyTrainer(EDLMTrainer):
         self.model_accepts_loss_kwargs = True  # the loss is that of the whole step: it is not averaged once more
         self.readings: dict[str, torch.Tensor] = {}  # sums over the rows since the last line of the log
 
-    def prepare_model(self, model):
-        super().prepare_model(model)
+    def prepare_model(self, model, tokenizer=None):
+        model = super().prepare_model(model, tokenizer)
         energy_type = getattr(model.config, "energy_type", None)
         if energy_type != "nce":
             raise ValueError(
@@ -112,6 +112,7 @@ class EnergyTrainer(EDLMTrainer):
         self.schedule = make_schedule(model.config.noise_schedule, **(model.config.noise_schedule_params or {}))
         self.schedule.check_reaches_full_mask()
         model.denoiser.requires_grad_(False).eval()
+        return model
 
     def items(self, labels):
         """Rows, of which at least one token counts."""

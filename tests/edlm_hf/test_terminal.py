@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import logging
 import os
 import re
 import subprocess
@@ -22,7 +23,7 @@ from edlm_hf import MDLMForMaskedLM
 from edlm_hf.cli import app
 from edlm_hf.modeling.generation_config_edlm import EDLMGenerationOutput
 from edlm_hf.streaming import DiffusionStreamer, TerminalDiffusionStreamer
-from edlm_hf.terminal import visible
+from edlm_hf.terminal import QuotesSafely, visible
 from edlm_hf.visualization import generation_html
 
 TITLE = "\x1b]0;title\x07"
@@ -133,13 +134,21 @@ def test_messages_quote_without_steering(tmp_path):
         assert not (OBEYED - {"\r"}) & set(message), message
 
 
-def test_the_log_of_a_library_quotes_weights_without_steering(model):
+def test_names_of_weights_in_a_damaged_file_do_not_steer_the_terminal(model):
     weights = load_file(model / "model.safetensors") | {f"{TITLE}\x1b[2J{i}": torch.zeros(1) for i in range(2)}
     save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
     arguments = "generate", "--model", model, "--max-new-tokens", 2
     with start(*arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as program:
         told = program.stderr.read().decode()
-    assert program.returncode == 1 and "LOAD REPORT" in told and "␛]0;title␇␛[2J" in told
+    assert program.returncode == 1 and len(told.splitlines()) == 1
+    assert "x1b]0;title" in told and not OBEYED & set(told)
+
+
+def test_the_log_of_a_library_quotes_without_steering_and_keeps_its_colours():
+    record = logging.makeLogRecord({"msg": "\x1b[31m%s is unexpected\x1b[0m", "args": (f"{TITLE}\x1b[2J",)})
+    assert QuotesSafely().filter(record)
+    told = record.getMessage()
+    assert "␛]0;title␇␛[2J is unexpected" in told and told.startswith("\x1b[31m")
     assert not OBEYED & set(re.sub(r"\x1b\[[\d;]*m", "", told))
 
 

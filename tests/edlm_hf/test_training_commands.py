@@ -183,14 +183,14 @@ def test_blocks_and_tokenizer_are_those_of_the_model_to_start_from(tmp_path, rec
 def test_the_last_twentieth_of_a_file_is_for_evaluation_unless_another_is_given(tmp_path, recipe):
     file = recipe("denoiser", eval_dataset=None, eval_blocks=None)
     data, *_ = parse("train-denoiser", CLASSES["denoiser"][1], [file])
-    training, held_out = commands.load_sets(data, commands.load_tokenizer(data, None))
+    training, held_out = commands.load_sets(data, commands.choose_tokenizer(data, None))
     data.eval_dataset = data.dataset
-    whole, again = commands.load_sets(data, commands.load_tokenizer(data, None))
+    whole, again = commands.load_sets(data, commands.choose_tokenizer(data, None))
     assert len(held_out) == len(whole) // 20 > 0 and len(training) + len(held_out) == len(whole) == len(again)
     assert (held_out[0]["input_ids"] == whole[len(training)]["input_ids"]).all()
     data.eval_dataset, data.streaming = None, True
     with pytest.raises(ValueError, match="nothing to evaluate on: give --eval_dataset"):
-        commands.load_sets(data, commands.load_tokenizer(data, None))
+        commands.load_sets(data, commands.choose_tokenizer(data, None))
     assert call("train-denoiser", file, "--length", 0).exit_code == 1
 
 
