@@ -250,7 +250,8 @@ class TokenScorer:
     def texts(self, device: torch.device) -> torch.LongTensor:
         """Two texts of random tokens, as long as the shortest prefix that is shared."""
         shape = 2, SHORTEST_SHARED_PREFIX
-        ids = torch.randint(self.denoiser_vocab_size, shape, generator=torch.Generator().manual_seed(0))
+        generator = torch.Generator().manual_seed(0)
+        ids = torch.randint(self.denoiser_vocab_size, shape, generator=generator, device="cpu")
         return ids.masked_fill(ids == self.mask_token_id, 0).to(device)
 
     def score(self, features: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

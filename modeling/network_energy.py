@@ -95,7 +95,7 @@ def start_as_mean(projection: nn.Linear) -> None:
 
     Published code starts the projection at random, and the trunk copied from the denoiser then sees noise.
     """
-    half = torch.eye(projection.out_features) / 2
+    half = torch.eye(projection.out_features, device=projection.weight.device) / 2
     projection.weight.copy_(torch.cat([half, half], dim=1))
     projection.bias.zero_()
 

@@ -215,9 +215,9 @@ def document_windows(ids: torch.Tensor, length: int, stride: int | None = None) 
         raise ValueError(f"stride={stride} with length={length}; 1 <= stride <= length is needed, or tokens are lost.")
     length = min(length, len(ids))
     steps = -(-(len(ids) - length) // stride)
-    begins = (torch.arange(steps + 1) * stride).clamp(max=len(ids) - length)
-    positions = begins[:, None] + torch.arange(length)
-    scored_before = torch.cat([torch.zeros(1, dtype=torch.long), begins[:-1] + length])
+    begins = (torch.arange(steps + 1, device=ids.device) * stride).clamp(max=len(ids) - length)
+    positions = begins[:, None] + torch.arange(length, device=ids.device)
+    scored_before = torch.cat([begins[:1], begins[:-1] + length])
     return ids[positions], positions >= scored_before[:, None]
 
 

@@ -40,7 +40,7 @@ def mean_estimate(values: Sequence[float] | torch.Tensor, unit: str) -> Estimate
     Raises:
         ValueError: there are no values.
     """
-    return ratio_estimate(values, torch.ones(len(values)), unit)
+    return ratio_estimate(values, torch.ones(len(values), device="cpu"), unit)
 
 
 def ratio_estimate(

@@ -462,7 +462,7 @@ def estimate(
 def where_masked(nats: Callable[[Noised], torch.Tensor], noised: Noised) -> torch.Tensor:
     """The values of a batch, (B,) float64; rows without masks are 0 and need no network."""
     active = noised.masked.any(-1).cpu()
-    values = torch.zeros(len(active), dtype=torch.float64)
+    values = torch.zeros(len(active), dtype=torch.float64, device="cpu")
     if active.any():
         values[active] = nats(noised if active.all() else noised.select(active))
     return values

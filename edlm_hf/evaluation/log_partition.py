@@ -68,10 +68,10 @@ def log_partition_bounds(energies: torch.Tensor) -> LogPartitionBounds:
     Raises:
         ValueError: fewer than two energies, NaN or -inf, or no finite energy in a row.
     """
-    energies = torch.as_tensor(energies)
+    energies = torch.as_tensor(energies, device="cpu")
     if energies.dim() not in (1, 2) or energies.shape[-1] < 2 or not len(energies):
         raise ValueError(f"energies has shape {tuple(energies.shape)}, but (n,) or (B, n) with n >= 2 is needed.")
-    energies = energies.detach().double().cpu()
+    energies = energies.detach().double()
     if not bool((energies > -torch.inf).all()) or not bool((energies < torch.inf).any(-1).all()):
         raise ValueError("An energy is NaN or -inf, or all energies of a row are +inf: log Z does not exist.")
     rows, n = energies.reshape(-1, energies.shape[-1]), energies.shape[-1]

@@ -30,7 +30,7 @@ class Texts:
     @property
     def counts(self) -> torch.Tensor:
         """Tokens that count, (n,) float64."""
-        return torch.tensor([int(scored.sum()) for scored in self.scored], dtype=torch.float64)
+        return torch.tensor([int(scored.sum()) for scored in self.scored], dtype=torch.float64, device="cpu")
 
 
 def read_texts(
@@ -61,18 +61,18 @@ def read_texts(
         if mask is not None and [len(row) for row in mask] != [len(row) for row in input_ids]:
             raise ValueError(f"{name} and input_ids differ in shape: give one entry for every token.")
     mask_token_id = getattr(config, "mask_token_id", None)
-    special = torch.tensor(sorted(special_ids(config)), dtype=torch.long)
+    special = torch.tensor(sorted(special_ids(config)), dtype=torch.long, device="cpu")
     ids, counted = [], []
     for i, row in enumerate(input_ids):
-        row = torch.as_tensor(row).long().cpu()
+        row = torch.as_tensor(row, device="cpu").long()
         if row.dim() != 1:
             raise ValueError(f"input_ids has texts of shape {tuple(row.shape)}: give (n, L), or n lists of ids.")
         real = torch.ones_like(row, dtype=torch.bool)
         if attention_mask is not None:
-            real = torch.as_tensor(attention_mask[i]).bool().cpu()
+            real = torch.as_tensor(attention_mask[i], device="cpu").bool()
         row, keep = row[real], ~torch.isin(row[real], special)
         if scored is not None:
-            keep = torch.as_tensor(scored[i]).bool().cpu()[real]
+            keep = torch.as_tensor(scored[i], device="cpu").bool()[real]
         check_text(i, row, keep, config, mask_token_id)
         ids.append(row)
         counted.append(keep)
@@ -187,33 +187,36 @@ class Noising:
             uniforms = source.random(length)
             share = np.sort(uniforms)[n - 1]
             masked = uniforms <= share
-            t = float(self.schedule.time(torch.tensor(share, dtype=torch.float64)))
+            t = float(self.schedule.time(torch.tensor(share, dtype=torch.float64, device="cpu")))
             return masked, masked, t, cdf[-1] / (weights[n - 1] * n)
 
         return self.batches(draw, device)
 
     def steps(self, num_steps: int, device: torch.device) -> Iterator[Noised]:
         """Noise of one uniformly drawn step n of T, with the weight T: masks at t_n = n / T, and its reveal set."""
-        t = torch.arange(num_steps + 1, dtype=torch.float64) / num_steps
-        masked_share = 1 - self.schedule.alpha(t)
 
         def draw(length, point, source):
             n = min(int(point * num_steps) + 1, num_steps)
             uniforms = source.random(length)
-            masked = uniforms < float(masked_share[n])
-            return masked, masked & (uniforms >= float(masked_share[n - 1])), float(t[n]), num_steps
+            masked = uniforms < self.masked_share(n / num_steps)
+            still_masked = uniforms < self.masked_share((n - 1) / num_steps)
+            return masked, masked & ~still_masked, n / num_steps, num_steps
 
         return self.batches(draw, device)
 
     def at(self, t: float, device: torch.device) -> Iterator[Noised]:
         """Masks of the forward process at time t."""
-        share = 1 - float(self.schedule.alpha(torch.tensor(t, dtype=torch.float64)))
+        share = self.masked_share(t)
 
         def draw(length, point, source):
             masked = source.random(length) < share
             return masked, masked, t, 1.0
 
         return self.batches(draw, device)
+
+    def masked_share(self, t: float) -> float:
+        """1 - alpha_t."""
+        return 1 - float(self.schedule.alpha(torch.tensor(t, dtype=torch.float64, device="cpu")))
 
     def everything(self, device: torch.device) -> Iterator[Noised]:
         """No noise: every token that counts is to be predicted."""
@@ -244,13 +247,13 @@ class Noising:
             return torch.nn.utils.rnn.pad_sequence(list(tensors), batch_first=True).to(device)
 
         return Noised(
-            text=torch.tensor(text),
+            text=torch.tensor(text, device="cpu"),
             clean=padded(ids),
             real=padded([torch.ones_like(row, dtype=torch.bool) for row in ids]),
             masked=padded(masked),
             revealed=padded(revealed),
-            t=torch.tensor(t, dtype=torch.float64),
-            weight=torch.tensor(weight, dtype=torch.float64),
+            t=torch.tensor(t, dtype=torch.float64, device="cpu"),
+            weight=torch.tensor(weight, dtype=torch.float64, device="cpu"),
             uniforms=list(sources),
         )
 

@@ -79,14 +79,14 @@ def generative_perplexity(
     context = context_length(judge, max_length, stride)
     start = start_token(tokenizer) if add_start_token else []
     rows = tokenizer(texts, add_special_tokens=False, verbose=False).input_ids
-    counts = [judge_weight_mask(torch.tensor([row]), tokenizer.eos_token_id)[0] for row in rows]
+    counts = [judge_weight_mask(torch.tensor([row], device="cpu"), tokenizer.eos_token_id)[0] for row in rows]
     rows = [start + row for row in rows]
     check_rows(rows, judge, context, stride, add_start_token)
 
     spans = [(i, *span) for i, row in enumerate(rows) for span in windows(len(row), context, stride)]
     spans.sort(key=lambda span: span[1] - span[3])  # longest first: little padding, and too little memory shows at once
     batches = [spans[at : at + batch_size] for at in range(0, len(spans), batch_size)]
-    nats, tokens = torch.zeros(len(rows), dtype=torch.float64), torch.zeros(len(rows), dtype=torch.float64)
+    nats, tokens = torch.zeros(2, len(rows), dtype=torch.float64, device="cpu")
     with evaluating(judge):
         console = Console(stderr=True)
         for batch in track(batches, "generative perplexity", console=console, disable=not progress_bar):

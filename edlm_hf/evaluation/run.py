@@ -199,12 +199,13 @@ def load_texts(
     prefix = [] if start is None else [start]
     ids, scored = [], []
     for text in corpus["text"]:
-        tokens = torch.tensor(tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
+        found = tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+        tokens = torch.tensor(found, device="cpu")
         if not len(tokens):
             continue
         for row, counts in zip(*document_windows(tokens, length - len(prefix), settings.stride), strict=True):
             ids.append(prefix + row.tolist())
-            scored.append(torch.cat([torch.zeros(len(prefix), dtype=torch.bool), counts]))
+            scored.append(torch.cat([torch.zeros(len(prefix), dtype=torch.bool, device="cpu"), counts]))
             if len(ids) == settings.num_texts:
                 return ids, scored
     return ids, scored

@@ -40,7 +40,6 @@ class Job(NamedTuple):
     prompt: tuple[int, ...]
     until: tuple[str, ...]
     options: tuple[tuple[str, object], ...]
-    fits: bool
 
 
 class EDLMScorer:
@@ -170,7 +169,8 @@ class EDLMScorer:
             columns = torch.arange(clean.shape[1], device=clean.device).expand(clean.shape)
             view = View(columns, real, real & (columns >= first.unsqueeze(1)))
             mask_token_id = self.model.config.mask_token_id
-            ids, right = clean.masked_fill(view.free, mask_token_id), torch.ones(len(batch), dtype=torch.bool)
+            ids = clean.masked_fill(view.free, mask_token_id)
+            right = torch.ones(len(batch), dtype=torch.bool, device="cpu")
             run = self.model.prepare_run(config, clean)
             for step in run.steps_of(view):
                 ids = self.model._step(ids, view, replace(step, counts=step.counts * right), run)
@@ -196,7 +196,7 @@ class EDLMScorer:
         jobs = [self.job(*request) for request in requests]
         groups, answers = defaultdict(list), {}
         for i, job in enumerate(jobs):
-            groups[repr((job.fits, job.options))].append(i)
+            groups[repr(job.options)].append(i)
         batches = []
         for _, members in sorted(groups.items()):
             members.sort(key=lambda i: (-len(jobs[i].prompt), jobs[i].prompt, jobs[i].until))
@@ -225,7 +225,7 @@ class EDLMScorer:
             ids = last(ids, room - block - len(self.start))
         options |= {"max_new_tokens": new, "block_length": block}
         until = (until,) if isinstance(until, str) else tuple(until or ())
-        return Job(self.start + tuple(ids), until, tuple(sorted(options.items())), fits)
+        return Job(self.start + tuple(ids), until, tuple(sorted(options.items())))
 
     def complete(self, jobs: Sequence[Job], generator: torch.Generator) -> list[str]:
         """Continuations of jobs of equal options."""
@@ -275,7 +275,7 @@ class EDLMScorer:
             return []
         room = len(context + continuation) if self.max_length is None else self.max_length - len(self.start)
         context = last(context, max(room - len(continuation), 1))
-        rows, scored = document_windows(torch.tensor(context + continuation), room, max(room - 1, 1))
+        rows, scored = document_windows(torch.tensor(context + continuation, device="cpu"), room, max(room - 1, 1))
         scored[0, : len(context)] = False
         return [
             Window(self.start + tuple(row.tolist()), len(self.start) + int(counts.long().argmax()))

@@ -18,7 +18,7 @@ def row_uniforms(key: Sequence[int], rows: Sequence[int], *shapes: tuple[int, ..
     """
     source = np.random.Philox(np.random.SeedSequence(key[0], spawn_key=tuple(key[1:])))
     generator, state = np.random.Generator(source), source.state
-    yield torch.tensor(generator.random(), dtype=torch.float64)
+    yield torch.tensor(generator.random(), dtype=torch.float64, device="cpu")
 
     for number, shape in enumerate(shapes, 1):
         drawn = np.empty((len(rows), *shape))

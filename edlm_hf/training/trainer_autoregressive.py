@@ -53,7 +53,8 @@ class AutoregressiveTrainer(EDLMTrainer):
             scored=inputs["labels"] != -100,
             batch_size=self.args.eval_batch_size,
         )
-        return {"nats": torch.tensor(estimate.sequence_nats), "tokens": torch.tensor(estimate.sequence_tokens)}
+        columns = {"nats": estimate.sequence_nats, "tokens": estimate.sequence_tokens}
+        return {name: torch.tensor(values, device="cpu") for name, values in columns.items()}
 
     def summarise(self, rows):
         return self.token_metrics(rows["nats"], rows["tokens"])

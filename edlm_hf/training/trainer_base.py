@@ -205,7 +205,7 @@ class EDLMTrainer(Trainer):
             ValueError: nothing counts in the whole step.
         """
         # Rows and items of every batch: (steps, 2) of this process, (processes, steps) each of all
-        sizes = torch.zeros(self.args.gradient_accumulation_steps, 2, dtype=torch.long)
+        sizes = torch.zeros(self.args.gradient_accumulation_steps, 2, dtype=torch.long, device="cpu")
         for i, batch in enumerate(batches):
             sizes[i, 0] = len(batch["labels"])
             sizes[i, 1] = self.items(batch["labels"]).sum()
@@ -309,7 +309,8 @@ class EDLMTrainer(Trainer):
             ValueError: nothing counts in any row.
         """
         tables = prediction.predictions  # several with eval_do_concat_batches=False
-        table = torch.cat([torch.as_tensor(x).cpu() for x in (tables if isinstance(tables, list) else [tables])])
+        tables = tables if isinstance(tables, list) else [tables]
+        table = torch.cat([torch.as_tensor(x, device="cpu") for x in tables])
         self.tables.append(table)
         own = {}
         if self.compute_own_metrics is not None and not self.args.prediction_loss_only:

@@ -91,7 +91,8 @@ class MaskedDiffusionTrainer(EDLMTrainer):
             seed=self.args.seed,
             text_numbers=numbers,
         )
-        return {"nats": torch.tensor(estimate.sequence_nats), "tokens": torch.tensor(estimate.sequence_tokens)}
+        columns = {"nats": estimate.sequence_nats, "tokens": estimate.sequence_tokens}
+        return {name: torch.tensor(values, device="cpu") for name, values in columns.items()}
 
     def summarise(self, rows):
         return self.token_metrics(rows["nats"], rows["tokens"])

@@ -224,11 +224,12 @@ class EnergyTrainer(EDLMTrainer):
         texts = self.model, ids, inputs.get("attention_mask")
         with_energy = sampler_bound(*texts, num_candidates=k, **options)
         without = discrete_nelbo(*texts, **options)  # on the same noise
-        return found | {
-            "bound": torch.tensor(with_energy.sequence_nats),
-            "denoiser_bound": torch.tensor(without.sequence_nats),
-            "tokens": torch.tensor(with_energy.sequence_tokens),
+        columns = {
+            "bound": with_energy.sequence_nats,
+            "denoiser_bound": without.sequence_nats,
+            "tokens": with_energy.sequence_tokens,
         }
+        return found | {name: torch.tensor(values, device="cpu") for name, values in columns.items()}
 
     def summarise(self, rows):
         names = ("nce_loss", "jensen_shannon", "accuracy", "energy_data", "energy_draws", "energy_draws_squared")
