@@ -4,10 +4,6 @@ On the Hub this file is custom_generate/generate.py, whose `generate` is what
 `model.generate(..., custom_generate="...", trust_remote_code=True)` calls.
 """
 
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 from torch import nn
 
@@ -70,34 +66,16 @@ def generate(
         )
     parts = [part for part in (model, energy_model) if isinstance(part, nn.Module)]
     with evaluating(*parts):
-        with without_trace(parts):
-            whole = EDLMForMaskedDiffusion.from_components(
-                DreamDenoiser(model) if is_dream(model) else model,
-                energy_model,
-                energy_type=energy_type,
-                energy_scope=kwargs.get("energy_scope") or "sequence",
-                mask_token_id=mask_token_id,
-                logits_shift=default_shift(model) if logits_shift is None else logits_shift,
-            )
+        whole = EDLMForMaskedDiffusion.from_components(
+            DreamDenoiser(model) if is_dream(model) else model,
+            energy_model,
+            energy_type=energy_type,
+            energy_scope=kwargs.get("energy_scope") or "sequence",
+            mask_token_id=mask_token_id,
+            logits_shift=default_shift(model) if logits_shift is None else logits_shift,
+        )
         whole.generation_config = whole.generation_config_class.from_model_config(tokens)
         return whole.generate(input_ids if inputs is None else inputs, **kwargs)
-
-
-# Building a model changes functions of torch for a moment (transformers.initialization): one thread at a time.
-BUILDING = threading.Lock()
-
-
-@contextmanager
-def without_trace(parts: list[nn.Module]) -> Iterator[None]:
-    """Build a model out of `parts`, which lose the mark of initialised weights again where they had none."""
-    with BUILDING:
-        modules = [module for part in parts for module in part.modules()]
-        unmarked = [module for module in modules if "_is_hf_initialized" not in vars(module)]
-        try:
-            yield
-        finally:
-            for module in unmarked:
-                vars(module).pop("_is_hf_initialized", None)
 
 
 class DreamDenoiser(nn.Module):

@@ -63,12 +63,12 @@ class EDLMForMaskedDiffusion(CardMixin, PreTrainedModel, MaskedDiffusionGenerati
     def __init__(self, config: EDLMConfig, denoiser: nn.Module | None = None, energy_model: nn.Module | None = None):
         """Build the parts from `config`, or take the given ones as they are (`from_components` checks them)."""
         super().__init__(config)
-        for part in (denoiser, energy_model):
-            for module in part.modules() if part is not None else ():
-                module._is_hf_initialized = True  # keep the weights of a given part
         self.denoiser = denoiser if denoiser is not None else build_denoiser(config)
         self.energy_model = energy_model if energy_model is not None else build_energy(config, self.denoiser)
         self.post_init()
+
+    def init_weights(self):
+        """Nothing: parts initialise and tie their weights when they are made, and given ones stay as they are."""
 
     # ------------------------------------------------------------------------------------------ putting it together
 
