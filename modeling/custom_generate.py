@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from .evaluation_mode import evaluating
+from .generation_config_edlm import token_ids_from
 from .modeling_edlm import EDLMForMaskedDiffusion
 
 # What the `generate` of transformers hands over besides the user's arguments, and what only said where this code is.
@@ -59,6 +60,7 @@ def generate(
     tokens = special_tokens(model)
     if mask_token_id is None:
         mask_token_id = tokens.get("mask_token_id")
+    mask_token_id = token_ids_from("mask_token_id", mask_token_id, several=False)
     if mask_token_id is None:
         raise ValueError(
             f"The mask token of {type(model).__name__} is not known: neither its config nor its generation_config has "

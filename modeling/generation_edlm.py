@@ -202,7 +202,7 @@ class MaskedDiffusionGenerationMixin(DenoisingMixin, GenerationMixin):
         Raises:
             ValueError: ids, attention mask or token types are not what they must be, or the text is too long.
         """
-        batch_size = whole_number_from("batch_size", batch_size, 1)
+        batch_size = whole_number_from("batch_size", batch_size, 1) or 1
         input_ids = self._prepare_input_ids(input_ids, batch_size)
         new = self._num_new_tokens(input_ids, config)
         if input_ids is None:

@@ -130,6 +130,9 @@ class EDLMForMaskedDiffusion(CardMixin, PreTrainedModel, MaskedDiffusionGenerati
                 f"energy_type is {energy_type!r} but {given} was given. Pass a causal language model for 'ar' or "
                 "'coar', an EDLMEnergyModel (or nothing, to start one from the denoiser) for 'nce', nothing for 'none'."
             )
+        check_module("denoiser", denoiser)
+        if energy is not None:
+            check_module("energy", energy)
         check_denoiser(denoiser)
         reference = name_of(energy) if energy_by_reference else None
         denoiser_config = config_of(denoiser)
@@ -621,6 +624,15 @@ def check_causal(energy: nn.Module) -> None:
         raise ValueError(
             f"The {type(energy).__name__} is no causal language model: its prediction of a token depends on later "
             "ones. Pass a causal one (AutoModelForCausalLM), or energy_type='nce' for an energy network."
+        )
+
+
+def check_module(name: str, part) -> None:
+    """Refuse what is no model, a callable among it."""
+    if not isinstance(part, nn.Module):
+        raise ValueError(
+            f"The {name} is a {type(part).__name__}, but a model is needed (torch.nn.Module) or the name of one. A "
+            "function that weighs proposals goes to generate(energy=...)."
         )
 
 
