@@ -3,17 +3,23 @@
 By the name of a protocol, from the Hub, or from local files; streaming or not.
 """
 
+import logging
 from collections.abc import Callable
-from glob import glob
 from pathlib import Path
 
 import datasets
+import pyarrow as pa
+from datasets.exceptions import DatasetsError
 from datasets.fingerprint import Hasher
+from datasets.utils import logging as datasets_logging
 
 import edlm_hf
+from edlm_hf.data.files import fault_of_text, find_files, kind_of, reading
 from edlm_hf.data.protocols import PROTOCOLS, Protocol
+from edlm_hf.errors import one_line, why_not_written
 
-BUILDERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".txt": "text"}
+# Of a file that is streamed, so much is looked at before
+LOOKED_AT = 2**20
 
 Corpus = datasets.Dataset | datasets.IterableDataset
 
@@ -36,9 +42,10 @@ def load_corpus(
     Args:
         name_or_path: one of
             - the name of a protocol (`PROTOCOLS`): its dataset, cleaned as published;
-            - a local file (.parquet, .jsonl, .json, .txt), a pattern of such files, or a folder of them. A file or
-              pattern *is* the split asked for; in a folder the splits are told by the names of files or subfolders, as
-              `datasets` does. A .txt file is one document, in JSON and parquet every row is one;
+            - a local file (.parquet, .jsonl, .json, .txt, .csv, .tsv, also compressed as .gz, .bz2, .xz or .zst), a
+              pattern of such files, or a folder of them. A file or pattern *is* the split asked for; in a folder the
+              splits are told by the names of files or subfolders, as `datasets` does. A .txt file (UTF-8, or UTF-16
+              with a byte order mark) is one document, in the other kinds every row is one;
             - a dataset on the Hub, "owner/name" or "owner/name:config".
         split: "train", "validation" or "test" for a protocol; otherwise whatever `datasets` takes, "train[:1%]" say.
         streaming: an `IterableDataset`, read while it is used, instead of a `Dataset` on disk. The validation split of
@@ -49,13 +56,13 @@ def load_corpus(
 
     Raises:
         ValueError: nothing is known by that name; the protocol has no such split; files of several kinds in a folder;
-            no text column, or none that could be told.
+            a file that cannot be read, with what is wrong in it; no text column, or none that could be told.
     """
     protocol = PROTOCOLS.get(name_or_path)
     if protocol is not None:
         dataset = _load_protocol(protocol, split, streaming)
     else:
-        dataset = datasets.load_dataset(**_locate(name_or_path, split), split=split, streaming=streaming)
+        dataset = _load_files_or_repository(name_or_path, split, streaming)
     dataset = _only_text(dataset, text_column or (protocol.text_column if protocol else None), name_or_path)
     functions = [function for function in (protocol and protocol.clean, normalize) if function is not None]
     if not functions:
@@ -69,7 +76,7 @@ def _load_protocol(protocol: Protocol, split: str, streaming: bool) -> Corpus:
         raise ValueError(f"The protocol {protocol.name!r} has no split {split!r}; it has {', '.join(protocol.splits)}.")
     if protocol.files is not None:
         url = f"hf://datasets/{protocol.path}@{protocol.revision}/{protocol.files.format(split=split)}"
-        source = {"path": BUILDERS[Path(protocol.files).suffix], "data_files": {split: url}}
+        source = {"path": kind_of(Path(protocol.files)), "data_files": {split: url}}
     else:
         source = {"path": protocol.path, "name": protocol.config, "revision": protocol.revision}
     if not protocol.held_out:
@@ -84,38 +91,50 @@ def _load_protocol(protocol: Protocol, split: str, streaming: bool) -> Corpus:
 
 def has_splits(name_or_path: str) -> bool:
     """Whether a corpus may have several splits: all but local files, which are one."""
-    return name_or_path in PROTOCOLS or "data_files" not in _locate(name_or_path, "train")
+    if name_or_path in PROTOCOLS or Path(name_or_path).expanduser().is_dir():
+        return True
+    return not find_files(name_or_path, "train")
 
 
-def _locate(name_or_path: str, split: str) -> dict:
-    """The arguments of `datasets.load_dataset` that say where the corpus is and how its files are read."""
-    path = Path(name_or_path).expanduser()
-    if path.is_dir():
-        kinds = {BUILDERS[file.suffix] for file in path.rglob("*") if file.suffix in BUILDERS}
-        if len(kinds) != 1:
-            raise ValueError(
-                f"The folder {name_or_path} holds {' and '.join(sorted(kinds)) or 'no'} files, but one kind is needed "
-                f"of {', '.join(BUILDERS)}. Give a pattern instead, such as {name_or_path.rstrip('/')}/*.txt."
-            )
-        return {"path": str(path)} | _reading(kinds.pop())
-    files = [str(path)] if path.is_file() else sorted(glob(str(path), recursive=True))
-    if files:
-        kinds = {BUILDERS.get(Path(file).suffix) for file in files}
-        if len(kinds) != 1 or None in kinds:
-            raise ValueError(f"{name_or_path} is not of one kind of {', '.join(BUILDERS)}: {', '.join(files[:5])}.")
-        builder = kinds.pop()
-        return {"path": builder, "data_files": {split.partition("[")[0]: files}} | _reading(builder)
-    repository, _, config = name_or_path.partition(":")
-    if path.suffix in BUILDERS or repository.count("/") != 1 or path.is_absolute():
+def _load_files_or_repository(name: str, split: str, streaming: bool) -> Corpus:
+    files = find_files(name, split)
+    if not files:
+        return datasets.load_dataset(**_repository(name), split=split, streaming=streaming)
+    source = reading(name, files)
+    if streaming:
+        _check_texts(files, LOOKED_AT)
+
+    level = datasets_logging.get_verbosity()
+    datasets_logging.set_verbosity(logging.CRITICAL)  # what is wrong is told once, with the name of the file
+    try:
+        return datasets.load_dataset(**source, split=split, streaming=streaming)
+    except (DatasetsError, pa.ArrowInvalid) as error:
+        cause = error.__cause__ or error
+        if isinstance(cause, Exception) and why_not_written(cause):
+            raise cause from None
+        _check_texts(files)
+        raise ValueError(f"{name} cannot be read: {one_line(cause)}") from error
+    finally:
+        datasets_logging.set_verbosity(level)
+
+
+def _check_texts(files: dict[str, list[Path]], most_bytes: int | None = None) -> None:
+    """Raise ValueError with what is wrong if a file, or its first `most_bytes`, cannot be read."""
+    for file in (file for part in files.values() for file in part):
+        if fault := fault_of_text(file, most_bytes):
+            raise ValueError(f"{file} {fault}.")
+
+
+def _repository(name: str) -> dict:
+    """The arguments of `datasets.load_dataset` for a dataset of the Hub."""
+    repository, _, config = name.partition(":")
+    path = Path(name).expanduser()
+    if (path.suffix and kind_of(path)) or repository.count("/") != 1 or path.is_absolute():
         raise ValueError(
-            f"No corpus {name_or_path!r}: it is no protocol ({', '.join(PROTOCOLS)}), no such file or folder exists, "
+            f"No corpus {name!r}: it is no protocol ({', '.join(PROTOCOLS)}), no such file or folder exists, "
             "and a dataset on the Hub is written owner/name or owner/name:config."
         )
     return {"path": repository, "name": config or None}
-
-
-def _reading(builder: str) -> dict:
-    return {"sample_by": "document"} if builder == "text" else {}
 
 
 def _only_text(dataset: Corpus, text_column: str | None, name: str) -> Corpus:

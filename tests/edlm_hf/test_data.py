@@ -333,7 +333,7 @@ def test_unknown_corpora_are_refused_with_a_reason(library):
     with pytest.raises(ValueError, match="holds no files"):
         load_corpus(str(library / "empty"))
     (library / "book.md").write_text("#")
-    with pytest.raises(ValueError, match="not of one kind of .parquet"):
+    with pytest.raises(ValueError, match="book.md is of no kind that can be read: .parquet"):
         load_corpus(str(library / "book.md"))
 
 

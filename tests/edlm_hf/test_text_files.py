@@ -1,0 +1,146 @@
+"""Text files as people have them: encodings, endings, compression, names, and what is wrong with the others."""
+
+import bz2
+import gzip
+import lzma
+
+import datasets
+import pyarrow as pa
+import pytest
+from pyarrow import parquet
+from typer.testing import CliRunner
+
+from edlm_hf.cli import app
+from edlm_hf.data import files as text_files
+from edlm_hf.data import load_corpus
+
+TEXT = "day and night"
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+
+
+def texts_of(path, **options) -> list:
+    return [row["text"] for row in load_corpus(str(path), **options)]
+
+
+READABLE = {
+    "bom.txt": b"\xef\xbb\xbf" + TEXT.encode(),
+    "UPPER.TXT": TEXT.encode(),
+    "text[1] (copy) *?.txt": TEXT.encode(),
+    "caf\u00e9 und \u6771\u4eac.txt": TEXT.encode(),
+    "without_suffix": TEXT.encode(),
+    "little.txt": TEXT.encode("utf-16"),
+    "big.txt": b"\xfe\xff" + TEXT.encode("utf-16-be"),
+    "text.txt.gz": gzip.compress(TEXT.encode()),
+    "text.txt.bz2": bz2.compress(TEXT.encode()),
+    "text.txt.XZ": lzma.compress(TEXT.encode()),
+    "rows.csv": b"\xef\xbb\xbfnumber,text\r\n1,day and night\r\n",
+    "rows.tsv": b"number\ttext\n1\tday and night\n",
+    "rows.csv.gz": gzip.compress(b"number,text\n1,day and night\n"),
+    "rows.jsonl": b'\xef\xbb\xbf{"text": "day and night"}\n',
+    "rows.ndjson.gz": gzip.compress(b'{"text": "day and night"}\n'),
+    "list.json": b'[{"text": "day and night"}]',
+}
+
+
+@pytest.mark.parametrize("streaming", [False, True], ids=["whole", "streamed"])
+@pytest.mark.parametrize("name", READABLE)
+def test_a_file_is_read_whatever_its_encoding_ending_and_name(tmp_path, name, streaming):
+    (tmp_path / name).write_bytes(READABLE[name])
+    assert texts_of(tmp_path / name, streaming=streaming) == [TEXT]
+
+
+def test_line_ends_and_tabs_of_any_system_are_kept_as_line_ends_and_tabs(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"day\r\nand\tnight")
+    assert texts_of(tmp_path / "a.txt") == ["day\nand\tnight"]
+
+
+def test_a_line_of_twenty_million_characters_is_one_document(tmp_path):
+    (tmp_path / "long.txt").write_text("x" * 20_000_000)
+    assert list(map(len, texts_of(tmp_path / "long.txt"))) == [20_000_000]
+
+
+def test_a_folder_with_brackets_and_capitals_is_read_with_its_splits(tmp_path):
+    folder = tmp_path / "books [2]"
+    folder.mkdir()
+    for name in ("train-1.TXT", "train-2.TXT", "test.TXT"):
+        (folder / name).write_text(name)
+    (folder / "notes.md").write_text("of another kind")
+    assert texts_of(folder) == ["train-1.TXT", "train-2.TXT"] and texts_of(folder, split="test") == ["test.TXT"]
+
+
+def test_rows_without_text_are_empty_documents(tmp_path):
+    (tmp_path / "rows.csv").write_text('number,text\n1,\n2,day\n3,""\n')
+    assert texts_of(tmp_path / "rows.csv", text_column="text", normalize=str.upper) == ["", "DAY", ""]
+
+
+UNREADABLE = {
+    "empty.txt": (b"", "empty.txt is empty"),
+    "empty.jsonl": (b"", "empty.jsonl is empty"),
+    "empty.csv": (b"", "empty.csv is empty"),
+    "latin.txt": ("caf\u00e9 au lait".encode("latin-1"), r"latin.txt is not UTF-8: byte 3 is 0xe9.*iconv"),
+    "latin.csv": ("text\ncaf\u00e9 au lait\n".encode("latin-1"), r"latin.csv is not UTF-8: byte 8 is 0xe9.*iconv"),
+    "late.txt": (b"a" * 3_000_000 + b"\xff.", "late.txt is not UTF-8: byte 3,000,000 is 0xff"),
+    "split.txt": (b"a" * (2**20 - 1) + b"\xc3(", "split.txt is not UTF-8: byte 1,048,575 is 0xc3"),
+    "cut.txt": ("caf\u00e9".encode()[:-1], "cut.txt ends within a character"),
+    "zeros.txt": (TEXT.encode("utf-16-le"), "zeros.txt holds zero bytes.*utf-16le"),
+    "wide.jsonl": ('{"text": "day"}'.encode("utf-16"), "UTF-16"),
+    "cut.jsonl": (b'{"text": "day"}\n{"text": "ni', "cut.jsonl is not JSON in line 2"),
+    "words.json": (b"day and night", "words.json is not JSON in line 1"),
+    "cut.txt.gz": (gzip.compress(TEXT.encode() * 99)[:-12], "cut.txt.gz cannot be read"),
+    "no.txt.gz": (b"day and night", "no.txt.gz"),
+    "rows.parquet": (b"day and night", "rows.parquet is damaged, or not a parquet file"),
+    "picture.png": (b"day", "picture.png is of no kind that can be read"),
+}
+
+
+@pytest.mark.parametrize("name", UNREADABLE)
+def test_a_file_that_cannot_be_read_is_named_with_what_is_wrong(tmp_path, name):
+    content, words = UNREADABLE[name]
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=words):
+        texts_of(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["latin.txt", "empty.txt", "zeros.txt", "cut.txt.gz"])
+def test_a_file_that_is_streamed_is_looked_at_before(tmp_path, name):
+    content, words = UNREADABLE[name]
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=words.partition(":")[0]):
+        texts_of(tmp_path / name, streaming=True)
+
+
+def test_a_cut_parquet_file_is_named(tmp_path):
+    parquet.write_table(pa.table({"text": ["day"] * 1000}), tmp_path / "rows.parquet")
+    content = (tmp_path / "rows.parquet").read_bytes()
+    (tmp_path / "rows.parquet").write_bytes(content[: len(content) // 2])
+    with pytest.raises(ValueError, match="rows.parquet is damaged"):
+        texts_of(tmp_path / "rows.parquet")
+
+
+def test_of_several_files_the_damaged_one_is_named(tmp_path):
+    (tmp_path / "a.txt").write_text("day")
+    (tmp_path / "b.txt").write_bytes(b"nig\xe9ht")
+    with pytest.raises(ValueError, match=r"b.txt is not UTF-8: byte 3"):
+        texts_of(tmp_path / "*.txt")
+    (tmp_path / "c.csv").write_text("text\nday\n")
+    with pytest.raises(ValueError, match="csv and text files, but one kind is needed"):
+        texts_of(tmp_path / "[a-c].*")
+
+
+@pytest.mark.parametrize("name", ["latin.txt", "cut.jsonl", "empty.txt"])
+def test_the_command_line_says_it_in_one_line(tmp_path, name):
+    (tmp_path / name).write_bytes(UNREADABLE[name][0])
+    told = CliRunner().invoke(app, ["evaluate", "--model", "edlm-books", "--data", str(tmp_path / name)])
+    bars = "Loading weights", "Generating"  # the program switches them off where there is no terminal
+    lines = [line for line in told.stderr.splitlines() if line and not line.startswith(bars)]
+    assert told.exit_code == 1 and len(lines) == 1 and name in lines[0]
+
+
+def test_a_character_that_lies_across_two_chunks_is_no_fault(tmp_path, monkeypatch):
+    monkeypatch.setattr(text_files, "CHUNK", 4)
+    (tmp_path / "a.txt").write_text("abc\u00e9def\u6771")
+    assert text_files.fault_of_text(tmp_path / "a.txt") is None
