@@ -30,15 +30,17 @@ from transformers.trainer import TRAINER_STATE_NAME
 import edlm_hf
 from edlm_hf.data import PROTOCOLS, load_corpus, to_blocks
 from edlm_hf.data.corpus import has_splits
-from edlm_hf.files import read_options, to_json, write_atomically
+from edlm_hf.errors import writing
+from edlm_hf.files import fault_of, read_options, to_json, write_atomically
 from edlm_hf.loading import load, load_causal, load_config, load_denoiser, load_tokenizer
 from edlm_hf.modeling.card_edlm import CardFacts, code_span
 from edlm_hf.modeling.hidden_secrets import hide_in_command, hide_in_values, hide_secrets, hide_shapes, is_secret_name
 from edlm_hf.modeling.network_facts import longest_text, num_ids
 from edlm_hf.terminal import tell, visible, write
 from edlm_hf.tokenization import add_mask_token, check_mask_token, normalize_text8, text8_tokenizer
+from edlm_hf.training.run_folder import FolderLock, last_complete_checkpoint
 from edlm_hf.training.trainer_autoregressive import AutoregressiveTrainer
-from edlm_hf.training.trainer_base import EDLMTrainer, EDLMTrainingArguments, last_complete_checkpoint
+from edlm_hf.training.trainer_base import EDLMTrainer, EDLMTrainingArguments
 from edlm_hf.training.trainer_denoiser import MaskedDiffusionArguments, MaskedDiffusionTrainer
 from edlm_hf.training.trainer_energy import EnergyArguments, EnergyTrainer
 
@@ -376,6 +378,8 @@ def check_same_run(folder: str, recipe: dict) -> None:
         if recipe["held_out"]:
             raise ValueError(f"{folder} does not say what its run was trained on: give --eval_dataset.")
         return
+    if fault := fault_of(path):
+        raise ValueError(f"{path} {fault}. It says what the run is: put it back, or delete it if you know the run.")
     stored = json.loads(path.read_text())
     if other := [name for name in recipe if name in stored and stored[name] != recipe[name]]:
         told = "; ".join(f"{name} is {recipe[name]!r}, there {stored[name]!r}" for name in other)
@@ -397,8 +401,10 @@ def is_finished(checkpoint: str | None, args) -> bool:
 def run(trainer_class: type[EDLMTrainer], model: PreTrainedModel, parsed: tuple, tokenizer) -> dict:
     """Train, evaluate and save; in the main process print what came out."""
     data, _, args = parsed
+    lock = FolderLock(args.output_dir) if args.process_index == 0 else contextlib.nullcontext()
     with contextlib.redirect_stdout(sys.stderr):  # the log of transformers; stdout is for the result
-        result = train(trainer_class, model, parsed, tokenizer)
+        with writing(args.output_dir, "What was saved before is whole: make room, and repeat the command."), lock:
+            result = train(trainer_class, model, parsed, tokenizer)
     if args.process_index == 0:
         write(to_json(result) if data.json else "\n".join(f"{name}: {value}" for name, value in result.items()))
         if not result["finished"]:
@@ -408,7 +414,11 @@ def run(trainer_class: type[EDLMTrainer], model: PreTrainedModel, parsed: tuple,
 
 def train(trainer_class: type[EDLMTrainer], model: PreTrainedModel, parsed: tuple, tokenizer) -> dict:
     data, _, args = parsed
-    checkpoint, recipe = args.resume_from_checkpoint or last_complete_checkpoint(args.output_dir), recipe_of(parsed)
+    recipe, checkpoint = recipe_of(parsed), args.resume_from_checkpoint
+    with args.main_process_first(desc="looking for checkpoints"):
+        if checkpoint is None:
+            newest = args.output_dir, bool(args.ema_decay)
+            checkpoint = last_complete_checkpoint(*newest, set_aside=args.process_index == 0)
     if checkpoint is not None:
         check_same_run(str(Path(checkpoint).parent), recipe)
     with args.main_process_first(desc="making blocks"):
@@ -419,6 +429,7 @@ def train(trainer_class: type[EDLMTrainer], model: PreTrainedModel, parsed: tupl
     limit = TimeLimit(data.time_limit_minutes)
     sets = {"train_dataset": training, "eval_dataset": blocks}
     trainer = trainer_class(model, args, processing_class=tokenizer, callbacks=[limit], **sets)
+    trainer.has_folder = True
     result = {"class": type(model).__name__, "output_dir": args.output_dir} | sizes_in_bytes(model)
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()

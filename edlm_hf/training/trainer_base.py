@@ -1,9 +1,8 @@
 """What the trainers of this package have in common: averaged weights, reproducible noise, evaluation row by row."""
 
-import json
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from torch.distributed.fsdp import FSDPModule
 from transformers import EvalPrediction, Trainer, TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy
-from transformers.utils import PushInProgress
+from transformers.utils import PushInProgress, logging
 
 from edlm_hf.evaluation.estimate import ratio_estimate
 from edlm_hf.hub import write_better_card
@@ -29,8 +28,17 @@ from edlm_hf.training.optimizers import MuonAdamW
 from edlm_hf.training.pushing import push_checkpoint, push_in_background
 from edlm_hf.training.refused_options import check_arguments, check_fields
 from edlm_hf.training.row_noise import row_uniforms
+from edlm_hf.training.run_folder import (
+    MANIFEST,
+    PRESENT_WEIGHTS,
+    FolderLock,
+    fault_of_checkpoint,
+    last_complete_checkpoint,
+    write_manifest,
+)
 
-PRESENT_WEIGHTS = "present_weights.safetensors"
+logger = logging.get_logger(__name__)
+
 TRAINING, EVALUATION = 0, 1  # second part of the keys of noise, after the seed
 AVERAGE_OF_SHARDS = 1  # accelerate's index of a second sharded model; the present weights have index 0
 
@@ -106,6 +114,7 @@ class EDLMTrainer(Trainer):
 
     arguments_class = EDLMTrainingArguments
     measured: tuple[str, ...] = ()  # what `evaluate_rows` measures, `tokens` among it
+    has_folder = False  # whether whoever trains holds the lock of `output_dir` already
     rows_per_step = 0  # rows of the present step, in all processes and accumulation steps
     items_per_process = 0.0  # what the sums over the present step of this process are divided by
 
@@ -406,6 +415,38 @@ class EDLMTrainer(Trainer):
         )
         self.push_in_progress = PushInProgress([*(pushes.jobs if busy else []), job])
 
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
+        """As usual, alone in `output_dir`, and from a checkpoint that is whole: True stands for the newest such.
+
+        Raises:
+            ValueError: another run works in the folder; the checkpoint lacks a part or is damaged, or there is none.
+        """
+        checkpoint = self.whole_checkpoint(resume_from_checkpoint)
+        alone = self.has_folder or self.args.process_index
+        with nullcontext() if alone else FolderLock(self.args.output_dir):
+            return super().train(checkpoint, *args, **kwargs)
+
+    def whole_checkpoint(self, given: str | bool | None) -> str | None:
+        """The checkpoint that `resume_from_checkpoint` names, which is whole."""
+        folder, has_average = self.args.output_dir, bool(self.args.ema_decay)
+        if given is True:
+            if (found := last_complete_checkpoint(folder, has_average)) is None:
+                raise ValueError(f"resume_from_checkpoint is True, but {folder} holds no checkpoint. Leave it out.")
+            return found
+        if given and (fault := fault_of_checkpoint(given, has_average)):
+            raise ValueError(f"Training cannot go on from {given}: {fault}. Give one that is whole.")
+        return given or None
+
+    def _save_checkpoint(self, model, trial):
+        """As usual; the last word makes it complete. One that is written again is not, until then."""
+        folder = Path(self._get_output_dir(trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
+        if self.args.should_save:
+            for name in (MANIFEST, TRAINER_STATE_NAME):
+                (folder / name).unlink(missing_ok=True)
+        super()._save_checkpoint(model, trial)
+        if self.args.should_save and folder.exists():
+            write_manifest(folder)
+
     def _save_optimizer_and_scheduler(self, output_dir):
         super()._save_optimizer_and_scheduler(output_dir)
         if self.average.shadow is None:
@@ -443,6 +484,11 @@ class EDLMTrainer(Trainer):
             self._load_best_model()
 
     def _load_best_model(self):
+        best = self.state.best_model_checkpoint
+        fault = fault_of_checkpoint(best, bool(self.args.ema_decay)) if not self.args.save_only_model else None
+        if fault:
+            logger.warning(f"The best checkpoint is not whole ({fault}): the weights of the last step are kept.")
+            return
         super()._load_best_model()
         self.average.restart(self.model)
 
@@ -484,19 +530,6 @@ def whole_weights(model: nn.Module) -> Iterator[None]:
             module.reshard()
 
 
-def last_complete_checkpoint(output_dir: str | Path) -> str | None:
-    """The newest `checkpoint-N` that was written to its end; an interrupted one is passed over."""
-    folders = Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*")
-    numbered = [folder for folder in folders if folder.name.rpartition("-")[2].isdigit()]
-    for folder in sorted(numbered, key=lambda folder: int(folder.name.rpartition("-")[2]), reverse=True):
-        try:
-            json.loads((folder / "trainer_state.json").read_text())  # written last
-        except (OSError, ValueError):
-            continue
-        return str(folder)
-    return None
-
-
 def is_character_level(tokenizer) -> bool:
     """Whether every token of a tokenizer, special ones aside, is a single character."""
     if tokenizer is None:
@@ -504,4 +537,4 @@ def is_character_level(tokenizer) -> bool:
     return all(len(token) == 1 for token in set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens))
 
 
-__all__ = ["EDLMTrainer", "EDLMTrainingArguments", "last_complete_checkpoint"]
+__all__ = ["EDLMTrainer", "EDLMTrainingArguments"]

@@ -1,6 +1,5 @@
 """Trainers of the denoiser and of the autoregressive baseline: known minima, averages, checkpoints, interruptions."""
 
-import json
 import math
 import shutil
 
@@ -250,16 +249,6 @@ def test_a_resumed_run_continues_bitwise(tmp_path, accumulation):
     assert logged(resumed) == logged(whole) and len(logged(whole)) == 11
     assert same(resumed.model, whole.model)
     assert all(torch.equal(a, b) for a, b in zip(resumed.average.shadow, whole.average.shadow, strict=True))
-
-
-def test_the_newest_checkpoint_that_was_written_to_its_end_is_found(tmp_path):
-    assert last_complete_checkpoint(tmp_path / "nothing") is None
-    for step, state in ((5, "{}"), (10, json.dumps({"global_step": 10})), (20, '{"global_st'), (30, None)):
-        folder = tmp_path / f"checkpoint-{step}"
-        folder.mkdir()
-        if state is not None:
-            (folder / "trainer_state.json").write_text(state)
-    assert last_complete_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
 
 
 @pytest.mark.parametrize("accumulation", [2, 4])

@@ -1,0 +1,22 @@
+"""The test of runs that are killed, for any number of them."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import kills
+
+
+def check_killed_runs(folder: Path, count: int, seed: int) -> None:
+    """Kill `count` runs, let each go on, and compare every weight bit by bit with those of a run without a break."""
+    here = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
+    here |= {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    command = [sys.executable, kills.__file__, str(folder), str(count), str(seed)]
+    done = subprocess.run(command, env=os.environ | here, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-4000:]
+    runs = json.loads(done.stdout.splitlines()[-1])
+
+    assert len(runs) == count and all(run["equal"] for run in runs), runs
+    assert sum(run["killed"] for run in runs) >= 0.7 * count, runs  # a few may have ended before their moment
