@@ -7,7 +7,7 @@ JOBS ?= auto
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test notebooks nightly lint
+.PHONY: demo test notebooks bad-inputs nightly lint
 
 demo: .venv/installed
 	$(BIN)/edlm demo
@@ -19,6 +19,10 @@ test: .venv/installed-test .venv/installed-notebooks
 # Run the notebooks and write what they print into them, as they are committed.
 notebooks: .venv/installed-notebooks
 	$(if $(filter 0,$(JOBS)),,OMP_NUM_THREADS=1) $(BIN)/python notebooks/execute.py
+
+# Try every bad input of docs/bad_inputs.md and write the page from the messages.
+bad-inputs: .venv/installed-test
+	HF_HUB_OFFLINE=1 COLUMNS=500 $(BIN)/python tests/support/bad_inputs.py .venv/bad_inputs.json --page
 
 # What .ci/run leaves out: 10,000 random calls of generate() in place of 500, and what is in tests/nightly (the Space in a
 # browser needs Debian's chromium and chromium-driver and is skipped without them).

@@ -19,7 +19,7 @@ from transformers.modeling_outputs import MaskedLMOutput
 from transformers.utils import cached_file, logging
 from transformers.utils.generic import can_return_tuple
 
-from .autoregressive_energy import as_output_object, autoregressive_log_probs
+from .autoregressive_energy import accepts, as_output_object, autoregressive_log_probs
 from .card_edlm import CardMixin
 from .configuration_edlm import ENERGY_TYPES, EDLMConfig, PlainModuleConfig, check_choice
 from .configuration_mdlm import MDLMConfig
@@ -134,6 +134,8 @@ class EDLMForMaskedDiffusion(CardMixin, PreTrainedModel, MaskedDiffusionGenerati
         if energy is not None:
             check_module("energy", energy)
         check_denoiser(denoiser)
+        if energy_type == "nce":
+            check_network(energy)
         reference = name_of(energy) if energy_by_reference else None
         denoiser_config = config_of(denoiser)
         if mask_token_id is None and getattr(denoiser_config, "mask_token_id", None) is None and tokenizer is not None:
@@ -633,6 +635,15 @@ def check_module(name: str, part) -> None:
         raise ValueError(
             f"The {name} is a {type(part).__name__}, but a model is needed (torch.nn.Module) or the name of one. A "
             "function that weighs proposals goes to generate(energy=...)."
+        )
+
+
+def check_network(energy: nn.Module | None) -> None:
+    """Refuse a model that does not read candidates in the place of the NCE energy; modules of others are believed."""
+    if isinstance(energy, PreTrainedModel) and not accepts(energy, "candidate_ids"):
+        raise ValueError(
+            f"energy_type is 'nce', but the {type(energy).__name__} takes no candidate_ids. Pass an EDLMEnergyModel or a "
+            "module that is called as one. A causal language model goes with energy_type='ar' or 'coar'."
         )
 
 

@@ -230,6 +230,8 @@ def test_bad_components_say_what_to_do():
         build(tiny_denoiser(), tiny_gpt2(), energy_type="none")
     with pytest.raises(ValueError, match="energy_type is 'gan'"):
         build(tiny_denoiser(), tiny_gpt2(), energy_type="gan")
+    with pytest.raises(ValueError, match="the GPT2LMHeadModel takes no candidate_ids.*'ar' or 'coar'"):
+        build(tiny_denoiser(), tiny_gpt2(vocab_size=13), energy_type="nce")
     with pytest.raises(ValueError, match="tokenizer's mask token has id 2.*denoiser's is 12"):
         build(tiny_denoiser(), tokenizer=vocabulary(["a", "b", "[MASK]"], mask_token="[MASK]"))
     with pytest.raises(ValueError, match="configuration says 12"):
