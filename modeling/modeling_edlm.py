@@ -642,8 +642,8 @@ def check_network(energy: nn.Module | None) -> None:
     """Refuse a model that does not read candidates in the place of the NCE energy; modules of others are believed."""
     if isinstance(energy, PreTrainedModel) and not accepts(energy, "candidate_ids"):
         raise ValueError(
-            f"energy_type is 'nce', but the {type(energy).__name__} takes no candidate_ids. Pass an EDLMEnergyModel or a "
-            "module that is called as one. A causal language model goes with energy_type='ar' or 'coar'."
+            f"energy_type is 'nce', but the {type(energy).__name__} takes no candidate_ids. Pass an EDLMEnergyModel or "
+            "a module that is called as one. A causal language model goes with energy_type='ar' or 'coar'."
         )
 
 
