@@ -42,8 +42,8 @@ def check_size(rows: int, length: int) -> None:
     """Raise ValueError before memory is asked for that no machine has."""
     if rows * max(length, 1) > MOST_TOKENS:
         raise ValueError(
-            f"{rows} rows of {length} tokens were asked for, but one call takes at most {MOST_TOKENS} tokens. Ask for "
-            "fewer rows, or a smaller max_new_tokens or max_length."
+            f"{rows} rows of {length} tokens were asked for (candidates count as rows), but one call takes at most "
+            f"{MOST_TOKENS} tokens. Ask for fewer rows or candidates, or a smaller max_new_tokens or max_length."
         )
 
 

@@ -109,6 +109,7 @@ class MaskedDiffusionGenerationMixin(DenoisingMixin, GenerationMixin):
         config = self._prepare_generation_config(generation_config, **kwargs)
         canvas = self._prepare_canvas(input_ids, attention_mask, config, batch_size, token_type_ids)
         run = self.prepare_run(config, canvas.ids, energy, logits_processor, generator)
+        check_size(run.batch * (config.num_candidates if run.energy is not None else 1), canvas.ids.shape[1])
         records = Records(canvas, run)
 
         show = Show(streamer, canvas, progress_bar)

@@ -1,0 +1,142 @@
+"""Without sampling, what is equal up to rounding ties, and the lowest index is taken: alone and in a batch."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from published import tiny_denoiser
+from transformers import BertConfig, BertForMaskedLM
+
+from edlm_hf import EDLMForMaskedDiffusion, MDLMConfig, MDLMForMaskedLM
+from edlm_hf.modeling.confidence import likeliest_tokens, most_confident
+
+GREEDY = {"do_sample": False, "output_history": True, "return_dict_in_generate": True}
+WAYS = [{"sampler": "first_hitting"}, {"max_denoising_steps": 2}, {"max_denoising_steps": 3}]
+
+
+def wide(model, seed, scale=2.0):
+    """Random weights so large that the network is far from linear, and its rounding errors from zero."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.dim() > 1:
+                p.copy_(torch.randn(p.shape, generator=generator) * scale / p.shape[-1] ** 0.5)
+    return model.eval()
+
+
+def denoiser(seed, hidden_dim, n_blocks=2):
+    config = MDLMConfig(vocab_size=40, hidden_dim=hidden_dim, n_heads=2, cond_dim=4, n_blocks=n_blocks, model_length=8)
+    return wide(MDLMForMaskedLM(config), seed)
+
+
+def order_of(out, row=0):
+    """The positions of a row in the order in which they were revealed, one list for every step that revealed some."""
+    masked = [ids[row] == 39 for ids in out.history]
+    steps = [(a & ~b).nonzero()[:, 0].tolist() for a, b in zip(masked, masked[1:], strict=False)]
+    return [step for step in steps if step]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("way", WAYS, ids=str)
+def test_masks_that_see_the_same_are_taken_by_index(dtype, way):
+    """Nothing but masks: all positions are equal, so that the first step takes the first ones."""
+    for seed, hidden_dim in enumerate([8, 16, 32, 64, 64, 128]):
+        model = denoiser(seed, hidden_dim).to(dtype)
+        for size in (1, 2, 3, 5, 8):
+            out = model.generate(batch_size=size, max_length=6, **way, **GREEDY)
+            first = order_of(out)[0]
+            assert first == list(range(len(first)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("way", WAYS, ids=str)
+def test_texts_from_nothing_are_the_same_alone_and_in_a_batch(dtype, way):
+    for seed in range(12):
+        model = denoiser(seed, [8, 16, 32, 64][seed % 4], 1 + seed % 2).to(dtype)
+        for length in (2, 3, 4):
+            alone = model.generate(max_length=length, do_sample=False, **way)[0]
+            for size in (2, 3, 5, 8):
+                several = model.generate(batch_size=size, max_length=length, do_sample=False, **way)
+                assert (several == alone).all()
+
+
+def test_a_network_without_positions_fills_equal_masks_from_left_to_right():
+    sizes = {"vocab_size": 40, "hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4}
+    bert = wide(BertForMaskedLM(BertConfig(**sizes, intermediate_size=64)), seed=0, scale=1.5)
+    with torch.no_grad():
+        bert.bert.embeddings.position_embeddings.weight.zero_()
+    model = EDLMForMaskedDiffusion.from_components(bert, mask_token_id=39)
+    ids = torch.tensor([[3, 39, 39, 7, 39, 39], [39, 39, 39, 39, 39, 39]])
+    out = model.generate(ids, sampler="first_hitting", **GREEDY)
+    assert order_of(out, 0) == [[1], [2], [4], [5]]
+    assert order_of(out, 1) == [[0], [1], [2], [3], [4], [5]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_equal_tokens_tie_and_the_lowest_is_taken(dtype):
+    """Rows of the projection that are the same row, at both ends of a vocabulary that is computed in pieces."""
+    model = denoiser(5, 64).to(dtype)
+    with torch.no_grad():
+        head = model.get_output_embeddings()
+        best = model(torch.full((1, 6), 39)).logits[0, 0, :39].argmax()
+        for twin in (2, 17, 38):
+            head.weight[twin] = head.weight[best]
+            head.bias[twin] = head.bias[best]
+    tokens = model.generate(batch_size=7, max_length=6, do_sample=False, max_denoising_steps=1)
+    assert (tokens == min(2, int(best))).all()
+
+
+def test_what_is_larger_than_rounding_decides():
+    class Close(torch.nn.Module):
+        """Confidence grows from left to right by a thousandth, and so do two tokens."""
+
+        def forward(self, input_ids, attention_mask=None):
+            logits = torch.zeros(*input_ids.shape, 5)
+            logits[..., 1] = 3 + 1e-3 * torch.arange(input_ids.shape[1])
+            logits[..., 2] = logits[..., 1] + 1e-3
+            return SimpleNamespace(logits=logits)
+
+    model = EDLMForMaskedDiffusion.from_components(Close(), mask_token_id=4)
+    out = model.generate(torch.full((2, 4), 4), sampler="first_hitting", **GREEDY)
+    assert out.sequences.tolist() == [[2] * 4] * 2
+    assert [(ids[0] == 4).tolist() for ids in out.history[1:3]] == [
+        [True, True, True, False],
+        [True, True, False, False],
+    ]
+
+
+def test_confidence_is_the_log_odds_of_the_likeliest_token():
+    logits = torch.tensor([[0.1, 0.2, 0.7], [0.6, 0.4, 0.0], [1.0, 0.0, 0.0]], dtype=torch.float64).log()
+    tokens, log_odds, errors = likeliest_tokens(logits, torch.float64)
+    assert tokens.tolist() == [2, 0, 0]
+    torch.testing.assert_close(log_odds[:2].exp(), torch.tensor([0.7 / 0.3, 0.6 / 0.4], dtype=torch.float64))
+    assert log_odds[2] == torch.inf and (errors < 1e-12).all()
+    half = likeliest_tokens(logits.float(), torch.bfloat16)[2]
+    assert ((half > 0.007) & (half < 0.012)).all()  # one unit in the last place of bfloat16
+    for wrong in (torch.tensor([[torch.nan, 0.0]]), torch.full((1, 2), -torch.inf), torch.tensor([[torch.inf, 0.0]])):
+        with pytest.raises(ValueError, match="no token left"):
+            likeliest_tokens(wrong, torch.float32)
+
+
+def test_ties_are_with_the_highest_that_is_left_and_do_not_chain():
+    log_odds = torch.tensor([[0.0, 1.0, 1.9, 2.5, -torch.inf], [5.0, 5.5, -torch.inf, -torch.inf, 5.9]])
+    errors = torch.full((2, 5), 1.0)
+    taken = [most_confident(log_odds, errors, torch.tensor([n, 1])) for n in range(5)]
+    # 1.9 is within 1 of 2.5, then 2.5 is alone, then 1.0 and 0.0 tie with one another
+    assert [x[0].nonzero()[:, 0].tolist() for x in taken] == [[], [2], [2, 3], [0, 2, 3], [0, 1, 2, 3]]
+    assert all(x[1].nonzero()[:, 0].tolist() == [0] for x in taken)
+    assert most_confident(log_odds, errors, torch.tensor([4, 3]))[1].tolist() == [True, True, False, False, True]
+    assert most_confident(log_odds[:0], errors[:0], torch.zeros(0, dtype=torch.long)).shape == (0, 5)
+
+
+def test_padding_beside_a_row_changes_none_of_its_ties():
+    """The rows of a ragged batch from nothing but masks: the tie of the first step is by index in each of them."""
+    model, mask = tiny_denoiser(), 12
+    ids, real = torch.full((4, 6), mask), torch.ones(4, 6, dtype=torch.long)
+    for i in range(4):
+        ids[i, : 2 + i], real[i, 2 + i :] = mask, 0
+    ids = ids.masked_fill(real == 0, 0)
+    together = model.generate(ids, attention_mask=real, do_sample=False, max_denoising_steps=2)
+    for i in range(4):
+        alone = model.generate(ids[i : i + 1, : 2 + i], do_sample=False, max_denoising_steps=2)[0]
+        assert torch.equal(together[i, : 2 + i], alone)
