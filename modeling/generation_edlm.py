@@ -127,7 +127,7 @@ class MaskedDiffusionGenerationMixin(DenoisingMixin, GenerationMixin):
         show.end()
         return records.output() if config.return_dict_in_generate else canvas.output()
 
-    def _fill_block(self, canvas: Canvas, view: View, run: Run, records: "Records", show: "Show") -> None:
+    def _fill_block(self, canvas: Canvas, view: View, run: Run, records: Records, show: Show) -> None:
         """Fill the masks of one block step by step; steps that reveal nothing are counted and cost nothing."""
         ids, num_steps = canvas.read(view), run.num_steps(view)
         records.begin_block()
@@ -136,7 +136,7 @@ class MaskedDiffusionGenerationMixin(DenoisingMixin, GenerationMixin):
             show.steps(step.index, ids)
             ids = self._step(ids, view, step, run)
             show.steps(step.index + 1, ids)
-            if run.config.output_history:
+            if records.keeps_history:
                 canvas.write(view, ids)
                 records.keep(step.index)
         show.steps(num_steps, ids)

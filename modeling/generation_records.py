@@ -54,21 +54,23 @@ class Records:
 
     def __init__(self, canvas: Canvas, run: Run):
         """Raise ValueError if the entries that are asked for would not fit into memory."""
+        config = run.config
         self.canvas, self.run = canvas, run
         self.latest = canvas.output()
         self.history = [self.latest]
-        if not run.config.return_dict_in_generate:
+        self.keeps_history = bool(config.return_dict_in_generate and config.output_history)
+        if not config.return_dict_in_generate:
             return
-        steps = canvas.num_blocks(run.config.block_length) * run.config.max_denoising_steps
-        if run.config.sampler == "first_hitting":
+
+        steps = canvas.num_blocks(config.block_length) * config.max_denoising_steps
+        if config.sampler == "first_hitting":
             steps = canvas.ids.shape[1]
-        weighs = run.energy is not None and run.window[0] <= run.window[1]
-        per_step = run.batch * run.config.num_candidates if weighs else int(run.config.output_history or 0)
-        check_records(steps, per_step)
+        weighs = run.energy is not None and config.do_sample is not False and run.window[0] <= run.window[1]
+        check_records(steps, run.batch * config.num_candidates if weighs else int(self.keeps_history))
 
     def begin_block(self) -> None:
         """The canvas as it is now is what the steps of a block before the first that reveals something leave."""
-        if self.run.config.output_history:
+        if self.keeps_history:
             self.latest = self.canvas.output()
 
     def keep(self, index: int) -> None:
@@ -79,7 +81,7 @@ class Records:
 
     def end_block(self) -> None:
         """Nothing changed in the steps of the block that are left."""
-        if self.run.config.output_history:
+        if self.keeps_history:
             self.repeat_latest(self.run.steps)
 
     def repeat_latest(self, steps: int) -> None:
@@ -95,7 +97,7 @@ class Records:
             num_denoiser_calls=run.denoiser_calls,
             num_energy_calls=run.energy_calls,
             tokens_per_forward=self.canvas.generated.sum(-1).cpu() / run.denoiser_calls.clamp_min(1),
-            history=tuple(self.history) if run.config.output_history else None,
+            history=tuple(self.history) if self.keeps_history else None,
             chosen=run.stacked(run.chosen, missing=-1),
         )
 

@@ -89,8 +89,11 @@ def test_a_hundred_million_steps_take_a_moment_and_are_counted(do_sample):
         assert (out.chosen >= 0).sum() == 5
     out = model.generate(max_denoising_steps=10**8, num_candidates=1, **options)
     assert out.num_denoiser_calls.tolist() == [5] and (out.sequences != 12).all()
-    with pytest.raises(ValueError, match="100000000 steps with 8 numbers each.*first_hitting"):
-        model.generate(max_denoising_steps=10**8, **options)
+    if do_sample:
+        with pytest.raises(ValueError, match="100000000 steps with 8 numbers each.*first_hitting"):
+            model.generate(max_denoising_steps=10**8, **options)
+    with pytest.raises(ValueError, match="1000000000 steps with 1 numbers each"):
+        model.generate(max_denoising_steps=10**9, num_candidates=1, output_history=True, **options)
     assert model.generate(max_denoising_steps=10**8, max_length=5, generator=seed()).shape == (1, 5)
 
 
