@@ -228,3 +228,55 @@ def test_command_shows_the_text_while_it_forms_and_leaves_it(tmp_path):
     piped = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True).stdout
     assert "░" in shown and "░" not in piped and piped.startswith("ab") and piped[3] == "d"
     assert "".join(screen_after(shown, width=80)).strip() == piped.strip()
+
+
+@pytest.mark.parametrize("streamer_class", [NotebookDiffusionStreamer, TerminalDiffusionStreamer])
+def test_nothing_is_drafted_after_the_end_of_the_text(monkeypatch, streamer_class):
+    shown = []
+
+    class Shown(streamer_class):
+        def show(self, finished, draft):
+            shown.append(finished + draft)
+
+    FakeIPython(monkeypatch)
+    model = EDLMForMaskedDiffusion.from_components(tiny_denoiser(vocab_size=len(TOKENIZER), model_length=40))
+    options = {"max_new_tokens": 12, "block_length": 2, "max_denoising_steps": 2}
+    free = model.generate(ids("the ").unsqueeze(0), generator=torch.Generator().manual_seed(0), **options)[0, 4:]
+    for end in sorted(set(free.tolist())):
+        shown.clear()
+        tokens = model.generate(
+            ids("the ").unsqueeze(0),
+            streamer=Shown(TOKENIZER, skip_special_tokens=False),
+            generator=torch.Generator().manual_seed(0),
+            eos_token_id=end,
+            pad_token_id=MASK - 1,
+            **options,
+        )
+        length = 4 + free.tolist().index(end) + 1
+        assert (tokens[0, length:] == MASK - 1).all() and tokens[0, length - 1] == end
+        drafts = [text for text in shown if "░" in text]
+        assert all(text.startswith("the ") and "the the " not in text for text in drafts)
+        assert len(shown) == 1 + 3 * -(-(length - 4) // 2) + (streamer_class is NotebookDiffusionStreamer)
+
+
+def test_a_text_of_no_tokens_is_shown_as_such(capsys):
+    streamer = TerminalDiffusionStreamer(TOKENIZER)
+    model = EDLMForMaskedDiffusion.from_components(tiny_denoiser(vocab_size=len(TOKENIZER)))
+    model.generate(torch.zeros(1, 0, dtype=torch.long), streamer=streamer)
+    assert capsys.readouterr().out == "\n"
+
+
+def test_a_great_many_steps_are_told_where_something_happens():
+    told = []
+    model, streamer = EDLMForMaskedDiffusion.from_components(tiny_denoiser()), StepStreamer(told.append)
+    for _ in range(2):
+        model.generate(max_new_tokens=6, block_length=3, max_denoising_steps=10**8, streamer=streamer)
+    assert told == sorted(set(told)) and told[-1] == 4 * 10**8 and 12 < len(told) < 32
+
+
+def test_rows_that_have_ended_count_their_steps():
+    """A bar comes to its end though the text that is shown ends early."""
+    told, model = [], tiny_denoiser()
+    options = {"max_new_tokens": 12, "block_length": 2, "max_denoising_steps": 3, "eos_token_id": 1, "pad_token_id": 0}
+    model.generate(**options, streamer=StepStreamer(told.append), generator=torch.Generator().manual_seed(1))
+    assert told == list(range(1, steps_of_row(model, **options) + 1))
