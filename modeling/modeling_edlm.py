@@ -271,6 +271,11 @@ class EDLMForMaskedDiffusion(CardMixin, PreTrainedModel, MaskedDiffusionGenerati
         self.config.vocab_size = self.denoiser.config.vocab_size
         return embeddings
 
+    def activation_checkpointing_disable(self):
+        """As usual; the outputs of frozen embeddings no longer require gradients either."""
+        super().activation_checkpointing_disable()
+        self.disable_input_require_grads()
+
     @property
     def vocab_size(self) -> int | None:
         return self.config.vocab_size

@@ -6,7 +6,9 @@ Module names are those of the published checkpoints, so `kuleshov-group/mdlm-owt
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
@@ -113,6 +115,32 @@ def take_positions(hidden_states: torch.Tensor, positions: torch.LongTensor | No
     return hidden_states.gather(1, positions.unsqueeze(-1).expand(-1, -1, hidden_states.shape[-1]))
 
 
+@dataclass(frozen=True)
+class BlockReader:
+    """Another network that runs a block with linear layers and a mode of its own.
+
+    It comes as an argument, so that the block stays as it is for everybody else who calls it at the same time, hooks on
+    its modules run, and a checkpointed block that is computed again finds the same reader.
+
+    Args:
+        layers: has the linear layers under their names in the block. It is wrapped in this class since what moves
+            arguments from device to device (accelerate) moves modules too.
+    """
+
+    layers: nn.Module
+
+
+class MDLMFeedForward(nn.Sequential):
+    """Modules one after the other. Those that a reader has under the same name take their place."""
+
+    def forward(self, hidden_states: torch.Tensor, reader: BlockReader | None = None) -> torch.Tensor:
+        for name, module in self.named_children():
+            if reader is not None:
+                module = getattr(reader.layers, name, module)
+            hidden_states = module(hidden_states)
+        return hidden_states
+
+
 class MDLMBlock(GradientCheckpointingLayer):
     """One transformer block; with conditioning, shift, scale and gate of both branches come from `adaLN_modulation`."""
 
@@ -129,7 +157,7 @@ class MDLMBlock(GradientCheckpointingLayer):
         self.attn_qkv = nn.Linear(config.hidden_dim, 3 * config.hidden_dim, bias=False)
         self.attn_out = nn.Linear(config.hidden_dim, config.hidden_dim, bias=False)
         self.norm2 = nn.LayerNorm(config.hidden_dim, bias=False)
-        self.mlp = nn.Sequential(
+        self.mlp = MDLMFeedForward(
             nn.Linear(config.hidden_dim, 4 * config.hidden_dim),
             nn.GELU(approximate="tanh"),
             nn.Linear(4 * config.hidden_dim, config.hidden_dim),
@@ -144,49 +172,90 @@ class MDLMBlock(GradientCheckpointingLayer):
         position_embeddings: tuple[torch.Tensor, torch.Tensor],
         past_key_values: Cache | None = None,
         queries: torch.LongTensor | None = None,
+        reader: BlockReader | None = None,
         **kwargs,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """(B, L, H) -> (B, L, H) and the attention weights (B, heads, L, L), or None where the backend has none.
 
-        With `queries` (B, Q), positions, only those are computed: (B, Q, H). Keys and values still come from all.
+        Args:
+            queries: (B, Q), the positions whose states alone are computed: (B, Q, H). Keys and values still come from
+                all.
+            reader: its linear layers, its dropout and its checkpointing act in place of the block's own.
         """
+        inputs = hidden_states, conditioning, attention_mask, position_embeddings, past_key_values, queries
+        if reader is None:
+            return self.compute(*inputs, **kwargs)
+
+        compute = partial(self.compute, reader=reader, **kwargs)
+        checkpointed = self.gradient_checkpointing and self.training  # by the base class, around this method
+        if reader.layers.gradient_checkpointing and reader.layers.training and not checkpointed:
+            return reader.layers._gradient_checkpointing_func(compute, *inputs)
+        return compute(*inputs)
+
+    def compute(
+        self,
+        hidden_states: torch.Tensor,
+        conditioning: torch.Tensor | None,
+        attention_mask: torch.Tensor | None,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor],
+        past_key_values: Cache | None,
+        queries: torch.LongTensor | None,
+        *,
+        reader: BlockReader | None = None,
+        **kwargs,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """What `forward` computes; that decides whether its activations are kept or computed again."""
+        layers = self if reader is None else reader.layers
         shift1 = scale1 = shift2 = scale2 = 0.0
         gate1 = gate2 = 1.0
         if conditioning is not None:
             shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN_modulation(conditioning)[:, None].chunk(6, dim=-1)
-        attended, weights = self.attend(
-            self.norm1(hidden_states) * (1 + scale1) + shift1,
-            attention_mask,
-            position_embeddings,
-            past_key_values,
-            queries,
-            **kwargs,
-        )
-        hidden_states = take_positions(hidden_states, queries)
-        hidden_states = hidden_states + gate1 * self.drop(self.attn_out(attended))
-        expanded = self.mlp(self.norm2(hidden_states) * (1 + scale2) + shift2)
-        return hidden_states + gate2 * self.drop(expanded), weights
 
-    def attend(self, hidden_states, attention_mask, position_embeddings, past_key_values, queries, **kwargs):
-        batch, length, width = hidden_states.shape
-        qkv = self.attn_qkv(hidden_states).view(batch, length, 3, -1, self.head_dim).permute(2, 0, 3, 1, 4)
+        # x + gate attention((1 + scale) norm(x) + shift)
+        qkv = layers.attn_qkv(self.norm1(hidden_states) * (1 + scale1) + shift1)
+        attended, weights = self.attend(qkv, attention_mask, position_embeddings, past_key_values, queries, **kwargs)
+        hidden_states = take_positions(hidden_states, queries)
+        hidden_states = hidden_states + gate1 * self.drop(layers.attn_out(attended), layers.training)
+
+        # x + gate mlp((1 + scale) norm(x) + shift)
+        modulated = self.norm2(hidden_states) * (1 + scale2) + shift2
+        if reader is None:
+            expanded = self.mlp(modulated)
+        else:
+            expanded = self.mlp(modulated, reader=BlockReader(layers.mlp))
+        return hidden_states + gate2 * self.drop(expanded, layers.training), weights
+
+    def attend(
+        self,
+        qkv: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor],
+        past_key_values: Cache | None,
+        queries: torch.LongTensor | None,
+        **kwargs,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Attention of all positions, or of `queries` (B, Q), to all: (B, L, 3 H) -> (B, L, H), and the weights."""
+        batch, length = qkv.shape[:2]
+        qkv = qkv.view(batch, length, 3, -1, self.head_dim).permute(2, 0, 3, 1, 4)
         query, key, value = qkv.unbind(0)  # each (B, heads, L, head_dim)
-        query, key = apply_rotary(query, *position_embeddings), apply_rotary(key, *position_embeddings)
+        query = apply_rotary(query, *position_embeddings)
+        key = apply_rotary(key, *position_embeddings)
         if queries is not None:
             query = query.gather(2, queries[:, None, :, None].expand(-1, query.shape[1], -1, self.head_dim))
             length = queries.shape[1]
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
+
         attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
         attended, weights = attention(
             self, query, key, value, attention_mask, dropout=0.0, scaling=self.scaling, **kwargs
         )
-        return attended.reshape(batch, length, width).contiguous(), weights
+        return attended.reshape(batch, length, -1).contiguous(), weights
 
-    def drop(self, x: torch.Tensor) -> torch.Tensor:
-        return nn.functional.dropout(x, p=self.config.dropout, training=self.training)
+    def drop(self, x: torch.Tensor, training: bool) -> torch.Tensor:
+        return nn.functional.dropout(x, p=self.config.dropout, training=training)
 
 
 class MDLMOutputLayer(nn.Module):
@@ -386,6 +455,7 @@ class MDLMModel(MDLMPreTrainedModel):
         inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
         queries: torch.LongTensor | None = None,
+        readers: Sequence[BlockReader] | None = None,
         **kwargs,
     ) -> BaseModelOutputWithPast:
         """Hidden states (B, L, hidden_dim) after the final norm and its modulation, ready for a projection.
@@ -398,6 +468,7 @@ class MDLMModel(MDLMPreTrainedModel):
             past_key_values: key/value cache, causal models only.
             queries: (B, Q) positions whose states are wanted, unless all: (B, Q, hidden_dim) comes back, and the last
                 block computes no others. Bidirectional models only.
+            readers: one for each block, of a network that runs this trunk with linear layers of its own.
 
         Raises:
             ValueError: not exactly one of the two inputs, a sequence longer than `model_length`, missing timesteps, or
@@ -431,15 +502,21 @@ class MDLMModel(MDLMPreTrainedModel):
         position_embeddings = rotary_cos_sin(
             position_ids, self.config.hidden_dim // self.config.n_heads, inputs_embeds.dtype
         )
-        kwargs |= {"past_key_values": past_key_values}
         hidden_states = inputs_embeds
-        for block in self.blocks[:-1]:
-            hidden_states, _ = block(hidden_states, conditioning, mask, position_embeddings, **kwargs)
-        if queries is not None and mask is not None:
-            mask = mask[:, :, : queries.shape[1]]  # padding is hidden from every query alike
-        hidden_states, _ = self.blocks[-1](
-            hidden_states, conditioning, mask, position_embeddings, queries=queries, **kwargs
-        )
+        for index, block in enumerate(self.blocks):
+            if index == len(self.blocks) - 1 and queries is not None:
+                kwargs["queries"] = queries
+                if mask is not None:
+                    mask = mask[:, :, : queries.shape[1]]  # padding is hidden from every query alike
+            hidden_states, _ = block(
+                hidden_states,
+                conditioning,
+                mask,
+                position_embeddings,
+                past_key_values=past_key_values,
+                reader=None if readers is None else readers[index],
+                **kwargs,
+            )
         return BaseModelOutputWithPast(
             last_hidden_state=self.output_layer(hidden_states, conditioning), past_key_values=past_key_values
         )

@@ -1,26 +1,25 @@
 """The NCE energy that reads the denoiser's trunk instead of holding one of its own."""
 
-import copy
 import math
-from collections.abc import Mapping
 
 import torch
 from torch import nn
 from transformers import initialization
 from transformers.utils.generic import can_return_tuple
 
-from .modeling_mdlm import MDLMModel, MDLMPreTrainedModel, ZeroLinear
+from .modeling_mdlm import BlockReader, MDLMModel, MDLMPreTrainedModel, ZeroLinear
 from .network_energy import EDLMEnergyOutput, energy_layers, keep_head_wide, sequence_energy, start_as_mean
 
 
 class EDLMSharedEnergyModel(MDLMPreTrainedModel):
     """An energy that owns only `vocab_proj`, the output projection, the head and perhaps low-rank updates.
 
-    The trunk is the denoiser's, a reference and not a sub-module: its weights are stored once, with the denoiser. The
-    energy runs them through modules of its own, so that the denoiser keeps its bare weights and its own mode (eval
-    while an energy is trained), and calls from several threads do not meet. The linear layers of the blocks are
-    sub-modules (`SharedLinear`) under the names they have in an energy with weights of its own: what is put in their
-    place, adapters of PEFT for example, is what runs.
+    The trunk is the denoiser's, a reference and not a sub-module: its weights are stored once, with the denoiser. Its
+    own modules run, as they are at the time, with the linear layers of the energy in the places of theirs. Nothing is
+    switched on or off in them for that: the denoiser keeps its bare weights and its own mode (eval while an energy is
+    trained), and calls from several threads do not meet. The energy's linear layers are sub-modules (`SharedLinear`)
+    under the names they have in an energy with weights of its own: what is put in their place, adapters of PEFT for
+    example, is what runs.
 
     Args:
         trunk: the denoiser's `backbone`.
@@ -32,8 +31,8 @@ class EDLMSharedEnergyModel(MDLMPreTrainedModel):
 
     def __init__(self, trunk: MDLMModel, adapter_rank: int = 0):
         super().__init__(trunk.config)
-        self.__dict__ |= {"trunk": trunk, "twin": None}
-        self.blocks = shared_layers(trunk.blocks, adapter_rank)
+        self.__dict__["trunk"] = trunk
+        self.blocks = nn.ModuleList(SharedBlock(trunk, i, adapter_rank) for i in range(trunk.config.n_blocks))
         self.output_layer = nn.ModuleDict({"linear": ZeroLinear(trunk.config.hidden_dim, trunk.config.hidden_dim)})
         self.vocab_proj, self.energy_head = energy_layers(trunk.config.hidden_dim)
         self.post_init()
@@ -43,16 +42,14 @@ class EDLMSharedEnergyModel(MDLMPreTrainedModel):
     def get_input_embeddings(self) -> nn.Embedding:
         return self.trunk.vocab_embed
 
-    def run_trunk(self, **kwargs):
-        """The trunk's forward with the linear layers of this energy."""
-        if self.twin is None:
-            self.__dict__["twin"] = twin_of(self.trunk, {"blocks": self.blocks}).train(self.training)
-        return self.twin(**kwargs)
+    @property
+    def twin(self) -> "EDLMSharedEnergyModel":
+        """The energy itself, whose blocks say how the trunk runs for it (version 0.1.0 kept a copy of the trunk)."""
+        return self
 
-    def train(self, mode: bool = True):
-        if self.twin is not None:
-            self.twin.train(mode)
-        return super().train(mode)
+    def run_trunk(self, **kwargs):
+        """The trunk's forward with the linear layers and the mode of this energy."""
+        return self.trunk(readers=[BlockReader(block) for block in self.blocks], **kwargs)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
@@ -73,20 +70,47 @@ class EDLMSharedEnergyModel(MDLMPreTrainedModel):
         return sequence_energy(self, self.run_trunk, self.output_layer["linear"], *inputs, **kwargs)
 
 
+class SharedBlock(nn.Module):
+    """The linear layers with which an energy runs a block of the trunk, under their names there.
+
+    It has the mode and the checkpointing of the energy in that block: `gradient_checkpointing` is set as in any block.
+    """
+
+    gradient_checkpointing = False
+
+    def __init__(self, trunk: MDLMModel, index: int, rank: int):
+        super().__init__()
+        width = trunk.config.hidden_dim
+
+        def layer(name: str, in_features: int, out_features: int) -> SharedLinear:
+            return SharedLinear(trunk, f"blocks.{index}.{name}", in_features, out_features, rank)
+
+        self.attn_qkv = layer("attn_qkv", width, 3 * width)
+        self.attn_out = layer("attn_out", width, width)
+        self.mlp = nn.ModuleDict({"0": layer("mlp.0", width, 4 * width), "2": layer("mlp.2", 4 * width, width)})
+
+
 class SharedLinear(nn.Linear):
-    """W x + b with the present parameters of another linear layer, + B A x with its own (LoRA, arXiv 2106.09685).
+    """What a linear layer of the trunk computes at present, + B A x with its own (LoRA, arXiv 2106.09685).
 
     Args:
-        source: the layer whose parameters are read; a reference, not a sub-module.
+        trunk, name: where the layer is looked up at every call; a reference, not a sub-module.
+        in_features, out_features: of that layer.
         rank: of `down` (rank, in) = A and `up` (out, rank) = B; 0 for none, so that the layer owns nothing.
     """
 
-    def __init__(self, source: nn.Linear, rank: int = 0):
+    def __init__(self, trunk: nn.Module, name: str, in_features: int, out_features: int, rank: int = 0):
         nn.Module.__init__(self)
-        self.__dict__["source"] = source
-        self.in_features, self.out_features = source.in_features, source.out_features
-        self.down = nn.Parameter(torch.empty(rank, self.in_features)) if rank else None
-        self.up = nn.Parameter(torch.empty(self.out_features, rank)) if rank else None
+        self.__dict__["trunk"] = trunk
+        self.name = name
+        self.in_features = in_features
+        self.out_features = out_features
+        self.down = nn.Parameter(torch.empty(rank, in_features)) if rank else None
+        self.up = nn.Parameter(torch.empty(out_features, rank)) if rank else None
+
+    @property
+    def source(self) -> nn.Module:
+        return self.trunk.get_submodule(self.name)
 
     @property
     def weight(self) -> torch.Tensor:
@@ -102,7 +126,10 @@ class SharedLinear(nn.Linear):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = self.source(x)
-        return y + nn.functional.linear(nn.functional.linear(x, self.down), self.up) if self.rank else y
+        if not self.rank:
+            return y
+        update = nn.functional.linear(nn.functional.linear(x.to(self.down.dtype), self.down), self.up)
+        return y + update.to(y.dtype)
 
 
 class BorrowedTensor(torch.Tensor):
@@ -128,39 +155,3 @@ class BorrowedTensor(torch.Tensor):
 
 # x.data = y, x[i] = y, x += y, ...
 WRITING = {"__set__", "__setitem__", *(f"__i{name}__" for name in ("add", "sub", "mul", "truediv", "floordiv", "mod"))}
-
-
-def shared_layers(module: nn.Module, rank: int) -> nn.ModuleDict:
-    """The linear layers below `module` as `SharedLinear`, under their names."""
-    layers = nn.ModuleDict()
-    for name, part in module.named_children():
-        if type(part) is nn.Linear:
-            layers[name] = SharedLinear(part, rank)
-        elif inner := shared_layers(part, rank):
-            layers[name] = inner
-    return layers
-
-
-def twin_of(module: nn.Module, layers: Mapping[str, nn.Module]) -> nn.Module:
-    """The same modules on the same parameters and buffers, with `layers` (as of `shared_layers`) for those named there.
-
-    The copies hold the very dictionaries of the parameters, so a parameter that is replaced (in a model that is loaded
-    or moved) is replaced in both. The layers are looked up when they are called.
-    """
-    twin, parts = copy.copy(module), {}
-    for name, part in module._modules.items():
-        inner = layers[name] if name in layers else {}
-        parts[name] = twin_of(part, inner) if isinstance(inner, (dict, nn.ModuleDict)) else LookedUp(layers, name)
-    twin.__dict__["_modules"] = parts
-    return twin
-
-
-class LookedUp(nn.Module):
-    """Calls what a dictionary of modules holds under a name at the time."""
-
-    def __init__(self, layers: nn.ModuleDict, name: str):
-        super().__init__()
-        self.__dict__ |= {"layers": layers, "name": name}
-
-    def forward(self, *args, **kwargs):
-        return self.layers[self.name](*args, **kwargs)
