@@ -195,19 +195,9 @@ class Canvas:
 
     # ------------------------------------------------------------------------------------------- what users are shown
 
-    @property
-    def prompt(self) -> torch.LongTensor:
-        """Tokens of the first row before its first mask."""
-        return self.ids[0, : int(self.finished_lengths[0])]
-
     def draft(self, view: View, ids: torch.LongTensor) -> torch.LongTensor:
         """The first row from where the block of a view begins, as it stands in the `ids` of the view."""
         return ids[0, first_true(view.free[0]) : int(view.present[0].sum())]
-
-    def finished(self, view: View) -> torch.LongTensor:
-        """Tokens of the first row from where the block of a view begins to the next mask, or to the end of the row."""
-        tokens = self.draft(view, self.read(view))
-        return tokens[: first_true(tokens == self.mask_token_id)]
 
     def output(self) -> torch.LongTensor:
         """(B, P + new): the given columns with their masks filled, then the new ones."""

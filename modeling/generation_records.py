@@ -19,8 +19,9 @@ class Show:
         self.streamer, self.canvas, self.progress_bar = streamer, canvas, progress_bar
         self.has_row = streamer is not None and len(canvas.ids) > 0
         self.before = 0  # steps of earlier blocks
+        self.told = 0  # tokens of the row that the streamer has got
         if self.has_row:
-            streamer.put(canvas.prompt.cpu())
+            self.put_finished()  # the prompt
 
     def begin_block(self, view: View, num_steps: int) -> None:
         self.view, self.num_steps, self.done = view, num_steps, 0
@@ -42,7 +43,13 @@ class Show:
         self.bar.close()
         self.before += self.num_steps
         if self.fills_row:
-            self.streamer.put(self.canvas.finished(self.view).cpu())
+            self.put_finished()
+
+    def put_finished(self) -> None:
+        """Give the streamer what is finished of the row and new to it."""
+        finished = int(self.canvas.finished_lengths[0])
+        self.streamer.put(self.canvas.ids[0, self.told : finished].cpu())
+        self.told = finished
 
     def end(self) -> None:
         if self.streamer is not None:

@@ -432,3 +432,14 @@ def test_what_is_shown_is_the_output_also_where_a_text_ends():
         assert tokens[0].tolist()[:2] == [0, 1] and tokens[0, -1] == PAD
         assert len(shown.drafts) == 4  # two blocks of two steps, none after the end
         assert all(draft[0] in (2, 4, MASK) for draft in shown.drafts)
+
+
+@pytest.mark.parametrize("options", [{}, {"eos_token_id": 1}, {"stopping_criteria": lambda ids, scores: True}])
+def test_what_is_shown_is_the_output_also_of_texts_longer_than_the_model(options):
+    ids = torch.tensor([[MASK, 3, MASK, 4, 5, 6]])
+    for n in range(6):
+        shown = Shown()
+        tokens = tiny_denoiser().generate(
+            ids, max_new_tokens=11, block_length=3, pad_token_id=PAD, streamer=shown, generator=seed(n), **options
+        )
+        assert shown.got == tokens[0].tolist() and shown.ended == 1
