@@ -3,11 +3,14 @@
 All are plain transformers tokenizers: saved beside a model, `AutoTokenizer` reads them where edlm_hf is not installed.
 """
 
+import json
 import re
 import string
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
-from transformers import PreTrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from edlm_hf.modeling.vocabulary import check_mask_token
 
 START_TOKEN = "<s>"
 MASK_TOKEN = "[MASK]"
@@ -81,26 +84,51 @@ def add_mask_token(tokenizer: PreTrainedTokenizerBase, token: str = MASK_TOKEN) 
     """The same tokenizer, with `token` added as its mask token under the next free id (50257 for gpt2).
 
     A tokenizer that has a mask token already is left as it is.
+
+    Raises:
+        ValueError: the ids have holes, and the tokenizer is not of a kind in which a free id can be chosen.
     """
-    if tokenizer.mask_token is None:
-        tokenizer.add_special_tokens({"mask_token": AddedToken(token, normalized=False, special=True)})
+    if tokenizer.mask_token is not None:
+        return tokenizer
+    owners = {i: known for known, i in tokenizer.get_vocab().items()}
+    next_id = len(tokenizer)  # which is what an added token gets, whether or not it is free
+    if token not in owners.values() and next_id in owners:
+        insert_token(tokenizer, token, max(owners) + 1)
+    tokenizer.add_special_tokens({"mask_token": AddedToken(token, normalized=False, special=True)})
     return tokenizer
 
 
-def check_mask_token(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> None:
-    """Do nothing if the tokenizer and the model mean the same token by "mask".
+def insert_token(tokenizer: PreTrainedTokenizerBase, token: str, index: int) -> None:
+    """Put `token` into the vocabulary of a fast tokenizer under a free id.
 
     Raises:
-        ValueError: `tokenizer.mask_token_id` differs from `config.mask_token_id`, or the tokenizer has none.
+        ValueError: the tokenizer keeps no table from tokens to ids.
     """
-    if tokenizer.mask_token_id is None:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    state = {} if backend is None else json.loads(backend.to_str())
+    vocabulary = state.get("model", {}).get("vocab")
+    if not isinstance(vocabulary, dict):
         raise ValueError(
-            f"The tokenizer has no mask token, but the model masks with id {config.mask_token_id}. Add one with "
-            "edlm_hf.tokenization.add_mask_token(tokenizer)."
+            f"The ids of this {type(tokenizer).__name__} have holes, and the next one ({len(tokenizer)}) belongs to a "
+            "token already. Give it a mask token with an id of its own before training."
         )
-    if tokenizer.mask_token_id != config.mask_token_id:
-        raise ValueError(
-            f"The tokenizer's mask token {tokenizer.mask_token!r} has id {tokenizer.mask_token_id}, but the model "
-            f"masks with id {config.mask_token_id}. Use the tokenizer the model was trained with; if it is the "
-            "configuration that is wrong, set its mask_token_id."
-        )
+    vocabulary[token] = index
+    tokenizer._tokenizer = Tokenizer.from_str(json.dumps(state))
+
+
+def vocabulary_rows(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Rows of a model that has one for every id: more than `len(tokenizer)` where the ids have holes."""
+    return 1 + max(tokenizer.get_vocab().values())
+
+
+__all__ = [
+    "MASK_TOKEN",
+    "START_TOKEN",
+    "TEXT8_ALPHABET",
+    "add_mask_token",
+    "check_mask_token",
+    "is_text8",
+    "normalize_text8",
+    "text8_tokenizer",
+    "vocabulary_rows",
+]

@@ -4,6 +4,7 @@ Shapes: B rows, k candidates per row, L positions, H hidden, V vocabulary.
 """
 
 import inspect
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -23,6 +24,7 @@ from .prefix_cache import (
     select_rows,
 )
 from .projection import is_plain_linear, linear_log_probs, projected_log_probs
+from .vocabulary import not_emitted
 
 # Fewer shared columns than this are recomputed: a second pass would cost more than it saves.
 SHORTEST_SHARED_PREFIX = 16
@@ -35,6 +37,7 @@ def autoregressive_log_probs(
     *,
     denoiser_vocab_size: int,
     mask_token_id: int,
+    absent_token_ids: Iterable[Iterable[int]] | None = None,
     start_token_id: int | None = None,
     needs_start: torch.Tensor | None = None,
     attention_mask: torch.Tensor | None = None,
@@ -50,7 +53,8 @@ def autoregressive_log_probs(
         causal_lm: called as `causal_lm(input_ids=..., attention_mask=None)`, returns `.logits`.
         candidate_ids: (B, k, L) without mask tokens up to the last scored position.
         scored: (B, L) bool, the positions whose log-probabilities are wanted.
-        denoiser_vocab_size, mask_token_id: the denoiser emits every id below the size except the mask.
+        denoiser_vocab_size, mask_token_id, absent_token_ids: the denoiser emits every id below the size except the
+            mask and the absent ones, which are ranges [first, last].
         start_token_id: put in front of the rows with `needs_start` (B,) bool.
         attention_mask: (B, L), 0 at padding on either side.
         shared: leading text tokens in which all candidates of a row agree. They run once per row, through the cache of
@@ -75,7 +79,7 @@ def autoregressive_log_probs(
     if not len(used):
         return torch.zeros(candidate_ids.shape, device=candidate_ids.device)
     end = int(used.max()) + 1
-    scorer = TokenScorer(causal_lm, denoiser_vocab_size, mask_token_id)
+    scorer = TokenScorer(causal_lm, not_emitted(denoiser_vocab_size, mask_token_id, absent_token_ids))
     scorer.check_length(end)
     if not needs_start.all():
         shared -= 1  # without a start token, input column c already predicts token c + 1
@@ -175,18 +179,17 @@ class TokenScorer:
 
     Args:
         causal_lm: a causal language model; one with `projection` (ours) never builds logits that are not asked for.
-        denoiser_vocab_size, mask_token_id: what the denoiser can emit; the softmax runs over that alone.
+        not_emitted: (V,) bool, the ids that the denoiser cannot emit; the softmax runs over the others alone.
     """
 
     HIDDEN_BYTES = 2**28  # activations, or logits of foreign models, per call
     LOGIT_BYTES = 2**26  # logits per projection; smaller blocks fragment the heap of glibc (below 32 MB it keeps them)
 
-    def __init__(self, causal_lm: nn.Module, denoiser_vocab_size: int, mask_token_id: int):
+    def __init__(self, causal_lm: nn.Module, not_emitted: torch.Tensor):
         self.causal_lm = causal_lm
         self.has_trunk = hasattr(causal_lm, "projection")
         self.network = causal_lm.backbone if self.has_trunk else causal_lm
-        self.denoiser_vocab_size = denoiser_vocab_size
-        self.mask_token_id = mask_token_id
+        self.not_emitted = not_emitted
 
     def affordable_rows(self, length: int) -> int:
         """Rows of `length` tokens that one call may have."""
@@ -251,8 +254,8 @@ class TokenScorer:
         """Two texts of random tokens, as long as the shortest prefix that is shared."""
         shape = 2, SHORTEST_SHARED_PREFIX
         generator = torch.Generator().manual_seed(0)
-        ids = torch.randint(self.denoiser_vocab_size, shape, generator=generator, device="cpu")
-        return ids.masked_fill(ids == self.mask_token_id, 0).to(device)
+        emitted = (~self.not_emitted).nonzero().squeeze(-1)
+        return emitted[torch.randint(len(emitted), shape, generator=generator, device="cpu")].to(device)
 
     def score(self, features: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """log p of `targets` (N,) by the features of `read` at the positions that predict them: (N,)."""
@@ -272,14 +275,15 @@ class TokenScorer:
         Raises:
             ValueError: a row is missing for what it can emit.
         """
-        highest = self.denoiser_vocab_size - 1 - (self.mask_token_id == self.denoiser_vocab_size - 1)
+        emitted = (~self.not_emitted).nonzero()
+        highest = int(emitted.max()) if len(emitted) else -1
         if rows <= highest:
             raise ValueError(
                 f"The denoiser can emit ids up to {highest}, but the autoregressive energy model has only {rows} rows. "
                 "Use a causal language model of the same vocabulary."
             )
-        ids = torch.arange(rows, device=device)
-        return (ids >= self.denoiser_vocab_size) | (ids == self.mask_token_id)
+        known = self.not_emitted[:rows]
+        return nn.functional.pad(known, (0, rows - len(known)), value=True).to(device)
 
     def check_length(self, length: int) -> None:
         limit = longest_text(self.causal_lm)

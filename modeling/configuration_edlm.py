@@ -7,6 +7,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 from .configuration_mdlm import MDLMConfig, checked
 from .masked_diffusion import canonical_schedule_name, make_schedule
 from .network_facts import longest_text, start_token, token_ids, vocabulary_size
+from .vocabulary import check_absent_ids, highest_emitted
 
 ENERGY_TYPES = ("none", "ar", "coar", "nce")
 ENERGY_SCOPES = ("sequence", "revealed")
@@ -45,6 +46,8 @@ class EDLMConfig(PreTrainedConfig):
         energy_name_or_path: repository or folder of an AR energy that is kept by reference instead of inside the
             checkpoint; `energy_revision` pins it.
         mask_token_id: the mask token of the denoiser; taken from its configuration unless given.
+        absent_token_ids: ranges [first, last] of ids that the tokenizer lacks, which are never drawn; taken from the
+            denoiser unless given.
         logits_shift: 1 if the logits at position i - 1 predict token i (Dream, DiffuGPT), else 0.
         noise_schedule, noise_schedule_params: as in `MDLMConfig`; taken from the denoiser unless given.
 
@@ -65,6 +68,7 @@ class EDLMConfig(PreTrainedConfig):
     energy_revision: str | None = None
     vocab_size: int | None = None
     mask_token_id: int | None = None
+    absent_token_ids: list[list[int]] | None = None
     logits_shift: int = 0
     noise_schedule: str | None = None
     noise_schedule_params: dict[str, float | int] | None = None
@@ -93,6 +97,8 @@ class EDLMConfig(PreTrainedConfig):
         """The vocabulary and the special tokens that were not given are the denoiser's."""
         if self.vocab_size is None:
             self.vocab_size = vocabulary_size(denoiser)
+        if self.absent_token_ids is None:
+            self.absent_token_ids = getattr(denoiser, "absent_token_ids", None)
         for name in ("mask_token_id", "bos_token_id", "eos_token_id", "pad_token_id"):
             ids = token_ids(denoiser, name)
             if getattr(self, name) is None and ids:
@@ -196,7 +202,7 @@ class EDLMConfig(PreTrainedConfig):
                     "the denoiser's vocabulary, mask token included."
                 )
             return
-        highest -= self.mask_token_id == highest
+        highest = highest_emitted(self.vocab_size, self.mask_token_id, self.absent_token_ids)
         if rows <= highest:
             raise ValueError(
                 f"The denoiser can emit ids up to {highest}, but the autoregressive energy model has only {rows} rows "
@@ -234,6 +240,7 @@ class EDLMConfig(PreTrainedConfig):
         if self.mask_token_id < 0 or (limit is not None and self.mask_token_id >= limit):
             allowed = "at least 0" if self.vocab_size is None else f"between 0 and {self.vocab_size - 1}"
             raise ValueError(f"mask_token_id is {self.mask_token_id}, but it must be {allowed} (the denoiser's ids).")
+        check_absent_ids(self.absent_token_ids, None)
 
 
 def as_config(config: PreTrainedConfig | dict | None, name: str) -> PreTrainedConfig | None:

@@ -5,6 +5,7 @@ from huggingface_hub.errors import StrictDataclassClassValidationError, StrictDa
 from transformers import PreTrainedConfig
 
 from .masked_diffusion import canonical_schedule_name, make_schedule
+from .vocabulary import check_absent_ids
 
 
 def checked(config_class: type[PreTrainedConfig]) -> type[PreTrainedConfig]:
@@ -49,6 +50,7 @@ class MDLMConfig(PreTrainedConfig):
         dropout: dropout of the two residual branches of a block.
         time_conditioning: whether the network sees the noise level sigma. Off: the conditioning vector is a constant.
         mask_token_id: id of the mask token, `vocab_size - 1` unless given.
+        absent_token_ids: ranges [first, last] of ids that the tokenizer lacks, which are never drawn.
         causal: the paper's autoregressive baseline: causal attention, no conditioning.
         noise_schedule: `loglinear`, `cosine`, `cosinesqr`, `geometric` or `linear`.
         noise_schedule_params: keyword arguments of the schedule (`eps`, or `sigma_min` and `sigma_max`).
@@ -75,6 +77,7 @@ class MDLMConfig(PreTrainedConfig):
     dropout: float | int = 0.1
     time_conditioning: bool = False
     mask_token_id: int | None = None
+    absent_token_ids: list[list[int]] | None = None
     causal: bool = False
     noise_schedule: str = "loglinear"
     noise_schedule_params: dict[str, float | int] | None = None
@@ -115,6 +118,7 @@ class MDLMConfig(PreTrainedConfig):
                 f"mask_token_id is {self.mask_token_id}, but the vocabulary has ids 0 to {self.vocab_size - 1}. "
                 "Give the id of the mask token, or enlarge vocab_size."
             )
+        check_absent_ids(self.absent_token_ids, self.vocab_size)
         super().validate_token_ids()
 
 

@@ -6,6 +6,7 @@ import torch
 from transformers import GenerationConfig, LogitsProcessorList
 
 from .masked_diffusion import at_least_float32
+from .vocabulary import not_emitted
 
 TYPES = {
     "generation_config": (GenerationConfig, "an EDLMGenerationConfig"),
@@ -113,15 +114,16 @@ class CheckedProcessor:
         return processed.to(scores.device, scores.dtype)
 
 
-class TokenExcluded:
-    """A logits processor that makes one token impossible, where the scores have a column for it."""
+class ImpossibleTokens:
+    """A logits processor that makes the mask token and ids without a token impossible again."""
 
-    def __init__(self, token_id: int):
-        self.token_id = token_id
+    def __init__(self, config):
+        self.mask_token_id = config.mask_token_id
+        self.absent = getattr(config, "absent_token_ids", None)
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.Tensor) -> torch.Tensor:
-        excluded = torch.arange(scores.shape[-1], device=scores.device) == self.token_id
-        return scores.masked_fill(excluded, -torch.inf)
+        excluded = not_emitted(scores.shape[-1], self.mask_token_id, self.absent)
+        return scores.masked_fill(excluded.to(scores.device), -torch.inf)
 
 
 def checked_energy(energy: Callable) -> Callable:

@@ -21,7 +21,7 @@ from .denoising_edlm import DenoisingMixin, Run
 from .evaluation_mode import in_eval_mode
 from .generation_arguments import (
     CheckedProcessor,
-    TokenExcluded,
+    ImpossibleTokens,
     aligned_token_types,
     check_size,
     check_streamer,
@@ -323,7 +323,7 @@ class MaskedDiffusionGenerationMixin(DenoisingMixin, GenerationMixin):
         """The user's processors, after which the mask token is impossible again, then temperature, top_k and top_p."""
         processors = LogitsProcessorList(CheckedProcessor(processor) for processor in given or [])
         if processors:
-            processors.append(TokenExcluded(self.config.mask_token_id))
+            processors.append(ImpossibleTokens(self.config))
         if config.do_sample is False:  # as in transformers: what follows belongs to sampling
             return processors
         filters = []

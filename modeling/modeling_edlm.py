@@ -31,6 +31,7 @@ from .network_energy import EDLMEnergyModel, EDLMEnergyOutput
 from .network_facts import num_ids, start_token
 from .network_probes import align_left, is_causal, sees_padding, without_padding
 from .shared_energy import EDLMSharedEnergyModel
+from .vocabulary import absent_ids, check_mask_token, suppress_absent
 
 logger = logging.get_logger(__name__)
 
@@ -105,7 +106,8 @@ class EDLMForMaskedDiffusion(CardMixin, PreTrainedModel, MaskedDiffusionGenerati
             trust_energy_code: run the code in the repository of an energy given by name; `trust_remote_code` is for
                 the denoiser alone.
             mask_token_id: taken from the denoiser's configuration or `tokenizer` unless given.
-            tokenizer, energy_tokenizer: tokenizers or names; where both are known their vocabularies are compared.
+            tokenizer, energy_tokenizer: tokenizers or names; where both are known their vocabularies are compared. Ids
+                that the denoiser's tokenizer lacks are never drawn (its special tokens can be).
             kwargs: passed to `from_pretrained` of the parts given by name (`dtype`, `trust_remote_code`, ...).
 
         Raises:
@@ -150,6 +152,7 @@ class EDLMForMaskedDiffusion(CardMixin, PreTrainedModel, MaskedDiffusionGenerati
             energy_name_or_path=reference,
             energy_revision=energy_revision if reference else None,
             mask_token_id=mask_token_id,
+            absent_token_ids=None if tokenizer is None else absent_ids(tokenizer, num_ids(denoiser)),
             logits_shift=logits_shift,
             attn_implementation={  # setting it would set that of the parts, which are built already
                 "": attention_of_part(denoiser),
@@ -157,11 +160,8 @@ class EDLMForMaskedDiffusion(CardMixin, PreTrainedModel, MaskedDiffusionGenerati
                 "energy_config": attention_of_part(energy),
             },
         )
-        if tokenizer is not None and tokenizer.mask_token_id not in (None, config.mask_token_id):
-            raise ValueError(
-                f"The tokenizer's mask token has id {tokenizer.mask_token_id}, but the denoiser's is "
-                f"{config.mask_token_id}. Use the tokenizer the denoiser was trained with."
-            )
+        if tokenizer is not None:
+            check_mask_token(tokenizer, config, required=False)
         if energy_type in ("ar", "coar"):
             check_vocabularies(config, tokenizer, energy_tokenizer)
             check_causal(energy)
@@ -392,6 +392,7 @@ class EDLMForMaskedDiffusion(CardMixin, PreTrainedModel, MaskedDiffusionGenerati
         if self.config.energy_type in ("ar", "coar"):
             logits = self.text_logits(noisy_ids, attention_mask, timesteps)
             vocab_size = logits.shape[-1]
+            logits = suppress_absent(logits.clone(), self.config)
             proposal = subs_log_probs(logits, noisy_ids, self.config.mask_token_id)  # (B, L, V)
         check_token_ids("candidate_ids", proposed, vocab_size, self.config.mask_token_id)
         if proposal is not None:
@@ -469,6 +470,7 @@ class EDLMForMaskedDiffusion(CardMixin, PreTrainedModel, MaskedDiffusionGenerati
             counted,
             denoiser_vocab_size=vocab_size,
             mask_token_id=mask_token_id,
+            absent_token_ids=self.config.absent_token_ids,
             start_token_id=start,
             needs_start=needs_start,
             attention_mask=attention_mask,

@@ -23,9 +23,13 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .card_edlm import CardMixin
 from .configuration_mdlm import MDLMConfig
+from .fill_mask import register_fill_mask
 from .generation_edlm import EDLMGenerationConfig, MaskedDiffusionGenerationMixin
 from .masked_diffusion import subs_cross_entropy
 from .projection import full_precision, precision_of, wide_projection
+from .vocabulary import not_emitted
+
+register_fill_mask()
 
 # The projection of a headed model; a trunk lacks it.
 HEAD_KEYS = r"output_layer\.linear\.(weight|bias)$"
@@ -673,7 +677,7 @@ class MDLMForCausalLM(MDLMHeadedModel, GenerationMixin):
         logits_to_keep: int | torch.Tensor = 0,
         **kwargs,
     ) -> CausalLMOutputWithPast:
-        """Next-token logits (B, L, V). The mask token is never text: its logit is the lowest finite number.
+        """Next-token logits (B, L, V), the lowest finite number where no text is: the mask token, ids without a token.
 
         Args:
             labels: (B, L), shifted inside as usual; -100 is ignored.
@@ -691,8 +695,8 @@ class MDLMForCausalLM(MDLMHeadedModel, GenerationMixin):
         )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.get_output_embeddings()(outputs.last_hidden_state[:, kept])
-        is_mask = torch.arange(logits.shape[-1], device=logits.device) == self.config.mask_token_id
-        logits = logits.masked_fill(is_mask, torch.finfo(logits.dtype).min)
+        never_text = not_emitted(logits.shape[-1], self.config.mask_token_id, self.config.absent_token_ids)
+        logits = logits.masked_fill(never_text.to(logits.device), torch.finfo(logits.dtype).min)
         loss = None
         if labels is not None or kwargs.get("shift_labels") is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=logits.shape[-1], **kwargs)

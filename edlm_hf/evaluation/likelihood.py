@@ -302,6 +302,7 @@ def autoregressive_nll(
             noised.masked,
             denoiser_vocab_size=rows,
             mask_token_id=-1 if mask is None else mask,
+            absent_token_ids=getattr(model.config, "absent_token_ids", None),
             start_token_id=start,
             needs_start=None if start is None else noised.clean[:, 0] != start,
             attention_mask=noised.real,

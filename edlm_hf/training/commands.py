@@ -36,8 +36,9 @@ from edlm_hf.loading import load, load_causal, load_config, load_denoiser, load_
 from edlm_hf.modeling.card_edlm import CardFacts, code_span
 from edlm_hf.modeling.hidden_secrets import hide_in_command, hide_in_values, hide_secrets, hide_shapes, is_secret_name
 from edlm_hf.modeling.network_facts import longest_text, num_ids
+from edlm_hf.modeling.vocabulary import absent_ids, fit_to_tokenizer
 from edlm_hf.terminal import tell, visible, write
-from edlm_hf.tokenization import add_mask_token, check_mask_token, normalize_text8, text8_tokenizer
+from edlm_hf.tokenization import add_mask_token, normalize_text8, text8_tokenizer, vocabulary_rows
 from edlm_hf.training.run_folder import FolderLock, last_complete_checkpoint
 from edlm_hf.training.trainer_autoregressive import AutoregressiveTrainer
 from edlm_hf.training.trainer_base import EDLMTrainer, EDLMTrainingArguments
@@ -154,7 +155,7 @@ def train_denoiser(arguments: list[str]) -> dict:
         model = edlm_hf.MDLMForMaskedLM.from_causal(causal, **{name: getattr(sizes, name) for name in names})
     else:
         model = new_model(sizes, data, tokenizer)
-    check_mask_token(tokenizer, model.config)
+    fit_to_tokenizer(model, tokenizer)
     return run(MaskedDiffusionTrainer, model, (data, sizes, args), tokenizer)
 
 
@@ -175,7 +176,7 @@ def train_energy(arguments: list[str]) -> dict:
     data, parts, args = parse("train-energy", (DataArguments, EnergyModelArguments, EnergyArguments), arguments)
     model = new_energy(parts)
     tokenizer = choose_tokenizer(data, parts.model or parts.denoiser)
-    check_mask_token(tokenizer, model.config)
+    fit_to_tokenizer(model, tokenizer)
     return run(EnergyTrainer, model, (data, parts, args), tokenizer)
 
 
@@ -278,8 +279,13 @@ def new_model(sizes: ModelArguments, data: DataArguments, tokenizer, causal: boo
         chosen = {name: chosen[name] for name in ("hidden_dim", "n_blocks", "n_heads", "dropout")} | {"causal": True}
     if data.style == "crop" and data.start_token:
         chosen |= {"bos_token_id": tokenizer.bos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    rows = vocabulary_rows(tokenizer)
     config = edlm_hf.MDLMConfig(
-        vocab_size=len(tokenizer), mask_token_id=tokenizer.mask_token_id, model_length=data.length, **chosen
+        vocab_size=rows,
+        mask_token_id=tokenizer.mask_token_id,
+        absent_token_ids=absent_ids(tokenizer, rows),
+        model_length=data.length,
+        **chosen,
     )
     return edlm_hf.MDLMForCausalLM(config) if causal else edlm_hf.MDLMForMaskedLM(config)
 

@@ -6,7 +6,7 @@ from functools import cache
 import pytest
 import torch
 from published import randomised, tiny_causal, tiny_config
-from transformers import pipeline
+from transformers import BertConfig, BertForMaskedLM, pipeline
 from transformers.utils.logging import warning_once
 
 from edlm_hf import EDLMForMaskedDiffusion, MDLMForMaskedLM
@@ -114,13 +114,36 @@ def test_masks_are_filled_with_the_probabilities_of_the_model(model):
     fill = pipeline("fill-mask", model=model, tokenizer=tokenizer())
     ids = torch.tensor([tokenizer().encode("ab[MASK]d")])
     with torch.no_grad():
-        expected = model(ids).logits[0, 3].softmax(-1)
+        logits = model(ids).logits[0, 3]
+    logits[tokenizer().mask_token_id] = -torch.inf
+    expected = logits.softmax(-1)
     answers = fill("ab[MASK]d", top_k=3)
     assert [answer["token"] for answer in answers] == expected.topk(3).indices.tolist()
     torch.testing.assert_close(torch.tensor([answer["score"] for answer in answers]), expected.topk(3).values)
     for answer in answers:
         if answer["token"] not in tokenizer().all_special_ids:
             assert answer["sequence"] == f"ab{answer['token_str']}d"
+
+
+def test_the_mask_is_never_a_candidate_and_the_others_add_up_to_one(model):
+    with torch.no_grad():
+        model.get_output_embeddings().bias[tokenizer().mask_token_id] += 30  # the network wants it above all
+    fill = pipeline("fill-mask", model=model, tokenizer=tokenizer())
+    scores = {answer["token"]: answer["score"] for answer in fill("ab[MASK]d", top_k=len(tokenizer()))}
+    assert scores.pop(tokenizer().mask_token_id, 0) == 0 and sum(scores.values()) == pytest.approx(1)
+
+
+def test_a_tokenizer_with_another_mask_is_refused_by_the_pipeline(model):
+    with pytest.raises(ValueError, match="mask token has id 27, but the model masks with id 28"):
+        pipeline("fill-mask", model=model, tokenizer=text8_tokenizer(16, start_token=False))
+
+
+def test_pipelines_of_other_models_are_as_they_were():
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    bert = BertForMaskedLM(BertConfig(vocab_size=29, **sizes)).eval()
+    fill = pipeline("fill-mask", model=bert, tokenizer=tokenizer())
+    answers = fill("ab[MASK]d", top_k=29)
+    assert tokenizer().mask_token_id in {answer["token"] for answer in answers if answer["score"] > 0}
 
 
 def test_targets_are_compared(model):
