@@ -1,7 +1,7 @@
 """The canvas that masked diffusion fills: prompts, masks to fill, padding, blocks and the end of the text.
 
 It knows no network. Inside, every row is aligned left (text, then the masks appended to it, then padding), so that
-positions are right for every kind of model; outside, the user's columns come first, then the new ones.
+positions are right for every kind of model. Outside, the user's columns come first, then the new ones.
 """
 
 from collections.abc import Iterator
@@ -49,7 +49,7 @@ class Canvas:
         pad_token_id: int | None = None,
         token_types: torch.LongTensor | None = None,
     ):
-        """Append `new_tokens` masks to every row; they get the token type of its last token.
+        """Append `new_tokens` masks to every row, with the token type of its last token.
 
         Raises:
             ValueError: the shapes of input_ids and attention_mask differ, the mask is not of 0 and 1, or a mask token
@@ -158,7 +158,7 @@ class Canvas:
         return (self.real & (self.masked.cumsum(-1) == 0)).sum(-1)
 
     def beginnings(self, length: int) -> torch.LongTensor:
-        """(B, length): the first tokens of every row; a row that is not finished so far is padded on the left."""
+        """(B, length): the first tokens of every row, padded on the left where it is not finished so far."""
         end = self.finished_lengths.clamp_max(length).unsqueeze(1)
         index = end - length + torch.arange(length, device=self.ids.device)
         ids = self.ids.gather(1, index.clamp_min(0))

@@ -20,7 +20,7 @@ def likeliest_tokens(logits: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Te
     p lies.
 
     Args:
-        logits: (N, V) in at least float32; -inf is never taken.
+        logits: (N, V) in at least float32. -inf is never taken.
         dtype: the precision of the network, in which the logits were made.
 
     Returns:

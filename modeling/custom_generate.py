@@ -27,11 +27,11 @@ def generate(
     energy_type: str | None = None,
     **kwargs,
 ):
-    """Fill masks with any masked diffusion model, as `EDLMForMaskedDiffusion.generate` does; the model stays as it is.
+    """Fill masks with any masked diffusion model, as `EDLMForMaskedDiffusion.generate` does. The model stays as it is.
 
     Args:
         model: bidirectional, called as `model(input_ids=..., attention_mask=...)`, returning `.logits` (B, L, V).
-        input_ids: (B, P); mask tokens in it are filled, everything else is kept; `max_new_tokens` appends masks.
+        input_ids: (B, P). Mask tokens in it are filled, everything else is kept. `max_new_tokens` appends masks.
         logits_shift: 1 if the logits at position i - 1 predict token i, 0 if those at i do. Unless given:
             `model.config.logits_shift`, else 1 for models of type "Dream" and 0 for all others.
         mask_token_id: taken from the model's configuration or generation configuration unless given.
@@ -45,7 +45,7 @@ def generate(
         Token ids (B, P + new), or an `EDLMGenerationOutput` with `return_dict_in_generate=True`.
 
     Raises:
-        ValueError: the mask token is not known; an argument is unknown or not supported; or as there.
+        ValueError: the mask token is not known, an argument is unknown or not supported, or as there.
     """
     inputs = kwargs.pop("inputs", None)
     if inputs is not None and input_ids is not None:

@@ -1,6 +1,6 @@
 """One step of the reverse chain, the paper's Algorithm 1: for the denoiser alone, for composites, for models of others.
 
-It asks the network for `features_at` and the run for its energy; which positions a step reveals is drawn already.
+It asks the network for `features_at` and the run for its energy. Which positions a step reveals is drawn already.
 """
 
 from collections.abc import Callable, Iterator
@@ -38,7 +38,7 @@ class Run:
 
     Args:
         energy: (candidates (B, k, L), noisy (B, L), log p_theta per token (B, k, L), V, attention_mask (B, L),
-            sigma (B,)) -> (B, k); None where no energy acts.
+            sigma (B,)) -> (B, k), or None where no energy acts.
         steps: how many steps the blocks before the present one had.
     """
 
@@ -113,7 +113,7 @@ class DenoisingMixin:
     """x_t -> x_s for models whose `forward` gives the logits of the clean tokens."""
 
     def _step(self, ids: torch.Tensor, view: View, step: Step, run: Run) -> torch.Tensor:
-        """x_t -> x_s for all rows; one whose reveal set is empty needs no network, whatever that is conditioned on."""
+        """x_t -> x_s for all rows. One whose reveal set is empty needs no network, even one conditioned on time."""
         if not len(step.rows):
             return ids
         run.denoiser_calls[step.rows] += 1
@@ -210,7 +210,7 @@ class DenoisingMixin:
     ) -> tuple[torch.Tensor, Callable[[torch.Tensor], torch.Tensor]]:
         """What the logits at `positions` (B, L) bool are made of, (N, ...), and the map from it to logits (N, V).
 
-        Here the logits themselves; a model that can project few positions alone does so. `inputs` are further
+        Here the logits themselves. A model that can project few positions alone does so. `inputs` are further
         arguments of the denoiser.
         """
         logits = self.text_logits(input_ids, attention_mask, timesteps, **inputs)

@@ -14,7 +14,7 @@ HELD: dict[int, tuple[nn.Module, int, bool]] = {}
 
 @contextmanager
 def evaluating(*models: nn.Module) -> Iterator[None]:
-    """Keep all modules of the models in eval mode; the last call that needs a module gives it its mode back.
+    """Keep all modules of the models in eval mode. The last call that needs a module gives it its mode back.
 
     Calls may nest and come from several threads, also for models that share modules. A thread that trains a model at
     the same time finds it in eval mode.

@@ -11,10 +11,10 @@ from transformers.utils import ModelOutput
 
 SAMPLERS = ("ancestral", "first_hitting")
 SCOPES = ("sequence", "revealed")
-# The fields of GenerationConfig that `generate()` takes; the others belong to left-to-right decoding.
+# The fields of GenerationConfig that `generate()` takes. The others belong to left-to-right decoding.
 SUPPORTED = {"max_length", "max_new_tokens", "do_sample", "temperature", "top_k", "top_p", "num_return_sequences"}
 SUPPORTED |= {"bos_token_id", "eos_token_id", "pad_token_id", "return_dict_in_generate", "use_cache"}
-# Integers and the least value of each; all are exact in float64
+# Integers and the least value of each. All are exact in float64.
 LEAST = dict.fromkeys(("max_denoising_steps", "num_candidates", "block_length", "energy_chunk_size"), 1)
 LEAST |= {"num_return_sequences": 1, "max_length": 1, "max_new_tokens": 0, "top_k": 0}
 MOST = 2**53
@@ -30,15 +30,15 @@ SWITCHES = ("do_sample", "return_dict_in_generate", "output_history", "use_cache
 class EDLMGenerationConfig(GenerationConfig):
     """`GenerationConfig` with the parameters of masked diffusion.
 
-    What is not given has the default below; only what is given is stored, and overrides another configuration (but
+    What is not given has the default below. Only what is given is stored, and overrides another configuration (but
     `do_sample`, which is stored as True then).
 
     Args:
         max_denoising_steps: T, steps of the reverse chain per block (128).
         sampler: `ancestral` (T steps) or `first_hitting` (one token per call, the law of T -> infinity).
-        num_candidates: k, proposals that the energy weighs (8); 1 switches the energy off.
-        energy_window: w, the energy acts at steps that start at t in [1 - w, 1] (1.0); or a pair (t_low, t_high) of
-            absolute times, both inclusive; 0 switches it off.
+        num_candidates: k, proposals that the energy weighs (8). 1 switches the energy off.
+        energy_window: w, the energy acts at steps that start at t in [1 - w, 1] (1.0), or a pair (t_low, t_high) of
+            absolute times, both inclusive. 0 switches it off.
         energy_temperature: tau of the weights softmax(-E / tau) (1.0).
         energy_scope: `sequence` weighs complete sequences, `revealed` only what a step reveals (the model's scope).
         block_length: fill the text in blocks of this many tokens, left to right (None: all at once).
@@ -75,8 +75,15 @@ class EDLMGenerationConfig(GenerationConfig):
             return type(self).diffusion_defaults[name]
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
+    @property
+    def end_tokens(self) -> list[int]:
+        """The tokens that end a text, none where `eos_token_id` is None."""
+        if isinstance(self.eos_token_id, list):
+            return self.eos_token_id
+        return [] if self.eos_token_id is None else [self.eos_token_id]
+
     def update(self, defaults_only: bool = False, **kwargs):
-        """As usual; a default of ours is no value that was given."""
+        """As usual, but a default of ours does not count as a value that was given."""
         mine = {name: x for name, x in kwargs.items() if name in self.diffusion_defaults and name not in vars(self)}
         for name, value in mine.items():
             setattr(self, name, value)
@@ -84,7 +91,7 @@ class EDLMGenerationConfig(GenerationConfig):
 
     @classmethod
     def from_model_config(cls, model_config) -> "EDLMGenerationConfig":
-        """Special tokens of the model; end-of-text stays off where it is the start token too (as in mdlm-owt)."""
+        """Special tokens of the model. End-of-text stays off where it is the start token too (as in mdlm-owt)."""
         config = model_config if isinstance(model_config, dict) else model_config.to_dict()
         bos, eos, pad = (config.get(name) for name in ("bos_token_id", "eos_token_id", "pad_token_id"))
         return cls(bos_token_id=bos, eos_token_id=None if eos == bos else eos, pad_token_id=pad)
@@ -122,7 +129,7 @@ class EDLMGenerationConfig(GenerationConfig):
 
 
 def whole_number_from(name: str, value, least: int) -> int | None:
-    """An integer from `least` on; None stays None.
+    """An integer from `least` on, or None if it is None.
 
     Raises:
         ValueError: it is anything else.
@@ -138,7 +145,7 @@ def whole_number_from(name: str, value, least: int) -> int | None:
 
 
 def number_from(name: str, value) -> float | None:
-    """One of `NUMBERS`; None stays None.
+    """One of `NUMBERS`, or None if it is None.
 
     Raises:
         ValueError: it is no number or out of range.
@@ -155,7 +162,7 @@ def number_from(name: str, value) -> float | None:
 
 
 def bool_from(name: str, value) -> bool | None:
-    """True or False for a bool of Python, numpy or torch, or for 0 or 1; None stays None.
+    """True or False for a bool of Python, numpy or torch, or for 0 or 1. None stays None.
 
     Raises:
         ValueError: it is anything else, such as a string.
@@ -172,7 +179,7 @@ def bool_from(name: str, value) -> bool | None:
 
 
 def token_ids_from(name: str, value, several: bool) -> int | list[int] | None:
-    """A token id, or a list of them where `several` are allowed; None stays None.
+    """A token id, or a list of them where `several` are allowed. None stays None.
 
     Raises:
         ValueError: it is anything else.
@@ -189,7 +196,7 @@ def token_ids_from(name: str, value, several: bool) -> int | list[int] | None:
 
 
 def whole_number(value) -> int | None:
-    """An integer of Python, numpy or torch as one of Python; None for anything else."""
+    """An integer of Python, numpy or torch as one of Python, None for anything else."""
     is_bool = isinstance(value, bool) or getattr(value, "dtype", None) == torch.bool
     try:
         return None if is_bool else operator.index(value)
@@ -198,7 +205,7 @@ def whole_number(value) -> int | None:
 
 
 def window_times(window: float | tuple[float, float]) -> tuple[float, float]:
-    """The times (low, high) between which the energy acts; (1, 0), never, for w = 0.
+    """The times (low, high) between which the energy acts. (1, 0), which is never, for w = 0.
 
     Raises:
         ValueError: w is outside [0, 1], or the pair is not 0 <= low <= high <= 1.
@@ -219,13 +226,13 @@ class EDLMGenerationOutput(ModelOutput):
 
     Args:
         sequences: (B, length) token ids, prompt included.
-        energies: (steps, B, k) energies of all candidates; NaN where none was needed, None if none ever was.
-        effective_sample_size: (steps, B) 1 / sum of squared weights; NaN and None as above.
+        energies: (steps, B, k) energies of all candidates. NaN where none was needed, None if none ever was.
+        effective_sample_size: (steps, B) 1 / sum of squared weights. NaN and None as above.
         num_denoiser_calls: (B,) calls of the denoiser that a row took part in.
         num_energy_calls: (B,) steps at which the energy weighed the candidates of a row.
         tokens_per_forward: (B,) generated tokens per call of the denoiser.
         history: sequences before the first step and after every step, each (B, length), with `output_history=True`.
-        chosen: (steps, B) index of the candidate that was taken; -1 where none was weighed, None if none ever was.
+        chosen: (steps, B) index of the candidate that was taken. -1 where none was weighed, None if none ever was.
     """
 
     sequences: torch.LongTensor | None = None

@@ -65,15 +65,15 @@ class MaskedDiffusionGenerationMixin(DenoisingMixin, GenerationMixin):
     ) -> torch.LongTensor | EDLMGenerationOutput:
         """Fill masks by the reverse chain of masked diffusion, weighing k proposals per step by their energies.
 
-        `temperature`, `top_k`, `top_p` and logits processors change the proposal and with it the law that is sampled;
-        the energy term uses the proposal that was really drawn from. The model generates in eval mode and gets its
+        `temperature`, `top_k`, `top_p` and logits processors change the proposal and with it the law that is sampled.
+        The energy term uses the proposal that was really drawn from. The model generates in eval mode and gets its
         mode back.
 
         Args:
-            input_ids: (B, P); mask tokens in it are filled, everything else is kept; `max_new_tokens` or `max_length`
+            input_ids: (B, P). Mask tokens in it are filled, everything else is kept. `max_new_tokens` or `max_length`
                 append masks. Without it `batch_size` rows of `max_length` (the model's length unless given) tokens.
-            attention_mask: (B, P), 0 at padding on either side; every row goes on after its own last token.
-            generation_config: an `EDLMGenerationConfig`; keyword arguments override it.
+            attention_mask: (B, P), 0 at padding on either side. Every row goes on after its own last token.
+            generation_config: an `EDLMGenerationConfig`. Keyword arguments override it.
             logits_processor: applied to the proposal, position by position, before temperature, top_k and top_p. The
                 mask token stays impossible.
             stopping_criteria: criteria of transformers or a list of them, asked after every block about the finished
@@ -84,18 +84,19 @@ class MaskedDiffusionGenerationMixin(DenoisingMixin, GenerationMixin):
             energy: a callable (candidate_ids (B, k, L), noisy_ids (B, L), proposal_log_probs (B, k), attention_mask)
                 -> (B, k), low = likely, in place of the model's own. Rows come aligned left. With
                 `energy_scope="revealed"`, positions outside the reveal set still hold the mask.
-            generator: the source of all randomness, torch's global one unless given; the same seed and batch give the
+            generator: the source of all randomness, torch's global one unless given. The same seed and batch give the
                 same tokens.
             progress_bar: show one.
-            token_type_ids: (B, P), for denoisers that take them; new tokens get the type of the last one of their row.
+            token_type_ids: (B, P), for denoisers that take them. New tokens get the type of the last one of their row.
 
         Returns:
             Token ids (B, P + new), or an `EDLMGenerationOutput` with `return_dict_in_generate=True`.
 
         Raises:
-            ValueError: an unknown argument or a bad value; the text does not fit the model; a mask token is marked as
-                padding; an energy of a wrong shape, NaN, -inf, or +inf for all candidates.
+            ValueError: an unknown argument or a bad value, a text that does not fit the model, a mask token that is
+                marked as padding, or an energy of a wrong shape, NaN, -inf, or +inf for all candidates.
         """
+        # 1. What is asked for, checked before anything is computed
         check_types(
             generation_config=generation_config,
             attention_mask=attention_mask,
@@ -106,32 +107,35 @@ class MaskedDiffusionGenerationMixin(DenoisingMixin, GenerationMixin):
         check_streamer(streamer)
         criteria = stopping_criteria_list(stopping_criteria)
         progress_bar = bool_from("progress_bar", progress_bar)
+
+        # 2. The rows, with masks appended, and how their masks are filled
         config = self._prepare_generation_config(generation_config, **kwargs)
         canvas = self._prepare_canvas(input_ids, attention_mask, config, batch_size, token_type_ids)
         run = self.prepare_run(config, canvas.ids, energy, logits_processor, generator)
         check_size(run.batch * (config.num_candidates if run.energy is not None else 1), canvas.ids.shape[1])
         records = Records(canvas, run)
-
         show = Show(streamer, canvas, progress_bar)
+
+        # 3. Block after block. Rows that have ended are filled no more.
         for view in canvas.views(config.block_length, longest_text(self)):
             self._fill_block(canvas, view, run, records, show)
-            if config.eos_token_id is not None:
-                eos = config.eos_token_id
-                canvas.end_rows(eos if isinstance(eos, list) else [eos])
+            if config.end_tokens:
+                canvas.end_rows(config.end_tokens)
             if criteria:
                 canvas.cut(lengths_when_stopped(criteria, canvas, view))
             show.end_block()
             if criteria and not canvas.masked.any():
                 break
-
         show.end()
+
         return records.output() if config.return_dict_in_generate else canvas.output()
 
     def _fill_block(self, canvas: Canvas, view: View, run: Run, records: Records, show: Show) -> None:
-        """Fill the masks of one block step by step; steps that reveal nothing are counted and cost nothing."""
+        """Fill the masks of one block step by step. Steps that reveal nothing are counted and cost nothing."""
         ids, num_steps = canvas.read(view), run.num_steps(view)
         records.begin_block()
         show.begin_block(view, num_steps)
+
         for step in run.steps_of(view):
             show.steps(step.index, ids)
             ids = self._step(ids, view, step, run)
@@ -140,6 +144,7 @@ class MaskedDiffusionGenerationMixin(DenoisingMixin, GenerationMixin):
                 canvas.write(view, ids)
                 records.keep(step.index)
         show.steps(num_steps, ids)
+
         canvas.write(view, ids)
         run.steps += num_steps
         records.end_block()
@@ -168,28 +173,27 @@ class MaskedDiffusionGenerationMixin(DenoisingMixin, GenerationMixin):
         for values in (self.generation_config.to_diff_dict(), given):
             config.update(**{name: x for name, x in values.items() if name in allowed and x is not None})
         # An explicit None switches off what can be off (eos_token_id=None), and is "unset" for the rest.
-        always_set = {name for name, x in EDLMGenerationConfig.diffusion_defaults.items() if x is not None} | {
-            "do_sample"
-        }
+        always_set = {name for name, x in EDLMGenerationConfig.diffusion_defaults.items() if x is not None}
+        always_set.add("do_sample")
         kwargs = {name: x for name, x in kwargs.items() if x is not None or name not in always_set}
         config.update(**kwargs)
         self._check_special_tokens(config, given | kwargs)
         return config
 
     def _check_special_tokens(self, config: EDLMGenerationConfig, given: dict) -> None:
-        """Ids that a call gives must be tokens that can stand in a text; those of the model are left out otherwise.
+        """Ids that a call gives must be tokens that can stand in a text. Those of the model are left out otherwise.
 
         Raises:
             ValueError: an end-of-text or padding token is outside the vocabulary, or the mask token.
         """
         size, mask = num_ids(self), self.config.mask_token_id
-        for name in ("eos_token_id", "pad_token_id"):
-            value = getattr(config, name)
-            ids = value if isinstance(value, list) else [] if value is None else [value]
+        padding = [] if config.pad_token_id is None else [config.pad_token_id]
+        for name, ids in (("eos_token_id", config.end_tokens), ("pad_token_id", padding)):
             wrong = [i for i in ids if i < 0 or i == mask or size is not None and i >= size]
             if wrong and given.get(name) is not None:
+                last = "..." if size is None else size - 1
                 raise ValueError(
-                    f"{name} is {value}, but a text holds ids from 0 to {'...' if size is None else size - 1} without "
+                    f"{name} is {getattr(config, name)}, but a text holds ids from 0 to {last} without "
                     f"the mask token {mask}. Use the tokenizer of the model."
                 )
             if wrong:
@@ -198,7 +202,7 @@ class MaskedDiffusionGenerationMixin(DenoisingMixin, GenerationMixin):
     def _prepare_canvas(
         self, input_ids, attention_mask, config: EDLMGenerationConfig, batch_size: int = 1, token_type_ids=None
     ) -> Canvas:
-        """The rows to fill, with the masks that are appended to them; nothing large is made before sizes are checked.
+        """The rows to fill, with masks appended to them. Nothing large is made before sizes are checked.
 
         Raises:
             ValueError: ids, attention mask or token types are not what they must be, or the text is too long.
@@ -210,6 +214,8 @@ class MaskedDiffusionGenerationMixin(DenoisingMixin, GenerationMixin):
             self._check_length(0, new, config.block_length)
             check_size(batch_size, new)
             input_ids = torch.empty(batch_size, 0, dtype=torch.long, device=self.device)
+
+        # (B, P) each: the ids, where they are text, and their types
         real = real_positions(input_ids, attention_mask)
         types = aligned_token_types(token_type_ids, input_ids, *self._token_types())
         self._check_length(int(real.sum(-1).max()) if len(real) else 0, new, config.block_length)
@@ -218,8 +224,10 @@ class MaskedDiffusionGenerationMixin(DenoisingMixin, GenerationMixin):
         check_size(len(input_ids) * repeats, input_ids.shape[1] + new)
         input_ids, real = (x.repeat_interleave(repeats, 0) for x in (input_ids, real))
         types = None if types is None else types.repeat_interleave(repeats, 0)
-        eos = config.eos_token_id[0] if isinstance(config.eos_token_id, list) else config.eos_token_id
-        pad = eos if config.pad_token_id is None else config.pad_token_id
+
+        pad = config.pad_token_id
+        if pad is None and config.end_tokens:
+            pad = config.end_tokens[0]
         canvas = Canvas(input_ids, real, new, self.config.mask_token_id, pad, types)
         if not canvas.free.any():
             logger.warning_once("There is nothing to generate: no mask token in input_ids and no max_new_tokens.")
@@ -306,7 +314,7 @@ class MaskedDiffusionGenerationMixin(DenoisingMixin, GenerationMixin):
         )
 
     def _own_energy(self, config: EDLMGenerationConfig) -> Callable | None:
-        """The energy of the model with the interface of `Run.energy`; None where it has none."""
+        """The energy of the model with the interface of `Run.energy`, None where it has none."""
         energy_type = getattr(self.config, "energy_type", "none")
         if energy_type == "none":
             return None

@@ -81,7 +81,7 @@ class Records:
             self.latest = self.canvas.output()
 
     def keep(self, index: int) -> None:
-        """Add the canvas as it is after step `index` of the block; it did not change in the steps before that."""
+        """Add the canvas as it is after step `index` of the block. It did not change in the steps before that."""
         self.repeat_latest(self.run.steps + index)
         self.latest = self.canvas.output()
         self.history.append(self.latest)

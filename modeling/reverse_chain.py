@@ -2,7 +2,7 @@
 of x_0, so the steps of a whole trajectory are drawn before the first network call.
 
 Steps that reveal nothing in any row are left out, so that a large T costs no more than the text is long. `free` (B, L)
-bool are the masks to fill; everything here lives on the CPU.
+bool are the masks to fill. Everything here lives on the CPU.
 """
 
 from collections.abc import Iterator
@@ -28,7 +28,7 @@ class Step:
 
     @property
     def rows(self) -> torch.Tensor:
-        """Indices of the rows in which something is revealed; the others need no network."""
+        """Indices of the rows in which something is revealed. The others need no network."""
         return self.counts.nonzero().squeeze(-1)
 
 

@@ -30,10 +30,10 @@ def stopping_criteria_list(given) -> list[Callable]:
 
 
 def lengths_when_stopped(criteria: list[Callable], canvas: Canvas, view: View) -> torch.Tensor:
-    """The length (B,) at which a criterion ends a row after the block of a view was filled; its full width if none.
+    """The length (B,) at which a criterion ends a row after the block of a view was filled, its full width if none.
 
     Every criterion is called with the first n tokens of all rows, once for every n at which a row is to be asked. A row
-    is asked about its finished tokens, which hold no mask; its answers at other lengths do not count.
+    is asked about its finished tokens, which hold no mask. Its answers at other lengths do not count.
     """
     filled = canvas.filled(view)  # (B, W)
     columns = torch.arange(filled.shape[1], device=filled.device)
