@@ -8,6 +8,7 @@ import inspect
 import json
 import re
 import tempfile
+from fnmatch import fnmatch
 from importlib.metadata import requires
 from pathlib import Path
 
@@ -16,11 +17,11 @@ from transformers import PreTrainedConfig
 from transformers.dynamic_module_utils import get_relative_import_files
 
 import edlm_hf
-from edlm_hf.loading import check_files, load_config
+from edlm_hf.loading import check_file, load_config
 from edlm_hf.modeling import custom_generate
 from edlm_hf.modeling.card_edlm import BLANK, KINDS, CardFacts, CardMixin, model_card, push_folder, read_json, replaces
 from edlm_hf.modeling.modeling_mdlm import auto_map
-from edlm_hf.modeling.repository_files import find_file
+from edlm_hf.modeling.repository_files import find_file, repository_files
 
 CARD = """\
 ---
@@ -143,7 +144,10 @@ def push(model, repo_id: str, *, facts: CardFacts | None = None, **kwargs) -> Co
             f"{folder} is no folder with a model: it holds none of {', '.join(entries)}, as files of its own. Give one "
             "that save_pretrained wrote."
         )
-    check_files(folder)
+    published, _ = repository_files(folder)
+    for name, file in published.items():
+        if any(fnmatch(name, pattern) for pattern in FILES):
+            check_file(file)
     return push_folder(folder, repo_id, card=better_card(folder, facts), others=missing_code(folder), **kwargs)
 
 

@@ -191,8 +191,13 @@ def check_files(folder: str | Path, patterns: tuple[str, ...] = FILES) -> None:
     """Raise ValueError if a file of a model in a local folder cannot be read."""
     for pattern in patterns:
         for file in sorted(Path(folder).glob(pattern)):
-            if fault := fault_of(file):
-                raise ValueError(f"{file} {fault}. Copy or download it again.")
+            check_file(file)
+
+
+def check_file(file: Path) -> None:
+    """Raise ValueError if a file of a model cannot be read."""
+    if fault := fault_of(file):
+        raise ValueError(f"{file} {fault}. Copy or download it again.")
 
 
 def check_configurations(folder: str) -> None:
@@ -249,7 +254,9 @@ def warnings_held_back(forget: bool = False) -> Iterator[None]:
 
 
 __all__ = [
+    "FILES",
     "as_masked_diffusion",
+    "check_file",
     "check_files",
     "load",
     "load_causal",

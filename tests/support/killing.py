@@ -19,4 +19,3 @@ def check_killed_runs(folder: Path, count: int, seed: int) -> None:
     runs = json.loads(done.stdout.splitlines()[-1])
 
     assert len(runs) == count and all(run["equal"] for run in runs), runs
-    assert sum(run["killed"] for run in runs) >= 0.7 * count, runs  # a few may have ended before their moment
