@@ -17,7 +17,7 @@ from transformers import PreTrainedConfig
 from transformers.dynamic_module_utils import get_relative_import_files
 
 import edlm_hf
-from edlm_hf.loading import FILES, check_file
+from edlm_hf.loading import FILES, check_file, load_config
 from edlm_hf.modeling import custom_generate
 from edlm_hf.modeling.card_edlm import BLANK, KINDS, CardFacts, CardMixin, model_card, push_folder, read_json, replaces
 from edlm_hf.modeling.modeling_mdlm import auto_map

@@ -26,7 +26,14 @@ from .configuration_mdlm import MDLMConfig
 from .evaluation_mode import in_eval_mode
 from .generation_edlm import EDLMGenerationConfig, MaskedDiffusionGenerationMixin
 from .masked_diffusion import at_least_float32, check_token_ids, subs_cross_entropy, subs_log_probs
-from .modeling_mdlm import MDLMForCausalLM, MDLMForMaskedLM, MDLMPreTrainedModel, list_keys, set_auto_map
+from .modeling_mdlm import (
+    CheckpointingMixin,
+    MDLMForCausalLM,
+    MDLMForMaskedLM,
+    MDLMPreTrainedModel,
+    list_keys,
+    set_auto_map,
+)
 from .network_energy import EDLMEnergyModel, EDLMEnergyOutput
 from .network_facts import num_ids, start_token
 from .network_probes import align_left, is_causal, sees_padding, without_padding
@@ -39,7 +46,7 @@ logger = logging.get_logger(__name__)
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "proxies")
 
 
-class EDLMForMaskedDiffusion(CardMixin, PreTrainedModel, MaskedDiffusionGenerationMixin):
+class EDLMForMaskedDiffusion(CardMixin, CheckpointingMixin, PreTrainedModel, MaskedDiffusionGenerationMixin):
     """A denoiser p_theta(x_0|x_t) and an energy E(x_0, x_t); together p(x_0|x_t) = p_theta exp(-E) / Z.
 
     `model.denoiser` and `model.energy_model` are plain sub-modules; either may be replaced by another with the same
@@ -270,11 +277,6 @@ class EDLMForMaskedDiffusion(CardMixin, PreTrainedModel, MaskedDiffusionGenerati
             self.energy_model.resize_token_embeddings(*args, **kwargs)
         self.config.vocab_size = self.denoiser.config.vocab_size
         return embeddings
-
-    def activation_checkpointing_disable(self):
-        """As usual; the outputs of frozen embeddings no longer require gradients either."""
-        super().activation_checkpointing_disable()
-        self.disable_input_require_grads()
 
     @property
     def vocab_size(self) -> int | None:

@@ -279,7 +279,19 @@ class MDLMOutputLayer(nn.Module):
         return hidden_states * (1 + scale) + shift
 
 
-class MDLMPreTrainedModel(CardMixin, PreTrainedModel):
+class CheckpointingMixin:
+    """Switches checkpointing of activations off as a whole.
+
+    transformers lets the embeddings require gradients when it is switched on, and leaves that so afterwards.
+    """
+
+    def _set_gradient_checkpointing(self, enable: bool = True, *args, **kwargs):
+        super()._set_gradient_checkpointing(enable, *args, **kwargs)
+        if not enable and hasattr(self, "_require_grads_hook"):
+            self.disable_input_require_grads()
+
+
+class MDLMPreTrainedModel(CardMixin, CheckpointingMixin, PreTrainedModel):
     config: MDLMConfig
     base_model_prefix = "backbone"
     supports_gradient_checkpointing = True

@@ -1,6 +1,7 @@
 """The NCE energy that reads the denoiser's trunk instead of holding one of its own."""
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -31,13 +32,20 @@ class EDLMSharedEnergyModel(MDLMPreTrainedModel):
 
     def __init__(self, trunk: MDLMModel, adapter_rank: int = 0):
         super().__init__(trunk.config)
-        self.__dict__["trunk"] = trunk
-        self.blocks = nn.ModuleList(SharedBlock(trunk, i, adapter_rank) for i in range(trunk.config.n_blocks))
+        self.reference = TrunkReference(trunk)
+        self.blocks = nn.ModuleList(
+            SharedBlock(self.reference, index, trunk.config.hidden_dim, adapter_rank)
+            for index in range(trunk.config.n_blocks)
+        )
         self.output_layer = nn.ModuleDict({"linear": ZeroLinear(trunk.config.hidden_dim, trunk.config.hidden_dim)})
         self.vocab_proj, self.energy_head = energy_layers(trunk.config.hidden_dim)
         self.post_init()
         start_as_mean(self.vocab_proj)
         self.to(trunk.device, trunk.dtype)
+
+    @property
+    def trunk(self) -> MDLMModel:
+        return self.reference.trunk
 
     def get_input_embeddings(self) -> nn.Embedding:
         return self.trunk.vocab_embed
@@ -70,6 +78,16 @@ class EDLMSharedEnergyModel(MDLMPreTrainedModel):
         return sequence_energy(self, self.run_trunk, self.output_layer["linear"], *inputs, **kwargs)
 
 
+@dataclass(frozen=True)
+class TrunkReference:
+    """The trunk of a denoiser for an energy: not a part of it, and copied only where the denoiser is copied too."""
+
+    trunk: MDLMModel
+
+    def __deepcopy__(self, memo: dict) -> "TrunkReference":
+        return TrunkReference(memo.get(id(self.trunk), self.trunk))
+
+
 class SharedBlock(nn.Module):
     """The linear layers with which an energy runs a block of the trunk, under their names there.
 
@@ -78,12 +96,11 @@ class SharedBlock(nn.Module):
 
     gradient_checkpointing = False
 
-    def __init__(self, trunk: MDLMModel, index: int, rank: int):
+    def __init__(self, reference: TrunkReference, index: int, width: int, rank: int):
         super().__init__()
-        width = trunk.config.hidden_dim
 
         def layer(name: str, in_features: int, out_features: int) -> SharedLinear:
-            return SharedLinear(trunk, f"blocks.{index}.{name}", in_features, out_features, rank)
+            return SharedLinear(reference, f"blocks.{index}.{name}", in_features, out_features, rank)
 
         self.attn_qkv = layer("attn_qkv", width, 3 * width)
         self.attn_out = layer("attn_out", width, width)
@@ -94,15 +111,15 @@ class SharedLinear(nn.Linear):
     """What a linear layer of the trunk computes at present, + B A x with its own (LoRA, arXiv 2106.09685).
 
     Args:
-        trunk, name: where the layer is looked up at every call; a reference, not a sub-module.
+        reference, name: where the layer is looked up at every call.
         in_features, out_features: of that layer.
         rank: of `down` (rank, in) = A and `up` (out, rank) = B; 0 for none, so that the layer owns nothing.
     """
 
-    def __init__(self, trunk: nn.Module, name: str, in_features: int, out_features: int, rank: int = 0):
+    def __init__(self, reference: TrunkReference, name: str, in_features: int, out_features: int, rank: int = 0):
         nn.Module.__init__(self)
-        self.__dict__["trunk"] = trunk
-        self.name = name
+        self.reference = reference
+        self.path = tuple(name.split("."))
         self.in_features = in_features
         self.out_features = out_features
         self.down = nn.Parameter(torch.empty(rank, in_features)) if rank else None
@@ -110,7 +127,11 @@ class SharedLinear(nn.Linear):
 
     @property
     def source(self) -> nn.Module:
-        return self.trunk.get_submodule(self.name)
+        """The layer of the trunk, whatever stands there now."""
+        module = self.reference.trunk
+        for name in self.path:
+            module = getattr(module, name)
+        return module
 
     @property
     def weight(self) -> torch.Tensor:
@@ -126,9 +147,10 @@ class SharedLinear(nn.Linear):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = self.source(x)
-        if not self.rank:
+        down = self.down
+        if down is None:
             return y
-        update = nn.functional.linear(nn.functional.linear(x.to(self.down.dtype), self.down), self.up)
+        update = nn.functional.linear(nn.functional.linear(x.to(down.dtype), down), self.up)
         return y + update.to(y.dtype)
 
 

@@ -308,7 +308,7 @@ def test_checkpointed_activations_change_no_loss(tmp_path, base):
     runs = [adapter_trainer(tmp_path, base, 0.0, gradient_checkpointing=on, max_steps=4) for on in (False, True)]
     for trainer in runs:
         trainer.train()
-    assert all(block.gradient_checkpointing for block in runs[1].model.energy_model.twin.blocks)
+    assert all(block.gradient_checkpointing for block in runs[1].model.energy_model.blocks)
     assert logged(runs[0]) == pytest.approx(logged(runs[1]), abs=1e-6)
 
 
