@@ -35,7 +35,7 @@ from .modeling_mdlm import (
     set_auto_map,
 )
 from .network_energy import EDLMEnergyModel, EDLMEnergyOutput
-from .network_facts import num_ids, start_token
+from .network_facts import device_of, num_ids, start_token
 from .network_probes import align_left, is_causal, sees_padding, without_padding
 from .shared_energy import EDLMSharedEnergyModel
 from .vocabulary import absent_ids, check_mask_token, suppress_absent
@@ -143,6 +143,8 @@ class EDLMForMaskedDiffusion(CardMixin, CheckpointingMixin, PreTrainedModel, Mas
         if energy is not None:
             check_module("energy", energy)
         check_denoiser(denoiser)
+        if energy_type == "nce" and energy is None:
+            check_loaded(denoiser)
         if energy_type == "nce":
             check_network(energy)
         reference = name_of(energy) if energy_by_reference else None
@@ -284,8 +286,8 @@ class EDLMForMaskedDiffusion(CardMixin, CheckpointingMixin, PreTrainedModel, Mas
 
     @property
     def device(self) -> torch.device:
-        """Of the first parameter or buffer; the CPU for parts that have neither."""
-        return next((x.device for x in (*self.parameters(), *self.buffers())), torch.device("cpu"))
+        """Where the parts compute, also while their weights are offloaded; the CPU for parts without any."""
+        return device_of(self)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -644,6 +646,15 @@ def check_module(name: str, part) -> None:
         raise ValueError(
             f"The {name} is a {type(part).__name__}, but a model is needed (torch.nn.Module) or the name of one. A "
             "function that weighs proposals goes to generate(energy=...)."
+        )
+
+
+def check_loaded(denoiser: nn.Module) -> None:
+    """Refuse weights that are offloaded as the start of an energy."""
+    if any(parameter.device.type == "meta" for parameter in denoiser.parameters()):
+        raise ValueError(
+            "An energy cannot start from a denoiser whose weights are offloaded (on the device `meta`). Put the energy "
+            "on it first, and offload the whole."
         )
 
 

@@ -26,6 +26,7 @@ from .configuration_mdlm import MDLMConfig
 from .fill_mask import register_fill_mask
 from .generation_edlm import EDLMGenerationConfig, MaskedDiffusionGenerationMixin
 from .masked_diffusion import subs_cross_entropy
+from .network_facts import device_of
 from .projection import full_precision, precision_of, wide_projection
 from .vocabulary import not_emitted
 
@@ -313,6 +314,11 @@ class MDLMPreTrainedModel(CardMixin, CheckpointingMixin, PreTrainedModel):
     _composite_part = "denoiser"
     _composite_part_is_causal = False
     _auto_map = {}
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network computes, also while its weights are offloaded."""
+        return device_of(self)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):

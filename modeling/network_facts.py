@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterator
 from numbers import Integral
 
+import torch
 from torch import nn
 
 # The names under which configurations keep the length of a text, most telling first
@@ -147,6 +148,30 @@ def input_embedding(model) -> nn.Module | None:
         return None
 
 
+# ------------------------------------------------------------------------------------------------------------- devices
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where a network computes: at its first weight that is loaded, or where offloaded weights are moved to.
+
+    The CPU for a network without weights.
+    """
+    devices = [x.device for x in (*model.parameters(), *model.buffers())]
+    loaded = next((device for device in devices if device.type != "meta"), None)
+    if loaded is not None:
+        return loaded
+    places = (place for module in model.modules() for place in execution_devices(getattr(module, "_hf_hook", None)))
+    return next(places, devices[0] if devices else torch.device("cpu"))
+
+
+def execution_devices(hook) -> Iterator[torch.device]:
+    """The devices to which a hook of accelerate moves weights and inputs; a hook may be a sequence of others."""
+    for part in getattr(hook, "hooks", [hook]):
+        place = getattr(part, "execution_device", None)
+        if place is not None:
+            yield torch.device(place)
+
+
 # ------------------------------------------------------------------------------------------------------ special tokens
 
 
@@ -199,4 +224,4 @@ def first_number(config, names: tuple[str, ...]) -> int | None:
     return None
 
 
-__all__ = ["longest_text", "num_ids", "special_ids", "start_token", "vocabulary_size"]
+__all__ = ["device_of", "longest_text", "num_ids", "special_ids", "start_token", "vocabulary_size"]

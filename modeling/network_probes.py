@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from .evaluation_mode import evaluating
 from .modeling_mdlm import MDLMPreTrainedModel
+from .network_facts import device_of
 
 # Types of transformers in which padding takes part though it is masked: tokens are mixed without a mask, convolved,
 # pooled or hashed in blocks. A probe in half precision may miss the smaller of these effects.
@@ -32,11 +33,12 @@ _lock = Lock()
 
 def is_causal(model: nn.Module) -> bool:
     """Whether a later token leaves the logits before it as they are; a model that fails counts as causal."""
-    if not isinstance(model, PreTrainedModel) or model.device.type == "meta":
+    device = device_of(model)
+    if not isinstance(model, PreTrainedModel) or device.type == "meta":
         return True
     if isinstance(model, MDLMPreTrainedModel) or model.config.is_encoder_decoder:
         return getattr(model.config, "causal", False)
-    ids = torch.zeros(2, 3, dtype=torch.long, device=model.device)
+    ids = torch.zeros(2, 3, dtype=torch.long, device=device)
     ids[1, -1] = 1
 
     def logits_of(ids):

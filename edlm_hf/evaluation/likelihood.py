@@ -20,6 +20,7 @@ from edlm_hf.evaluation.terms import joint_nats, log_gain, proposal, total
 from edlm_hf.modeling.denoising_edlm import Run
 from edlm_hf.modeling.energy_edlm import autoregressive_log_probs
 from edlm_hf.modeling.evaluation_mode import evaluating
+from edlm_hf.modeling.network_facts import device_of
 from edlm_hf.modeling.network_probes import is_causal
 
 
@@ -415,10 +416,6 @@ def prepare(
     run = model.prepare_run(config, torch.empty(0, 0, dtype=torch.long, device=device_of(model)), energy)
     texts = read_texts(model.config, input_ids, attention_mask, scored, text_numbers)
     return run, Noising(texts, run.schedule, num_samples, batch_size, seed, distributed)
-
-
-def device_of(model: nn.Module) -> torch.device:
-    return next((x.device for x in (*model.parameters(), *model.buffers())), torch.device("cpu"))
 
 
 def scoring(model: nn.Module, noising: Noising, batches: Iterable[Noised], progress_bar: bool) -> Iterable[Noised]:

@@ -17,9 +17,10 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from edlm_hf.data import document_windows
-from edlm_hf.evaluation.likelihood import LikelihoodEstimate, device_of, discrete_nelbo, nelbo, sampler_bound
+from edlm_hf.evaluation.likelihood import LikelihoodEstimate, discrete_nelbo, nelbo, sampler_bound
 from edlm_hf.modeling.canvas_edlm import View
 from edlm_hf.modeling.generation_edlm import MaskedDiffusionGenerationMixin
+from edlm_hf.modeling.network_facts import device_of
 from edlm_hf.tokenization import check_mask_token
 
 logger = logging.get_logger(__name__)
