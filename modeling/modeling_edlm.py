@@ -23,9 +23,10 @@ from .autoregressive_energy import accepts, as_output_object, autoregressive_log
 from .card_edlm import CardMixin
 from .configuration_edlm import ENERGY_TYPES, EDLMConfig, PlainModuleConfig, check_choice
 from .configuration_mdlm import MDLMConfig
+from .denoising_edlm import fill_candidates
 from .evaluation_mode import in_eval_mode
 from .generation_edlm import EDLMGenerationConfig, MaskedDiffusionGenerationMixin
-from .masked_diffusion import at_least_float32, check_token_ids, subs_cross_entropy, subs_log_probs
+from .masked_diffusion import at_least_float32, check_token_ids, subs_cross_entropy, token_log_probs
 from .modeling_mdlm import (
     CheckpointingMixin,
     MDLMForCausalLM,
@@ -391,17 +392,22 @@ class EDLMForMaskedDiffusion(CardMixin, CheckpointingMixin, PreTrainedModel, Mas
             order, attention_mask = align_left(attention_mask.to(noisy_ids.device))
             noisy_ids = noisy_ids.gather(1, order)
             candidate_ids = candidate_ids.gather(2, order.unsqueeze(1).expand_as(candidate_ids))
-        proposed = candidate_ids[(noisy_ids == self.config.mask_token_id).unsqueeze(1).expand_as(candidate_ids)]
-        proposal, vocab_size = None, self.config.vocab_size
-        if self.config.energy_type in ("ar", "coar"):
-            logits = self.text_logits(noisy_ids, attention_mask, timesteps)
-            vocab_size = logits.shape[-1]
-            logits = suppress_absent(logits.clone(), self.config)
-            proposal = subs_log_probs(logits, noisy_ids, self.config.mask_token_id)  # (B, L, V)
+        masked = noisy_ids == self.config.mask_token_id
+        proposed = candidate_ids[masked.unsqueeze(1).expand_as(candidate_ids)]
+        if self.config.energy_type not in ("ar", "coar"):
+            check_token_ids("candidate_ids", proposed, self.config.vocab_size, self.config.mask_token_id)
+            return self.candidate_energies(candidate_ids, noisy_ids, None, None, attention_mask, timesteps)
+
+        # log p_theta of the N masked tokens (N, V), and of those of the candidates (B, k, L), 0 where visible
+        positions = masked | ~masked.any()
+        features, project = self.features_at(positions, noisy_ids, attention_mask, timesteps)
+        log_probs = token_log_probs(suppress_absent(project(features), self.config), self.config.mask_token_id)
+        vocab_size = log_probs.shape[-1]
         check_token_ids("candidate_ids", proposed, vocab_size, self.config.mask_token_id)
-        if proposal is not None:
-            tokens = candidate_ids.clamp(0, vocab_size - 1)
-            proposal = proposal.gather(-1, tokens.transpose(1, 2)).transpose(1, 2)
+        tokens = candidate_ids.transpose(1, 2)[positions].clamp(0, vocab_size - 1)
+        nothing = torch.zeros(noisy_ids.shape, dtype=log_probs.dtype, device=log_probs.device)
+        proposal = fill_candidates(nothing, positions, log_probs.gather(-1, tokens))
+        proposal = torch.where(masked.unsqueeze(1), proposal, 0)
         return self.candidate_energies(candidate_ids, noisy_ids, proposal, vocab_size, attention_mask, timesteps)
 
     def candidate_energies(
