@@ -27,7 +27,8 @@ from edlm_hf.modeling import modeling_edlm
 from edlm_hf.modeling.generation_edlm import EDLMGenerationConfig
 from edlm_hf.modeling.modeling_edlm import EDLMForMaskedDiffusion
 from edlm_hf.modeling.modeling_mdlm import MDLMForMaskedLM
-from edlm_hf.tokenization import add_mask_token, check_mask_token
+from edlm_hf.modeling.vocabulary import fit_to_tokenizer
+from edlm_hf.tokenization import add_mask_token
 
 OURS = ("mdlm", "edlm")
 # What describes a model and is read before all else: libraries pass over some of it where it is damaged
@@ -79,7 +80,7 @@ def load_masked(
         tokenizer = tokenizer or add_mask_token(load_tokenizer(name, **where))
         model = as_masked_diffusion(network, tokenizer)
     if tokenizer is not None and tokenizer.mask_token_id is not None:
-        check_mask_token(tokenizer, model.config)
+        fit_to_tokenizer(model, tokenizer)
     return model
 
 

@@ -8,6 +8,7 @@ from transformers import AutoModelForMaskedLM, BertConfig, BertForMaskedLM, PreT
 
 from edlm_hf import EDLMConfig, EDLMForMaskedDiffusion, MDLMConfig
 from edlm_hf.evaluation import autoregressive_nll, nelbo
+from edlm_hf.loading import load_with_tokenizer
 from edlm_hf.modeling.vocabulary import absent_ids, fit_to_tokenizer
 from edlm_hf.tokenization import add_mask_token, vocabulary_rows
 
@@ -121,6 +122,18 @@ def test_what_was_absent_is_absent_after_saving_and_loading(tmp_path, kind):
     assert loaded.config.absent_token_ids == model.config.absent_token_ids is not None
     drawn = loaded.generate(batch_size=40, max_length=8, max_denoising_steps=2, generator=seed())
     assert not (ABSENT | {13, 14, 15}) & set(drawn.flatten().tolist())
+
+
+@pytest.mark.parametrize("kind", ["denoiser", "composite"])
+def test_a_checkpoint_that_does_not_say_what_is_absent_is_asked_its_tokenizer(tmp_path, kind):
+    """As every checkpoint of 0.1.0, and those of others."""
+    model = eager_denoiser() if kind == "denoiser" else build(eager_denoiser(), energy_type="nce")
+    model.save_pretrained(tmp_path)
+    with_holes().save_pretrained(tmp_path)
+    loaded, _ = load_with_tokenizer(str(tmp_path))
+    assert loaded.config.absent_token_ids == [[3, 4], [9, 9]]
+    drawn = loaded.generate(batch_size=40, max_length=8, max_denoising_steps=2, generator=seed())
+    assert not ABSENT & set(drawn.flatten().tolist())
 
 
 @pytest.mark.parametrize("ranges", [[[3]], [[4, 3]], [[-1, 2]], [[12, 13]]])
