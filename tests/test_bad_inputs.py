@@ -9,6 +9,7 @@ from pathlib import Path
 
 import bad_inputs
 import pytest
+from python_path import python_path
 
 CONSTRAINTS = Path(__file__).parents[1] / "constraints.txt"
 SECTIONS = {section.title: section for section in bad_inputs.SECTIONS}
@@ -19,7 +20,7 @@ def answers(tmp_path_factory):
     """Of all lines, by section; in a process of its own without a network."""
     folder = tmp_path_factory.mktemp("answers")
     here = {"HF_HOME": str(folder / "hf"), "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    here |= {"COLUMNS": "500", "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    here |= {"COLUMNS": "500", "PYTHONPATH": python_path()}
     command = [sys.executable, bad_inputs.__file__, folder / "answers.json"]
     done = subprocess.run(list(map(str, command)), env=os.environ | here, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-4000:]

@@ -16,6 +16,7 @@ from hub_client import HubClient
 from hub_server import HubServer, Repository
 from local_hub import write_bert
 from published import randomised, tiny_causal, tiny_config, tiny_denoiser
+from python_path import python_path
 
 import edlm_hf
 from edlm_hf.checkpoints import ASSETS, CHECKPOINTS
@@ -35,7 +36,7 @@ def test_every_block_of_every_page_runs_as_written(tmp_path):
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "TRANSFORMERS_"))}
     here = {"HF_HOME": str(tmp_path / "hf"), "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
     here |= {"OMP_NUM_THREADS": "1", "MPLBACKEND": "agg", "CUDA_VISIBLE_DEVICES": ""}
-    here |= {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    here |= {"PYTHONPATH": python_path()}
     command = [sys.executable, pages.__file__, tmp_path / "scratch", tmp_path / "report.json", *PAGES]
     done = subprocess.run(list(map(str, command)), env=kept | here, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-4000:]

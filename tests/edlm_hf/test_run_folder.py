@@ -13,6 +13,7 @@ import torch
 from filelock import FileLock
 from killing import check_killed_runs
 from published import tiny_config
+from python_path import python_path
 from safetensors.torch import load_file
 from training import denoiser_trainer, random_blocks
 
@@ -98,7 +99,7 @@ def test_trainers_in_python_keep_each_other_out_too(tmp_path):
 def test_the_lock_of_a_process_that_was_killed_is_free(tmp_path):
     script = "import sys, time\nfrom edlm_hf.training.run_folder import FolderLock\n"
     script += f"with FolderLock({str(tmp_path)!r}):\n    print('held', flush=True)\n    time.sleep(600)"
-    here = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    here = os.environ | {"PYTHONPATH": python_path()}
     process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, env=here)
     assert process.stdout.readline() == "held\n"
     with pytest.raises(ValueError, match=f"process {process.pid} on"):

@@ -10,6 +10,7 @@ import pytest
 import torch
 from program import start
 from published import tiny_causal, tiny_config, tiny_denoiser
+from python_path import python_path
 from training import arguments, rows_with_prompts
 
 from edlm_hf import EDLMForMaskedDiffusion, MDLMForMaskedLM
@@ -65,7 +66,7 @@ def rendezvous() -> list[dict[str, str]]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
-    shared |= {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    shared |= {"PYTHONPATH": python_path()}
     return [shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2)]
 
 

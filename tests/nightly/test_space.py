@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 from published import randomised, tiny_config, tiny_denoiser
+from python_path import python_path
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
@@ -78,7 +79,7 @@ def address(model, tmp_path_factory):
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     here = {"EDLM_MODEL": str(folder), "GRADIO_SERVER_NAME": "127.0.0.1", "GRADIO_SERVER_PORT": str(port)}
-    here |= {"HF_HUB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    here |= {"HF_HUB_OFFLINE": "1", "PYTHONPATH": python_path()}
     with open(folder / "log", "w") as log:
         command = [sys.executable, ROOT / "space" / "app.py"]
         space = subprocess.Popen(command, env=os.environ | here, stdout=log, stderr=log)

@@ -8,6 +8,8 @@ import subprocess
 import sys
 import textwrap
 
+from python_path import python_path
+
 LOOP = """
 import json, os, sys, traceback
 answers = os.fdopen(os.dup(1), "w")
@@ -28,7 +30,7 @@ class HubClient:
     """`client(function, **arguments)` runs the source of a function there; arguments and its value travel as JSON."""
 
     def __init__(self, environment: dict[str, str]):
-        path = os.pathsep.join(entry for entry in sys.path if entry)
+        path = python_path()
         self.process = subprocess.Popen(
             [sys.executable, "-c", LOOP],
             env=os.environ | {"PYTHONPATH": path} | environment,
