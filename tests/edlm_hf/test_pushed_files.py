@@ -6,8 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-from hub_client import HubClient
-from hub_server import TOKEN, HubServer
+from hub_server import TOKEN
 from published import tiny_denoiser
 
 from edlm_hf.modeling.card_edlm import check_references
@@ -17,20 +16,6 @@ from edlm_hf.tokenization import text8_tokenizer
 LONG = "hf_" + "aB3dE6" * 6
 NOBODYS = "for nobody else"
 KEY = "-----BEGIN OPENSSH PRIVATE KEY-----\nabc\n"
-
-
-@pytest.fixture(scope="module")
-def hub():
-    server = HubServer()
-    yield server
-    server.close()
-
-
-@pytest.fixture(scope="module")
-def client(hub, tmp_path_factory):
-    process = HubClient(hub.environment(tmp_path_factory.mktemp("client")))
-    yield process
-    process.close()
 
 
 @pytest.fixture

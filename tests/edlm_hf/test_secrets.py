@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 from hub_client import HubClient
-from hub_server import TOKEN, HubServer
+from hub_server import TOKEN
 from published import tiny_denoiser
 from training import arguments
 from typer.testing import CliRunner
@@ -141,13 +141,6 @@ def test_messages_show_no_secret(tmp_path):
         result = CliRunner().invoke(app, list(map(str, command)))
         assert result.exit_code == code, result.output
         assert LONG not in result.output and "my secret" not in result.output and len(result.output) > 40
-
-
-@pytest.fixture(scope="module")
-def hub():
-    server = HubServer()
-    yield server
-    server.close()
 
 
 @pytest.fixture(scope="module")

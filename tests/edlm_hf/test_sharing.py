@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 from bare import BarePython
-from hub_client import HubClient, fingerprint
-from hub_server import HubServer
+from hub_client import fingerprint
 from huggingface_hub import ModelCard
 from published import randomised, tiny_causal, tiny_config, tiny_denoiser
 
@@ -50,20 +49,6 @@ AUTO = {
     "trunk": "AutoModel",
     "energy": "EDLMEnergyModel",
 }
-
-
-@pytest.fixture(scope="module")
-def hub():
-    server = HubServer()
-    yield server
-    server.close()
-
-
-@pytest.fixture(scope="module")
-def client(hub, tmp_path_factory):
-    process = HubClient(hub.environment(tmp_path_factory.mktemp("client")))
-    yield process
-    process.close()
 
 
 @pytest.fixture(scope="module")
