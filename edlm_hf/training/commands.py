@@ -39,7 +39,7 @@ from edlm_hf.modeling.network_facts import longest_text, num_ids
 from edlm_hf.modeling.vocabulary import absent_ids, fit_to_tokenizer
 from edlm_hf.terminal import tell, visible, write
 from edlm_hf.tokenization import add_mask_token, normalize_text8, text8_tokenizer, vocabulary_rows
-from edlm_hf.training.run_folder import FolderLock, last_complete_checkpoint
+from edlm_hf.training.run_folder import FolderLock, last_complete_checkpoint, named_checkpoint
 from edlm_hf.training.trainer_autoregressive import AutoregressiveTrainer
 from edlm_hf.training.trainer_base import EDLMTrainer, EDLMTrainingArguments
 from edlm_hf.training.trainer_denoiser import MaskedDiffusionArguments, MaskedDiffusionTrainer
@@ -420,11 +420,10 @@ def run(trainer_class: type[EDLMTrainer], model: PreTrainedModel, parsed: tuple,
 
 def train(trainer_class: type[EDLMTrainer], model: PreTrainedModel, parsed: tuple, tokenizer) -> dict:
     data, _, args = parsed
-    recipe, checkpoint = recipe_of(parsed), args.resume_from_checkpoint
+    recipe, where = recipe_of(parsed), (args.output_dir, bool(args.ema_decay))
     with args.main_process_first(desc="looking for checkpoints"):
-        if checkpoint is None:
-            newest = args.output_dir, bool(args.ema_decay)
-            checkpoint = last_complete_checkpoint(*newest, set_aside=args.process_index == 0)
+        checkpoint = named_checkpoint(args.resume_from_checkpoint, *where)
+        checkpoint = checkpoint or last_complete_checkpoint(*where, set_aside=args.process_index == 0)
     if checkpoint is not None:
         check_same_run(str(Path(checkpoint).parent), recipe)
     with args.main_process_first(desc="making blocks"):

@@ -181,10 +181,25 @@ def last_complete_checkpoint(output_dir: str | Path, has_average: bool = False, 
     return None
 
 
+def named_checkpoint(given: str | bool | None, output_dir: str | Path, has_average: bool = False) -> str | None:
+    """The checkpoint that `resume_from_checkpoint` names, which is whole: a path, or True for the newest.
+
+    Raises:
+        ValueError: it lacks a part or is damaged, or there is none.
+    """
+    if given is True:
+        if (found := last_complete_checkpoint(output_dir, has_average)) is None:
+            raise ValueError(f"resume_from_checkpoint is True, but {output_dir} holds no checkpoint. Leave it out.")
+        return found
+    if given and (fault := fault_of_checkpoint(given, has_average)):
+        raise ValueError(f"Training cannot go on from {given}: {fault}. Give one that is whole.")
+    return given or None
+
+
 def free_name(checkpoint: Path) -> Path:
     """`damaged-checkpoint-N` beside a checkpoint, with a number behind it if there is one already."""
     names = [f"{DAMAGED}{checkpoint.name}", *(f"{DAMAGED}{checkpoint.name}.{i}" for i in range(1, 1000))]
     return next(checkpoint.with_name(name) for name in names if not checkpoint.with_name(name).exists())
 
 
-__all__ = ["FolderLock", "fault_of_checkpoint", "last_complete_checkpoint", "write_manifest"]
+__all__ = ["FolderLock", "fault_of_checkpoint", "last_complete_checkpoint", "named_checkpoint", "write_manifest"]

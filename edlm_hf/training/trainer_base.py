@@ -33,7 +33,7 @@ from edlm_hf.training.run_folder import (
     PRESENT_WEIGHTS,
     FolderLock,
     fault_of_checkpoint,
-    last_complete_checkpoint,
+    named_checkpoint,
     write_manifest,
 )
 
@@ -114,7 +114,7 @@ class EDLMTrainer(Trainer):
 
     arguments_class = EDLMTrainingArguments
     measured: tuple[str, ...] = ()  # what `evaluate_rows` measures, `tokens` among it
-    has_folder = False  # whether whoever trains holds the lock of `output_dir` already
+    has_folder = False  # whether whoever trains has locked `output_dir` and looked at the checkpoint already
     rows_per_step = 0  # rows of the present step, in all processes and accumulation steps
     items_per_process = 0.0  # what the sums over the present step of this process are divided by
 
@@ -421,21 +421,12 @@ class EDLMTrainer(Trainer):
         Raises:
             ValueError: another run works in the folder; the checkpoint lacks a part or is damaged, or there is none.
         """
-        checkpoint = self.whole_checkpoint(resume_from_checkpoint)
-        alone = self.has_folder or self.args.process_index
-        with nullcontext() if alone else FolderLock(self.args.output_dir):
+        if self.has_folder:
+            return super().train(resume_from_checkpoint, *args, **kwargs)
+        folder = self.args.output_dir
+        checkpoint = named_checkpoint(resume_from_checkpoint, folder, bool(self.args.ema_decay))
+        with nullcontext() if self.args.process_index else FolderLock(folder):
             return super().train(checkpoint, *args, **kwargs)
-
-    def whole_checkpoint(self, given: str | bool | None) -> str | None:
-        """The checkpoint that `resume_from_checkpoint` names, which is whole."""
-        folder, has_average = self.args.output_dir, bool(self.args.ema_decay)
-        if given is True:
-            if (found := last_complete_checkpoint(folder, has_average)) is None:
-                raise ValueError(f"resume_from_checkpoint is True, but {folder} holds no checkpoint. Leave it out.")
-            return found
-        if given and (fault := fault_of_checkpoint(given, has_average)):
-            raise ValueError(f"Training cannot go on from {given}: {fault}. Give one that is whole.")
-        return given or None
 
     def _save_checkpoint(self, model, trial):
         """As usual; the last word makes it complete. One that is written again is not, until then."""
