@@ -29,7 +29,7 @@ from .reverse_chain import (
     most_confident_steps,
     most_masks,
 )
-from .vocabulary import suppress_absent
+from .vocabulary import suppress_impossible
 
 
 @dataclass
@@ -178,9 +178,7 @@ class DenoisingMixin:
 
     def proposal_logits(self, logits: torch.Tensor, noisy: torch.Tensor, row_of: torch.Tensor, run: Run):
         """Logits (N, V) of the proposal: neither the mask nor ids without a token, then the user's processors."""
-        if self.config.mask_token_id < logits.shape[-1]:
-            logits[:, self.config.mask_token_id] = -torch.inf
-        suppress_absent(logits, self.config)
+        suppress_impossible(logits, self.config)
         return run.processors(noisy[row_of], logits) if run.processors else logits
 
     def _take_most_confident(self, ids: torch.Tensor, view: View, step: Step, run: Run) -> torch.Tensor:

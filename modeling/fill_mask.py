@@ -4,11 +4,10 @@ The `logits` of a denoiser are raw, the mask token's among them, which a softmax
 class takes the place of the pipeline of transformers and does what that does for all other models.
 """
 
-import torch
 from transformers import FillMaskPipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 
-from .vocabulary import check_mask_token, suppress_absent
+from .vocabulary import check_mask_token, suppress_impossible
 
 MODEL_TYPES = ("mdlm", "edlm")
 
@@ -29,14 +28,8 @@ class MaskedDiffusionFillMaskPipeline(FillMaskPipeline):
     def _forward(self, model_inputs):
         outputs = super()._forward(model_inputs)
         if self.is_masked_diffusion:
-            outputs["logits"] = possible_logits(outputs["logits"], self.model.config)
+            outputs["logits"] = suppress_impossible(outputs["logits"], self.model.config)
         return outputs
-
-
-def possible_logits(logits: torch.Tensor, config) -> torch.Tensor:
-    """Logits (..., V) with -inf at the mask token and at ids without a token."""
-    is_mask = torch.arange(logits.shape[-1], device=logits.device) == config.mask_token_id
-    return suppress_absent(logits.masked_fill(is_mask, -torch.inf), config)
 
 
 def register_fill_mask() -> None:

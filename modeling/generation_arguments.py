@@ -6,7 +6,7 @@ import torch
 from transformers import GenerationConfig, LogitsProcessorList
 
 from .masked_diffusion import at_least_float32
-from .vocabulary import not_emitted
+from .vocabulary import suppress_impossible
 
 TYPES = {
     "generation_config": (GenerationConfig, "an EDLMGenerationConfig"),
@@ -118,12 +118,10 @@ class ImpossibleTokens:
     """A logits processor that makes the mask token and ids without a token impossible again."""
 
     def __init__(self, config):
-        self.mask_token_id = config.mask_token_id
-        self.absent = getattr(config, "absent_token_ids", None)
+        self.config = config
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.Tensor) -> torch.Tensor:
-        excluded = not_emitted(scores.shape[-1], self.mask_token_id, self.absent)
-        return scores.masked_fill(excluded.to(scores.device), -torch.inf)
+        return suppress_impossible(scores.clone(), self.config)  # the processor before may keep its scores
 
 
 def checked_energy(energy: Callable) -> Callable:

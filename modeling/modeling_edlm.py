@@ -39,7 +39,7 @@ from .network_energy import EDLMEnergyModel, EDLMEnergyOutput
 from .network_facts import device_of, num_ids, start_token
 from .network_probes import align_left, is_causal, sees_padding, without_padding
 from .shared_energy import EDLMSharedEnergyModel
-from .vocabulary import absent_ids, check_mask_token, suppress_absent
+from .vocabulary import absent_ids, check_mask_token, suppress_impossible
 
 logger = logging.get_logger(__name__)
 
@@ -144,10 +144,8 @@ class EDLMForMaskedDiffusion(CardMixin, CheckpointingMixin, PreTrainedModel, Mas
         if energy is not None:
             check_module("energy", energy)
         check_denoiser(denoiser)
-        if energy_type == "nce" and energy is None:
-            check_loaded(denoiser)
         if energy_type == "nce":
-            check_network(energy)
+            check_loaded(denoiser) if energy is None else check_network(energy)
         reference = name_of(energy) if energy_by_reference else None
         denoiser_config = config_of(denoiser)
         if mask_token_id is None and getattr(denoiser_config, "mask_token_id", None) is None and tokenizer is not None:
@@ -401,7 +399,7 @@ class EDLMForMaskedDiffusion(CardMixin, CheckpointingMixin, PreTrainedModel, Mas
         # log p_theta of the N masked tokens (N, V), and of those of the candidates (B, k, L), 0 where visible
         positions = masked | ~masked.any()
         features, project = self.features_at(positions, noisy_ids, attention_mask, timesteps)
-        log_probs = token_log_probs(suppress_absent(project(features), self.config), self.config.mask_token_id)
+        log_probs = token_log_probs(suppress_impossible(project(features), self.config), self.config.mask_token_id)
         vocab_size = log_probs.shape[-1]
         check_token_ids("candidate_ids", proposed, vocab_size, self.config.mask_token_id)
         tokens = candidate_ids.transpose(1, 2)[positions].clamp(0, vocab_size - 1)
@@ -664,7 +662,7 @@ def check_loaded(denoiser: nn.Module) -> None:
         )
 
 
-def check_network(energy: nn.Module | None) -> None:
+def check_network(energy: nn.Module) -> None:
     """Refuse a model that does not read candidates in the place of the NCE energy; modules of others are believed."""
     if isinstance(energy, PreTrainedModel) and not accepts(energy, "candidate_ids"):
         raise ValueError(

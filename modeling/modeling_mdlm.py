@@ -713,8 +713,9 @@ class MDLMForCausalLM(MDLMHeadedModel, GenerationMixin):
         )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.get_output_embeddings()(outputs.last_hidden_state[:, kept])
-        never_text = not_emitted(logits.shape[-1], self.config.mask_token_id, self.config.absent_token_ids)
-        logits = logits.masked_fill(never_text.to(logits.device), torch.finfo(logits.dtype).min)
+        excluded = self.config.mask_token_id, self.config.absent_token_ids
+        never_text = not_emitted(logits.shape[-1], *excluded, device=logits.device)
+        logits = logits.masked_fill(never_text, torch.finfo(logits.dtype).min)
         loss = None
         if labels is not None or kwargs.get("shift_labels") is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=logits.shape[-1], **kwargs)

@@ -34,16 +34,23 @@ def absent_ids(tokenizer, rows: int | None) -> list[list[int]] | None:
     return ranges if known and ranges else None
 
 
-def suppress_absent(logits: torch.Tensor, config) -> torch.Tensor:
-    """Make the absent ids of a configuration impossible in logits (..., V), in place."""
+def suppress_impossible(logits: torch.Tensor, config) -> torch.Tensor:
+    """Make the mask token and the absent ids of a configuration impossible in logits (..., V), in place."""
+    if config.mask_token_id < logits.shape[-1]:
+        logits[..., config.mask_token_id] = -torch.inf
     for first, last in getattr(config, "absent_token_ids", None) or ():
         logits[..., first : last + 1] = -torch.inf
     return logits
 
 
-def not_emitted(rows: int, mask_token_id: int, absent: Iterable[Iterable[int]] | None = None) -> torch.Tensor:
+def not_emitted(
+    rows: int,
+    mask_token_id: int,
+    absent: Iterable[Iterable[int]] | None = None,
+    device: torch.device | str = "cpu",
+) -> torch.Tensor:
     """(rows,) bool: the mask token and the absent ids, which no denoiser emits."""
-    excluded = torch.zeros(rows, dtype=torch.bool, device="cpu")
+    excluded = torch.zeros(rows, dtype=torch.bool, device=device)
     for first, last in [(mask_token_id, mask_token_id), *(absent or ())]:
         excluded[max(first, 0) : last + 1] = True
     return excluded
@@ -89,4 +96,4 @@ def check_mask_token(tokenizer, config, required: bool = True) -> None:
         )
 
 
-__all__ = ["absent_ids", "check_mask_token", "fit_to_tokenizer", "suppress_absent"]
+__all__ = ["absent_ids", "check_mask_token", "fit_to_tokenizer", "suppress_impossible"]

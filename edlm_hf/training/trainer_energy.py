@@ -15,7 +15,7 @@ from edlm_hf.modeling.masked_diffusion import (
     sample_categorical,
     token_log_probs,
 )
-from edlm_hf.modeling.vocabulary import suppress_absent
+from edlm_hf.modeling.vocabulary import suppress_impossible
 from edlm_hf.training.objectives import (
     NCE_LOSSES,
     lattice_times,
@@ -189,7 +189,7 @@ class EnergyTrainer(EDLMTrainer):
     def draw(self, logits: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
         """Tokens (N, n) from p_theta by logits (N, V) and uniforms (N, n)."""
         rows = max(1, 2**23 // logits.shape[-1])  # the CDF of so many takes 64 MB
-        logits = suppress_absent(logits, self.model.config)
+        logits = suppress_impossible(logits, self.model.config)
         parts = [
             sample_categorical(token_log_probs(part, self.model.config.mask_token_id), points)[0]
             for part, points in zip(logits.split(rows), uniforms.split(rows), strict=True)
