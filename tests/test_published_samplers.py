@@ -211,6 +211,7 @@ def test_factor_compares_the_least_sure_with_the_number():
     """2 x .01 = .02, 3 x .1 = .3, 4 x .3 = 1.2, then 2 x .3 = .6 and 2 x .4 = .8, which one position alone may."""
     network = always(sure(0.7, 0.99, 0.6, 0.9))
     assert fast_dllm_factor(network, masks(4), MASK, factor=0.5)[1:] == (3, [{1, 3}, {0}, {2}])
+    assert fast_dllm_factor(network, masks(4), MASK, factor=0.25)[1:] == (4, [{1}, {3}, {0}, {2}])
     assert fast_dllm_factor(network, masks(4), MASK, factor=1.21)[1:] == (2, [{1, 3, 0}, {2}])
     assert fast_dllm_factor(network, masks(4), MASK, factor=0.5, block_length=2)[1:] == (4, [{1}, {0}, {3}, {2}])
 
@@ -269,8 +270,18 @@ def test_klass_measures_from_the_new_to_the_old():
     assert published_samplers.divergence((0.5, 0.5), (1, 0)) == math.inf
 
 
+def test_klass_counts_calls_in_a_row():
+    """Position 0 stands still, moves and stands still twice. The others move always and go by confidence."""
+    left, right = (0.7, 0.2, 0.1), (0.2, 0.7, 0.1)
+    restless = [(0.95, 0.05, 0), (0.05, 0.95, 0)]
+    tables = [[row] + [restless[n % 2]] * 5 for n, row in enumerate([left, left, right, right, right, right])]
+    options = {"confidence_threshold": 0.6, "kl_threshold": 0.01, "history": 2, "steps": 8}
+    assert klass(in_turn(tables), masks(6), MASK, **options)[2] == [{1}, {2}, {3}, {4}, {0}, {5}]
+
+
 def test_klass_fills_the_row_in_its_last_step():
-    still = always(sure(0.9, 0.9, 0.5, 0.5, 0.5, 0.5))
+    """Position 3 alone is stable and sure then."""
+    still = always(sure(0.9, 0.9, 0.8, 0.8, 0.5, 0.5))
     reveals = klass(still, masks(6), MASK, confidence_threshold=0.6, kl_threshold=0.01, history=1, steps=2)[2]
     assert reveals == [{0, 1, 2}, {3, 4, 5}]
 
@@ -320,6 +331,8 @@ def test_llada2_takes_its_share_where_too_few_are_sure():
     assert llada2_threshold(network, masks(6), MASK, **options)[1:] == (3, [{1, 2}, {5, 4}, {3, 0}])
     # K = 1 of a block of three: two are above, then one alone
     assert llada2_threshold(network, masks(6), MASK, block_length=3, **options)[2] == [{1, 2}, {0}, {5}, {4}, {3}]
+    # one is above where K = 2: the two best
+    assert llada2_threshold(always(sure(0.5, 0.97, 0.9, 0.6)), masks(4), MASK, 0.95, 2)[2] == [{1, 2}, {3, 0}]
     # K comes from the length of the block (3, 3), or from the masks that are left (2, then 2)
     ids = torch.tensor([MASK, 0, 0, MASK, MASK, MASK])
     assert llada2_threshold(network, ids, MASK, threshold=0.95, steps=2)[2] == [{5, 4, 3}, {0}]
