@@ -136,7 +136,7 @@ def generate(
 
     from edlm_hf.loading import load_with_tokenizer
     from edlm_hf.processes import gather_turns, place
-    from edlm_hf.streaming import StepStreamer, TerminalDiffusionStreamer, steps_of_row
+    from edlm_hf.streaming import StepStreamer, TerminalDiffusionStreamer
 
     process, processes = place()
     network, encoder = load_with_tokenizer(model, tokenizer)
@@ -166,7 +166,7 @@ def generate(
     if forms:
         streamer = TerminalDiffusionStreamer(encoder, mask_token_id=network.config.mask_token_id, keep=False)
     elif not progress.disable:
-        in_all = steps_of_row(network, **inputs, **options) * -(-mine // batch_size)
+        in_all = network.count_steps(**inputs, **options) * -(-mine // batch_size)
         streamer = StepStreamer(lambda step: advance(step, in_all, f"text {len(texts) + 1} of {mine}, steps"))
     with progress:
         for done in range(0, mine, batch_size):

@@ -23,7 +23,8 @@ from transformers import (
 from edlm_hf.checkpoints import locate
 from edlm_hf.errors import is_out_of_memory, one_line
 from edlm_hf.files import fault_of
-from edlm_hf.modeling import modeling_edlm
+from edlm_hf.modeling import components
+from edlm_hf.modeling.component_checks import check_causal
 from edlm_hf.modeling.generation_edlm import EDLMGenerationConfig
 from edlm_hf.modeling.modeling_edlm import EDLMForMaskedDiffusion
 from edlm_hf.modeling.modeling_mdlm import MDLMForMaskedLM
@@ -76,7 +77,7 @@ def load_masked(
         trust = {"trust_energy_code": trust_energy_code} if kind == "edlm" else {}
         model = load(AutoModelForMaskedLM.from_pretrained, name, **kwargs, **trust)
     else:
-        network = load(modeling_edlm.load_denoiser, name, **kwargs)
+        network = load(components.load_denoiser, name, **kwargs)
         tokenizer = tokenizer or add_mask_token(load_tokenizer(name, **where))
         model = as_masked_diffusion(network, tokenizer)
     if tokenizer is not None and tokenizer.mask_token_id is not None:
@@ -134,7 +135,7 @@ def load_causal(name: str, **kwargs) -> PreTrainedModel:
     """
     model = load(AutoModelForCausalLM.from_pretrained, name, **kwargs)
     if model.config.model_type not in OURS:
-        modeling_edlm.check_causal(model)
+        check_causal(model)
     return model
 
 

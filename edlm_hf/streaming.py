@@ -16,7 +16,6 @@ from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 
-from edlm_hf.modeling.network_facts import longest_text
 from edlm_hf.terminal import visible
 
 
@@ -168,18 +167,6 @@ class StepStreamer(BaseStreamer):
 
     def end(self) -> None:
         self.before, self.steps = self.before + self.steps, 0
-
-
-def steps_of_row(model, input_ids=None, attention_mask=None, **options) -> int:
-    """How many steps `model.generate(input_ids, attention_mask, **options)` takes, all blocks.
-
-    Raises:
-        ValueError: as `generate()`.
-    """
-    config = model._prepare_generation_config(None, **options)
-    canvas = model._prepare_canvas(input_ids, attention_mask, config)
-    run = model.prepare_run(config, canvas.ids)
-    return sum(run.num_steps(view) for view in canvas.views(config.block_length, longest_text(model)))
 
 
 def diffusion_streamer(tokenizer: PreTrainedTokenizerBase, **options) -> DiffusionStreamer:

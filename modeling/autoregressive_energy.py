@@ -1,309 +1,122 @@
-"""The autoregressive energies read log p_AR(x_i | x_<i) of a causal language model (EDLM, section 4.1).
+"""The autoregressive energies of EDLM (arXiv 2410.21357, section 4.1), from any causal language model.
 
-Shapes: B rows, k candidates per row, L positions, H hidden, V vocabulary.
+ar:    E(x_0, x_t) = -log p_AR(x_0)            + log p_theta(x_0 | x_t)
+coar:  E(x_0, x_t) = -sum_{i in M} log p_AR(x_0^i | x_0^{<i}) + log p_theta(x_0 | x_t)
 """
 
-import inspect
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import nn
-from transformers.cache_utils import Cache
+from transformers.utils import logging
 
-from .masked_diffusion import at_least_float32
-from .modeling_mdlm import MDLMPreTrainedModel
-from .network_facts import longest_text
-from .prefix_cache import (
-    LONGEST_TEXT,
-    cache_argument,
-    continues_exactly,
-    is_ordinary,
-    longest_text_with_fixed_frequencies,
-    returned_cache,
-    select_rows,
-)
-from .projection import is_plain_linear, linear_log_probs, projected_log_probs
-from .vocabulary import not_emitted
+from .causal_log_probs import autoregressive_log_probs
+from .configuration_edlm import EDLMConfig
+from .energies import Candidates, Energy
+from .network_facts import start_token
+from .proposal import Proposal
 
-# Fewer shared columns than this are recomputed: a second pass would cost more than it saves.
-SHORTEST_SHARED_PREFIX = 16
-
-
-def autoregressive_log_probs(
-    causal_lm: nn.Module,
-    candidate_ids: torch.LongTensor,
-    scored: torch.Tensor,
-    *,
-    denoiser_vocab_size: int,
-    mask_token_id: int,
-    absent_token_ids: Iterable[Iterable[int]] | None = None,
-    start_token_id: int | None = None,
-    needs_start: torch.Tensor | None = None,
-    attention_mask: torch.Tensor | None = None,
-    shared: int = 0,
-    chunk_size: int | None = None,
-) -> torch.Tensor:
-    """log p_AR(x_i | x_<i) of the scored tokens, normalised over what the denoiser can emit.
-
-    Every row is fed as [start token?] + its text, aligned left: a causal model needs no attention mask for what comes
-    after it, and rows cannot disturb each other. A row without start token has its first token as context: it counts 0.
-
-    Args:
-        causal_lm: called as `causal_lm(input_ids=..., attention_mask=None)`, returns `.logits`.
-        candidate_ids: (B, k, L) without mask tokens up to the last scored position.
-        scored: (B, L) bool, the positions whose log-probabilities are wanted.
-        denoiser_vocab_size, mask_token_id, absent_token_ids: the denoiser emits every id below the size except the
-            mask and the absent ones, which are ranges [first, last].
-        start_token_id: put in front of the rows with `needs_start` (B,) bool.
-        attention_mask: (B, L), 0 at padding on either side.
-        shared: leading text tokens in which all candidates of a row agree. They run once per row, through the cache of
-            a model where that is exact.
-        chunk_size: candidates per call; bounded by memory unless given.
-
-    Returns:
-        (B, k, L) log-probabilities in at least float32, 0 where not scored.
-
-    Raises:
-        ValueError: the denoiser can emit an id for which the model has no row, or the text is too long for the model.
-    """
-    real = torch.ones_like(scored) if attention_mask is None else attention_mask.bool()
-    if start_token_id is None:
-        needs_start = torch.zeros(len(scored), dtype=torch.bool, device=scored.device)
-        start_token_id = 0
-    # The mask, which a causal model need not know, stands after all that is scored of a row: any id will do there.
-    clean = candidate_ids.masked_fill(~real.unsqueeze(1) | (candidate_ids == mask_token_id), 0)
-    texts = CausalTexts.align(clean, scored & real, real, needs_start, start_token_id)
-
-    used = texts.predicts.any(0).nonzero()
-    if not len(used):
-        return torch.zeros(candidate_ids.shape, device=candidate_ids.device)
-    end = int(used.max()) + 1
-    scorer = TokenScorer(causal_lm, not_emitted(denoiser_vocab_size, mask_token_id, absent_token_ids))
-    scorer.check_length(end)
-    if not needs_start.all():
-        shared -= 1  # without a start token, input column c already predicts token c + 1
-    return texts.by_position(log_probs_of_columns(scorer, texts, end, min(shared, end), chunk_size))
+logger = logging.get_logger(__name__)
 
 
 @dataclass(frozen=True)
-class CausalTexts:
-    """Texts as a causal model reads them: [start token?] + text, aligned left.
+class AutoregressiveEnergy(Energy):
+    """E of candidates under a causal language model.
 
     Args:
-        inputs, targets: (B, k, L) what a column reads, and the text token that it predicts.
-        predicts: (B, L) bool, the columns whose predictions are wanted.
-        columns: (B, L) the column that predicts the c-th token of the text, -1 for none.
-        counted: (B, L) bool, whether the c-th token of the text is wanted.
-        order: (B, L) the position in the given rows at which the c-th token of the text stands.
+        causal_lm: the model.
+        config: of the composite: says whether visible tokens count (`ar`) or not (`coar`), and what is never text.
+        scope: `revealed` takes both terms over the reveal set alone, for `ar` and `coar` alike. The reveal set must
+            then be the next block of the text.
+        chunk_size: candidates per call of the model; bounded by memory unless given.
     """
 
-    inputs: torch.LongTensor
-    targets: torch.LongTensor
-    predicts: torch.Tensor
-    columns: torch.LongTensor
-    counted: torch.Tensor
-    order: torch.LongTensor
+    causal_lm: nn.Module
+    config: EDLMConfig
+    scope: str = "sequence"
+    chunk_size: int | None = None
 
-    @classmethod
-    def align(
-        cls,
-        ids: torch.LongTensor,
-        scored: torch.Tensor,
-        real: torch.Tensor,
-        needs_start: torch.Tensor,
-        start_token_id: int,
-    ) -> "CausalTexts":
-        """From rows `ids` (B, k, L) with padding where not `real` (B, L); `scored` (B, L), `needs_start` (B,) bool."""
-        k, length = ids.shape[1:]
-        order = (~real).long().argsort(dim=-1, stable=True)
-        text = ids.gather(2, order.unsqueeze(1).expand(-1, k, -1))
+    def __call__(self, candidates: Candidates, proposal: Proposal) -> torch.Tensor:
+        ids, noisy, real = candidates.ids, proposal.ids, proposal.present.bool()
 
-        # With a start token column c predicts token c of the text, without one token c + 1.
-        started = needs_start.unsqueeze(1)
-        columns = torch.arange(length, device=ids.device) - (~started).long()
-        counted = scored.gather(1, order) & (columns >= 0)
-        after_start = nn.functional.pad(text[..., :-1], (1, 0), value=start_token_id)
-        return cls(
-            inputs=torch.where(started.unsqueeze(1), after_start, text),
-            targets=torch.where(started.unsqueeze(1), text, nn.functional.pad(text[..., 1:], (0, 1))),
-            predicts=torch.where(started, counted, nn.functional.pad(counted[:, 1:], (0, 1))),
-            columns=columns,
-            counted=counted,
-            order=order,
+        # 1. Positions (R, L) whose tokens have a part in log p_theta, and in log p_AR
+        masked = revealed = proposal.masked
+        if self.scope == "revealed":
+            revealed = revealed_block(ids, masked, real, self.config.mask_token_id)
+        whole = self.config.energy_type == "ar" and self.scope == "sequence"
+        counted = real if whole else revealed
+
+        # 2. log p_AR (R, k, L). A row whose visible first token is the start token needs no other in front.
+        first = real.long().argmax(-1, keepdim=True)
+        first_token = noisy.gather(1, first).squeeze(1)
+        start = start_token(getattr(self.causal_lm, "config", None))
+        needs_start = None
+        if start is not None:
+            needs_start = (first_token != start) | (first_token == self.config.mask_token_id)
+        aligned = masked.gather(1, (~real).long().argsort(dim=-1, stable=True))
+        log_p_ar = autoregressive_log_probs(
+            self.causal_lm,
+            ids,
+            counted,
+            denoiser_vocab_size=proposal.vocab_size,
+            mask_token_id=self.config.mask_token_id,
+            absent_token_ids=self.config.absent_token_ids,
+            start_token_id=start,
+            needs_start=needs_start,
+            attention_mask=proposal.attention_mask,
+            shared=int(aligned.long().argmax(-1).min()),
+            chunk_size=self.chunk_size,
         )
+        dtype = torch.promote_types(log_p_ar.dtype, candidates.log_probs.dtype)
+        log_p_ar = log_p_ar.to(dtype)
+        log_p_theta = candidates.log_probs.to(dtype)
 
-    def by_position(self, log_probs: torch.Tensor) -> torch.Tensor:
-        """Log-probabilities of the first columns (B, k, <= L) at the positions of the given rows (B, k, L)."""
-        batch, k, length = self.inputs.shape
-        padded = nn.functional.pad(log_probs, (0, length - log_probs.shape[-1]))
-        of_tokens = padded.gather(2, self.columns.clamp_min(0).unsqueeze(1).expand(batch, k, -1))
-        of_tokens = torch.where(self.counted.unsqueeze(1), of_tokens, 0)
-        return torch.zeros_like(of_tokens).scatter(2, self.order.unsqueeze(1).expand(-1, k, -1), of_tokens)
+        # 3. Without a start token nothing scores the first token: it keeps the proposal's probability, which cancels.
+        if start is None:
+            self.warn_without_start()
+            at_first = counted & (torch.arange(noisy.shape[1], device=first.device) == first)
+            log_p_ar = torch.where(at_first.unsqueeze(1), log_p_theta, log_p_ar)
+
+        # 4. E = log p_theta - log p_AR. An impossible text is rejected.
+        log_p_theta = torch.where(revealed.unsqueeze(1), log_p_theta, 0).sum(-1)
+        log_p_ar = log_p_ar.sum(-1)
+        return torch.where(log_p_ar == -torch.inf, torch.inf, log_p_theta - log_p_ar)
+
+    def warn_without_start(self) -> None:
+        if self.config.energy_type == "ar":
+            logger.warning_once(
+                "The autoregressive energy model has no bos_token_id, so the first token keeps the law of the "
+                "proposal and the energy is approximate. Set energy_model.config.bos_token_id if it has one."
+            )
 
 
-def log_probs_of_columns(
-    scorer: "TokenScorer", texts: CausalTexts, end: int, shared: int, chunk_size: int | None
+def revealed_block(
+    candidate_ids: torch.Tensor, masked: torch.Tensor, real: torch.Tensor, mask_token_id: int
 ) -> torch.Tensor:
-    """log p of what the first `end` columns predict, of which all candidates of a row share some: (B, k, end)."""
-    batch, k, _ = texts.inputs.shape
-    start, cache, parts = 0, None, []
-
-    # 1. What the candidates share, once per row.
-    if shared >= SHORTEST_SHARED_PREFIX and (shared == end or scorer.may_continue(end, texts.inputs.device)):
-        prefix = texts.inputs[:, 0, :shared], texts.predicts[:, :shared], texts.targets[:, 0, :shared]
-        log_probs, cache = scorer(*prefix, text_length=end)
-        if shared == end or cache is not None:
-            start = shared
-            parts.append(log_probs.unsqueeze(1).expand(-1, k, -1))
-
-    # 2. The rest, or all of it, of every candidate.
-    if start < end:
-        row_of = torch.arange(batch, device=texts.inputs.device).repeat_interleave(k)
-        inputs = texts.inputs.flatten(0, 1)[:, start:end]
-        targets = texts.targets.flatten(0, 1)[:, start:end]
-        predicts = texts.predicts[:, start:end]
-        size = chunk_size or scorer.affordable_rows(end - start)
-        chunks = []
-        for chosen in torch.arange(batch * k, device=inputs.device).split(size):
-            rows = row_of[chosen]
-            of_prefix = None if cache is None else select_rows(cache, rows)
-            log_probs, _ = scorer(inputs[chosen], predicts[rows], targets[chosen], of_prefix)
-            chunks.append(log_probs)
-        parts.append(torch.cat(chunks).view(batch, k, -1))
-    return torch.cat(parts, dim=-1)
-
-
-class TokenScorer:
-    """Scores tokens under a causal language model without holding the logits of a whole batch.
+    """The revealed positions (R, L), in every row a contiguous block between a visible prefix and a masked suffix.
 
     Args:
-        causal_lm: a causal language model; one with `projection` (ours) never builds logits that are not asked for.
-        not_emitted: (V,) bool, the ids that the denoiser cannot emit; the softmax runs over the others alone.
+        candidate_ids: (R, k, L), the mask where nothing is revealed. masked, real: (R, L) bool.
+
+    Raises:
+        ValueError: they are not, so that an autoregressive model cannot score them by themselves; or the candidates of
+            a row reveal different positions.
     """
+    hidden = (candidate_ids == mask_token_id) & masked.unsqueeze(1)
+    if (hidden != hidden[:, :1]).any():
+        raise ValueError("The candidates of a row reveal different positions. Energies compare those of one step.")
+    hidden = hidden[:, 0]
+    revealed = masked & ~hidden
+    some = revealed.any(-1, keepdim=True)
 
-    HIDDEN_BYTES = 2**28  # activations, or logits of foreign models, per call
-    LOGIT_BYTES = 2**26  # logits per projection; smaller blocks fragment the heap of glibc (below 32 MB it keeps them)
-
-    def __init__(self, causal_lm: nn.Module, not_emitted: torch.Tensor):
-        self.causal_lm = causal_lm
-        self.has_trunk = hasattr(causal_lm, "projection")
-        self.network = causal_lm.backbone if self.has_trunk else causal_lm
-        self.not_emitted = not_emitted
-
-    def affordable_rows(self, length: int) -> int:
-        """Rows of `length` tokens that one call may have."""
-        config = getattr(self.causal_lm, "config", None)
-        if self.has_trunk:
-            floats = 32 * getattr(config, "hidden_size", 1024)
-        else:
-            floats = 3 * getattr(config, "vocab_size", 1024)
-        return max(1, self.HIDDEN_BYTES // (4 * floats * length))
-
-    def __call__(
-        self,
-        input_ids: torch.LongTensor,
-        scored: torch.Tensor,
-        targets: torch.LongTensor,
-        cache: Cache | None = None,
-        text_length: int = 0,
-    ) -> tuple[torch.Tensor, Cache | None]:
-        """log p of `targets` (N, L) where `scored` (N, L), else 0, and the cache if texts can go on from it.
-
-        Args:
-            cache: of what comes before `input_ids` (N, L).
-            text_length: of the text that `input_ids` begin, if they are to be gone on from.
-        """
-        keep_cache = text_length > input_ids.shape[1]
-        features, cache = self.read(input_ids, cache, keep_cache)
-        log_probs = self.score(features[scored], targets[scored])
-        result = torch.zeros(targets.shape, dtype=log_probs.dtype, device=targets.device)
-        result[scored] = log_probs
-        if keep_cache and not is_ordinary(cache, *input_ids.shape, text_length):
-            cache = None
-            if not self.network.training:  # where checkpointing may be on, and no cache is made
-                LONGEST_TEXT[self.network] = text_length - 1  # the next such text is read as a whole at once
-        return result, cache
-
-    def read(
-        self, input_ids: torch.LongTensor, cache: Cache | None = None, keep_cache: bool = False
-    ) -> tuple[torch.Tensor, Cache | None]:
-        """What predicts the next tokens of ids (N, L): hidden states (N, L, H), or logits (N, L, V) of other models."""
-        arguments = {"input_ids": input_ids, "attention_mask": None} | as_output_object(self.network)
-        if accepts(self.network, "use_cache"):
-            arguments["use_cache"] = keep_cache or cache is not None
-        if cache is not None:
-            arguments[cache_argument(self.network)] = cache
-        output = self.network(**arguments)
-        features = output.last_hidden_state if self.has_trunk else output.logits
-        return features, returned_cache(output) if keep_cache else None
-
-    def may_continue(self, text_length: int, device: torch.device) -> bool:
-        """Whether the model may read the beginning of such a text first and go on from its cache.
-
-        Caches of models of transformers and of ours are looked at where they are used. Others are measured once.
-        """
-        if self.network not in LONGEST_TEXT:
-            exact = cache_argument(self.network) is not None
-            if exact and not is_of_transformers(self.network):
-                exact = continues_exactly(self.read, self.texts(device))
-            LONGEST_TEXT[self.network] = longest_text_with_fixed_frequencies(self.network) if exact else 0
-        return text_length <= LONGEST_TEXT[self.network]
-
-    def texts(self, device: torch.device) -> torch.LongTensor:
-        """Two texts of random tokens, as long as the shortest prefix that is shared."""
-        shape = 2, SHORTEST_SHARED_PREFIX
-        generator = torch.Generator().manual_seed(0)
-        emitted = (~self.not_emitted).nonzero().squeeze(-1)
-        return emitted[torch.randint(len(emitted), shape, generator=generator, device="cpu")].to(device)
-
-    def score(self, features: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """log p of `targets` (N,) by the features of `read` at the positions that predict them: (N,)."""
-        head = self.causal_lm.get_output_embeddings() if self.has_trunk else None
-        if is_plain_linear(head):
-            excluded = self.excluded(len(head.weight), targets.device)
-            return linear_log_probs(features, head, targets, excluded)
-
-        project = self.causal_lm.projection() if self.has_trunk else at_least_float32
-        rows = project(features[:0]).shape[-1]
-        excluded = self.excluded(rows, targets.device)
-        return projected_log_probs(features, project, targets, excluded, max(1, self.LOGIT_BYTES // (4 * rows)))
-
-    def excluded(self, rows: int, device: torch.device) -> torch.Tensor:
-        """(rows,) bool: the rows of the model's vocabulary that the denoiser cannot emit.
-
-        Raises:
-            ValueError: a row is missing for what it can emit.
-        """
-        emitted = (~self.not_emitted).nonzero()
-        highest = int(emitted.max()) if len(emitted) else -1
-        if rows <= highest:
-            raise ValueError(
-                f"The denoiser can emit ids up to {highest}, but the autoregressive energy model has only {rows} rows. "
-                "Use a causal language model of the same vocabulary."
-            )
-        known = self.not_emitted[:rows]
-        return nn.functional.pad(known, (0, rows - len(known)), value=True).to(device)
-
-    def check_length(self, length: int) -> None:
-        limit = longest_text(self.causal_lm)
-        if limit is not None and length > limit:
-            raise ValueError(
-                f"The autoregressive energy model reads at most {limit} tokens, but the text has {length}. Use a "
-                "causal language model as long as the denoiser's texts, or shorter texts."
-            )
-
-
-def is_of_transformers(module: nn.Module) -> bool:
-    """Whether the class of a module is one of transformers or of this package, and not of somebody else's code."""
-    return isinstance(module, MDLMPreTrainedModel) or type(module).__module__.startswith("transformers.")
-
-
-def as_output_object(module: nn.Module) -> dict[str, bool]:
-    """`return_dict=True` for models of transformers and ours, whose configuration may ask for tuples."""
-    return {"return_dict": True} if is_of_transformers(module) else {}
-
-
-def accepts(module: nn.Module, name: str) -> bool:
-    """Whether the forward of `module` has a parameter called `name`."""
-    return name in inspect.signature(module.forward).parameters
+    # From the first revealed position on, and after the last one
+    started = revealed.long().cumsum(-1) > 0
+    ended = revealed.long().flip(-1).cumsum(-1).flip(-1) == 0
+    gap = started & ~ended & ~revealed
+    out_of_order = started & ended & ~hidden
+    if ((masked & ~started & some) | ((gap | out_of_order) & real)).any():
+        raise ValueError(
+            "An AR energy with energy_scope='revealed' needs every step to reveal the next tokens of the text, left to "
+            "right. Use max_denoising_steps=1 with block_length, or energy_scope='sequence'."
+        )
+    return revealed

@@ -80,6 +80,7 @@ class Canvas:
         self.free = self.real & (self.ids == mask_token_id)
         self.generated = self.free.clone()
         self.appended = appended[:, :used]
+        self.log_probs = torch.full(self.ids.shape, torch.nan, device=self.ids.device)
 
         self.token_types = None
         if token_types is not None:
@@ -138,6 +139,11 @@ class Canvas:
         """Put the tokens of a view back where it was free."""
         target = torch.where(view.free, view.index, self.ids.shape[1])  # what is not free falls off the end
         self.ids = torch.nn.functional.pad(self.ids, (0, 1)).scatter(1, target, ids)[:, :-1]
+
+    def write_log_probs(self, view: View, log_probs: torch.Tensor) -> None:
+        """Put log-probabilities (B, W) of the tokens of a view where it was free."""
+        target = torch.where(view.free, view.index, self.ids.shape[1])
+        self.log_probs = torch.nn.functional.pad(self.log_probs, (0, 1)).scatter(1, target, log_probs)[:, :-1]
 
     def filled(self, view: View) -> torch.Tensor:
         """(B, W) bool, the columns that were filled with a view and are still part of the text."""
@@ -201,10 +207,21 @@ class Canvas:
 
     def output(self) -> torch.LongTensor:
         """(B, P + new): the given columns with their masks filled, then the new ones."""
-        padded = torch.nn.functional.pad(self.ids, (0, self.given.shape[1] + self.new_tokens - self.ids.shape[1]))
-        old = torch.where(self.given == self.mask_token_id, padded.gather(1, self.place), self.given)
+        filled = self.in_given_order(self.ids)
+        given = torch.nn.functional.pad(self.given, (0, self.new_tokens), value=self.mask_token_id)
+        return torch.where(given == self.mask_token_id, filled, given)
+
+    def output_log_probs(self) -> torch.Tensor:
+        """(B, P + new): the log-probabilities of what was generated, NaN elsewhere."""
+        kept = torch.where(self.generated, self.log_probs, torch.nan)
+        return self.in_given_order(kept, missing=torch.nan)
+
+    def in_given_order(self, values: torch.Tensor, missing: float = 0) -> torch.Tensor:
+        """Values (B, W) of rows that are aligned left, in the columns that the user knows: (B, P + new)."""
+        width = self.given.shape[1] + self.new_tokens
+        padded = torch.nn.functional.pad(values, (0, width - values.shape[1]), value=missing)
         new = self.lengths.unsqueeze(1) + torch.arange(self.new_tokens, device=padded.device)
-        return torch.cat([old, padded.gather(1, new)], dim=1)
+        return torch.cat([padded.gather(1, self.place), padded.gather(1, new)], dim=1)
 
 
 def real_positions(input_ids: torch.LongTensor, attention_mask: torch.Tensor | None) -> torch.Tensor:

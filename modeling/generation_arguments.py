@@ -5,7 +5,6 @@ from collections.abc import Callable
 import torch
 from transformers import GenerationConfig, LogitsProcessorList
 
-from .masked_diffusion import at_least_float32
 from .vocabulary import suppress_impossible
 
 TYPES = {
@@ -37,6 +36,14 @@ def check_streamer(streamer) -> None:
     if isinstance(streamer, type) or not (hasattr(streamer, "put") and hasattr(streamer, "end")):
         kind = "class" if isinstance(streamer, type) else type(streamer).__name__
         raise ValueError(f"streamer is a {kind}, but it must be an object with put(tokens) and end().")
+
+
+def check_callback(callback) -> None:
+    """Raise ValueError unless `callback_on_step_end` is None or a function."""
+    if callback is not None and (isinstance(callback, type) or not callable(callback)):
+        raise ValueError(
+            f"callback_on_step_end is {callback!r}, but it must be a function (model, step, t, values), or None."
+        )
 
 
 def check_size(rows: int, length: int) -> None:
@@ -122,27 +129,3 @@ class ImpossibleTokens:
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.Tensor) -> torch.Tensor:
         return suppress_impossible(scores.clone(), self.config)  # the processor before may keep its scores
-
-
-def checked_energy(energy: Callable) -> Callable:
-    """A user's energy with the interface of `Run.energy`. It gets copies, which it may change.
-
-    Raises:
-        ValueError: it is not callable, or does not return a tensor of shape (B, k).
-    """
-    if isinstance(energy, type) or not callable(energy):
-        kind = "class" if isinstance(energy, type) else type(energy).__name__
-        raise ValueError(f"energy is a {kind}, but it must be a callable (see the docstring).")
-
-    def weigh(candidates, noisy, log_p_theta, vocab_size, attention_mask, sigma):
-        energies = energy(candidates.clone(), noisy.clone(), log_p_theta.sum(-1), attention_mask.clone())
-        is_tensor, needed = torch.is_tensor(energies), tuple(candidates.shape[:2])
-        if not is_tensor or tuple(energies.shape) != needed or energies.is_complex():
-            given = f"{tuple(energies.shape)}" if is_tensor else type(energies).__name__
-            given += f" of {energies.dtype}" if is_tensor and energies.is_complex() else ""
-            raise ValueError(f"energy returned {given}, but a tensor of shape {needed} is needed.")
-        if energies.device.type == "meta":
-            raise ValueError("energy returned a tensor on the device `meta`, which holds no values.")
-        return at_least_float32(energies.detach()).to(candidates.device)
-
-    return weigh

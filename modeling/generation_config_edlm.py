@@ -9,11 +9,21 @@ import torch
 from transformers import GenerationConfig
 from transformers.utils import ModelOutput
 
-SAMPLERS = ("ancestral", "first_hitting")
+from .sampler_choice import PARAMETERS, check_sampler, make_sampler
+from .samplers import Sampler
+
 SCOPES = ("sequence", "revealed")
 # The fields of GenerationConfig that `generate()` takes. The others belong to left-to-right decoding.
 SUPPORTED = {"max_length", "max_new_tokens", "do_sample", "temperature", "top_k", "top_p", "num_return_sequences"}
-SUPPORTED |= {"bos_token_id", "eos_token_id", "pad_token_id", "return_dict_in_generate", "use_cache"}
+SUPPORTED |= {
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
+    "return_dict_in_generate",
+    "use_cache",
+    "min_p",
+    "guidance_scale",
+}
 # Integers and the least value of each. All are exact in float64.
 LEAST = dict.fromkeys(("max_denoising_steps", "num_candidates", "block_length", "energy_chunk_size"), 1)
 LEAST |= {"num_return_sequences": 1, "max_length": 1, "max_new_tokens": 0, "top_k": 0}
@@ -22,9 +32,11 @@ NUMBERS = {
     "energy_temperature": (lambda x: x > 0, "positive"),
     "temperature": (lambda x: 0 < x < math.inf, "positive and finite"),
     "top_p": (lambda x: 0 <= x <= 1, "in [0, 1]"),
+    "min_p": (lambda x: 0 <= x <= 1, "in [0, 1]"),
+    "guidance_scale": (lambda x: 0 <= x < math.inf, "finite and at least 0"),
 }
-CHOICES = {"sampler": SAMPLERS, "energy_scope": SCOPES}
-SWITCHES = ("do_sample", "return_dict_in_generate", "output_history", "use_cache")
+CHOICES = {"energy_scope": SCOPES}
+SWITCHES = ("do_sample", "return_dict_in_generate", "output_history", "output_log_probs", "use_cache")
 
 
 class EDLMGenerationConfig(GenerationConfig):
@@ -35,7 +47,12 @@ class EDLMGenerationConfig(GenerationConfig):
 
     Args:
         max_denoising_steps: T, steps of the reverse chain per block (128).
-        sampler: `ancestral` (T steps) or `first_hitting` (one token per call, the law of T -> infinity).
+        sampler: which masks a step reveals: `ancestral` (T steps), `first_hitting` (one token per call, the law of
+            T -> infinity), a planner by name (see sampler_choice.py), or an object of your own: a `Sampler`, or a
+            function (step, proposal) that returns bools of the shape of `proposal.ids`. Parameters of a sampler
+            (`distance`, `score`, `gamma`, `threshold`, ...) are given beside it.
+        corrector_sweeps, corrector_positions: draw every position so often anew at the end, so many at a time (0, 1).
+        guidance_scale: classifier-free guidance against the text with its prompt masked; 1 is none.
         num_candidates: k, proposals that the energy weighs (8). 1 switches the energy off.
         energy_window: w, the energy acts at steps that start at t in [1 - w, 1] (1.0), or a pair (t_low, t_high) of
             absolute times, both inclusive. 0 switches it off.
@@ -44,6 +61,7 @@ class EDLMGenerationConfig(GenerationConfig):
         block_length: fill the text in blocks of this many tokens, left to right (None: all at once).
         energy_chunk_size: candidates per call of the energy network (None: bounded by memory).
         output_history: keep the sequences after every step.
+        output_log_probs: keep log p_theta of every token as it was drawn.
 
     Raises:
         ValueError: a value is out of range.
@@ -59,6 +77,8 @@ class EDLMGenerationConfig(GenerationConfig):
         "block_length": None,
         "energy_chunk_size": None,
         "output_history": False,
+        "output_log_probs": False,
+        **dict.fromkeys(sorted(PARAMETERS)),
     }
 
     def __init__(self, **kwargs):
@@ -81,6 +101,15 @@ class EDLMGenerationConfig(GenerationConfig):
         if isinstance(self.eos_token_id, list):
             return self.eos_token_id
         return [] if self.eos_token_id is None else [self.eos_token_id]
+
+    def make_sampler(self) -> Sampler:
+        """The sampler that is asked for.
+
+        Raises:
+            ValueError: a parameter that it does not have, or a value out of range.
+        """
+        given = {name: vars(self)[name] for name in PARAMETERS if vars(self).get(name) is not None}
+        return make_sampler(self.sampler, self.max_denoising_steps, self.do_sample is not False, given)
 
     def update(self, defaults_only: bool = False, **kwargs):
         """As usual, but a default of ours does not count as a value that was given."""
@@ -109,6 +138,7 @@ class EDLMGenerationConfig(GenerationConfig):
         for name, allowed in CHOICES.items():
             if getattr(self, name) is not None and getattr(self, name) not in allowed:
                 raise ValueError(f"{name} is {getattr(self, name)!r}, but it must be one of {', '.join(allowed)}.")
+        check_sampler(self.sampler)
         if self.energy_window is not None:
             window_times(self.energy_window)
         self._validate_as_usual(**kwargs)
@@ -233,6 +263,8 @@ class EDLMGenerationOutput(ModelOutput):
         tokens_per_forward: (B,) generated tokens per call of the denoiser.
         history: sequences before the first step and after every step, each (B, length), with `output_history=True`.
         chosen: (steps, B) index of the candidate that was taken. -1 where none was weighed, None if none ever was.
+        log_probs: (B, length) log p_theta of every generated token as it was drawn, NaN elsewhere, with
+            `output_log_probs=True`.
     """
 
     sequences: torch.LongTensor | None = None
@@ -243,6 +275,7 @@ class EDLMGenerationOutput(ModelOutput):
     tokens_per_forward: torch.Tensor | None = None
     history: tuple[torch.LongTensor, ...] | None = None
     chosen: torch.LongTensor | None = None
+    log_probs: torch.Tensor | None = None
 
 
 __all__ = ["EDLMGenerationConfig", "EDLMGenerationOutput", "window_times"]

@@ -2,13 +2,13 @@
 
 import inspect
 from collections.abc import Callable
-from functools import partial
 
 import torch
 from transformers import (
     GenerationConfig,
     GenerationMixin,
     LogitsProcessorList,
+    MinPLogitsWarper,
     StoppingCriteriaList,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
@@ -16,17 +16,18 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from .canvas_edlm import Canvas, View, real_positions
-from .denoising_edlm import DenoisingMixin, Run
+from .callable_energy import CallableEnergy
+from .canvas_edlm import Canvas, real_positions
+from .energies import Energy
 from .evaluation_mode import in_eval_mode
 from .generation_arguments import (
     CheckedProcessor,
     ImpossibleTokens,
     aligned_token_types,
+    check_callback,
     check_size,
     check_streamer,
     check_types,
-    checked_energy,
 )
 from .generation_config_edlm import (
     SUPPORTED,
@@ -34,16 +35,24 @@ from .generation_config_edlm import (
     EDLMGenerationOutput,
     bool_from,
     whole_number_from,
+    window_times,
 )
 from .generation_records import Records, Show
+from .importance_sampling import ImportanceSampling, Likeliest
 from .masked_diffusion import check_token_ids, make_schedule
 from .network_facts import longest_text, num_ids
+from .noise import Noise
+from .proposal import ProposingMixin
+from .remasking import Edit
+from .reverse_chain import ReverseProcess, chain
+from .sampler_choice import PARAMETERS, parameters_of
+from .samplers import TOKENS
 from .stopping_edlm import lengths_when_stopped, stopping_criteria_list
 
 logger = logging.get_logger(__name__)
 
 
-class MaskedDiffusionGenerationMixin(DenoisingMixin, GenerationMixin):
+class MaskedDiffusionGenerationMixin(ProposingMixin, GenerationMixin):
     """`generate()` for models whose `forward` gives the logits of the clean tokens."""
 
     @torch.no_grad()
@@ -61,6 +70,7 @@ class MaskedDiffusionGenerationMixin(DenoisingMixin, GenerationMixin):
         batch_size: int = 1,
         progress_bar: bool = False,
         token_type_ids: torch.LongTensor | None = None,
+        callback_on_step_end: Callable | None = None,
         **kwargs,
     ) -> torch.LongTensor | EDLMGenerationOutput:
         """Fill masks by the reverse chain of masked diffusion, weighing k proposals per step by their energies.
@@ -88,6 +98,8 @@ class MaskedDiffusionGenerationMixin(DenoisingMixin, GenerationMixin):
                 same tokens.
             progress_bar: show one.
             token_type_ids: (B, P), for denoisers that take them. New tokens get the type of the last one of their row.
+            callback_on_step_end: called after every step that reveals something as callback(model, step, t, {"ids"}),
+                as in diffusers: its number, the times (B,) at which it started, and a copy of the canvas (B, W).
 
         Returns:
             Token ids (B, P + new), or an `EDLMGenerationOutput` with `return_dict_in_generate=True`.
@@ -109,45 +121,62 @@ class MaskedDiffusionGenerationMixin(DenoisingMixin, GenerationMixin):
         progress_bar = bool_from("progress_bar", progress_bar)
 
         # 2. The rows, with masks appended, and how their masks are filled
+        check_callback(callback_on_step_end)
         config = self._prepare_generation_config(generation_config, **kwargs)
         canvas = self._prepare_canvas(input_ids, attention_mask, config, batch_size, token_type_ids)
-        run = self.prepare_run(config, canvas.ids, energy, logits_processor, generator)
-        check_size(run.batch * (config.num_candidates if run.energy is not None else 1), canvas.ids.shape[1])
-        records = Records(canvas, run)
-        show = Show(streamer, canvas, progress_bar)
+        process = self.reverse_process(config, energy, logits_processor)
+        rows = len(canvas.ids) * (config.num_candidates if process.energy is not None else 1)
+        check_size(rows, canvas.ids.shape[1])
+        records = Records(canvas, config, acts(process), self._most_steps(canvas, process))
+        show = Show(streamer, canvas, progress_bar, self, callback_on_step_end)
 
-        # 3. Block after block. Rows that have ended are filled no more.
+        # 3. What a step fills in: draws, or the likeliest tokens
+        noise = Noise(generator)
+        choose = ImportanceSampling(process, noise, records) if config.do_sample is not False else Likeliest(records)
+
+        # 4. Block after block. Rows that have ended are filled no more.
         for view in canvas.views(config.block_length, longest_text(self)):
-            self._fill_block(canvas, view, run, records, show)
+            generated = canvas.generated.gather(1, view.index)
+            state = process.state(canvas.read(view), view.free, view.present, view.token_types, generated)
+            records.begin_block(state)
+            show.begin_block(view, process.sampler.steps_in(view.free.cpu()))
+            taken = 0
+            for step in chain(process, state, choose, noise):
+                show.step(step, state)
+                records.step(step, view)
+                taken = step.index + 1
+            taken = show.num_steps if process.sampler.has_clock else taken
+            show.rest(taken)
+            canvas.write(view, state.ids)
+            records.end_block(view, taken)
+
             if config.end_tokens:
                 canvas.end_rows(config.end_tokens)
             if criteria:
                 canvas.cut(lengths_when_stopped(criteria, canvas, view))
-            show.end_block()
+            show.end_block(taken)
             if criteria and not canvas.masked.any():
                 break
         show.end()
 
         return records.output() if config.return_dict_in_generate else canvas.output()
 
-    def _fill_block(self, canvas: Canvas, view: View, run: Run, records: Records, show: Show) -> None:
-        """Fill the masks of one block step by step. Steps that reveal nothing are counted and cost nothing."""
-        ids, num_steps = canvas.read(view), run.num_steps(view)
-        records.begin_block()
-        show.begin_block(view, num_steps)
+    def count_steps(self, input_ids=None, attention_mask=None, **options) -> int:
+        """How many steps `generate(input_ids, attention_mask, **options)` takes at most, all blocks.
 
-        for step in run.steps_of(view):
-            show.steps(step.index, ids)
-            ids = self._step(ids, view, step, run)
-            show.steps(step.index + 1, ids)
-            if records.keeps_history:
-                canvas.write(view, ids)
-                records.keep(step.index)
-        show.steps(num_steps, ids)
+        Raises:
+            ValueError: as `generate()`.
+        """
+        config = self._prepare_generation_config(None, **options)
+        canvas = self._prepare_canvas(input_ids, attention_mask, config)
+        sampler = config.make_sampler()
+        views = canvas.views(config.block_length, longest_text(self))
+        return sum(sampler.steps_in(view.free.cpu()) for view in views)
 
-        canvas.write(view, ids)
-        run.steps += num_steps
-        records.end_block()
+    def _most_steps(self, canvas: Canvas, process: ReverseProcess) -> int:
+        """An upper limit of the steps of all blocks."""
+        blocks = canvas.num_blocks(process.config.block_length)
+        return blocks * process.sampler.steps_in(canvas.free.cpu())
 
     def adjust_generation_fn(self, generation_config, from_auto_class, from_pipeline, name_or_path, *args, **kwargs):
         super().adjust_generation_fn(generation_config, from_auto_class, from_pipeline, name_or_path, *args, **kwargs)
@@ -178,7 +207,16 @@ class MaskedDiffusionGenerationMixin(DenoisingMixin, GenerationMixin):
         kwargs = {name: x for name, x in kwargs.items() if x is not None or name not in always_set}
         config.update(**kwargs)
         self._check_special_tokens(config, given | kwargs)
+        self._drop_parameters_of_another_sampler(config, given | kwargs)
+        config.make_sampler()
         return config
+
+    def _drop_parameters_of_another_sampler(self, config: EDLMGenerationConfig, given: dict) -> None:
+        """Leave out what the model's own configuration says of a sampler that this call does not use."""
+        own = parameters_of(config.sampler) if isinstance(config.sampler, str) else set()
+        for name in set(PARAMETERS) & set(vars(config)) - own - set(given):
+            if not name.startswith("corrector_"):
+                delattr(config, name)
 
     def _check_special_tokens(self, config: EDLMGenerationConfig, given: dict) -> None:
         """Ids that a call gives must be tokens that can stand in a text. Those of the model are left out otherwise.
@@ -290,42 +328,46 @@ class MaskedDiffusionGenerationMixin(DenoisingMixin, GenerationMixin):
         if block_length is not None and block_length > limit:
             raise ValueError(f"block_length is {block_length}, but the model takes at most {limit} tokens.")
 
-    def prepare_run(
-        self, config: EDLMGenerationConfig, ids: torch.Tensor, energy=None, logits_processor=None, generator=None
-    ) -> Run:
-        """What `config` makes of the model's schedule and energy, for rows like `ids` (B, L).
+    def reverse_process(
+        self,
+        config: EDLMGenerationConfig | None = None,
+        energy: Callable | None = None,
+        logits_processor: LogitsProcessorList | None = None,
+        **options,
+    ) -> ReverseProcess:
+        """What `config` makes of the model: its schedule, sampler, proposal and energy.
+
+        Args:
+            config: complete; made from `options`, as `generate()` does, unless given.
+            energy: a function in place of the model's own energy. logits_processor: as in `generate()`.
 
         Raises:
-            ValueError: the schedule does not reach the full mask, `energy` is not callable, or the model's own energy
-                was trained for another scope.
+            ValueError: the schedule does not reach the full mask, `energy` is not callable, the model's own energy was
+                trained for another scope, or the sampler does not go with an energy.
         """
+        if config is None:
+            config = self._prepare_generation_config(None, **options)
         schedule = make_schedule(self.config.noise_schedule, **(self.config.noise_schedule_params or {}))
         schedule.check_reaches_full_mask()
         config.energy_scope = config.energy_scope or getattr(self.config, "energy_scope", "sequence")
-        weigh = self._own_energy(config) if energy is None else checked_energy(energy)
-        return Run(
+
+        weigh = None if energy is None else CallableEnergy(energy)
+        if weigh is None:
+            weigh = self.own_energy(config.energy_scope, config.energy_chunk_size)
+        process = ReverseProcess(
+            model=self,
             config=config,
             schedule=schedule,
+            sampler=config.make_sampler(),
             processors=self._proposal_processors(config, logits_processor),
-            generator=generator,
             energy=weigh if config.num_candidates > 1 else None,
-            batch=len(ids),
-            device=ids.device,
         )
+        check_together(process)
+        return process
 
-    def _own_energy(self, config: EDLMGenerationConfig) -> Callable | None:
-        """The energy of the model with the interface of `Run.energy`, None where it has none."""
-        energy_type = getattr(self.config, "energy_type", "none")
-        if energy_type == "none":
-            return None
-        if energy_type == "nce" and config.energy_scope != self.config.energy_scope:
-            raise ValueError(
-                f"energy_scope is {config.energy_scope!r}, but the NCE energy of this model was trained for "
-                f"{self.config.energy_scope!r}. Leave energy_scope out, or pass an energy of your own. If an adapter "
-                "was trained for another scope than its base, load the base with from_pretrained(..., "
-                "energy_scope=...)."
-            )
-        return partial(self.candidate_energies, chunk_size=config.energy_chunk_size, energy_scope=config.energy_scope)
+    def own_energy(self, scope: str, chunk_size: int | None = None) -> Energy | None:
+        """The energy that belongs to the model, None where it has none."""
+        return None
 
     def _proposal_processors(self, config: EDLMGenerationConfig, given) -> LogitsProcessorList:
         """The user's processors, after which the mask token is impossible again, then temperature, top_k and top_p."""
@@ -341,12 +383,32 @@ class MaskedDiffusionGenerationMixin(DenoisingMixin, GenerationMixin):
             filters.append(TopKLogitsWarper(config.top_k))
         if config.top_p is not None and config.top_p < 1:
             filters.append(TopPLogitsWarper(config.top_p))
+        if config.min_p:
+            filters.append(MinPLogitsWarper(config.min_p))
         if filters:
             logger.warning_once(
-                "temperature, top_k and top_p change the proposal, and with it the law that is sampled: samples are no "
-                "longer those of the model. Pass temperature=1.0 (and no top_k, top_p) for the model's own law."
+                "temperature, top_k, top_p and min_p change the proposal, and with it the law that is sampled: samples "
+                "are no longer those of the model. Pass temperature=1.0 (and no top_k, top_p, min_p) for the model's "
+                "own law."
             )
         return LogitsProcessorList([*processors, *filters])
+
+
+def acts(process: ReverseProcess) -> bool:
+    """Whether an energy has a part in what is sampled."""
+    low, high = window_times(process.config.energy_window)
+    return process.energy is not None and process.config.do_sample is not False and low <= high
+
+
+def check_together(process: ReverseProcess) -> None:
+    """Raise ValueError if the sampler and the energy do not go together."""
+    if process.sampler.sees != TOKENS or not acts(process):
+        return
+    if isinstance(process.sampler, Edit) or process.config.energy_scope == "revealed":
+        raise ValueError(
+            f"The sampler {process.config.sampler!r} picks positions by the tokens that were drawn, which does not go "
+            "with this energy. Pass num_candidates=1, or a sampler that does not look at tokens, such as 'spaced'."
+        )
 
 
 __all__ = ["EDLMGenerationConfig", "EDLMGenerationOutput", "MaskedDiffusionGenerationMixin"]

@@ -286,32 +286,6 @@ def reverse_posterior(
     return torch.where((noisy_ids == mask_token_id).unsqueeze(-1), posterior, log_probs.exp())
 
 
-def draw_reveal_set(
-    masked: torch.Tensor, probability: float | torch.Tensor, generator: torch.Generator | None = None
-) -> torch.Tensor:
-    """Draw S, the positions revealed in one step; given x_t it does not depend on x_0, so it can be drawn first.
-
-    Args:
-        masked: (B, L) bool, the set M(x_t). probability: r of `reveal_probability`, scalar or (B, 1).
-
-    Returns:
-        (B, L) bool, a subset of `masked`.
-    """
-    return masked & (uniform(masked.shape, masked.device, generator) < probability)
-
-
-def draw_reveal_times(masked: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
-    """All reveal sets of a whole trajectory at once: masked position i stays masked while 1 - alpha_t > u_i.
-
-    u_i uniform makes P(revealed between t and s | masked at t) = (alpha_s - alpha_t) / (1 - alpha_t), independently
-    over positions: `draw_reveal_set` at every step. Sorted, the u_i of a row are its first hitting times.
-
-    Returns:
-        (B, L) float64 uniforms, and -1 where nothing is masked.
-    """
-    return torch.where(masked, uniform(masked.shape, masked.device, generator), -1.0)
-
-
 def uniform(shape, device: torch.device, generator: torch.Generator | None = None) -> torch.Tensor:
     """float64 uniforms on [0, 1); drawn on the generator's device (the CPU where that knows no float64)."""
     source = generator.device if generator is not None else device
@@ -413,9 +387,9 @@ def effective_sample_size(weights: torch.Tensor) -> torch.Tensor:
     return 1 / weights.square().sum(-1)
 
 
-def resample(weights: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
-    """Pick one candidate per row with the given probabilities: (B, k) -> (B,) indices."""
-    chosen, _ = sample_categorical(weights.log(), uniform((len(weights), 1), weights.device, generator))
+def resample(weights: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
+    """Pick one candidate per row with the given probabilities (B, k), by uniforms (B, 1): (B,) indices."""
+    chosen, _ = sample_categorical(weights.log(), uniforms)
     return chosen.squeeze(-1)
 
 
@@ -430,8 +404,6 @@ __all__ = [
     "subs_cross_entropy",
     "reveal_probability",
     "reverse_posterior",
-    "draw_reveal_set",
-    "draw_reveal_times",
     "sample_categorical",
     "uniform",
     "check_token_ids",

@@ -646,23 +646,24 @@ class MDLMForMaskedLM(MDLMHeadedModel, MaskedDiffusionGenerationMixin):
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )
 
-    def features_at(
-        self, positions: torch.Tensor, input_ids: torch.LongTensor, attention_mask=None, timesteps=None
-    ) -> tuple[torch.Tensor, Callable[[torch.Tensor], torch.Tensor]]:
-        """Hidden states at `positions` (B, L) bool -> (N, H), and the map from them to logits (N, V).
+    def hidden_at(
+        self, at: torch.Tensor, input_ids: torch.LongTensor, attention_mask=None, timesteps=None
+    ) -> torch.Tensor:
+        """Hidden states (N, H) at the N positions `at` (B, L) bool, which `projection()` maps to logits.
 
-        The vocabulary projection is the largest part of a call when few positions matter.
+        Where they are few the last block computes no others.
         """
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "timesteps": timesteps}
-        count = positions.sum(-1)
+        count = at.sum(-1)
         most = int(count.max())
-        if 2 * most > positions.shape[1] or self.config._attn_implementation not in ("sdpa", "eager"):
-            hidden = self.backbone(**inputs, return_dict=True).last_hidden_state
-            return hidden[positions], self.projection()
-        queries = (~positions).long().argsort(dim=-1, stable=True)[:, :most]  # first those wanted, in their order
+        if 2 * most > at.shape[1] or self.config._attn_implementation not in ("sdpa", "eager"):
+            return self.backbone(**inputs, return_dict=True).last_hidden_state[at]
+
+        # (B, most): first the wanted positions of a row in their order, then any others
+        queries = (~at).long().argsort(dim=-1, stable=True)[:, :most]
         hidden = self.backbone(**inputs, queries=queries, return_dict=True).last_hidden_state
         wanted = torch.arange(most, device=count.device) < count.unsqueeze(1)
-        return hidden[wanted], self.projection()
+        return hidden[wanted]
 
 
 class MDLMForCausalLM(MDLMHeadedModel, GenerationMixin):

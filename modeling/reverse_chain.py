@@ -1,132 +1,144 @@
-"""Which positions the reverse chain reveals, and when. Tokens play no part: given x_t the reveal set S is independent
-of x_0, so the steps of a whole trajectory are drawn before the first network call.
+"""The reverse chain x_1 -> x_0, written once: a sampler says where, something else says what.
 
-Steps that reveal nothing in any row are left out, so that a large T costs no more than the text is long. `free` (B, L)
-bool are the masks to fill. Everything here lives on the CPU.
+Generation chooses draws, a likelihood chooses the text itself. Sampler.steps yields the steps, `ReverseProcess` knows
+the networks, and `choose` fills what is revealed.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
 import torch
+from transformers import LogitsProcessorList
 
-from .masked_diffusion import NoiseSchedule, draw_reveal_times, reveal_probability
+from .canvas_edlm import attention_of
+from .energies import Candidates, Energy
+from .generation_config_edlm import EDLMGenerationConfig, window_times
+from .masked_diffusion import NoiseSchedule
+from .proposal import Proposal, ProposingMixin
+from .samplers import MASKS, TOKENS, Sampler, State, Step
+
+# (step, rows (R,), proposal, revealed (R, L)) -> tokens (R, L) at the revealed positions
+Choose = Callable[[Step, torch.Tensor, Proposal, torch.Tensor], torch.LongTensor]
 
 
-@dataclass
-class Step:
-    """One step: it starts at the times `t` (B,) and reveals `revealed` (B, L) bool.
+@dataclass(frozen=True)
+class ReverseProcess:
+    """What is sampled: proposals of a model at the reveal sets of a sampler, weighed by an energy or not.
 
-    Without sampling `revealed` is None, and `counts` (B,) says how many of the most confident positions are revealed.
-    `index` counts all steps of the block before this one, the ones that are left out among them.
+    Args:
+        config: k, the temperature, scope and window of the energy.
+        processors: change the proposal, those of the user and the filters of `config`.
+        energy: None where none acts.
     """
 
-    index: int
-    t: torch.Tensor
-    revealed: torch.Tensor | None
-    counts: torch.Tensor
+    model: ProposingMixin
+    config: EDLMGenerationConfig
+    schedule: NoiseSchedule
+    sampler: Sampler
+    processors: LogitsProcessorList
+    energy: Energy | None = None
 
-    @property
-    def rows(self) -> torch.Tensor:
-        """Indices of the rows in which something is revealed. The others need no network."""
-        return self.counts.nonzero().squeeze(-1)
+    def state(
+        self,
+        ids: torch.LongTensor,
+        free: torch.Tensor,
+        present: torch.Tensor,
+        token_types: torch.LongTensor | None = None,
+        generated: torch.Tensor | None = None,
+    ) -> State:
+        """The start of a chain: rows `ids` (B, L) whose masks at `free` (B, L) bool are to be filled.
+
+        `generated` (B, L) bool is what does not belong to the prompt, `free` unless given.
+        """
+        mask_token_id = self.model.config.mask_token_id
+        fillable = free if generated is None else generated
+        return State(ids, free, present, mask_token_id, self.schedule, token_types, fillable)
+
+    def weighs(self, t: torch.Tensor) -> torch.Tensor:
+        """Which rows the energy acts on: starting times (B,) inside the window, the ends included -> bool (B,)."""
+        if self.energy is None:
+            return torch.zeros_like(t, dtype=torch.bool)
+        low, high = window_times(self.config.energy_window)
+        return (t >= low - 1e-9) & (t <= high + 1e-9)
+
+    def propose(self, state: State, rows: torch.Tensor, at: torch.Tensor, t: torch.Tensor) -> Proposal:
+        """p_theta(. | x_t) of some `rows` (R,) at the positions `at` (R, L) bool, at times t (R,)."""
+        given = {
+            "at": at,
+            "attention_mask": attention_of(state.present[rows]),
+            "timesteps": self.sigma(t).to(state.ids.device),
+            "processors": self.processors,
+        }
+        if state.token_types is not None:
+            given["token_type_ids"] = state.token_types[rows]
+        proposal = self.model.propose(state.ids[rows], **given)
+
+        scale = self.config.guidance_scale
+        if scale not in (None, 1):
+            prompt = (state.present & ~state.fillable)[rows]
+            without = state.ids[rows].masked_fill(prompt, state.mask_token_id)
+            proposal = proposal.guided(self.model.propose(without, **given), scale)
+        proposal.free = at & state.masked[rows]
+        return proposal
+
+    def sigma(self, t: torch.Tensor) -> torch.Tensor:
+        """Total noise for the networks, float32."""
+        return self.schedule.total(t).float()
+
+    def positions(self, step: Step, state: State, rows: torch.Tensor, weighs: bool) -> torch.Tensor:
+        """Where the proposal of a step is needed, (R, L) bool.
+
+        An energy of scope `sequence` weighs complete texts, and a planner compares all masks of its block. Otherwise
+        only the tokens at S are ever looked at.
+        """
+        if weighs and self.config.energy_scope == "sequence":
+            return state.present[rows] & (state.ids[rows] == state.mask_token_id)
+        if self.sampler.sees == MASKS:
+            return step.reveal[step.rows].to(state.ids.device)
+        return self.sampler.looks_at(state, rows)
+
+    def candidates(self, proposal: Proposal, uniforms: torch.Tensor, revealed: torch.Tensor) -> Candidates:
+        """k joint draws from the proposal, over all masks M (scope `sequence`) or over S (`revealed`).
+
+        Args:
+            uniforms: (n, k). revealed: (R, L) bool, S.
+        """
+        proposed = self.proposed(proposal, revealed)
+        tokens, log_probs = proposal.draw(uniforms, proposed)
+        return Candidates.filled(proposal.ids, proposed, tokens, log_probs)
+
+    def proposed(self, proposal: Proposal, revealed: torch.Tensor) -> torch.Tensor:
+        """The positions (R, L) bool that candidates fill."""
+        return revealed if self.config.energy_scope == "revealed" else proposal.masked & proposal.at
 
 
-def most_masks(free: torch.Tensor) -> int:
-    """The largest number of masks in a row of `free` (B, L)."""
-    return int(free.sum(-1).max()) if len(free) else 0
+def chain(process: ReverseProcess, state: State, choose: Choose, noise) -> Iterator[Step]:
+    """Run the reverse chain on `state`, step by step.
 
+    1. The sampler yields a step: the rows that act, and S where it follows from the masks alone.
+    2. The denoiser proposes tokens, at S or wherever the sampler or the energy looks.
+    3. A planner picks S by the proposal.
+    4. `choose` fills S. All other masks stay.
 
-def ancestral_steps(
-    free: torch.Tensor, schedule: NoiseSchedule, num_steps: int, generator: torch.Generator | None = None
-) -> Iterator[Step]:
-    """The T-step chain on t_n = n / T: a mask is revealed between t and s with (alpha_s - alpha_t) / (1 - alpha_t).
-
-    Position i is revealed in the step n with 1 - alpha(t_{n-1}) <= u_i < 1 - alpha(t_n), u_i uniform: the same law as
-    a coin per position and step, and the last step (alpha_0 = 1) reveals everything that is left.
+    Rows that an energy weighs and rows that it does not (they may stand at different times) go one group after the
+    other: the second need no more than the logits at S.
     """
-    number = step_of(draw_reveal_times(free, generator), schedule, num_steps)
-    for n in reversed(number[free].unique().tolist()):
-        revealed = (number == n) & free
-        yield Step(num_steps - n, same_time(n / num_steps, free), revealed, revealed.sum(-1))
-
-
-def step_of(times: torch.Tensor, schedule: NoiseSchedule, num_steps: int) -> torch.Tensor:
-    """The least n with u < 1 - alpha(n / T) for every u in `times`, found by bisection."""
-    low = torch.zeros_like(times, dtype=torch.long)
-    high = torch.full_like(low, num_steps)
-    while bool((high - low > 1).any()):
-        middle = (low + high) // 2
-        later = 1 - schedule.alpha(middle.double() / num_steps) <= times
-        low, high = torch.where(later, middle, low), torch.where(later, high, middle)
-    return high
-
-
-def first_hitting_steps(
-    free: torch.Tensor, schedule: NoiseSchedule, generator: torch.Generator | None = None
-) -> Iterator[Step]:
-    """The limit T -> infinity, one position per row and call (arXiv 2409.02908), at its own time in every row.
-
-    With n masks left the next reveal time is tau <- tau u^(1/n) for log-linear noise: the order statistics of n
-    uniforms, which the sorted `draw_reveal_times` are.
-    """
-    times, order = draw_reveal_times(free, generator).sort(dim=-1, descending=True)
-    for n in range(most_masks(free)):
-        hit = times[:, n] >= 0
-        revealed = torch.zeros_like(free).scatter(1, order[:, n : n + 1], hit.unsqueeze(1))
-        yield Step(n, schedule.time(times[:, n].clamp_min(0)), revealed, hit.long())
-
-
-def most_confident_steps(free: torch.Tensor, schedule: NoiseSchedule, num_steps: int) -> Iterator[Step]:
-    """Without sampling: step n reveals round(|M| (alpha_s - alpha_t) / (1 - alpha_t)) positions, all in the last one.
-
-    The share of the masks that a step reveals grows from step to step (except that the first may take what the
-    schedule leaves visible at t = 1), so that the next step which reveals anything is found by bisection.
-    """
-    left = free.sum(-1)
-
-    def counts(n: int) -> torch.Tensor:
-        """(B,) how many positions step n reveals."""
-        alpha_s, alpha_t = schedule.alpha(torch.tensor([n - 1, n], dtype=torch.float64, device=free.device) / num_steps)
-        share = reveal_probability(alpha_s, alpha_t)
-        return (left * share).round(decimals=9).round().long()  # so that 1.4999999999 is the half it stands for
-
-    n = num_steps
-    while n >= 1 and bool(left.any()):
-        revealed = counts(n)
-        if bool(revealed.any()):
-            yield Step(num_steps - n, same_time(n / num_steps, free), None, revealed)
-            left = left - revealed
-
-        low, high = 1, n  # step `low` reveals something, the steps from `high` on do not
-        n = n - 1
-        while n > low:
-            if bool(counts(n).any()):
-                low = n
+    device, sampler = state.ids.device, process.sampler
+    for number, step in enumerate(sampler.steps(state, noise)):
+        step = step.complete(number, state)
+        weighs = process.weighs(step.t[step.rows])
+        for some, weigh in ((step.rows[weighs], True), (step.rows[~weighs], False)):
+            if not len(some):
+                continue
+            part, rows = replace(step, rows=some), some.to(device)
+            proposal = process.propose(state, rows, process.positions(part, state, rows, weigh), step.t[some])
+            if sampler.sees == TOKENS:
+                revealed = proposal.at
+                proposal.drawn = choose(part, rows, proposal, revealed)
+                state.write(rows, sampler.reveal(part, proposal), proposal.drawn)
             else:
-                high = n
-            n = (low + high) // 2
-
-
-def most_confident_first_steps(free: torch.Tensor, schedule: NoiseSchedule) -> Iterator[Step]:
-    """Without sampling and without a number of steps: one position per call, when the row has its share of masks."""
-    total = left = free.sum(-1)
-    for n in range(most_masks(free)):
-        counts = (left > 0).long()
-        yield Step(n, schedule.time(left / total.clamp_min(1).double()), None, counts)
-        left = left - counts
-
-
-def same_time(t: float, free: torch.Tensor) -> torch.Tensor:
-    """The time of every row, (B,) float64."""
-    return torch.full((len(free),), t, dtype=torch.float64, device=free.device)
-
-
-__all__ = [
-    "Step",
-    "ancestral_steps",
-    "first_hitting_steps",
-    "most_confident_steps",
-    "most_confident_first_steps",
-    "most_masks",
-]
+                revealed = sampler.reveal(part, proposal)
+                state.write(rows, revealed, choose(part, rows, proposal, revealed))
+        if step.mask_again is not None:
+            state.mask_again(step.mask_again)
+        yield step

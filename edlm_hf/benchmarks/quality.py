@@ -44,8 +44,8 @@ from edlm_hf.evaluation import (
 )
 from edlm_hf.evaluation.estimate import mean_estimate, ratio_estimate
 from edlm_hf.evaluation.log_partition import finite_sd
-from edlm_hf.evaluation.noising import read_texts
 from edlm_hf.evaluation.quality import load_judge
+from edlm_hf.evaluation.texts import read_texts
 from edlm_hf.loading import load_causal, load_masked, load_tokenizer
 from edlm_hf.modeling.generation_edlm import EDLMGenerationOutput
 from edlm_hf.modeling.modeling_edlm import EDLMForMaskedDiffusion

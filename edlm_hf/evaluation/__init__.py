@@ -1,17 +1,11 @@
 """Likelihoods of models and the quality of samples, each number with its standard error."""
 
+from edlm_hf.evaluation.autoregressive_likelihood import autoregressive_nll
 from edlm_hf.evaluation.estimate import Estimate
-from edlm_hf.evaluation.likelihood import (
-    HProfile,
-    LikelihoodEstimate,
-    autoregressive_nll,
-    discrete_nelbo,
-    h_profile,
-    nelbo,
-    paper_nll,
-    sampler_bound,
-)
+from edlm_hf.evaluation.h_profile import HProfile, h_profile
+from edlm_hf.evaluation.likelihood import discrete_nelbo, nelbo, sampler_bound
 from edlm_hf.evaluation.log_partition import LogPartitionBounds, log_partition_bounds
+from edlm_hf.evaluation.paper_likelihood import paper_nll
 from edlm_hf.evaluation.quality import (
     PerplexityEstimate,
     distinct_n,
@@ -23,6 +17,7 @@ from edlm_hf.evaluation.quality import (
     vocabulary_of,
     word_entropy,
 )
+from edlm_hf.evaluation.scoring import LikelihoodEstimate
 
 __all__ = [
     "Estimate",

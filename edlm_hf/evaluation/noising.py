@@ -1,101 +1,55 @@
-"""Texts to score, and the random masks that bounds average over: a function of seed, text and sample alone."""
+"""The random masks that bounds average over: a function of seed, text and sample alone.
 
-from collections.abc import Iterator, Sequence
+Shapes: B rows of a batch, L positions.
+"""
+
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from itertools import islice
 
 import numpy as np
 import torch
 
-from edlm_hf.modeling.masked_diffusion import NoiseSchedule, reveal_probability
-from edlm_hf.modeling.network_facts import longest_text, special_ids, vocabulary_size
+from edlm_hf.evaluation.texts import Texts
+from edlm_hf.modeling.masked_diffusion import NoiseSchedule
+from edlm_hf.modeling.samplers import Jump, Sampler, uniforms_of_row
 from edlm_hf.processes import gather_turns, place
 
 GOLDEN_RATIO = (5**0.5 - 1) / 2
 
 
 @dataclass(frozen=True)
-class Texts:
-    """Token ids of n texts without their padding, and which tokens count; the others stay visible as context.
+class RowNoise:
+    """Uniforms on [0, 1), float64, of which every row has its own `sources`: the methods of `modeling.noise.Noise`.
 
-    Args:
-        ids: n tensors (L_i,). scored: n bool tensors (L_i,), each with at least one token.
-        numbers: n integers by which the noise of the texts is drawn.
+    The numbers of a row depend neither on the other rows of its batch nor on padding.
     """
 
-    ids: list[torch.LongTensor]
-    scored: list[torch.Tensor]
-    numbers: Sequence[int]
+    sources: list[np.random.Generator]
 
-    @property
-    def counts(self) -> torch.Tensor:
-        """Tokens that count, (n,) float64."""
-        return torch.tensor([int(scored.sum()) for scored in self.scored], dtype=torch.float64, device="cpu")
+    def per_position(self, rows: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
+        """One uniform for every True position of `where` (R, L) bool: (R, L), 0 elsewhere."""
+        flags = where.cpu()
+        drawn = torch.zeros(flags.shape, dtype=torch.float64, device="cpu")
+        for number, row in enumerate(rows.tolist()):
+            drawn[number, flags[number]] = torch.from_numpy(self.sources[row].random(int(flags[number].sum())))
+        return on_device(drawn, where.device)
 
+    def per_draw(self, rows: torch.Tensor, where: torch.Tensor, k: int) -> torch.Tensor:
+        """k uniforms for each of the N True positions of `where` (R, L) bool: (N, k)."""
+        counts = where.sum(-1).tolist()
+        parts = [self.sources[row].random((n, k)) for row, n in zip(rows.tolist(), counts, strict=True)]
+        return on_device(torch.from_numpy(np.concatenate(parts)), where.device)
 
-def read_texts(
-    config,
-    input_ids: torch.Tensor | Sequence[Sequence[int]],
-    attention_mask: torch.Tensor | None = None,
-    scored: torch.Tensor | Sequence[Sequence[bool]] | None = None,
-    numbers: Sequence[int] | None = None,
-) -> Texts:
-    """The texts of a batch (n, L) or of n lists.
-
-    Args:
-        config: of the model; its mask token may not occur, its start, end and padding tokens do not count.
-        attention_mask: (n, L), 0 at padding on either side. scored: bool, the tokens that count, in place of all that
-            are neither padding nor special. numbers: of the texts, 0, 1, ... unless given.
-
-    Raises:
-        ValueError: no texts, a text of which no token counts or that is too long, an id outside the vocabulary, the
-            mask token in a text, or shapes that do not fit.
-    """
-    if len(input_ids) == 0:
-        raise ValueError("There are no texts: input_ids is empty. Give at least one.")
-    numbers = range(len(input_ids)) if numbers is None else numbers
-    if len(numbers) != len(input_ids):
-        raise ValueError(f"There are {len(numbers)} numbers for {len(input_ids)} texts: give one for every text.")
-    masks = {"attention_mask": attention_mask, "scored": scored}
-    for name, mask in masks.items():
-        if mask is not None and [len(row) for row in mask] != [len(row) for row in input_ids]:
-            raise ValueError(f"{name} and input_ids differ in shape: give one entry for every token.")
-    mask_token_id = getattr(config, "mask_token_id", None)
-    special = torch.tensor(sorted(special_ids(config)), dtype=torch.long, device="cpu")
-    ids, counted = [], []
-    for i, row in enumerate(input_ids):
-        row = torch.as_tensor(row, device="cpu").long()
-        if row.dim() != 1:
-            raise ValueError(f"input_ids has texts of shape {tuple(row.shape)}: give (n, L), or n lists of ids.")
-        real = torch.ones_like(row, dtype=torch.bool)
-        if attention_mask is not None:
-            real = torch.as_tensor(attention_mask[i], device="cpu").bool()
-        row, keep = row[real], ~torch.isin(row[real], special)
-        if scored is not None:
-            keep = torch.as_tensor(scored[i], device="cpu").bool()[real]
-        check_text(i, row, keep, config, mask_token_id)
-        ids.append(row)
-        counted.append(keep)
-    return Texts(ids, counted, numbers)
+    def per_row(self, rows: torch.Tensor, device: torch.device) -> torch.Tensor:
+        """One uniform for every row: (R, 1)."""
+        drawn = [[self.sources[row].random()] for row in rows.tolist()]
+        return on_device(torch.tensor(drawn, dtype=torch.float64, device="cpu"), device)
 
 
-def check_text(i: int, ids: torch.Tensor, scored: torch.Tensor, config, mask_token_id: int | None) -> None:
-    vocab_size, limit = vocabulary_size(config), longest_text(config)
-    if not scored.any():
-        raise ValueError(
-            f"Text {i} has {len(ids)} tokens of which none counts (padding and special tokens never do). Leave it out."
-        )
-    if mask_token_id is not None and (ids == mask_token_id).any():
-        raise ValueError(f"Text {i} holds the mask token ({mask_token_id}); a text to score is complete.")
-    if vocab_size is not None and (ids.min() < 0 or ids.max() >= max(vocab_size, (mask_token_id or 0) + 1)):
-        raise ValueError(
-            f"Text {i} has ids from {ids.min()} to {ids.max()}, but the model knows 0 to {vocab_size - 1}."
-        )
-    if limit is not None and len(ids) > limit:
-        raise ValueError(
-            f"Text {i} has {len(ids)} tokens, but the model takes at most {limit}. Cut it with "
-            "edlm_hf.data.document_windows, which says for every window which tokens count."
-        )
+def on_device(drawn: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Uniforms on a device, but on the CPU for one that has no float64."""
+    return drawn if device.type == "mps" else drawn.to(device)
 
 
 @dataclass(frozen=True)
@@ -103,29 +57,44 @@ class Noised:
     """A batch of texts with masks: rows aligned left, on the model's device.
 
     Args:
-        text: which text each row is, (B,). clean: (B, L). real, masked, revealed: (B, L) bool; `revealed` is the
-            reveal set S of the step from t to s. t: (B,) float64 times. weight: (B,) float64, what the row counts in
-            the bound of its text. uniforms: for each row a source of further noise.
+        text: (B,) which text each row is.
+        clean: (B, L) its tokens. real: (B, L) bool, where it has some. scored: (B, L) bool, those that count.
+        masked: (B, L) bool, M(x_t). revealed: (B, L) bool, the reveal set S of the step from t to s.
+        chance: (B, L) float64, P(i in S | x_t).
+        t: (B,) float64 times. weight: (B,) float64, what the row counts in the bound of its text.
+        noise: the source of all further random numbers.
     """
 
     text: torch.Tensor
     clean: torch.LongTensor
     real: torch.Tensor
+    scored: torch.Tensor
     masked: torch.Tensor
     revealed: torch.Tensor
+    chance: torch.Tensor
     t: torch.Tensor
     weight: torch.Tensor
-    uniforms: list[np.random.Generator]
+    noise: RowNoise
+
+    @property
+    def rows(self) -> torch.LongTensor:
+        """(B,) the numbers of all rows."""
+        return torch.arange(len(self.clean), device=self.clean.device)
 
     def select(self, rows: torch.Tensor) -> "Noised":
         """The rows chosen by a bool mask (B,)."""
-        tensors = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "uniforms"}
+        tensors = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "noise"}
         chosen = {name: tensor[rows.to(tensor.device)] for name, tensor in tensors.items()}
-        return Noised(**chosen, uniforms=[self.uniforms[i] for i in rows.nonzero()[:, 0].tolist()])
+        sources = [self.noise.sources[i] for i in rows.nonzero()[:, 0].tolist()]
+        return Noised(**chosen, noise=RowNoise(sources))
+
+
+# (scored (L,), point on [0, 1), noise of the row) -> what is masked and revealed
+Draw = Callable[[torch.Tensor, float, RowNoise], Jump]
 
 
 class Noising:
-    """M noise samples per text with low-discrepancy times, in batches; see `points` for their joint law.
+    """M noise samples per text with low-discrepancy times, in batches; see `points` for their joint distribution.
 
     Args:
         num_samples: M, even or 1. With M even the samples 2j and 2j + 1 of a text have independent times in stratum j
@@ -171,93 +140,55 @@ class Noising:
                 else:
                     yield i, (sample // 2 + point) / (self.num_samples // 2), source
 
-    def continuous(self, importance: bool, device: torch.device) -> Iterator[Noised]:
-        """Noise of the continuous-time bound, which for every schedule is sum_n (1 / n) E[sum_{i in M} -log p_i | n].
+    def jumps(self, sampler: Sampler, device: torch.device) -> Iterator[Noised]:
+        """One step of a random trajectory of a sampler by masks."""
 
-        The number n of masks is uniform on 1..L (weight L / n), or has a density proportional to 1 / n (importance
-        sampling: weight sum 1 / n). M are the n smallest of L uniforms and the n-th of them is the share of masks at
-        time t: then M given t is what the forward process makes of it, and (t, n) have the density
-        Beta(t; n, L - n + 1) P(n). Uniform t with the weight 1 / t has the same mean, but an infinite variance.
-        """
-
-        def draw(length, point, source):
-            weights = 1 / np.arange(1, length + 1) if importance else np.ones(length)
-            cdf = np.cumsum(weights)
-            n = min(int(np.searchsorted(cdf, point * cdf[-1], side="right")) + 1, length)
-            uniforms = source.random(length)
-            share = np.sort(uniforms)[n - 1]
-            masked = uniforms <= share
-            t = float(self.schedule.time(torch.tensor(share, dtype=torch.float64, device="cpu")))
-            return masked, masked, t, cdf[-1] / (weights[n - 1] * n)
-
-        return self.batches(draw, device)
-
-    def steps(self, num_steps: int, device: torch.device) -> Iterator[Noised]:
-        """Noise of one uniformly drawn step n of T, with the weight T: masks at t_n = n / T, and its reveal set."""
-
-        def draw(length, point, source):
-            n = min(int(point * num_steps) + 1, num_steps)
-            uniforms = source.random(length)
-            masked = uniforms < self.masked_share(n / num_steps)
-            still_masked = uniforms < self.masked_share((n - 1) / num_steps)
-            return masked, masked & ~still_masked, n / num_steps, num_steps
+        def draw(scored, point, noise):
+            return sampler.jump(scored, point, noise, self.schedule)
 
         return self.batches(draw, device)
 
     def at(self, t: float, device: torch.device) -> Iterator[Noised]:
         """Masks of the forward process at time t."""
-        share = self.masked_share(t)
+        share = 1 - float(self.schedule.alpha(torch.tensor(t, dtype=torch.float64, device="cpu")))
 
-        def draw(length, point, source):
-            masked = source.random(length) < share
-            return masked, masked, t, 1.0
+        def draw(scored, point, noise):
+            masked = scored & (uniforms_of_row(scored, noise) < share)
+            return Jump(masked, masked, masked.double(), t, 1.0)
 
         return self.batches(draw, device)
 
-    def masked_share(self, t: float) -> float:
-        """1 - alpha_t."""
-        return 1 - float(self.schedule.alpha(torch.tensor(t, dtype=torch.float64, device="cpu")))
-
     def everything(self, device: torch.device) -> Iterator[Noised]:
-        """No noise: every token that counts is to be predicted."""
-        return self.batches(
-            lambda length, point, source: (np.ones(length, bool), np.ones(length, bool), 1.0, 1.0), device
-        )
+        """No noise: every token that counts is masked."""
+        return self.batches(lambda scored, point, noise: Jump(scored, scored, scored.double(), 1.0, 1.0), device)
 
-    def batches(self, draw, device: torch.device) -> Iterator[Noised]:
+    def batches(self, draw: Draw, device: torch.device) -> Iterator[Noised]:
         points, (first, every) = self.points(), self.place
         all_batches = iter(lambda: list(islice(points, self.batch_size)), [])
         for batch in islice(all_batches, first, None, every):
-            rows = []
-            for i, point, source in batch:
-                scored = self.texts.scored[i]
-                masked, revealed, t, weight = draw(int(scored.sum()), point, source)
-                rows.append((i, self.spread(masked, scored), self.spread(revealed, scored), t, weight, source))
-            yield self.collate(rows, device)
+            jumps = [draw(self.texts.scored[i], point, RowNoise([source])) for i, point, source in batch]
+            yield self.collate(batch, jumps, device)
 
-    @staticmethod
-    def spread(chosen: np.ndarray, scored: torch.Tensor) -> torch.Tensor:
-        return torch.zeros_like(scored).masked_scatter(scored, torch.from_numpy(chosen))
-
-    def collate(self, rows: list[tuple], device: torch.device) -> Noised:
-        text, masked, revealed, t, weight, sources = zip(*rows, strict=True)
+    def collate(self, batch: list[tuple], jumps: list[Jump], device: torch.device) -> Noised:
+        """The rows of a batch side by side, padded on the right."""
+        text, _, sources = zip(*batch, strict=True)
         ids = [self.texts.ids[i] for i in text]
 
-        def padded(tensors):
-            return torch.nn.utils.rnn.pad_sequence(list(tensors), batch_first=True).to(device)
+        def padded(tensors) -> torch.Tensor:
+            return torch.nn.utils.rnn.pad_sequence(list(tensors), batch_first=True)
+
+        def numbers(values) -> torch.Tensor:
+            return torch.tensor(list(values), dtype=torch.float64, device="cpu")
 
         return Noised(
             text=torch.tensor(text, device="cpu"),
-            clean=padded(ids),
-            real=padded([torch.ones_like(row, dtype=torch.bool) for row in ids]),
-            masked=padded(masked),
-            revealed=padded(revealed),
-            t=torch.tensor(t, dtype=torch.float64, device="cpu"),
-            weight=torch.tensor(weight, dtype=torch.float64, device="cpu"),
-            uniforms=list(sources),
+            clean=padded(ids).to(device),
+            real=padded(torch.ones_like(row, dtype=torch.bool) for row in ids).to(device),
+            scored=padded(self.texts.scored[i] for i in text).to(device),
+            masked=padded(jump.masked for jump in jumps).to(device),
+            revealed=padded(jump.revealed for jump in jumps).to(device),
+            chance=padded(jump.chance for jump in jumps),
+            t=numbers(jump.t for jump in jumps),
+            weight=numbers(jump.weight for jump in jumps),
+            noise=RowNoise(list(sources)),
         )
-
-
-def reveal_chance(schedule: NoiseSchedule, t: torch.Tensor, num_steps: int) -> torch.Tensor:
-    """r_n of the step that starts at t = n / T: (B,) -> (B,)."""
-    return reveal_probability(schedule.alpha(((t * num_steps).round() - 1) / num_steps), schedule.alpha(t))

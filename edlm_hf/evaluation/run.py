@@ -7,17 +7,12 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from edlm_hf.data import PROTOCOLS, document_windows, load_corpus, to_blocks
-from edlm_hf.evaluation.likelihood import (
-    HProfile,
-    LikelihoodEstimate,
-    autoregressive_nll,
-    discrete_nelbo,
-    h_profile,
-    nelbo,
-    paper_nll,
-    sampler_bound,
-)
-from edlm_hf.evaluation.noising import Texts, read_texts
+from edlm_hf.evaluation.autoregressive_likelihood import autoregressive_nll
+from edlm_hf.evaluation.h_profile import HProfile, h_profile
+from edlm_hf.evaluation.likelihood import discrete_nelbo, nelbo, sampler_bound
+from edlm_hf.evaluation.paper_likelihood import paper_nll
+from edlm_hf.evaluation.scoring import LikelihoodEstimate
+from edlm_hf.evaluation.texts import Texts, read_texts
 from edlm_hf.loading import load_causal, load_config, load_masked, load_tokenizer
 from edlm_hf.modeling.hidden_secrets import hide_in_values
 from edlm_hf.processes import connected

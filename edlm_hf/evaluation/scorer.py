@@ -5,7 +5,6 @@ Knows no harness: `edlm_hf.lm_eval` is the bridge to one.
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
@@ -17,10 +16,13 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from edlm_hf.data import document_windows
-from edlm_hf.evaluation.likelihood import LikelihoodEstimate, discrete_nelbo, nelbo, sampler_bound
-from edlm_hf.modeling.canvas_edlm import View
+from edlm_hf.evaluation.likelihood import discrete_nelbo, nelbo, sampler_bound
+from edlm_hf.evaluation.scoring import LikelihoodEstimate
 from edlm_hf.modeling.generation_edlm import MaskedDiffusionGenerationMixin
+from edlm_hf.modeling.importance_sampling import Likeliest
 from edlm_hf.modeling.network_facts import device_of
+from edlm_hf.modeling.noise import Noise
+from edlm_hf.modeling.reverse_chain import chain
 from edlm_hf.tokenization import check_mask_token
 
 logger = logging.get_logger(__name__)
@@ -91,7 +93,7 @@ class EDLMScorer:
             raise ValueError(f"bound is {bound!r}, but it must be one of {', '.join(BOUNDS)}.")
         if not isinstance(batch_size, int) or batch_size < 1:
             raise ValueError(f"batch_size is {batch_size!r}, but it must be a positive integer; nothing is detected.")
-        model._prepare_generation_config(None, max_denoising_steps=num_steps, **generation_options)
+        model.reverse_process(max_denoising_steps=num_steps, **generation_options)
         if tokenizer.mask_token_id is not None:
             check_mask_token(tokenizer, model.config)
         start = getattr(model.config, "bos_token_id", None)
@@ -163,21 +165,21 @@ class EDLMScorer:
     def reproduced(self, found: Sequence[Sequence[Window]]) -> dict[Window, bool]:
         """Whether greedy generation in place of the tokens that count gives them back; a row that fails stops there."""
         windows, answers = distinct(found), {}
-        config = self.model._prepare_generation_config(None, do_sample=False, sampler="first_hitting")
+        process = self.model.reverse_process(do_sample=False, sampler="first_hitting")
+        mask_token_id = self.model.config.mask_token_id
         for batch in batches_of(windows, self.batch_size):
             clean, real = self.padded([window.ids for window in batch])
             first = torch.tensor([window.first for window in batch], device=clean.device)
             columns = torch.arange(clean.shape[1], device=clean.device).expand(clean.shape)
-            view = View(columns, real, real & (columns >= first.unsqueeze(1)))
-            mask_token_id = self.model.config.mask_token_id
-            ids = clean.masked_fill(view.free, mask_token_id)
-            right = torch.ones(len(batch), dtype=torch.bool, device="cpu")
-            run = self.model.prepare_run(config, clean)
-            for step in run.steps_of(view):
-                ids = self.model._step(ids, view, replace(step, counts=step.counts * right), run)
-                right &= ((ids == clean) | (ids == mask_token_id)).all(-1).cpu()
-                if not right.any():
-                    break
+            free = real & (columns >= first.unsqueeze(1))
+
+            # One position after the other. A row with a wrong token is filled no more.
+            state = process.state(clean.masked_fill(free, mask_token_id), free, real)
+            right = torch.ones(len(batch), dtype=torch.bool, device=clean.device)
+            for _ in chain(process, state, Likeliest(), Noise()):
+                right = right & ((state.ids == clean) | (state.ids == mask_token_id)).all(-1)
+                state.free = state.free & right.unsqueeze(1)
+            right = right.cpu()
             answers |= zip(batch, right.tolist(), strict=True)
         return answers
 

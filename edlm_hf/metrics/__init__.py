@@ -18,8 +18,8 @@ from pathlib import Path
 import evaluate
 from datasets import Features, Sequence, Value
 
+from edlm_hf.evaluation import autoregressive_nll, discrete_nelbo, nelbo, paper_nll, sampler_bound
 from edlm_hf.evaluation.estimate import Estimate
-from edlm_hf.evaluation.likelihood import autoregressive_nll, discrete_nelbo, nelbo, paper_nll, sampler_bound
 from edlm_hf.evaluation.quality import (
     distinct_n,
     generative_perplexity,

@@ -6,8 +6,8 @@ import torch
 
 from edlm_hf.evaluation import nelbo
 from edlm_hf.loading import as_masked_diffusion
+from edlm_hf.modeling.component_checks import check_denoiser
 from edlm_hf.modeling.masked_diffusion import make_schedule
-from edlm_hf.modeling.modeling_edlm import check_denoiser
 from edlm_hf.training.objectives import bound_weight, importance_times, low_discrepancy_times, masked_token_losses
 from edlm_hf.training.trainer_base import EDLMTrainer, EDLMTrainingArguments, check_model
 

@@ -2,20 +2,17 @@
 
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 
-from edlm_hf.evaluation import discrete_nelbo, sampler_bound
+from edlm_hf.evaluation import sampler_bound
 from edlm_hf.evaluation.estimate import mean_estimate, ratio_estimate
-from edlm_hf.evaluation.noising import reveal_chance
-from edlm_hf.modeling.denoising_edlm import fill_candidates
-from edlm_hf.modeling.masked_diffusion import (
-    effective_sample_size,
-    importance_weights,
-    make_schedule,
-    sample_categorical,
-    token_log_probs,
-)
-from edlm_hf.modeling.vocabulary import suppress_impossible
+from edlm_hf.evaluation.noising import RowNoise
+from edlm_hf.modeling.energies import fill
+from edlm_hf.modeling.masked_diffusion import effective_sample_size, importance_weights, make_schedule
+from edlm_hf.modeling.proposal import Proposal
+from edlm_hf.modeling.sampler_choice import make_sampler
+from edlm_hf.modeling.samplers import MASKS, Jump, Sampler
 from edlm_hf.training.objectives import (
     NCE_LOSSES,
     lattice_times,
@@ -25,6 +22,9 @@ from edlm_hf.training.objectives import (
 )
 from edlm_hf.training.refused_options import REFUSED_OF_ENERGIES, check_fields
 from edlm_hf.training.trainer_base import EVALUATION, EDLMTrainer, EDLMTrainingArguments
+
+# Planners that look at the proposal would need the denoiser along a whole path: the random order is their nearest kin.
+ORDERS = {"spaced": {"score": "random"}}
 
 
 @dataclass
@@ -45,6 +45,13 @@ class EnergyArguments(EDLMTrainingArguments):
             "loss is then the bound of that sampler (m = 1). Unless given, the text gives all, as in the paper."
         },
     )
+    sampler: str = field(
+        default="ancestral",
+        metadata={
+            "help": "Whose steps the energy is trained on, with denoising_steps: a sampler that sees masks alone, such "
+            "as dilated. For spaced it is the random order.",
+        },
+    )
     eval_num_candidates: int = field(default=8, metadata={"help": "k in evaluation."})
     eval_denoising_steps: int = field(default=64, metadata={"help": "T of the sampler whose bound is evaluated."})
 
@@ -53,10 +60,27 @@ class EnergyArguments(EDLMTrainingArguments):
         check_fields(self, REFUSED_OF_ENERGIES)
         if self.nce_loss not in NCE_LOSSES:
             raise ValueError(f"nce_loss is {self.nce_loss!r}, but it must be one of {', '.join(sorted(NCE_LOSSES))}.")
+        self.make_sampler()
         allowed = {"num_negatives": 1, "denoising_steps": 1, "eval_num_candidates": 2, "eval_denoising_steps": 1}
         for name, least in allowed.items():
             if getattr(self, name) is not None and getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}, but it must be at least {least}.")
+
+    def make_sampler(self) -> Sampler:
+        """The sampler whose steps are trained on.
+
+        Raises:
+            ValueError: it is not known, or looks at more than masks.
+        """
+        sampler = make_sampler(self.sampler, self.denoising_steps or 1, parameters=ORDERS.get(self.sampler))
+        if sampler.sees != MASKS:
+            raise ValueError(
+                f"sampler is {self.sampler!r}, which looks at the proposal, but training needs one that sees masks "
+                "alone: ancestral, first_hitting, dilated, spaced (in random order) or remdm."
+            )
+        if self.sampler != "ancestral" and self.denoising_steps is None:
+            raise ValueError(f"sampler is {self.sampler!r}, but denoising_steps is not given. Pass the T of its steps.")
+        return sampler
 
 
 class EnergyTrainer(EDLMTrainer):
@@ -112,6 +136,7 @@ class EnergyTrainer(EDLMTrainer):
             raise ValueError("FSDP would split the trunk that a shared energy reads. Use DDP, or an energy of its own.")
         self.schedule = make_schedule(model.config.noise_schedule, **(model.config.noise_schedule_params or {}))
         self.schedule.check_reaches_full_mask()
+        self.sampler = self.args.make_sampler()
         model.denoiser.requires_grad_(False).eval()
         return model
 
@@ -157,44 +182,60 @@ class EnergyTrainer(EDLMTrainer):
             t: (B,). places (B, L), reveal (B,), draws (B, L, n): uniforms that decide masks, reveal set and tokens;
                 n + 1 draws if `draws_a_rest`.
         """
-        scope, steps = self.model.config.energy_scope, self.args.denoising_steps
-        if steps is not None:
-            t = (t * steps).ceil().clamp_min(1) / steps
-        mask_token_id = self.model.config.mask_token_id
-        clean, modelled = inputs["input_ids"], inputs["labels"] != -100
-        share = (1 - self.schedule.alpha(t)).unsqueeze(1)
-        masked = modelled & (places < share)
+        config, clean = self.model.config, inputs["input_ids"]
+        t, masked, of_text = self.pairs(t, inputs["labels"] != -100, places, reveal)
         given = {
-            "input_ids": clean.masked_fill(masked, mask_token_id),
+            "input_ids": clean.masked_fill(masked, config.mask_token_id),
             "attention_mask": inputs.get("attention_mask"),
             "timesteps": self.schedule.total(t).float(),
         }
-        # A position masked at t is still masked at s if its uniform is below the kept part of 1 - alpha_t
-        kept = reveal if steps is None else 1 - reveal_chance(self.schedule, t, steps)
-        whole = steps is None and scope == "sequence"
-        of_text = masked if whole else masked & (places >= kept.unsqueeze(1) * share)
-        proposed = of_text if scope == "revealed" else masked
+
+        # What the denoiser proposes, at S (scope `revealed`) or at all masks
+        proposed = of_text if config.energy_scope == "revealed" else masked
         self.model.denoiser.eval()
         with torch.no_grad():
-            tokens = self.draw(model(**given).logits[proposed], draws[proposed])
-        drawn = fill_candidates(given["input_ids"], proposed, tokens)
+            proposal = Proposal.of_logits(given["input_ids"], proposed, model(**given).logits, config)
+            tokens, _ = proposal.draw(draws[proposed])
+        drawn = fill(given["input_ids"], proposed, tokens)
+
+        # Candidate 0 carries the text where it gives it, and a draw of its own elsewhere
         rest = drawn[:, 0] if self.draws_a_rest else given["input_ids"]
         positive = torch.where(of_text, clean, rest).unsqueeze(1)
         candidates = torch.cat([positive, drawn[:, 1:] if self.draws_a_rest else drawn], dim=1)
         energies = model(candidate_ids=candidates, **given).energy
-        if steps is not None:  # a step that reveals nothing costs nothing
+        if self.args.denoising_steps is not None:  # a step that reveals nothing costs nothing
             energies = energies * of_text.any(-1, keepdim=True)
         return energies[:, 0], energies[:, 1:]
 
-    def draw(self, logits: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
-        """Tokens (N, n) from p_theta by logits (N, V) and uniforms (N, n)."""
-        rows = max(1, 2**23 // logits.shape[-1])  # the CDF of so many takes 64 MB
-        logits = suppress_impossible(logits, self.model.config)
-        parts = [
-            sample_categorical(token_log_probs(part, self.model.config.mask_token_id), points)[0]
-            for part, points in zip(logits.split(rows), uniforms.split(rows), strict=True)
-        ]
-        return torch.cat(parts)
+    def pairs(
+        self, t: torch.Tensor, modelled: torch.Tensor, places: torch.Tensor, reveal: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The times (B,), the masks (B, L) bool and those of them (B, L) that the text gives.
+
+        Args:
+            t: (B,) even on [0, 1]. modelled: (B, L) bool, the tokens that count. places (B, L), reveal (B,): uniforms.
+        """
+        if self.args.denoising_steps is not None:
+            return self.step_pairs(t, modelled, reveal)
+        share = (1 - self.schedule.alpha(t)).unsqueeze(1)
+        masked = modelled & (places < share)
+        if self.model.config.energy_scope == "sequence":
+            return t, masked, masked
+        return t, masked, masked & (places >= reveal.unsqueeze(1) * share)
+
+    def step_pairs(
+        self, t: torch.Tensor, modelled: torch.Tensor, reveal: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """As `pairs`: one random step of the sampler for every row."""
+        found = []
+        for row, point, seed in zip(modelled.cpu(), t.tolist(), reveal.tolist(), strict=True):
+            noise = RowNoise([np.random.default_rng(int(seed * 2**53))])
+            some = row.any()
+            found.append(self.sampler.jump(row, min(point, 1 - 1e-9), noise, self.schedule) if some else Jump.none(row))
+        times = torch.tensor([jump.t for jump in found], dtype=t.dtype, device=t.device)
+        masked = torch.stack([jump.masked for jump in found]).to(modelled.device)
+        revealed = torch.stack([jump.revealed for jump in found]).to(modelled.device)
+        return times, masked, revealed
 
     def log(self, logs, start_time=None):
         if "loss" in logs and self.readings:
@@ -223,9 +264,10 @@ class EnergyTrainer(EDLMTrainer):
             "seed": self.args.seed,
             "text_numbers": numbers,
         }
+        own = {"sampler": self.args.sampler, **ORDERS.get(self.args.sampler, {})}
         texts = self.model, ids, inputs.get("attention_mask")
-        with_energy = sampler_bound(*texts, num_candidates=k, **options)
-        without = discrete_nelbo(*texts, **options)  # on the same noise
+        with_energy = sampler_bound(*texts, num_candidates=k, **own, **options)
+        without = sampler_bound(*texts, num_candidates=1, **own, **options)  # on the same noise
         columns = {
             "bound": with_energy.sequence_nats,
             "denoiser_bound": without.sequence_nats,

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -25,18 +26,11 @@ from published import golden, randomised, tiny_causal, tiny_config, tiny_denoise
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, BertConfig, BertForMaskedLM
 
 from edlm_hf import EDLMEnergyModel, EDLMForMaskedDiffusion
-from edlm_hf.evaluation.likelihood import (
-    autoregressive_nll,
-    discrete_nelbo,
-    h_profile,
-    nelbo,
-    paper_nll,
-    prepare,
-    sampler_bound,
-)
-from edlm_hf.evaluation.noising import Noised, reveal_chance
-from edlm_hf.evaluation.terms import joint_nats, proposal
-from edlm_hf.modeling.masked_diffusion import make_schedule
+from edlm_hf.evaluation import autoregressive_nll, discrete_nelbo, h_profile, nelbo, paper_nll, sampler_bound
+from edlm_hf.evaluation.noising import Noised, RowNoise
+from edlm_hf.evaluation.paper_likelihood import joint_nats
+from edlm_hf.evaluation.step_costs import propose
+from edlm_hf.modeling.masked_diffusion import make_schedule, reveal_probability
 
 JOINT = random_joint()
 ENTROPY = -(JOINT * np.log(JOINT)).sum()
@@ -60,19 +54,25 @@ def noised(clean, masked, t) -> Noised:
     count = len(clean)
     t = torch.as_tensor(t, dtype=torch.float64).expand(count)
     real = torch.ones_like(masked)
-    return Noised(torch.arange(count), clean, real, masked, masked, t, torch.ones(count), [])
+    chance = masked.double()
+    return Noised(torch.arange(count), clean, real, real, masked, masked, chance, t, torch.ones(count), RowNoise([]))
+
+
+def nats_at(process, rows) -> torch.Tensor:
+    """-log p_theta^i(x_0^i | x_t) at the masks of the rows, (B, L)."""
+    return propose(process, rows).nats(rows.clean)
 
 
 def every_mask(network, nats) -> np.ndarray:
-    """nats(run, rows) of every sequence with every non-empty set of masks: (81, 15)."""
-    run, _ = prepare(network, ALL, None, None, 2, 16, 0)
+    """nats(process, rows) of every sequence with every non-empty set of masks: (81, 15)."""
+    process = network.reverse_process()
     clean = ALL.repeat_interleave(len(ALL_MASKS), 0)
     masked = torch.tensor(ALL_MASKS).repeat(81, 1)
-    return nats(run, noised(clean, masked, 0.5)).numpy().reshape(81, len(ALL_MASKS))
+    return nats(process, noised(clean, masked, 0.5)).numpy().reshape(81, len(ALL_MASKS))
 
 
 def denoiser_nats(network) -> np.ndarray:
-    return every_mask(network, lambda run, rows: proposal(network, run, rows).nats.sum(-1))
+    return every_mask(network, lambda process, rows: nats_at(process, rows).sum(-1))
 
 
 def continuous(nats: np.ndarray) -> np.ndarray:
@@ -149,11 +149,11 @@ def test_a_network_conditioned_on_time_is_integrated_over_time():
     texts = torch.tensor([[3, 1, 4]])
     masks = torch.tensor([mask for mask in itertools.product([False, True], repeat=3) if any(mask)])
     clean = texts.expand(len(masks), 3)
-    run, _ = prepare(network, texts, None, None, 2, 16, 0)
+    process = network.reverse_process()
     nodes, weights = np.polynomial.legendre.leggauss(40)
     truth = 0.0
     for t, weight in zip((nodes + 1) / 2, weights / 2, strict=True):
-        nats = proposal(network, run, noised(clean, masks, t)).nats.sum(-1).numpy()
+        nats = nats_at(process, noised(clean, masks, t)).sum(-1).numpy()
         n = masks.sum(-1).numpy()
         truth += weight / t * (t**n * (1 - t) ** (3 - n) * nats).sum() / 3
     result = nelbo(network, texts, num_samples=4000, batch_size=500)
@@ -274,8 +274,8 @@ def test_the_bound_is_that_of_the_temperature_that_generate_uses():
     limit = marginalised_bound(lambda n: two, 2)
     close = sampler_bound(model(), ALL, energy=energy, energy_temperature=0.5, inner_copies=256, **options)
     assert abs(close.value - limit) < 4 * close.standard_error + 0.004
-    with pytest.raises(ValueError, match="ancestral"):
-        sampler_bound(model(), ALL, energy=energy, sampler="first_hitting", **options)
+    with pytest.raises(ValueError, match="'low_confidence'.*nearest sampler with one is 'top_k'"):
+        sampler_bound(model(), ALL, sampler="low_confidence", **options)
 
 
 # ------------------------------------------------------------------------------------------------ the paper's estimator
@@ -283,7 +283,7 @@ def test_the_bound_is_that_of_the_temperature_that_generate_uses():
 
 def test_the_papers_estimator_falls_below_the_entropy_with_the_exact_joint():
     network = model(MARGINALS, TableCausalLM(JOINT), energy_type="ar")
-    nats = every_mask(network, lambda run, rows: joint_nats(network, run, rows, "one", 2))
+    nats = every_mask(network, lambda process, rows: joint_nats(process, rows, "one", 2))
     # Z(x_t) of EDLM-AR is the AR marginal of what is visible: with it the bracket is -log q(x_0 | x_t)
     visible = np.array([[JOINT[agree(x, mask)].sum() for mask in ALL_MASKS] for x in SEQUENCES])
     posterior = np.array([[-np.log(q / z) for z in row] for q, row in zip(JOINT, visible, strict=True)])
@@ -321,7 +321,7 @@ def test_the_papers_estimator_of_coar_is_the_autoregressive_likelihood_whatever_
     truth = -np.log(JOINT)
     for table in (MARGINALS, PERTURBED):
         network = model(table, TableCausalLM(JOINT), energy_type="coar")
-        nats = every_mask(network, lambda run, rows, network=network: joint_nats(network, run, rows, "one", 2))
+        nats = every_mask(network, lambda process, rows: joint_nats(process, rows, "one", 2))
         assert np.abs(continuous(nats) - truth).max() < 1e-9
         exact = autoregressive_nll(network, ALL)
         assert np.abs(np.array(exact.sequence_nats) - truth).max() < 1e-9
@@ -350,10 +350,10 @@ def test_the_terms_of_the_bounds_are_the_published_ones(tmp_path, conditioned):
     network = AutoModelForMaskedLM.from_pretrained(
         write_checkpoint(tmp_path / "dit", "model_dit", time_conditioning=conditioned)
     )
-    run, _ = prepare(network, data["x0"], None, None, 2, 16, 0)
+    process = network.reverse_process()
     masked, t = data["xt"] == network.config.mask_token_id, data["t"].double()
     schedule = make_schedule("loglinear")
-    nats = proposal(network, run, noised(data["x0"], masked, t)).nats.double()
+    nats = nats_at(process, noised(data["x0"], masked, t)).double()
     weight = schedule.rate(t) / schedule.total(t).expm1()
     close(weight[:, None] * nats, data[f"nelbo_cont_{tag}"])
     close(1 / t[:, None] * nats, data[f"nelbo_cont_{tag}"])
@@ -364,16 +364,18 @@ def test_the_terms_of_the_bounds_are_the_published_ones(tmp_path, conditioned):
         assert ends[0] == 0
         for case in ("T0", "T1"):  # at t = 1 / T the published form is 0/0 = NaN where ours is 1
             steps, times = int(data[f"{case}_value"]), data[f"{case}_t"].double()
-            close(steps * reveal_chance(schedule, times, steps)[:, None] * nats, data[f"{case}_subs_tc0"])
+            earlier = ((times * steps).round() - 1) / steps
+            chance = reveal_probability(schedule.alpha(earlier), schedule.alpha(times))
+            close(steps * chance[:, None] * nats, data[f"{case}_subs_tc0"])
     else:
-        nats = proposal(network, run_on_time(run), noised(data["x0"], masked, t)).nats.double()
+        nats = nats_at(on_time(process), noised(data["x0"], masked, t)).double()
         close(-math.log(-math.expm1(-schedule.eps)) * nats, data["nelbo_cov_tc1"])
 
 
-def run_on_time(run):
+def on_time(process):
     """The change of variables hands the network t itself in place of sigma(t)."""
-    run.sigma = lambda t: t.float()
-    return run
+    schedule = SimpleNamespace(total=lambda t: t, alpha=process.schedule.alpha)
+    return replace(process, schedule=schedule)
 
 
 @torch.no_grad()
@@ -383,12 +385,12 @@ def test_the_joint_of_the_papers_estimator_is_the_published_one(tmp_path, energy
     denoiser = AutoModelForMaskedLM.from_pretrained(write_checkpoint(tmp_path / "dit", "model_dit"))
     causal = AutoModelForCausalLM.from_pretrained(write_checkpoint(tmp_path / "ar", "model_ar", causal=True))
     network = EDLMForMaskedDiffusion.from_components(denoiser, causal, energy_type=energy_type)
-    run, _ = prepare(network, data["x0"], None, None, 2, 16, 0)
+    process = network.reverse_process()
     masked, t = data["xt"] == 32, data["t"].double()
     rows = noised(data["x0"], masked, t)
-    ours = joint_nats(network, run, rows, "one", 2)
+    ours = joint_nats(process, rows, "one", 2)
     # The published energy keeps the proposal's log-probability of a masked first token, which ours cancels.
-    first = proposal(network, run, rows).nats[:, 0].double()
+    first = nats_at(process, rows)[:, 0].double()
     expected = data[f"edlm_{energy_type}_val"].double().sum(-1)
     close((ours - first) / t, expected)
 

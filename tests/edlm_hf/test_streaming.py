@@ -18,7 +18,6 @@ from edlm_hf.streaming import (
     StepStreamer,
     TerminalDiffusionStreamer,
     diffusion_streamer,
-    steps_of_row,
 )
 from edlm_hf.tokenization import text8_tokenizer
 
@@ -202,7 +201,7 @@ def test_the_number_of_steps_is_known_before(saved, options):
     told, model = [], tiny_denoiser()
     model.generation_config.update(**saved)
     model.generate(**options, streamer=StepStreamer(told.append))
-    assert steps_of_row(model, **options) == len(told)
+    assert model.count_steps(**options) == len(told)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs a pseudo-terminal")
@@ -279,4 +278,4 @@ def test_rows_that_have_ended_count_their_steps():
     told, model = [], tiny_denoiser()
     options = {"max_new_tokens": 12, "block_length": 2, "max_denoising_steps": 3, "eos_token_id": 1, "pad_token_id": 0}
     model.generate(**options, streamer=StepStreamer(told.append), generator=torch.Generator().manual_seed(1))
-    assert told == list(range(1, steps_of_row(model, **options) + 1))
+    assert told == list(range(1, model.count_steps(**options) + 1))

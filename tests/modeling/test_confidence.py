@@ -1,5 +1,6 @@
 """Without sampling, what is equal up to rounding ties, and the lowest index is taken: alone and in a batch."""
 
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -8,7 +9,7 @@ from published import tiny_denoiser
 from transformers import BertConfig, BertForMaskedLM
 
 from edlm_hf import EDLMForMaskedDiffusion, MDLMConfig, MDLMForMaskedLM
-from edlm_hf.modeling.confidence import likeliest_tokens, most_confident
+from edlm_hf.modeling.confidence import Score, likeliest_tokens, take_best
 
 GREEDY = {"do_sample": False, "output_history": True, "return_dict_in_generate": True}
 WAYS = [{"sampler": "first_hitting"}, {"max_denoising_steps": 2}, {"max_denoising_steps": 3}]
@@ -107,26 +108,39 @@ def test_what_is_larger_than_rounding_decides():
 
 def test_confidence_is_the_log_odds_of_the_likeliest_token():
     logits = torch.tensor([[0.1, 0.2, 0.7], [0.6, 0.4, 0.0], [1.0, 0.0, 0.0]], dtype=torch.float64).log()
-    tokens, log_odds, errors = likeliest_tokens(logits, torch.float64)
-    assert tokens.tolist() == [2, 0, 0]
+    assert likeliest_tokens(logits).tolist() == [2, 0, 0]
+    score = Score.of("confidence", logits, torch.float64)
+    log_odds, errors = score.values, score.errors
     torch.testing.assert_close(log_odds[:2].exp(), torch.tensor([0.7 / 0.3, 0.6 / 0.4], dtype=torch.float64))
     assert log_odds[2] == torch.inf and (errors < 1e-12).all()
-    half = likeliest_tokens(logits.float(), torch.bfloat16)[2]
+    half = Score.of("confidence", logits.float(), torch.bfloat16).errors
     assert ((half > 0.007) & (half < 0.012)).all()  # one unit in the last place of bfloat16
     for wrong in (torch.tensor([[torch.nan, 0.0]]), torch.full((1, 2), -torch.inf), torch.tensor([[torch.inf, 0.0]])):
         with pytest.raises(ValueError, match="no token left"):
-            likeliest_tokens(wrong, torch.float32)
+            likeliest_tokens(wrong)
+        with pytest.raises(ValueError, match="no token left"):
+            Score.of("entropy", wrong, torch.float32)
+
+
+def test_entropy_and_margin_are_those_of_the_probabilities():
+    probabilities = torch.tensor([[0.1, 0.2, 0.7], [0.5, 0.5, 0.0], [1.0, 0.0, 0.0]], dtype=torch.float64)
+    entropy = Score.of("entropy", probabilities.log(), torch.float64)
+    expected = [-sum(p * math.log(p) for p in row if p) for row in probabilities.tolist()]
+    torch.testing.assert_close(-entropy.values, torch.tensor(expected, dtype=torch.float64))
+    margin = Score.of("margin", probabilities.log(), torch.float64)
+    torch.testing.assert_close(margin.values, torch.tensor([0.5, 0.0, 1.0], dtype=torch.float64))
+    assert (entropy.errors < 1e-12).all() and (margin.errors < 1e-12).all()
 
 
 def test_ties_are_with_the_highest_that_is_left_and_do_not_chain():
     log_odds = torch.tensor([[0.0, 1.0, 1.9, 2.5, -torch.inf], [5.0, 5.5, -torch.inf, -torch.inf, 5.9]])
     errors = torch.full((2, 5), 1.0)
-    taken = [most_confident(log_odds, errors, torch.tensor([n, 1])) for n in range(5)]
+    taken = [take_best(Score(log_odds, errors), torch.tensor([n, 1])) for n in range(5)]
     # 1.9 is within 1 of 2.5, then 2.5 is alone, then 1.0 and 0.0 tie with one another
     assert [x[0].nonzero()[:, 0].tolist() for x in taken] == [[], [2], [2, 3], [0, 2, 3], [0, 1, 2, 3]]
     assert all(x[1].nonzero()[:, 0].tolist() == [0] for x in taken)
-    assert most_confident(log_odds, errors, torch.tensor([4, 3]))[1].tolist() == [True, True, False, False, True]
-    assert most_confident(log_odds[:0], errors[:0], torch.zeros(0, dtype=torch.long)).shape == (0, 5)
+    assert take_best(Score(log_odds, errors), torch.tensor([4, 3]))[1].tolist() == [True, True, False, False, True]
+    assert take_best(Score(log_odds[:0], errors[:0]), torch.zeros(0, dtype=torch.long)).shape == (0, 5)
 
 
 def test_padding_beside_a_row_changes_none_of_its_ties():

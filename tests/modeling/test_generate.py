@@ -18,6 +18,7 @@ from transformers import (
 )
 
 from edlm_hf import EDLMEnergyModel, EDLMForMaskedDiffusion, EDLMGenerationConfig
+from edlm_hf.modeling.energies import Candidates
 
 MASK, PAD = 12, 11
 build = EDLMForMaskedDiffusion.from_components
@@ -356,16 +357,16 @@ def test_recorded_energies_are_those_of_the_model(kind):
         randomised(model.energy_model, seed=3)
     else:
         model = with_ar(energy_type=kind)
-    inner, checked = model.candidate_energies, []
+    inner, checked = model.own_energy("sequence"), []
     bare = copy.deepcopy(model)
 
-    def watched(candidates, noisy, log_p, vocab_size, attention_mask, sigma, **options):
-        energies = inner(candidates, noisy, log_p, vocab_size, attention_mask, sigma, **options)
-        torch.testing.assert_close(energies, bare.energy(candidates, noisy), rtol=0, atol=1e-4)
+    def watched(candidates, proposal):
+        energies = inner(candidates, proposal)
+        torch.testing.assert_close(energies, bare.energy(candidates.ids, proposal.ids), rtol=0, atol=1e-4)
         checked.append(energies)
         return energies
 
-    model.candidate_energies = watched
+    model.own_energy = lambda scope, chunk_size: watched
     prompt = torch.tensor([[1, 2, MASK, 4], [MASK, MASK, 3, 3]])
     out = model.generate(
         prompt,
@@ -393,8 +394,8 @@ def test_shared_prefix_and_chunks_change_no_energy(causal, energy_type):
     noisy[0, 20:], noisy[1, 25::2], noisy[2, 30:] = MASK, MASK, MASK
     draws = torch.randint(0, 12, (3, 5, 36), generator=generator)
     candidates = torch.where(noisy.unsqueeze(1) == MASK, draws, noisy.unsqueeze(1))
-    log_p = model(noisy).logits[..., :12].log_softmax(-1).gather(-1, candidates.transpose(1, 2)).transpose(1, 2)
-    log_p = log_p * (noisy == MASK).unsqueeze(1)
+    proposal = model.propose(noisy, noisy == MASK)
+    proposed = Candidates(candidates, proposal.log_probs(candidates))
     whole = torch.stack([model.energy(candidates[:, j : j + 1], noisy)[:, 0] for j in range(5)], 1)
     fed = []
     model.energy_model.register_forward_pre_hook(lambda m, a, k: fed.append(k["input_ids"].shape), with_kwargs=True)
@@ -403,7 +404,7 @@ def test_shared_prefix_and_chunks_change_no_energy(causal, energy_type):
     )
     for chunk in (None, 1, 4, 7):
         fed.clear()
-        energies = model.candidate_energies(candidates, noisy, log_p, 13, chunk_size=chunk)
+        energies = model.own_energy("sequence", chunk)(proposed, proposal)
         torch.testing.assert_close(energies, whole, rtol=0, atol=1e-4)
         assert fed[0] == (3, 20)  # what every row shows before its first mask runs once per row, not per candidate
         assert sum(n for n, _ in fed[1:]) == 15 and all(n <= (chunk or 15) for n, _ in fed[1:])

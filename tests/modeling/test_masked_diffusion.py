@@ -9,8 +9,6 @@ from published import golden
 
 from edlm_hf.modeling.masked_diffusion import (
     SCHEDULES,
-    draw_reveal_set,
-    draw_reveal_times,
     effective_sample_size,
     importance_weights,
     make_schedule,
@@ -53,19 +51,6 @@ def test_log_linear_reveal_probability_is_the_relative_step():
     t, s = torch.tensor(0.75), torch.tensor(0.5)
     assert reveal_probability(alpha(s), alpha(t)) == pytest.approx(1 / 3)
     assert reveal_probability(alpha(torch.tensor(0.0)), alpha(s)) == 1
-
-
-def test_reveal_set_is_an_independent_choice_among_the_masked():
-    generator = torch.Generator().manual_seed(0)
-    masked = torch.rand(200_000, 2, generator=generator) < 0.5
-    revealed = draw_reveal_set(masked, 0.3, generator)
-    assert not (revealed & ~masked).any()
-    both = masked.all(-1)
-    pair = revealed[both].double()
-    deviation = 4 * math.sqrt(0.25 / both.sum())
-    assert abs(pair.mean() - 0.3) < deviation
-    assert abs(pair.prod(-1).mean() - 0.09) < deviation
-    assert torch.equal(draw_reveal_set(masked, 1.0, generator), masked)
 
 
 def test_visible_tokens_are_carried_over_and_the_mask_is_impossible():
@@ -130,21 +115,6 @@ def test_same_seed_draws_the_same():
     assert torch.equal(one, two) and not torch.equal(one, draw_tokens(torch.zeros(3, 7), 5, None))
 
 
-@pytest.mark.parametrize("name", ["loglinear", "cosine", "cosinesqr", "linear"])
-def test_reveal_times_give_the_reveal_probability_of_every_step(name):
-    schedule, generator = make_schedule(name), torch.Generator().manual_seed(2)
-    masked = torch.ones(200_000, 1, dtype=torch.bool)
-    times = draw_reveal_times(masked, generator)
-    grid = torch.tensor([0.8, 0.55], dtype=torch.float64)
-    share_t, share_s = 1 - schedule.alpha(grid)
-    still = times < share_t
-    revealed = still & (times >= share_s)
-    expected = reveal_probability(*schedule.alpha(grid).flip(0))
-    assert abs(revealed.sum() / still.sum() - expected) < 4.5 * math.sqrt(0.25 / still.sum())
-    assert (draw_reveal_times(~masked, generator) == -1).all()
-    torch.testing.assert_close(schedule.time(1 - schedule.alpha(grid)), grid)
-
-
 def test_weights_favour_low_energies():
     energies = torch.tensor([[0.0, math.log(3.0), math.inf], [5.0, 5.0, 5.0]])
     weights = importance_weights(energies)
@@ -153,7 +123,8 @@ def test_weights_favour_low_energies():
     torch.testing.assert_close(flat[0, 0] / flat[0, 1], torch.tensor(3**0.5, dtype=torch.float64))
     sizes = effective_sample_size(weights)
     torch.testing.assert_close(sizes, torch.tensor([1.6, 3.0], dtype=torch.float64))
-    assert resample(torch.tensor([[0.0, 1.0, 0.0]] * 4, dtype=torch.float64)).tolist() == [1] * 4
+    certain = torch.tensor([[0.0, 1.0, 0.0]] * 4, dtype=torch.float64)
+    assert resample(certain, torch.tensor([[0.0], [0.3], [0.9], [0.999]], dtype=torch.float64)).tolist() == [1] * 4
 
 
 def test_every_positive_temperature_has_its_weights():

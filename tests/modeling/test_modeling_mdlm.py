@@ -279,6 +279,6 @@ def test_few_positions_have_the_logits_of_the_full_pass(implementation, padding)
     for share in (0.1, 0.3, 0.9):  # rows with different numbers of positions, some with none
         positions = (torch.rand(ids.shape, generator=generator) < share) & mask.bool()
         positions[0, padding[0] + 1] = True
-        features, project = model.features_at(positions, ids, mask)
-        assert len(features) == positions.sum()
-        torch.testing.assert_close(project(features), full[positions], rtol=0, atol=1e-5)
+        hidden = model.hidden_at(positions, ids, mask)
+        assert len(hidden) == positions.sum()
+        torch.testing.assert_close(model.projection()(hidden), full[positions], rtol=0, atol=1e-5)

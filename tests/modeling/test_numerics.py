@@ -26,6 +26,7 @@ from published import golden, write_checkpoint
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
 from edlm_hf import EDLMEnergyModel, EDLMForMaskedDiffusion
+from edlm_hf.modeling.energies import Candidates
 from edlm_hf.modeling.energy_edlm import linear_log_probs
 from edlm_hf.modeling.masked_diffusion import (
     importance_weights,
@@ -238,13 +239,9 @@ def test_energies_in_half_precision_stay_near_single_precision(tmp_path, kind):
         loader = EDLMEnergyModel if kind == "nce" else AutoModelForCausalLM
         energy = loader.from_pretrained(tmp_path / ("nce" if kind == "nce" else "ar"), dtype=dtype)
         model = EDLMForMaskedDiffusion.from_components(denoiser, energy, energy_type=kind)
-        features, project = model.features_at(noisy == 32, noisy)
-        logits = torch.full((*noisy.shape, 33), 0.0)
-        logits[noisy == 32] = project(features)
-        logits[..., 32] = -torch.inf
-        log_p = logits.log_softmax(-1).gather(-1, candidates.transpose(1, 2)).transpose(1, 2)
-        log_p = torch.where((noisy == 32).unsqueeze(1), log_p, 0)
-        energies[dtype] = model.candidate_energies(candidates, noisy, log_p, 33)
+        proposal = model.propose(noisy, noisy == 32)
+        energy = model.own_energy("sequence")
+        energies[dtype] = energy(Candidates(candidates, proposal.log_probs(candidates)), proposal)
         assert energies[dtype].dtype == torch.float32
     difference = (energies[torch.bfloat16] - energies[torch.float32]).abs().max()
     assert 0 < difference < 0.05 * 24**0.5

@@ -1,12 +1,16 @@
 """Which steps reveal what: equal to the definition step by step, and no slower for a large T."""
 
+import math
+
 import pytest
 import torch
 from published import randomised, tiny_causal, tiny_denoiser
 
 from edlm_hf import EDLMForMaskedDiffusion
-from edlm_hf.modeling.masked_diffusion import draw_reveal_times, make_schedule, reveal_probability
-from edlm_hf.modeling.reverse_chain import ancestral_steps, first_hitting_steps, most_confident_steps
+from edlm_hf.modeling.masked_diffusion import make_schedule, reveal_probability
+from edlm_hf.modeling.noise import Noise
+from edlm_hf.modeling.planners import MostConfident
+from edlm_hf.modeling.samplers import Ancestral, FirstHitting, State, reveal_times
 
 SCHEDULES = [
     make_schedule("loglinear"),
@@ -22,20 +26,48 @@ def seed(n=0):
     return torch.Generator().manual_seed(n)
 
 
+def steps_of(sampler, free, schedule, seed_of_noise=0):
+    """The steps of a sampler, each of which reveals the first so many masks where it does not say which."""
+    state = State(torch.full(free.shape, 9), free, torch.ones_like(free), 9, schedule)
+    for number, step in enumerate(sampler.steps(state, Noise(seed(seed_of_noise)))):
+        step = step.complete(number, state)
+        revealed = step.reveal
+        if revealed is None:
+            revealed = state.masked & (state.masked.cumsum(-1) <= step.counts.unsqueeze(1))
+        state.write(torch.arange(len(free)), revealed, torch.zeros_like(state.ids))
+        yield step
+
+
+@pytest.mark.parametrize("name", ["loglinear", "cosine", "cosinesqr", "linear"])
+def test_reveal_times_give_the_reveal_probability_of_every_step(name):
+    schedule, noise = make_schedule(name), Noise(seed(2))
+    masked = torch.ones(200_000, 1, dtype=torch.bool)
+    times = reveal_times(masked, noise)
+    grid = torch.tensor([0.8, 0.55], dtype=torch.float64)
+    share_t, share_s = 1 - schedule.alpha(grid)
+    still = times < share_t
+    revealed = still & (times >= share_s)
+    expected = reveal_probability(*schedule.alpha(grid).flip(0))
+    assert abs(revealed.sum() / still.sum() - expected) < 4.5 * math.sqrt(0.25 / still.sum())
+    assert (reveal_times(~masked, noise) == -1).all()
+    torch.testing.assert_close(schedule.time(1 - schedule.alpha(grid)), grid)
+
+
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda schedule: type(schedule).__name__)
 @pytest.mark.parametrize("T", [1, 2, 3, 7, 64, 1000])
 def test_ancestral_steps_are_those_of_the_definition(schedule, T):
     grid = torch.arange(T + 1, dtype=torch.float64) / T
     masked = 1 - schedule.alpha(grid)
-    times = draw_reveal_times(FREE, seed(3))
-    steps = {T - step.index: step for step in ancestral_steps(FREE, schedule, T, seed(3))}
+    times = reveal_times(FREE, Noise(seed(3)))
+    steps = {T - step.index: step for step in steps_of(Ancestral(T), FREE, schedule, 3)}
     assert list(steps) == sorted(steps, reverse=True)
     for n in range(T, 0, -1):
         # u lies between 1 - alpha_s and 1 - alpha_t
         revealed = FREE & (masked[n - 1] <= times) & (times < masked[n])
         assert (n in steps) == bool(revealed.any())
         if n in steps:
-            assert torch.equal(steps[n].revealed, revealed) and torch.equal(steps[n].counts, revealed.sum(-1))
+            assert torch.equal(steps[n].reveal, revealed)
+            assert torch.equal(steps[n].rows, revealed.any(-1).nonzero()[:, 0])
             assert (steps[n].t == grid[n]).all() and steps[n].t.shape == (4,)
 
 
@@ -44,7 +76,7 @@ def test_ancestral_steps_are_those_of_the_definition(schedule, T):
 def test_steps_without_sampling_are_those_of_the_definition(schedule, T):
     grid = torch.arange(T + 1, dtype=torch.float64) / T
     share = reveal_probability(schedule.alpha(grid[:-1]), schedule.alpha(grid[1:]))
-    steps = {T - step.index: step for step in most_confident_steps(FREE, schedule, T)}
+    steps = {T - step.index: step for step in steps_of(MostConfident(T), FREE, schedule)}
     left = FREE.sum(-1)
     for n in range(T, 0, -1):
         counts = (left * share[n - 1]).round(decimals=9).round().long()
@@ -58,10 +90,10 @@ def test_steps_without_sampling_are_those_of_the_definition(schedule, T):
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda schedule: type(schedule).__name__)
 @pytest.mark.parametrize("T", [10**8, 2**53])
 def test_many_steps_cost_what_the_text_is_long(schedule, T):
-    steps = list(ancestral_steps(FREE, schedule, T, seed()))
+    steps = list(steps_of(Ancestral(T), FREE, schedule))
     assert len(steps) == FREE.sum()  # one by one
-    assert torch.stack([step.revealed for step in steps]).sum(0).equal(FREE.long())
-    greedy = list(most_confident_steps(FREE, schedule, T))
+    assert torch.stack([step.reveal for step in steps]).sum(0).equal(FREE.long())
+    greedy = list(steps_of(MostConfident(T), FREE, schedule))
     assert len(greedy) <= 2 * FREE.sum(-1).max()
     assert torch.stack([step.counts for step in greedy]).sum(0).equal(FREE.sum(-1))
 
@@ -69,9 +101,10 @@ def test_many_steps_cost_what_the_text_is_long(schedule, T):
 def test_nothing_to_reveal_has_no_steps():
     for free in (torch.zeros(0, 4, dtype=torch.bool), torch.zeros(2, 0, dtype=torch.bool), FREE[2:3]):
         for steps in (
-            ancestral_steps(free, SCHEDULES[0], 5, seed()),
-            first_hitting_steps(free, SCHEDULES[0], seed()),
-            most_confident_steps(free, SCHEDULES[0], 5),
+            steps_of(Ancestral(5), free, SCHEDULES[0]),
+            steps_of(FirstHitting(), free, SCHEDULES[0]),
+            steps_of(MostConfident(5), free, SCHEDULES[0]),
+            steps_of(MostConfident(None), free, SCHEDULES[0]),
         ):
             assert list(steps) == []
 

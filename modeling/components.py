@@ -1,0 +1,184 @@
+"""The parts of a composite: built from a configuration, or loaded by name."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+from transformers.utils import cached_file
+
+from .configuration_edlm import ENERGY_TYPES, EDLMConfig, PlainModuleConfig, check_choice
+from .configuration_mdlm import MDLMConfig
+from .modeling_mdlm import MDLMForCausalLM, MDLMForMaskedLM
+from .network_energy import EDLMEnergyModel
+from .network_facts import num_ids
+from .shared_energy import EDLMSharedEnergyModel
+from .vocabulary import absent_ids, check_mask_token
+
+# Arguments of from_pretrained that say where from, not what
+HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "proxies")
+
+
+def build_denoiser(config: EDLMConfig) -> PreTrainedModel:
+    if config.denoiser_config.model_type == MDLMConfig.model_type:
+        return MDLMForMaskedLM(config.denoiser_config)
+    return AutoModelForMaskedLM.from_config(config.denoiser_config, trust_remote_code=False)
+
+
+def build_energy(config: EDLMConfig, denoiser: nn.Module) -> PreTrainedModel | None:
+    if config.energy_type == "none" or config.energy_name_or_path is not None:
+        return None
+    if config.energy_weights == "shared":
+        return EDLMSharedEnergyModel(denoiser.backbone, config.energy_adapter_rank)
+    if config.energy_type == "nce":
+        return EDLMEnergyModel(config.energy_config)
+    if config.energy_config.model_type == MDLMConfig.model_type:
+        return MDLMForCausalLM(config.energy_config)
+    return AutoModelForCausalLM.from_config(config.energy_config, trust_remote_code=False)
+
+
+def where_from(kwargs: dict) -> dict:
+    """The arguments of `from_pretrained` that say where a part comes from."""
+    return {key: kwargs[key] for key in (*HUB_ARGUMENTS, "revision", "trust_remote_code") if key in kwargs}
+
+
+def load_denoiser(name: str, **kwargs) -> PreTrainedModel:
+    """A masked language model by name; diffusion models stand under several auto classes.
+
+    Raises:
+        ValueError: the name is not of a language model.
+    """
+    config = AutoConfig.from_pretrained(name, **where_from(kwargs))
+    listed = getattr(config, "auto_map", None) or {}
+    for auto_class in (AutoModelForMaskedLM, AutoModelForCausalLM, AutoModel):
+        if type(config) in auto_class._model_mapping or auto_class.__name__ in listed:
+            return auto_class.from_pretrained(name, **kwargs)
+    raise ValueError(f"{name} (model_type {config.model_type!r}) has no language model to load as the denoiser.")
+
+
+def load_energy(
+    energy: nn.Module | str | None, energy_type: str | None, tokenizer, kwargs: dict
+) -> tuple[nn.Module | None, str, object]:
+    """The energy, its type and its tokenizer, loaded where they are names.
+
+    Args:
+        energy_type: follows from the energy unless given.
+        kwargs: of `from_pretrained`, in which `trust_remote_code` is that of `trust_energy_code`.
+
+    Raises:
+        ValueError: the energy needs code that is not trusted, or the type is not known.
+    """
+    with explained_trust(tokenizer if isinstance(tokenizer, str) else energy):
+        tokenizer = load_tokenizer(tokenizer, energy, kwargs)
+    if energy_type is None and energy is None:
+        energy_type = "none"
+    elif energy_type is None:
+        energy_type = "nce" if isinstance(energy, EDLMEnergyModel) else "ar"
+    check_choice("energy_type", energy_type, ENERGY_TYPES)
+
+    if isinstance(energy, str) and energy_type == "nce":
+        energy = EDLMEnergyModel.from_pretrained(energy, **kwargs)
+    elif isinstance(energy, str):
+        energy = load_causal(energy, **kwargs)
+    return energy, energy_type, tokenizer
+
+
+def config_of_parts(denoiser: nn.Module, energy: nn.Module | None, tokenizer, **choices) -> EDLMConfig:
+    """The configuration of a composite of given parts, with the `choices` of `EDLMConfig`.
+
+    Raises:
+        ValueError: the tokenizer means another token by "mask" than the denoiser.
+    """
+    denoiser_config = config_of(denoiser)
+    if choices["mask_token_id"] is None and getattr(denoiser_config, "mask_token_id", None) is None:
+        choices["mask_token_id"] = getattr(tokenizer, "mask_token_id", None)
+    config = EDLMConfig(
+        denoiser_config=denoiser_config,
+        energy_config=None if energy is None else config_of(energy),
+        absent_token_ids=None if tokenizer is None else absent_ids(tokenizer, num_ids(denoiser)),
+        attn_implementation={  # setting it would set that of the parts, which are built already
+            "": attention_of_part(denoiser),
+            "denoiser_config": attention_of_part(denoiser),
+            "energy_config": attention_of_part(energy),
+        },
+        **choices,
+    )
+    if tokenizer is not None:
+        check_mask_token(tokenizer, config, required=False)
+    return config
+
+
+def load_causal(name: str, **kwargs) -> PreTrainedModel:
+    """An autoregressive energy by name; `trust_remote_code` is that of `trust_energy_code`.
+
+    Raises:
+        ValueError: it needs code that is not trusted, or is a composite, which might refer to itself.
+    """
+    with explained_trust(name):
+        config = AutoConfig.from_pretrained(name, **where_from(kwargs))
+        if config.model_type == EDLMConfig.model_type:
+            raise ValueError(
+                f"The energy {name!r} is itself a composite of denoiser and energy. Give a causal language model."
+            )
+        return AutoModelForCausalLM.from_pretrained(name, config=config, **kwargs)
+
+
+@contextmanager
+def explained_trust(energy: str | None) -> Iterator[None]:
+    """Where transformers refuses to run the code of an energy's repository, say which argument is for that."""
+    try:
+        yield
+    except ValueError as error:
+        if "trust_remote_code" not in str(error):
+            raise
+        raise ValueError(
+            f"The energy {energy!r} needs the code in its repository, which trust_remote_code of the whole does not "
+            "allow. Read that code, and pass trust_energy_code=True with the commit as energy_revision; or load the "
+            "energy yourself, and give the model to from_components."
+        ) from error
+
+
+def load_tokenizer(tokenizer, component, kwargs: dict):
+    """The given tokenizer, loaded if it is a name; else the one beside a component given by name, if there is one."""
+    where = where_from(kwargs)
+    if isinstance(tokenizer, str):
+        return AutoTokenizer.from_pretrained(tokenizer, **where)
+    if tokenizer is not None or not isinstance(component, str):
+        return tokenizer
+    files = {key: value for key, value in where.items() if key != "trust_remote_code"}
+    for file in ("tokenizer.json", "tokenizer_config.json", "vocab.json", "vocab.txt"):
+        if cached_file(component, file, _raise_exceptions_for_missing_entries=False, **files) is not None:
+            return AutoTokenizer.from_pretrained(component, **where)
+    return None
+
+
+def config_of(module: nn.Module) -> PreTrainedConfig:
+    """The configuration of a part, or what a plain module tells about itself."""
+    config = getattr(module, "config", None)
+    if isinstance(config, PreTrainedConfig):
+        return config
+    known = {name: getattr(config, name, None) for name in PlainModuleConfig.__annotations__}
+    known["vocab_size"] = known["vocab_size"] or getattr(module, "vocab_size", None)
+    return PlainModuleConfig(**known)
+
+
+def name_of(energy: nn.Module | None) -> str:
+    name = getattr(getattr(energy, "config", None), "_name_or_path", None)
+    if not name:
+        raise ValueError(
+            "energy_by_reference=True, but the energy was not loaded from a repository or folder, so there is nothing "
+            "to refer to. Give its name as `energy`, or store it inside (energy_by_reference=False)."
+        )
+    return name
+
+
+def attention_of_part(part: nn.Module | None) -> str | None:
+    return getattr(getattr(part, "config", None), "_attn_implementation", None)

@@ -1,0 +1,48 @@
+"""Residual energies E(x_0, x_t), low = likely: p(x_0 | x_t) = p_theta(x_0 | x_t) exp(-E(x_0, x_t)) / Z(x_t).
+
+EDLM (arXiv 2410.21357), section 4. An energy is an object that is called with candidates and the proposal they come
+from. Every kind has a file of its own: autoregressive_energy.py, noise_contrastive_energy.py, callable_energy.py.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+
+from .proposal import Proposal
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """k candidates for the clean text of each of R rows.
+
+    Args:
+        ids: (R, k, L); positions outside the reveal set hold the mask where only S is weighed (scope `revealed`).
+        log_probs: (R, k, L) log p_theta of the tokens that were proposed, 0 elsewhere; None where they do not matter.
+    """
+
+    ids: torch.LongTensor
+    log_probs: torch.Tensor | None = None
+
+    @classmethod
+    def filled(
+        cls, noisy: torch.LongTensor, at: torch.Tensor, tokens: torch.LongTensor, log_probs: torch.Tensor
+    ) -> "Candidates":
+        """k copies of `noisy` (R, L) with tokens and log-probabilities (N, k) at the N positions `at` (R, L) bool."""
+        nothing = torch.zeros_like(noisy, dtype=log_probs.dtype)
+        return cls(fill(noisy, at, tokens), fill(nothing, at, log_probs))
+
+
+class Energy(ABC):
+    """E(x_0, x_t) of candidates. A new kind of energy is one class."""
+
+    @abstractmethod
+    def __call__(self, candidates: Candidates, proposal: Proposal) -> torch.Tensor:
+        """The energies (R, k), in at least float32."""
+
+
+def fill(base: torch.Tensor, at: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """k copies of `base` (R, L) with `values` (N, k) at its N positions `at` (R, L) bool: (R, k, L)."""
+    filled = base.unsqueeze(-1).repeat(1, 1, values.shape[1])  # (R, L, k): row and position first, as in `values`
+    filled[at] = values
+    return filled.transpose(1, 2).contiguous()
