@@ -55,7 +55,7 @@ def nelbo(
         ValueError: no texts, a text that is empty, too long or not complete, or a log-probability that is not finite.
     """
     task = Task(input_ids, attention_mask, scored, text_numbers, num_samples, batch_size, seed, distributed)
-    process, noising = prepare(model, task, NO_FILTERS)
+    process, noising = prepare(model, task, NO_FILTERS | {"num_candidates": 1})
     sampler = FirstHitting(importance=importance_sampling)
 
     def nats(noised: Noised) -> torch.Tensor:
