@@ -67,6 +67,7 @@ def autoregressive_log_probs(
     Raises:
         ValueError: the denoiser can emit an id for which the model has no row, or the text is too long for the model.
     """
+    batch, k, _ = candidate_ids.shape
     real = torch.ones_like(scored) if attention_mask is None else attention_mask.bool()
     if start_token_id is None:
         needs_start = torch.zeros(len(scored), dtype=torch.bool, device=scored.device)
@@ -75,15 +76,36 @@ def autoregressive_log_probs(
     clean = candidate_ids.masked_fill(~real.unsqueeze(1) | (candidate_ids == mask_token_id), 0)
     texts = CausalTexts.align(clean, scored & real, real, needs_start, start_token_id)
 
-    used = texts.predicts.any(0).nonzero()
-    if not len(used):
+    end = texts.end
+    if end == 0:
         return torch.zeros(candidate_ids.shape, device=candidate_ids.device)
-    end = int(used.max()) + 1
     scorer = TokenScorer(causal_lm, not_emitted(denoiser_vocab_size, mask_token_id, absent_token_ids))
     scorer.check_length(end)
     if not needs_start.all():
         shared -= 1  # without a start token, input column c already predicts token c + 1
-    return texts.by_position(log_probs_of_columns(scorer, texts, end, min(shared, end), chunk_size))
+    shared = min(shared, end)
+
+    # 1. What the candidates share, once per row
+    begin, cache, parts = 0, None, []
+    if shared >= SHORTEST_SHARED_PREFIX and (shared == end or scorer.may_continue(end, scored.device)):
+        log_probs, cache = scorer(*texts.columns_of_rows(0, shared), text_length=end)
+        if shared == end or cache is not None:
+            begin = shared
+            parts.append(log_probs.unsqueeze(1).expand(-1, k, -1))
+
+    # 2. The rest, or all of it, of every candidate
+    if begin < end:
+        row_of = torch.arange(batch, device=scored.device).repeat_interleave(k)
+        inputs, predicts, targets = texts.columns_of_candidates(begin, end)
+        chunks = []
+        for chosen in torch.arange(batch * k, device=scored.device).split(
+            chunk_size or scorer.affordable_rows(end - begin)
+        ):
+            of_prefix = None if cache is None else select_rows(cache, row_of[chosen])
+            log_probs, _ = scorer(inputs[chosen], predicts[row_of[chosen]], targets[chosen], of_prefix)
+            chunks.append(log_probs)
+        parts.append(torch.cat(chunks).view(batch, k, -1))
+    return texts.by_position(torch.cat(parts, dim=-1))
 
 
 @dataclass(frozen=True)
@@ -133,6 +155,21 @@ class CausalTexts:
             order=order,
         )
 
+    @property
+    def end(self) -> int:
+        """How many columns are needed."""
+        used = self.predicts.any(0).nonzero()
+        return int(used.max()) + 1 if len(used) else 0
+
+    def columns_of_rows(self, begin: int, end: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Inputs, predicted columns and targets of some columns that all candidates of a row share, (B, n) each."""
+        return self.inputs[:, 0, begin:end], self.predicts[:, begin:end], self.targets[:, 0, begin:end]
+
+    def columns_of_candidates(self, begin: int, end: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Inputs (B k, n), predicted columns (B, n) and targets (B k, n) of some columns of every candidate."""
+        inputs, targets = self.inputs.flatten(0, 1), self.targets.flatten(0, 1)
+        return inputs[:, begin:end], self.predicts[:, begin:end], targets[:, begin:end]
+
     def by_position(self, log_probs: torch.Tensor) -> torch.Tensor:
         """Log-probabilities of the first columns (B, k, <= L) at the positions of the given rows (B, k, L)."""
         batch, k, length = self.inputs.shape
@@ -140,38 +177,6 @@ class CausalTexts:
         of_tokens = padded.gather(2, self.columns.clamp_min(0).unsqueeze(1).expand(batch, k, -1))
         of_tokens = torch.where(self.counted.unsqueeze(1), of_tokens, 0)
         return torch.zeros_like(of_tokens).scatter(2, self.order.unsqueeze(1).expand(-1, k, -1), of_tokens)
-
-
-def log_probs_of_columns(
-    scorer: "TokenScorer", texts: CausalTexts, end: int, shared: int, chunk_size: int | None
-) -> torch.Tensor:
-    """log p of what the first `end` columns predict, of which all candidates of a row share some: (B, k, end)."""
-    batch, k, _ = texts.inputs.shape
-    start, cache, parts = 0, None, []
-
-    # 1. What the candidates share, once per row.
-    if shared >= SHORTEST_SHARED_PREFIX and (shared == end or scorer.may_continue(end, texts.inputs.device)):
-        prefix = texts.inputs[:, 0, :shared], texts.predicts[:, :shared], texts.targets[:, 0, :shared]
-        log_probs, cache = scorer(*prefix, text_length=end)
-        if shared == end or cache is not None:
-            start = shared
-            parts.append(log_probs.unsqueeze(1).expand(-1, k, -1))
-
-    # 2. The rest, or all of it, of every candidate.
-    if start < end:
-        row_of = torch.arange(batch, device=texts.inputs.device).repeat_interleave(k)
-        inputs = texts.inputs.flatten(0, 1)[:, start:end]
-        targets = texts.targets.flatten(0, 1)[:, start:end]
-        predicts = texts.predicts[:, start:end]
-        size = chunk_size or scorer.affordable_rows(end - start)
-        chunks = []
-        for chosen in torch.arange(batch * k, device=inputs.device).split(size):
-            rows = row_of[chosen]
-            of_prefix = None if cache is None else select_rows(cache, rows)
-            log_probs, _ = scorer(inputs[chosen], predicts[rows], targets[chosen], of_prefix)
-            chunks.append(log_probs)
-        parts.append(torch.cat(chunks).view(batch, k, -1))
-    return torch.cat(parts, dim=-1)
 
 
 class TokenScorer:

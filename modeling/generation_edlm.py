@@ -35,7 +35,6 @@ from .generation_config_edlm import (
     EDLMGenerationOutput,
     bool_from,
     whole_number_from,
-    window_times,
 )
 from .generation_records import Records, Show
 from .importance_sampling import ImportanceSampling, Likeliest
@@ -396,8 +395,8 @@ class MaskedDiffusionGenerationMixin(ProposingMixin, GenerationMixin):
 
 def acts(process: ReverseProcess) -> bool:
     """Whether an energy has a part in what is sampled."""
-    low, high = window_times(process.config.energy_window)
-    return process.energy is not None and process.config.do_sample is not False and low <= high
+    low, high = process.window
+    return process.config.do_sample is not False and low <= high
 
 
 def check_together(process: ReverseProcess) -> None:

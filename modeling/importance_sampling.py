@@ -27,7 +27,7 @@ class ImportanceSampling:
     def __call__(self, step: Step, rows: torch.Tensor, proposal: Proposal, revealed: torch.Tensor) -> torch.LongTensor:
         """Tokens (R, L) for the rows (R,) of a step."""
         process, config = self.process, self.process.config
-        if not bool(process.weighs(step.t[step.rows[:1]])):
+        if not step.weighs:
             tokens, log_probs = proposal.draw(self.noise.per_draw(rows, revealed, 1), revealed)
             self.records.drawn(rows, revealed, log_probs)
             return proposal.ids.masked_scatter(revealed, tokens)

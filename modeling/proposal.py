@@ -62,12 +62,12 @@ class Proposal:
         """(N,) the row of every position."""
         return self.at.nonzero()[:, 0]
 
-    @property
+    @functools.cached_property
     def present(self) -> torch.LongTensor:
         """(R, L), 1 where a row has text and 0 at padding."""
         return torch.ones_like(self.ids) if self.attention_mask is None else self.attention_mask.long()
 
-    @property
+    @functools.cached_property
     def masked(self) -> torch.Tensor:
         """(R, L) bool, M(x_t)."""
         return self.present.bool() & (self.ids == self.config.mask_token_id)

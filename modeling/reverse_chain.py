@@ -4,6 +4,7 @@ Generation chooses draws, a likelihood chooses the text itself. Sampler.steps yi
 the networks, and `choose` fills what is revealed.
 """
 
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
@@ -54,11 +55,14 @@ class ReverseProcess:
         fillable = free if generated is None else generated
         return State(ids, free, present, mask_token_id, self.schedule, token_types, fillable)
 
+    @functools.cached_property
+    def window(self) -> tuple[float, float]:
+        """The times between which the energy acts; (1, 0), which is never, where there is none."""
+        return (1.0, 0.0) if self.energy is None else window_times(self.config.energy_window)
+
     def weighs(self, t: torch.Tensor) -> torch.Tensor:
         """Which rows the energy acts on: starting times (B,) inside the window, the ends included -> bool (B,)."""
-        if self.energy is None:
-            return torch.zeros_like(t, dtype=torch.bool)
-        low, high = window_times(self.config.energy_window)
+        low, high = self.window
         return (t >= low - 1e-9) & (t <= high + 1e-9)
 
     def propose(self, state: State, rows: torch.Tensor, at: torch.Tensor, t: torch.Tensor) -> Proposal:
@@ -85,13 +89,13 @@ class ReverseProcess:
         """Total noise for the networks, float32."""
         return self.schedule.total(t).float()
 
-    def positions(self, step: Step, state: State, rows: torch.Tensor, weighs: bool) -> torch.Tensor:
+    def positions(self, step: Step, state: State, rows: torch.Tensor) -> torch.Tensor:
         """Where the proposal of a step is needed, (R, L) bool.
 
         An energy of scope `sequence` weighs complete texts, and a planner compares all masks of its block. Otherwise
         only the tokens at S are ever looked at.
         """
-        if weighs and self.config.energy_scope == "sequence":
+        if step.weighs and self.config.energy_scope == "sequence":
             return state.present[rows] & (state.ids[rows] == state.mask_token_id)
         if self.sampler.sees == MASKS:
             return step.reveal[step.rows].to(state.ids.device)
@@ -130,8 +134,8 @@ def chain(process: ReverseProcess, state: State, choose: Choose, noise) -> Itera
         for some, weigh in ((step.rows[weighs], True), (step.rows[~weighs], False)):
             if not len(some):
                 continue
-            part, rows = replace(step, rows=some), some.to(device)
-            proposal = process.propose(state, rows, process.positions(part, state, rows, weigh), step.t[some])
+            part, rows = replace(step, rows=some, weighs=weigh), some.to(device)
+            proposal = process.propose(state, rows, process.positions(part, state, rows), step.t[some])
             if sampler.sees == TOKENS:
                 revealed = proposal.at
                 proposal.drawn = choose(part, rows, proposal, revealed)

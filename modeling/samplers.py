@@ -76,6 +76,7 @@ class Step:
         index: how many steps of the block came before, those that were left out because they do nothing among them;
             counted unless given.
         memory: what a sampler keeps from step to step.
+        weighs: whether the energy acts on the rows; the chain says so.
     """
 
     t: torch.Tensor
@@ -85,6 +86,7 @@ class Step:
     rows: torch.Tensor | None = None
     index: int | None = None
     memory: Any = None
+    weighs: bool = False
 
     def complete(self, number: int, state: State) -> "Step":
         """The same step with its rows and index, `number` unless given."""
