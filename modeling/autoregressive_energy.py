@@ -10,11 +10,12 @@ import torch
 from torch import nn
 from transformers.utils import logging
 
-from .causal_log_probs import autoregressive_log_probs
+from .causal_log_probs import StartToken, autoregressive_log_probs
 from .configuration_edlm import EDLMConfig
 from .energies import Candidates, Energy
 from .network_facts import start_token
 from .proposal import Proposal
+from .vocabulary import not_emitted
 
 logger = logging.get_logger(__name__)
 
@@ -46,25 +47,17 @@ class AutoregressiveEnergy(Energy):
         whole = self.config.energy_type == "ar" and self.scope == "sequence"
         counted = real if whole else revealed
 
-        # 2. log p_AR (R, k, L). A row whose visible first token is the start token needs no other in front.
+        # 2. log p_AR (R, k, L). A mask stands after all that is scored of a row: any id will do there.
+        config = self.config
         first = real.long().argmax(-1, keepdim=True)
-        first_token = noisy.gather(1, first).squeeze(1)
-        start = start_token(getattr(self.causal_lm, "config", None))
-        needs_start = None
-        if start is not None:
-            needs_start = (first_token != start) | (first_token == self.config.mask_token_id)
-        aligned = masked.gather(1, (~real).long().argsort(dim=-1, stable=True))
+        start = self.start_token(noisy.gather(1, first).squeeze(1))
         log_p_ar = autoregressive_log_probs(
             self.causal_lm,
-            ids,
+            ids.masked_fill(ids == config.mask_token_id, 0),
             counted,
-            denoiser_vocab_size=proposal.vocab_size,
-            mask_token_id=self.config.mask_token_id,
-            absent_token_ids=self.config.absent_token_ids,
-            start_token_id=start,
-            needs_start=needs_start,
+            not_emitted(proposal.vocab_size, config.mask_token_id, config.absent_token_ids),
+            start=start,
             attention_mask=proposal.attention_mask,
-            shared=int(aligned.long().argmax(-1).min()),
             chunk_size=self.chunk_size,
         )
         dtype = torch.promote_types(log_p_ar.dtype, candidates.log_probs.dtype)
@@ -81,6 +74,13 @@ class AutoregressiveEnergy(Energy):
         log_p_theta = torch.where(revealed.unsqueeze(1), log_p_theta, 0).sum(-1)
         log_p_ar = log_p_ar.sum(-1)
         return torch.where(log_p_ar == -torch.inf, torch.inf, log_p_theta - log_p_ar)
+
+    def start_token(self, first_tokens: torch.LongTensor) -> StartToken | None:
+        """A row whose visible first token (R,) is the start token needs no other in front."""
+        token_id = start_token(getattr(self.causal_lm, "config", None))
+        if token_id is None:
+            return None
+        return StartToken(token_id, (first_tokens != token_id) | (first_tokens == self.config.mask_token_id))
 
     def warn_without_start(self) -> None:
         if self.config.energy_type == "ar":

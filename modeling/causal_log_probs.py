@@ -4,7 +4,6 @@ Shapes: B rows, k candidates per row, L positions, H hidden, V vocabulary.
 """
 
 import inspect
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -24,41 +23,42 @@ from .prefix_cache import (
     select_rows,
 )
 from .projection import is_plain_linear, linear_log_probs, projected_log_probs
-from .vocabulary import not_emitted
 
 # Fewer shared columns than this are recomputed: a second pass would cost more than it saves.
 SHORTEST_SHARED_PREFIX = 16
+
+
+@dataclass(frozen=True)
+class StartToken:
+    """The token `token_id` that is put in front of the rows where it is `needed`, (B,) bool."""
+
+    token_id: int
+    needed: torch.Tensor
 
 
 def autoregressive_log_probs(
     causal_lm: nn.Module,
     candidate_ids: torch.LongTensor,
     scored: torch.Tensor,
-    *,
-    denoiser_vocab_size: int,
-    mask_token_id: int,
-    absent_token_ids: Iterable[Iterable[int]] | None = None,
-    start_token_id: int | None = None,
-    needs_start: torch.Tensor | None = None,
+    never_emitted: torch.Tensor,
+    start: StartToken | None = None,
     attention_mask: torch.Tensor | None = None,
-    shared: int = 0,
     chunk_size: int | None = None,
 ) -> torch.Tensor:
     """log p_AR(x_i | x_<i) of the scored tokens, normalised over what the denoiser can emit.
 
     Every row is fed as [start token?] + its text, aligned left: a causal model needs no attention mask for what comes
     after it, and rows cannot disturb each other. A row without start token has its first token as context: it counts 0.
+    Leading tokens in which all candidates of a row agree run once per row, through the cache of a model where that is
+    exact.
 
     Args:
         causal_lm: called as `causal_lm(input_ids=..., attention_mask=None)`, returns `.logits`.
-        candidate_ids: (B, k, L) without mask tokens up to the last scored position.
+        candidate_ids: (B, k, L), tokens of the model up to the last scored position.
         scored: (B, L) bool, the positions whose log-probabilities are wanted.
-        denoiser_vocab_size, mask_token_id, absent_token_ids: the denoiser emits every id below the size except the
-            mask and the absent ones, which are ranges [first, last].
-        start_token_id: put in front of the rows with `needs_start` (B,) bool.
+        never_emitted: (V,) bool, the ids that the denoiser cannot emit, of the V that it has.
+        start: None for a model without one.
         attention_mask: (B, L), 0 at padding on either side.
-        shared: leading text tokens in which all candidates of a row agree. They run once per row, through the cache of
-            a model where that is exact.
         chunk_size: candidates per call; bounded by memory unless given.
 
     Returns:
@@ -69,21 +69,17 @@ def autoregressive_log_probs(
     """
     batch, k, _ = candidate_ids.shape
     real = torch.ones_like(scored) if attention_mask is None else attention_mask.bool()
-    if start_token_id is None:
-        needs_start = torch.zeros(len(scored), dtype=torch.bool, device=scored.device)
-        start_token_id = 0
-    # The mask, which a causal model need not know, stands after all that is scored of a row: any id will do there.
-    clean = candidate_ids.masked_fill(~real.unsqueeze(1) | (candidate_ids == mask_token_id), 0)
-    texts = CausalTexts.align(clean, scored & real, real, needs_start, start_token_id)
+    clean = candidate_ids.masked_fill(~real.unsqueeze(1), 0)
+    if start is None:
+        start = StartToken(0, torch.zeros(batch, dtype=torch.bool, device=scored.device))
+    texts = CausalTexts.align(clean, scored & real, real, start)
 
     end = texts.end
     if end == 0:
         return torch.zeros(candidate_ids.shape, device=candidate_ids.device)
-    scorer = TokenScorer(causal_lm, not_emitted(denoiser_vocab_size, mask_token_id, absent_token_ids))
+    scorer = TokenScorer(causal_lm, never_emitted.cpu())
     scorer.check_length(end)
-    if not needs_start.all():
-        shared -= 1  # without a start token, input column c already predicts token c + 1
-    shared = min(shared, end)
+    shared = min(texts.shared, end) if k > 1 else 0
 
     # 1. What the candidates share, once per row
     begin, cache, parts = 0, None, []
@@ -98,9 +94,8 @@ def autoregressive_log_probs(
         row_of = torch.arange(batch, device=scored.device).repeat_interleave(k)
         inputs, predicts, targets = texts.columns_of_candidates(begin, end)
         chunks = []
-        for chosen in torch.arange(batch * k, device=scored.device).split(
-            chunk_size or scorer.affordable_rows(end - begin)
-        ):
+        size = chunk_size or scorer.affordable_rows(end - begin)
+        for chosen in torch.arange(batch * k, device=scored.device).split(size):
             of_prefix = None if cache is None else select_rows(cache, row_of[chosen])
             log_probs, _ = scorer(inputs[chosen], predicts[row_of[chosen]], targets[chosen], of_prefix)
             chunks.append(log_probs)
@@ -133,19 +128,18 @@ class CausalTexts:
         ids: torch.LongTensor,
         scored: torch.Tensor,
         real: torch.Tensor,
-        needs_start: torch.Tensor,
-        start_token_id: int,
+        start: StartToken,
     ) -> "CausalTexts":
-        """From rows `ids` (B, k, L) with padding where not `real` (B, L); `scored` (B, L), `needs_start` (B,) bool."""
+        """From rows `ids` (B, k, L) with padding where not `real` (B, L) bool; `scored` (B, L) bool."""
         k, length = ids.shape[1:]
         order = (~real).long().argsort(dim=-1, stable=True)
         text = ids.gather(2, order.unsqueeze(1).expand(-1, k, -1))
 
         # With a start token column c predicts token c of the text, without one token c + 1.
-        started = needs_start.unsqueeze(1)
+        started = start.needed.unsqueeze(1)
         columns = torch.arange(length, device=ids.device) - (~started).long()
         counted = scored.gather(1, order) & (columns >= 0)
-        after_start = nn.functional.pad(text[..., :-1], (1, 0), value=start_token_id)
+        after_start = nn.functional.pad(text[..., :-1], (1, 0), value=start.token_id)
         return cls(
             inputs=torch.where(started.unsqueeze(1), after_start, text),
             targets=torch.where(started.unsqueeze(1), text, nn.functional.pad(text[..., 1:], (0, 1))),
@@ -154,6 +148,13 @@ class CausalTexts:
             counted=counted,
             order=order,
         )
+
+    @property
+    def shared(self) -> int:
+        """How many leading columns read and predict the same in all candidates of every row."""
+        same = (self.inputs == self.inputs[:, :1]) & (self.targets == self.targets[:, :1])
+        leading = same.all(1).all(0).long().cumprod(0)
+        return int(leading.sum())
 
     @property
     def end(self) -> int:

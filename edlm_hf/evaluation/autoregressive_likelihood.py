@@ -6,9 +6,10 @@ from torch import nn
 from edlm_hf.evaluation.noising import Noised, Noising
 from edlm_hf.evaluation.scoring import LikelihoodEstimate, estimate, total
 from edlm_hf.evaluation.texts import read_texts
-from edlm_hf.modeling.causal_log_probs import autoregressive_log_probs
+from edlm_hf.modeling.causal_log_probs import StartToken, autoregressive_log_probs
 from edlm_hf.modeling.network_facts import device_of
 from edlm_hf.modeling.network_probes import is_causal
+from edlm_hf.modeling.vocabulary import not_emitted
 
 
 @torch.no_grad()
@@ -52,16 +53,16 @@ def autoregressive_nll(
             if not kept.any():
                 raise ValueError(f"Text {i} has no token to score: without a start token its first one is context.")
 
+    absent = getattr(model.config, "absent_token_ids", None)
+    never_emitted = not_emitted(rows, -1 if mask is None else mask, absent)
+
     def nats(noised: Noised) -> torch.Tensor:
         log_probs = autoregressive_log_probs(
             causal,
             noised.clean.unsqueeze(1),
             noised.masked,
-            denoiser_vocab_size=rows,
-            mask_token_id=-1 if mask is None else mask,
-            absent_token_ids=getattr(model.config, "absent_token_ids", None),
-            start_token_id=start,
-            needs_start=None if start is None else noised.clean[:, 0] != start,
+            never_emitted,
+            start=None if start is None else StartToken(start, noised.clean[:, 0] != start),
             attention_mask=noised.real,
         )
         return total(-log_probs[:, 0].double(), noised.masked)
