@@ -241,15 +241,16 @@ def test_pairs_of_either_scope(tmp_path, scope):
 
 
 @pytest.mark.parametrize("scope", ["sequence", "revealed"])
-def test_the_ranking_loss_of_a_step_is_the_bound_of_the_sampler(tmp_path, scope):
-    """-log(k w_1) per step against `sampler_bound` less `discrete_nelbo`: 4 standard errors, 1 in 10,000."""
+@pytest.mark.parametrize("sampler", ["ancestral", "dilated", "spaced"])
+def test_the_ranking_loss_of_a_step_is_the_bound_of_the_sampler(tmp_path, scope, sampler):
+    """-log(k w_1) per step against the change of `sampler_bound` by the energy: 4 standard errors, 1 in 10,000."""
     T, k, copies = 3, 4, 32
     energy = randomised(EDLMEnergyModel(tiny_config()), seed=3)
     for weight in energy.energy_head.parameters():
         weight.data *= 6
     model = EDLMForMaskedDiffusion.from_components(tiny_denoiser(), energy, energy_type="nce", energy_scope=scope)
     ids = torch.tensor(np.stack(random_blocks(8)["input_ids"])).long()
-    trainer = energy_trainer(tmp_path, model, num_negatives=k - 1, nce_loss="ranking", denoising_steps=T)
+    trainer = energy_trainer(tmp_path, model, num_negatives=k - 1, nce_loss="ranking", denoising_steps=T, sampler=sampler)
     many, losses, changes = ids.repeat(copies, 1), [], []
     shapes = (len(many),), many.shape, (len(many),), (*many.shape, k if scope == "sequence" else k - 1)
     for seed in range(12):
@@ -258,13 +259,24 @@ def test_the_ranking_loss_of_a_step_is_the_bound_of_the_sampler(tmp_path, scope)
         with torch.no_grad():
             found = trainer.energies(trainer.model, {"input_ids": many, "labels": many}, *uniforms)
         losses.append(float(ranking_nce_loss(*found).mean()) - math.log(k))
-        options = {"num_steps": T, "num_samples": copies, "seed": seed, "batch_size": 64}
-        ours = sampler_bound(model, ids, num_candidates=k, energy_scope=scope, **options).sequence_nats
-        theirs = discrete_nelbo(model, ids, **options).sequence_nats
+        options = {"num_steps": T, "num_samples": copies, "seed": seed, "batch_size": 64, "energy_scope": scope}
+        options |= {"sampler": sampler, **({"score": "random"} if sampler == "spaced" else {})}
+        ours = sampler_bound(model, ids, num_candidates=k, **options).sequence_nats
+        theirs = sampler_bound(model, ids, num_candidates=1, **options).sequence_nats
         changes.append(float(np.mean(np.subtract(ours, theirs))) / T)
     (loss, error), (change, spread) = mean_and_error(losses), mean_and_error(changes)
     assert abs(loss - change) < 4 * math.hypot(error, spread)
     assert change > 5 * math.hypot(error, spread)  # else any loss would do
+
+
+def test_pairs_are_those_of_samplers_that_see_masks_alone(tmp_path):
+    model = EDLMForMaskedDiffusion.from_components(tiny_denoiser(), energy_type="nce")
+    with pytest.raises(ValueError, match="top_k.*looks at the proposal.*dilated"):
+        energy_trainer(tmp_path, model, sampler="top_k", denoising_steps=4)
+    with pytest.raises(ValueError, match="sampler is 'dilated'.*Pass the T"):
+        energy_trainer(tmp_path, model, sampler="dilated")
+    with pytest.raises(ValueError, match="must be one of ancestral"):
+        energy_trainer(tmp_path, model, sampler="dilatet", denoising_steps=4)
 
 
 # ---------------------------------------------------------------------------------------------- evaluation, checkpoints
