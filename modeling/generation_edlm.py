@@ -41,8 +41,8 @@ from .noise import Noise
 from .proposal import ProposingMixin
 from .remasking import Edit
 from .reverse_chain import ReverseProcess, chain
-from .samplers import TOKENS
-from .stopping_edlm import lengths_when_stopped, stopping_criteria_list
+from .samplers import MASKS, TOKENS
+from .stopping_edlm import lengths_when_stopped, stop_ended_rows, stopping_criteria_list
 
 logger = logging.get_logger(__name__)
 
@@ -140,6 +140,8 @@ class MaskedDiffusionGenerationMixin(PreparationMixin, ProposingMixin, Generatio
                 show.step(step, state)
                 records.step(step, view)
                 taken = step.index + 1
+                if config.end_tokens and process.sampler.sees != MASKS:
+                    stop_ended_rows(state, view, config.end_tokens)
             taken = show.num_steps if process.sampler.has_clock else taken
             show.rest(taken)
             canvas.write(view, state.ids)

@@ -6,6 +6,7 @@ import torch
 from transformers import EosTokenCriteria, StopStringCriteria
 
 from .canvas_edlm import Canvas, View
+from .samplers import State
 
 # These look at the last token alone, so they are asked about every token that a block has filled.
 LOOK_AT_THE_LAST_TOKEN = (EosTokenCriteria, StopStringCriteria)
@@ -47,6 +48,19 @@ def lengths_when_stopped(criteria: list[Callable], canvas: Canvas, view: View) -
             stops = answers_of(criterion, canvas.beginnings(length)) & asked[:, length - 1]
             lengths = torch.where(stops, lengths.clamp_max(length), lengths)
     return lengths
+
+
+def stop_ended_rows(state: State, view: View, end_tokens: list[int]) -> None:
+    """Fill no more of the rows whose text is finished: all masks that are left stand after their first end of text.
+
+    They become padding when the block is done, so that nothing changes but the number of calls. Position 0 and given
+    tokens do not count as an end.
+    """
+    ends = torch.isin(state.ids, torch.tensor(end_tokens, device=state.ids.device))
+    ends = ends & state.free & (view.index > 0)
+    ended = ends.long().cumsum(-1) > 0  # from the first end on
+    finished = ~(state.masked & ~ended).any(-1, keepdim=True)
+    state.free = state.free & ~(finished & ended & state.masked)
 
 
 def answers_of(criterion: Callable, ids: torch.LongTensor) -> torch.Tensor:

@@ -250,7 +250,9 @@ def test_the_ranking_loss_of_a_step_is_the_bound_of_the_sampler(tmp_path, scope,
         weight.data *= 6
     model = EDLMForMaskedDiffusion.from_components(tiny_denoiser(), energy, energy_type="nce", energy_scope=scope)
     ids = torch.tensor(np.stack(random_blocks(8)["input_ids"])).long()
-    trainer = energy_trainer(tmp_path, model, num_negatives=k - 1, nce_loss="ranking", denoising_steps=T, sampler=sampler)
+    trainer = energy_trainer(
+        tmp_path, model, num_negatives=k - 1, nce_loss="ranking", denoising_steps=T, sampler=sampler
+    )
     many, losses, changes = ids.repeat(copies, 1), [], []
     shapes = (len(many),), many.shape, (len(many),), (*many.shape, k if scope == "sequence" else k - 1)
     for seed in range(12):

@@ -226,3 +226,14 @@ def test_padding_after_the_end_is_no_generated_token(eos_token_id):
     assert torch.equal((out.tokens_per_forward * out.num_denoiser_calls).round().long(), lengths)
     for row, length in zip(out.sequences, lengths, strict=True):
         assert (row[length:] == PAD).all()
+
+
+def test_a_planner_fills_no_more_of_a_row_whose_text_has_ended():
+    """Tokens 1 2 3 4 ... from left to right; 3 ends the first row after three calls, and the second with its last token."""
+    ids = torch.tensor([[0], [8]])
+    options = {"max_new_tokens": 6, "sampler": "top_k", "max_denoising_steps": 6, "pad_token_id": PAD}
+    out = counting().generate(ids, eos_token_id=3, return_dict_in_generate=True, **options)
+    assert out.sequences.tolist() == [[0, 1, 2, 3, PAD, PAD, PAD], [8, 9, 10, 0, 1, 2, 3]]
+    assert out.num_denoiser_calls.tolist() == [3, 6]
+    whole = counting().generate(ids, eos_token_id=3, max_new_tokens=6, max_denoising_steps=6, pad_token_id=PAD)
+    assert torch.equal(out.sequences, whole)
