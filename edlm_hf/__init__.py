@@ -6,13 +6,14 @@ Importing this package registers the model types `mdlm` and `edlm` with the auto
 
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM
 
+from edlm_hf import sharing
 from edlm_hf.checkpoints import checkpoint
 from edlm_hf.modeling.configuration_edlm import EDLMConfig
 from edlm_hf.modeling.configuration_mdlm import MDLMConfig
 from edlm_hf.modeling.energy_edlm import EDLMEnergyModel
 from edlm_hf.modeling.generation_edlm import EDLMGenerationConfig
 from edlm_hf.modeling.modeling_edlm import EDLMForMaskedDiffusion
-from edlm_hf.modeling.modeling_mdlm import MDLMForCausalLM, MDLMForMaskedLM, MDLMModel
+from edlm_hf.modeling.modeling_mdlm import CheckpointingMixin, MDLMForCausalLM, MDLMForMaskedLM, MDLMModel
 
 AutoConfig.register("mdlm", MDLMConfig, exist_ok=True)
 AutoConfig.register("edlm", EDLMConfig, exist_ok=True)
@@ -22,6 +23,9 @@ AutoModelForCausalLM.register(MDLMConfig, MDLMForCausalLM, exist_ok=True)
 for auto_class in (AutoModel, AutoModelForMaskedLM, AutoModelForCausalLM):
     auto_class.register(EDLMConfig, EDLMForMaskedDiffusion, exist_ok=True)
 del auto_class
+
+# From here on models are saved and pushed with a card
+CheckpointingMixin.sharing = sharing
 
 __version__ = "0.1.0"
 

@@ -17,11 +17,14 @@ from transformers import PreTrainedConfig
 from transformers.dynamic_module_utils import get_relative_import_files
 
 import edlm_hf
+from edlm_hf.card_signatures import BLANK, replaces
+from edlm_hf.cards import KINDS, CardFacts, base_models_of, model_card
 from edlm_hf.loading import FILES, check_file, load_config
 from edlm_hf.modeling import custom_generate
-from edlm_hf.modeling.card_edlm import BLANK, KINDS, CardFacts, CardMixin, model_card, push_folder, read_json, replaces
-from edlm_hf.modeling.modeling_mdlm import auto_map
-from edlm_hf.modeling.repository_files import find_file, repository_files
+from edlm_hf.modeling.modeling_mdlm import CheckpointingMixin, auto_map
+from edlm_hf.pushing import push_folder
+from edlm_hf.repository_files import find_file, read_json, repository_files
+from edlm_hf.sharing import origins
 
 CARD = """\
 ---
@@ -131,7 +134,7 @@ def push(model, repo_id: str, *, facts: CardFacts | None = None, **kwargs) -> Co
         huggingface_hub.errors.HTTPError: the Hub was not reached, or refused.
     """
     if not isinstance(model, (str, Path)):
-        if facts is not None and isinstance(model, CardMixin):
+        if facts is not None and isinstance(model, CheckpointingMixin):
             model.card_facts, facts = facts, None
         with tempfile.TemporaryDirectory() as folder:
             model.save_pretrained(folder)
@@ -157,15 +160,17 @@ def missing_code(folder: Path) -> dict[str, bytes]:
     model_class = getattr(edlm_hf, (config.get("architectures") or [""])[0], None)
     if "auto_map" in config or not isinstance(model_class, type) or getattr(model_class, "_auto_class", None) is None:
         return {}
+
     source = Path(inspect.getfile(model_class))
+    files = [source, *map(Path, get_relative_import_files(source))]
     config["auto_map"] = auto_map(model_class, model_class.config_class)
-    files = (source, *map(Path, get_relative_import_files(source)))
     return {file.name: file.read_bytes() for file in files} | {"config.json": json.dumps(config, indent=2).encode()}
 
 
 def write_better_card(folder: Path, facts: CardFacts | None = None, config: PreTrainedConfig | None = None) -> None:
     """Our card in a folder, where its README.md is missing, blank or knows less."""
-    if (card := better_card(folder, facts, config)) is not None:
+    card = better_card(folder, facts, config)
+    if card is not None:
         Path(folder, "README.md").write_text(card, encoding="utf-8")
 
 
@@ -175,6 +180,7 @@ def better_card(folder: Path, facts: CardFacts | None = None, config: PreTrained
     old = None if readme is None else readme.read_text(encoding="utf-8")
     if old is not None and BLANK not in old and facts is None:
         return None
+
     card = card_of_folder(folder, facts, old, config)
     return card if card is not None and replaces(card, old) else None
 
@@ -184,20 +190,30 @@ def card_of_folder(
 ) -> str | None:
     """Our card for what is in a folder, with the base models of its `old` card; None if it is not of this package.
 
-    `config` is that of the model under an adapter, which the folder of an adapter does not have.
+    Args:
+        config: the configuration of the model that was saved there, or of the model under an adapter. It knows where
+            the model came from, and the folder of an adapter does not have it.
     """
-    stored, adapter = read_json(folder, "config.json"), read_json(folder, "adapter_config.json")
+    stored = read_json(folder, "config.json")
+    adapter = read_json(folder, "adapter_config.json")
+
     if stored is None and adapter is not None:
         architecture = (adapter.get("auto_mapping") or {}).get("base_model_class", "EDLMForMaskedDiffusion")
         if architecture not in KINDS:
             return None
-        base = [adapter.get("base_model_name_or_path")]
-        said = re.search(r'energy_scope="(\w+)"', old or "")  # a folder does not tell, but its old card may
+
+        # A folder does not tell the scope of an adapter, but its old card may
+        said = re.search(r'energy_scope="(\w+)"', old or "")
         scope = said[1] if said and config is None else None
-        return model_card(architecture, config, facts, base_models=base, adapter=True, energy_scope=scope)
+        base = adapter.get("base_model_name_or_path")
+        return model_card(architecture, config, facts, base_models=[base], adapter=True, energy_scope=scope)
+
     architecture = ((stored or {}).get("architectures") or [""])[0]
     if architecture not in KINDS:
         return None
-    base = (ModelCard(old, ignore_metadata_errors=True).data.base_model if old else None) or []
-    base = [base] if isinstance(base, str) else base
-    return model_card(architecture, load_config(str(folder)), facts, base_models=base)
+
+    if old:
+        bases = base_models_of(ModelCard(old, ignore_metadata_errors=True))
+    else:
+        bases = origins(config) if config is not None else []
+    return model_card(architecture, load_config(str(folder)), facts, base_models=bases)

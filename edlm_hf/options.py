@@ -9,7 +9,7 @@ from typer.core import TyperCommand
 
 from edlm_hf.errors import explanation
 from edlm_hf.files import read_options
-from edlm_hf.modeling.hidden_secrets import hide_secrets
+from edlm_hf.hidden_secrets import hide_secrets
 from edlm_hf.terminal import tell, visible
 
 

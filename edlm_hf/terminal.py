@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from edlm_hf.modeling.hidden_secrets import hide_secrets
+from edlm_hf.hidden_secrets import hide_secrets
 
 LONGEST_NAME = 200  # in a message
 MOST_NAMES = 50

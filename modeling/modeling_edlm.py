@@ -7,7 +7,6 @@ from transformers.modeling_outputs import MaskedLMOutput
 from transformers.utils.generic import can_return_tuple
 
 from .autoregressive_energy import AutoregressiveEnergy
-from .card_edlm import CardMixin
 from .causal_log_probs import as_output_object
 from .component_checks import check_candidates, check_causal, check_parts, check_vocabularies
 from .components import (
@@ -34,7 +33,7 @@ from .noise_contrastive_energy import NoiseContrastiveEnergy
 from .proposal import Proposal
 
 
-class EDLMForMaskedDiffusion(CardMixin, CheckpointingMixin, PreTrainedModel, MaskedDiffusionGenerationMixin):
+class EDLMForMaskedDiffusion(CheckpointingMixin, PreTrainedModel, MaskedDiffusionGenerationMixin):
     """A denoiser p_theta(x_0|x_t) and an energy E(x_0, x_t); together p(x_0|x_t) = p_theta exp(-E) / Z.
 
     `model.denoiser` and `model.energy_model` are plain sub-modules; either may be replaced by another with the same
@@ -175,7 +174,7 @@ class EDLMForMaskedDiffusion(CardMixin, CheckpointingMixin, PreTrainedModel, Mas
         return (model, info) if output_loading_info else model
 
     def save_pretrained(self, save_directory, *args, **kwargs):
-        """`PreTrainedModel.save_pretrained` of the whole, with a model card and the code for `trust_remote_code=True`.
+        """`PreTrainedModel.save_pretrained` of the whole, with the code beside it for `trust_remote_code=True`.
 
         Raises:
             ValueError: a part is neither from this package nor from transformers, so nobody could load it again.

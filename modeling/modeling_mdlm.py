@@ -21,7 +21,6 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
-from .card_edlm import CardMixin
 from .configuration_mdlm import MDLMConfig
 from .fill_mask import register_fill_mask
 from .generation_edlm import EDLMGenerationConfig, MaskedDiffusionGenerationMixin
@@ -281,18 +280,35 @@ class MDLMOutputLayer(nn.Module):
 
 
 class CheckpointingMixin:
-    """Switches checkpointing of activations off as a whole.
+    """Switches checkpointing of activations off as a whole, and saves with what the package adds where it is there.
 
     transformers lets the embeddings require gradients when it is switched on, and leaves that so afterwards.
     """
+
+    # Saves and pushes with a model card. The package sets it, and code that travels with a checkpoint has none
+    sharing = None
+    card_facts = None
 
     def _set_gradient_checkpointing(self, enable: bool = True, *args, **kwargs):
         super()._set_gradient_checkpointing(enable, *args, **kwargs)
         if not enable and hasattr(self, "_require_grads_hook"):
             self.disable_input_require_grads()
 
+    def save_pretrained(self, save_directory, *args, **kwargs):
+        """`PreTrainedModel.save_pretrained`, by way of the package where it is there."""
+        save = super().save_pretrained
+        if self.sharing is not None:
+            save = partial(self.sharing.save, self, save)
+        save(save_directory, *args, **kwargs)
 
-class MDLMPreTrainedModel(CardMixin, CheckpointingMixin, PreTrainedModel):
+    def push_to_hub(self, repo_id, **kwargs):
+        """`PreTrainedModel.push_to_hub`, by way of the package where it is there."""
+        if self.sharing is not None:
+            return self.sharing.push(self, repo_id, **kwargs)
+        return super().push_to_hub(repo_id, **kwargs)
+
+
+class MDLMPreTrainedModel(CheckpointingMixin, PreTrainedModel):
     config: MDLMConfig
     base_model_prefix = "backbone"
     supports_gradient_checkpointing = True
@@ -353,7 +369,7 @@ class MDLMPreTrainedModel(CardMixin, CheckpointingMixin, PreTrainedModel):
         return (model, info) if output_loading_info else model
 
     def save_pretrained(self, save_directory, *args, **kwargs):
-        """`PreTrainedModel.save_pretrained` with a model card; the code travels along for `trust_remote_code=True`."""
+        """`PreTrainedModel.save_pretrained` with the code beside the weights, for `trust_remote_code=True`."""
         set_auto_map(self)
         super().save_pretrained(save_directory, *args, **kwargs)
 

@@ -16,8 +16,8 @@ import torch
 import transformers
 
 import edlm_hf
+from edlm_hf.cards import CardFacts
 from edlm_hf.checkpoints import ASSETS
-from edlm_hf.modeling.card_edlm import CardFacts
 
 LIMITS = (
     "Trained for less than four hours on two CPU cores: it shows what the method does and is no good writer. It knows "

@@ -19,9 +19,9 @@ from published import randomised, tiny_causal, tiny_config, tiny_denoiser
 from python_path import python_path
 
 import edlm_hf
+from edlm_hf.cards import CardFacts
 from edlm_hf.checkpoints import ASSETS, CHECKPOINTS
 from edlm_hf.hub import save_custom_generate
-from edlm_hf.modeling.card_edlm import CardFacts
 from edlm_hf.tokenization import text8_tokenizer
 
 ROOT = Path(__file__).parents[1]

@@ -13,7 +13,7 @@ import torch
 import transformers
 
 from edlm_hf.files import to_json, write_atomically
-from edlm_hf.modeling.hidden_secrets import hide_in_command, hide_in_values, hide_secrets
+from edlm_hf.hidden_secrets import hide_in_command, hide_in_values, hide_secrets
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 

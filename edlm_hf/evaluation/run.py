@@ -13,8 +13,8 @@ from edlm_hf.evaluation.likelihood import discrete_nelbo, nelbo, sampler_bound
 from edlm_hf.evaluation.paper_likelihood import paper_nll
 from edlm_hf.evaluation.scoring import LikelihoodEstimate
 from edlm_hf.evaluation.texts import Texts, read_texts
+from edlm_hf.hidden_secrets import hide_in_values
 from edlm_hf.loading import load_causal, load_config, load_masked, load_tokenizer
-from edlm_hf.modeling.hidden_secrets import hide_in_values
 from edlm_hf.processes import connected
 from edlm_hf.tokenization import is_text8, normalize_text8
 

@@ -28,13 +28,14 @@ from transformers import (
 from transformers.trainer import TRAINER_STATE_NAME
 
 import edlm_hf
+from edlm_hf.cards import CardFacts
 from edlm_hf.data import PROTOCOLS, load_corpus, to_blocks
 from edlm_hf.data.corpus import has_splits
 from edlm_hf.errors import writing
 from edlm_hf.files import fault_of, read_options, to_json, write_atomically
+from edlm_hf.hidden_secrets import hide_in_command, hide_in_values, hide_secrets, hide_shapes, is_secret_name
 from edlm_hf.loading import load, load_causal, load_config, load_denoiser, load_tokenizer
-from edlm_hf.modeling.card_edlm import CardFacts, code_span
-from edlm_hf.modeling.hidden_secrets import hide_in_command, hide_in_values, hide_secrets, hide_shapes, is_secret_name
+from edlm_hf.markdown import code_span
 from edlm_hf.modeling.network_facts import longest_text, num_ids
 from edlm_hf.modeling.vocabulary import absent_ids, fit_to_tokenizer
 from edlm_hf.terminal import tell, visible, write

@@ -10,8 +10,8 @@ from huggingface_hub import HfApi
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.utils import logging
 
-from edlm_hf.modeling.card_edlm import push_folder
-from edlm_hf.modeling.repository_files import repository_files
+from edlm_hf.pushing import push_folder
+from edlm_hf.repository_files import repository_files
 
 logger = logging.get_logger(__name__)
 UPLOADS = HfApi()  # whose pushes in the background come one after another

@@ -18,10 +18,10 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy
 from transformers.utils import PushInProgress, logging
 
 from edlm_hf.evaluation.estimate import ratio_estimate
+from edlm_hf.hidden_secrets import hide_in_values, is_secret_name
 from edlm_hf.hub import write_better_card
-from edlm_hf.modeling.card_edlm import push_folder
-from edlm_hf.modeling.hidden_secrets import hide_in_values, is_secret_name
 from edlm_hf.modeling.network_facts import num_ids
+from edlm_hf.pushing import push_folder
 from edlm_hf.training.averaging import ExponentialMovingAverage
 from edlm_hf.training.collators import ROW_COLUMNS, DataCollatorForBlocks
 from edlm_hf.training.optimizers import MuonAdamW
@@ -375,7 +375,7 @@ class EDLMTrainer(Trainer):
             write_better_card(Path(output_dir or self.args.output_dir), config=self.model.config)
 
     def create_model_card(self, *args, **kwargs):
-        """Nothing: `save_model` writes the card of the model (`edlm_hf.modeling.card_edlm`), which a push keeps."""
+        """Nothing: `save_model` writes the card of the model (`edlm_hf.sharing`), which a push keeps."""
 
     def push_to_hub(self, commit_message="End of training", blocking=True, token=None, revision=None, **kwargs):
         """As `Trainer.push_to_hub`, of what a model repository consists of alone (see `push_folder`)."""

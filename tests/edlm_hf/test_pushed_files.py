@@ -9,8 +9,8 @@ import pytest
 from hub_server import TOKEN
 from published import tiny_denoiser
 
-from edlm_hf.modeling.card_edlm import check_references
-from edlm_hf.modeling.repository_files import check_no_secrets, find_file, is_published, repository_files
+from edlm_hf.pushing import check_references
+from edlm_hf.repository_files import check_no_secrets, find_file, is_published, repository_files
 from edlm_hf.tokenization import text8_tokenizer
 
 LONG = "hf_" + "aB3dE6" * 6

@@ -16,9 +16,9 @@ from training import arguments
 from typer.testing import CliRunner
 
 from edlm_hf.benchmarks.report import environment, write_results
+from edlm_hf.cards import CardFacts
 from edlm_hf.cli import app
-from edlm_hf.modeling.card_edlm import CardFacts
-from edlm_hf.modeling.hidden_secrets import hide_in_command, hide_in_values, hide_secrets, is_secret_name
+from edlm_hf.hidden_secrets import hide_in_command, hide_in_values, hide_secrets, is_secret_name
 from edlm_hf.training import EnergyArguments, MaskedDiffusionArguments
 from edlm_hf.training.commands import DataArguments, ModelArguments, parse
 

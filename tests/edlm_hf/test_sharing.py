@@ -13,8 +13,10 @@ from huggingface_hub import ModelCard
 from published import randomised, tiny_causal, tiny_config, tiny_denoiser
 
 from edlm_hf import EDLMEnergyModel, EDLMForMaskedDiffusion, MDLMForCausalLM, MDLMModel, checkpoint
+from edlm_hf.card_signatures import UNKNOWN, is_untouched
+from edlm_hf.cards import CardFacts, model_card
 from edlm_hf.hub import save_custom_generate, write_better_card
-from edlm_hf.modeling.card_edlm import UNKNOWN, CardFacts, code_span, is_untouched, model_card
+from edlm_hf.markdown import code_span
 from edlm_hf.tokenization import text8_tokenizer
 
 TOKENIZER = text8_tokenizer(12)
@@ -75,7 +77,7 @@ def push_model(source, auto_class, repo_id, facts=None, model_tags=(), **options
     import transformers
 
     import edlm_hf
-    from edlm_hf.modeling.card_edlm import CardFacts
+    from edlm_hf.cards import CardFacts
 
     model = getattr(transformers, auto_class, None) or getattr(edlm_hf, auto_class)
     model = model.from_pretrained(source)
@@ -234,8 +236,8 @@ def push_adapters(base, repo_id, scope):
     import transformers
 
     import edlm_hf  # noqa: F401
+    from edlm_hf.cards import CardFacts
     from edlm_hf.hub import push
-    from edlm_hf.modeling.card_edlm import CardFacts
 
     target = r"energy_model\.blocks\.\d+\.attn_qkv"
     noisy, clean = torch.tensor([[3, 28, 5, 28]]), torch.tensor([[[3, 1, 5, 0], [3, 2, 5, 7]]])
@@ -542,6 +544,92 @@ def test_saving_with_push_to_hub_pushes_our_card_and_keeps_the_one_here(hub, cli
     assert hub["me/saved"].messages[-1] == "Saved"
 
 
+def save_and_push_twice(source, target, repo_id):
+    import edlm_hf
+
+    model = edlm_hf.EDLMForMaskedDiffusion.from_pretrained(source)
+    try:
+        model.save_pretrained(target, push_to_hub=True, repo_id=repo_id)
+    except Exception as error:
+        saved = edlm_hf.EDLMForMaskedDiffusion.from_pretrained(target)
+        saved.save_pretrained(target, push_to_hub=True, repo_id=repo_id)
+        return type(error).__name__
+
+
+def test_a_failed_push_of_a_save_leaves_the_folder_complete(hub, client, folder, tmp_path):
+    hub.interruptions = 1
+    target = tmp_path / "target"
+    assert client(save_and_push_twice, source=str(folder), target=str(target), repo_id="me/cut-save") is not None
+    assert is_untouched((target / "README.md").read_text())
+    assert client(load, repo_id="me/cut-save") == fingerprint(build("nce"))
+
+
+# ------------------------------------------------------------------------------------------------- without the package
+
+
+PLAIN = """
+import importlib.util, sys, transformers
+assert importlib.util.find_spec("edlm_hf") is None
+source, edited, new, *repositories = sys.argv[1:]
+model = transformers.AutoModelForMaskedLM.from_pretrained(source, trust_remote_code=True)
+model.save_pretrained(edited)
+model.save_pretrained(new)
+for repo_id in repositories:
+    model.push_to_hub(repo_id, commit_message="Plain")
+"""
+
+
+@pytest.mark.parametrize("kind", ["nce", "denoiser"])
+def test_code_of_a_checkpoint_saves_and_pushes_as_models_of_transformers_do(
+    hub, client, without_package, tmp_path, kind
+):
+    build(kind).save_pretrained(tmp_path / "model")
+    push = {"source": str(tmp_path / "model"), "auto_class": AUTO[kind], "facts": vars(FACTS)}
+    client(push_model, repo_id=f"me/carded-{kind}", **push)
+    edited, new = tmp_path / "edited", tmp_path / "new"
+    edited.mkdir()
+    (edited / "README.md").write_text("# Mine\n")
+
+    repositories = f"me/plain-{kind}", f"me/carded-{kind}"
+    online = hub.environment(without_package.home / f"plain-{kind}")
+    without_package(PLAIN, tmp_path / "model", edited, new, *repositories, **online)
+
+    # A card in a folder stays, and none is written
+    assert (edited / "README.md").read_text() == "# Mine\n"
+    assert set(contents(new)) == set(contents(tmp_path / "model")) - {"README.md"}
+
+    # The form of transformers goes to a new repository, and the card of an old one stays
+    assert "More Information Needed" in hub[f"me/plain-{kind}"].text("README.md")
+    assert "| bits/char | 1.4322 | 0.0021 |" in hub[f"me/carded-{kind}"].text("README.md")
+    assert hub[f"me/plain-{kind}"].messages[-1] == "Plain"
+    for repo_id in repositories:
+        assert client(load, repo_id=repo_id) == fingerprint(build(kind))
+
+
+def push_own_code(source, repo_id):
+    """A model whose class is the copy in its checkpoint, pushed where the package is installed."""
+    from transformers.dynamic_module_utils import get_class_from_dynamic_module
+
+    import edlm_hf
+    from edlm_hf.cards import CardFacts
+    from edlm_hf.hub import push
+
+    model_class = get_class_from_dynamic_module("modeling_mdlm.MDLMForMaskedLM", source)
+    assert not issubclass(model_class, edlm_hf.MDLMForMaskedLM) and model_class.sharing is None
+    model = model_class.from_pretrained(source)
+    model.config._name_or_path = "me/origin"
+    push(model, repo_id, facts=CardFacts(data="a little"))
+
+
+def test_model_with_the_code_of_its_checkpoint_is_pushed_with_our_card(hub, client, tmp_path):
+    build("denoiser").save_pretrained(tmp_path)
+    client(push_own_code, source=str(tmp_path), repo_id="me/own-code")
+    text = hub["me/own-code"].text("README.md")
+    card = ModelCard(text)
+    assert is_untouched(text) and "a little" in card.text and card.data.base_model == ["me/origin"]
+    assert client(load, repo_id="me/own-code") == fingerprint(build("denoiser"))
+
+
 # --------------------------------------------------------------------------------------------------------- the command
 
 
@@ -549,7 +637,7 @@ def test_the_engine_is_pushed_under_its_name(hub, client, tmp_path):
     folder = save_custom_generate(tmp_path / "engine")
     assert client(command, arguments=["push", str(folder), "me/engine"])[0] == 0
     files = hub["me/engine"].files()
-    assert {"README.md", "custom_generate/generate.py", "custom_generate/card_edlm.py"} <= set(files)
+    assert {"README.md", "custom_generate/generate.py", "custom_generate/modeling_edlm.py"} <= set(files)
     assert 'custom_generate="me/engine"' in hub["me/engine"].text("README.md")
 
 

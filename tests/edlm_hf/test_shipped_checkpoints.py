@@ -9,11 +9,11 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, 
 from typer.testing import CliRunner
 
 import edlm_hf
+from edlm_hf.card_signatures import is_untouched
 from edlm_hf.checkpoints import ASSETS, CHECKPOINTS, locate
 from edlm_hf.cli import app
 from edlm_hf.evaluation import autoregressive_nll, nelbo
 from edlm_hf.hub import missing_code
-from edlm_hf.modeling.card_edlm import is_untouched
 from edlm_hf.modeling.masked_diffusion import sample_categorical, token_log_probs
 from edlm_hf.tokenization import normalize_text8
 

@@ -4,11 +4,12 @@ Chosen are the files that models, adapters, tokenizers and their cards are made 
 needs for going on is among them, nor what other programs left in the folder, nor what a link brings in from elsewhere.
 """
 
+import json
 import os
 import re
 from pathlib import Path
 
-from .hidden_secrets import is_secret_name
+from edlm_hf.hidden_secrets import is_secret_name
 
 PICTURE = r"\.(png|jpe?g|gif|svg|webp)"
 PUBLISHED = re.compile(
@@ -56,6 +57,12 @@ def find_file(folder: str | Path, name: str) -> Path | None:
     return target if is_blob else None
 
 
+def read_json(folder: str | Path, name: str) -> dict | None:
+    """The content of a JSON file of a folder, None where the folder has no such file."""
+    path = find_file(folder, name)
+    return None if path is None else json.loads(path.read_text(encoding="utf-8"))
+
+
 def repository_files(folder: str | Path) -> tuple[dict[str, Path], list[str]]:
     """What a repository gets of a folder, name -> file to read, and the names of what is left behind.
 
@@ -99,4 +106,4 @@ def check_no_secrets(contents: dict[str, Path | bytes], token: str | None = None
             )
 
 
-__all__ = ["check_no_secrets", "find_file", "is_published", "repository_files"]
+__all__ = ["check_no_secrets", "find_file", "is_published", "read_json", "repository_files"]

@@ -1,0 +1,321 @@
+"""The text of a model card: what a checkpoint is, how it is loaded, and what its author has told about it.
+
+A card is made of the configuration of the model and of `CardFacts`. It knows no folder and no Hub: the name of the
+repository in its examples is a placeholder, which a push fills in (`with_names`).
+"""
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from huggingface_hub import ModelCard, ModelCardData
+from transformers import PreTrainedConfig
+
+from edlm_hf.card_signatures import UNKNOWN, is_untouched, sign
+from edlm_hf.hidden_secrets import hide_secrets
+from edlm_hf.markdown import code_block, code_span, inline
+
+PAPER = "[EDLM](https://arxiv.org/abs/2410.21357)"
+PLACEHOLDER = "REPOSITORY"
+
+
+@dataclass
+class CardFacts:
+    """What a model cannot tell about itself. Set it as `model.card_facts`, and every save and push says it.
+
+    Args:
+        data: what the model was trained on, in words.
+        datasets: the names of the data sets among it that are on the Hub.
+        command: the command that trained it.
+        results: measurements, {name: (value, standard error or None)}.
+        measured: on which data the results were measured, and how.
+        limits: what it is not good for, besides what holds for every such model.
+        license: the license of the weights, as the Hub spells it (`apache-2.0`, `mit`, ...).
+        language: the language of its texts (`en`, ...).
+    """
+
+    data: str | None = None
+    datasets: list[str] = field(default_factory=list)
+    command: str | None = None
+    results: dict[str, tuple[float, float | None]] = field(default_factory=dict)
+    measured: str | None = None
+    limits: str | None = None
+    license: str | None = None
+    language: str | None = None
+
+
+@dataclass(frozen=True)
+class ModelKind:
+    """What a card says about all models of a class.
+
+    Args:
+        description: one sentence.
+        auto_class: the class of transformers that loads it, None where only this package does.
+        task: its name on the Hub.
+        example: lines of code that use `model` and `tokenizer`.
+    """
+
+    description: str
+    auto_class: str | None
+    task: str | None
+    example: tuple[str, ...]
+
+
+GENERATE = "rows = model.generate(max_denoising_steps=128)"
+# Where sequences start with a token that is context, never masked in training: the denoiser has to see it
+GENERATE_AFTER_START = (
+    "rows = model.generate(torch.tensor([[tokenizer.bos_token_id]]), max_new_tokens={}, max_denoising_steps=128)"
+)
+CONTINUE = 'rows = model.generate(tokenizer.encode("a", return_tensors="pt"), do_sample=True)'
+ENCODE = 'rows = tokenizer("a", return_tensors="pt").input_ids'
+PRINT = "print(tokenizer.batch_decode(rows, skip_special_tokens=True)[0])"
+
+# Name of the class -> what its cards say
+KINDS = {
+    "EDLMForMaskedDiffusion": ModelKind(
+        f"{PAPER}, an energy-based diffusion language model: the denoiser proposes many tokens at once, and a residual "
+        "energy that sees the whole sequence weighs the proposals.",
+        "AutoModelForMaskedLM",
+        "text-generation",
+        (GENERATE, PRINT),
+    ),
+    "MDLMForMaskedLM": ModelKind(
+        "A masked diffusion language model ([MDLM](https://arxiv.org/abs/2406.07524)): it writes text by filling "
+        f"masks, many at once, and can be the denoiser of an {PAPER}.",
+        "AutoModelForMaskedLM",
+        "fill-mask",
+        (GENERATE, PRINT),
+    ),
+    "MDLMForCausalLM": ModelKind(
+        f"An autoregressive language model, the transformer of MDLM made causal; it can be the energy of an {PAPER}.",
+        "AutoModelForCausalLM",
+        "text-generation",
+        (CONTINUE, PRINT),
+    ),
+    "MDLMModel": ModelKind(
+        "The trunk of a masked diffusion language model ([MDLM](https://arxiv.org/abs/2406.07524)): hidden states.",
+        "AutoModel",
+        "feature-extraction",
+        (ENCODE, "print(model(rows).last_hidden_state.shape)"),
+    ),
+    "EDLMEnergyModel": ModelKind(
+        f"The energy network of an {PAPER}: E(x_0, x_t) of a clean and a noisy sequence, low = likely.",
+        None,
+        None,
+        (ENCODE, "print(model(rows, rows).energy)"),
+    ),
+}
+
+# What the table says of the values of a configuration
+ENERGY_TYPES = {
+    "none": "none (plain masked diffusion)",
+    "ar": "`ar`: -log p_AR(x_0) + log p_theta(x_0 \\| x_t)",
+    "coar": "`coar`: -log p_AR over the masked positions + log p_theta(x_0 \\| x_t)",
+    "nce": "`nce`: a network with a scalar output",
+}
+ENERGY_SCOPES = {"sequence": "whole sequences", "revealed": "what a step reveals"}
+ENERGY_WEIGHTS = {"own": "its own", "shared": "the denoiser's, with a head"}
+
+
+def model_card(
+    architecture: str,
+    config: PreTrainedConfig | None = None,
+    facts: CardFacts | None = None,
+    *,
+    base_models: list[str] | None = None,
+    adapter: bool = False,
+    energy_scope: str | None = None,
+    tags: list[str] | None = None,
+) -> str:
+    """README.md of a checkpoint, signed as ours and without secrets.
+
+    Args:
+        architecture: name of the class, as config.json has it.
+        config: the configuration of the model, or of the model under an adapter.
+        facts: what only the author knows. The card says where something is missing.
+        base_models: names of the models that this one was made from. Names that are not on the Hub are left out.
+        adapter: the checkpoint is an adapter (PEFT) for such a model.
+        energy_scope: the scope that the adapter was trained for, the one of `config` unless given.
+        tags: tags besides those that every such model has.
+    """
+    facts = facts or CardFacts()
+    kind = KINDS.get(architecture, KINDS["EDLMForMaskedDiffusion"])
+    bases = [name for name in base_models or [] if is_hub_name(name)]
+
+    # 1. What the Hub reads
+    family = "edlm" if architecture.startswith("EDLM") else "mdlm"
+    all_tags = [family, "masked-diffusion", "diffusion-language-model", *(["lora"] if adapter else []), *(tags or [])]
+    metadata = ModelCardData(
+        library_name="peft" if adapter else "transformers",
+        license=facts.license,
+        language=facts.language,
+        pipeline_tag=kind.task,
+        base_model=bases or None,
+        datasets=facts.datasets or None,
+        tags=list(dict.fromkeys(all_tags)),
+    )
+
+    # 2. What the model is
+    sections = [f"# {PLACEHOLDER}"]
+    if adapter:
+        sections.append(f"An adapter for this model: {kind.description}")
+    else:
+        sections.append(kind.description)
+        sections.append(table_of(config) if config is not None else "")
+
+    # 3. How it is used. The scope is not stored in an adapter, and its base may say another
+    source = f'"{PLACEHOLDER}"'
+    energy_scope = energy_scope or getattr(config, "energy_scope", None)
+    if adapter and energy_scope is not None:
+        source += f', energy_scope="{energy_scope}"'
+    tokenizer = bases[0] if adapter and bases else PLACEHOLDER
+    sections += ["## Use", *examples_of(architecture, config, source, tokenizer, adapter=adapter)]
+
+    # 4. What its author says
+    sections += sections_of(facts, has_bases=bool(bases))
+
+    body = "\n\n".join(section for section in sections if section)
+    return sign(hide_secrets(str(ModelCard(f"---\n{metadata.to_yaml()}\n---\n\n{body}\n"))))
+
+
+def examples_of(
+    architecture: str, config: PreTrainedConfig | None, source: str, tokenizer: str, *, adapter: bool
+) -> list[str]:
+    """Code that loads and uses a model, with this package and, where that is possible, without it.
+
+    Args:
+        source: the arguments of `from_pretrained`, as code.
+        tokenizer: name of the repository that has the tokenizer.
+        architecture, config, adapter: as in `model_card`.
+    """
+    kind = KINDS.get(architecture, KINDS["EDLMForMaskedDiffusion"])
+    imports = "transformers"
+    example = kind.example
+
+    # A start token is given as a prompt, and the rest of the longest sequence is generated
+    if GENERATE in example and getattr(config, "bos_token_id", None) is not None:
+        imports = "torch, transformers"
+        new_tokens = (config.max_position_embeddings or 129) - 1
+        example = (GENERATE_AFTER_START.format(new_tokens), *example[1:])
+
+    # 1. With this package
+    model_class = f"transformers.{kind.auto_class}" if kind.auto_class else f"edlm_hf.{architecture}"
+    loads = {
+        "model": f"{model_class}.from_pretrained({source})",
+        "tokenizer": f'transformers.AutoTokenizer.from_pretrained("{tokenizer}")',
+    }
+    lines = [f"{name} = {call}" for name, call in loads.items()]
+    packages = "`pip install edlm-hf`, `peft`" if adapter else "`pip install edlm-hf`"
+    sections = [
+        f"With [edlm-hf](https://pypi.org/project/edlm-hf) ({packages}):",
+        code_block(f"import edlm_hf, {imports}", *lines, *example),
+    ]
+    if kind.auto_class is None:
+        return sections
+
+    # 2. Without it, by the code that travels with the weights
+    lines = [f"{name} = {call[:-1]}, trust_remote_code=True)" for name, call in loads.items()]
+    place = "in this repository (pin it with `revision=...`, since it is run)"
+    if adapter:
+        place = "in the repository of the base model, which is run"
+    return [*sections, f"Without it, by the code {place}:", code_block(f"import {imports}", *lines, *example)]
+
+
+def sections_of(facts: CardFacts, *, has_bases: bool) -> list[str]:
+    """What the author of a model has told, under a heading each.
+
+    Args:
+        has_bases: the model was made from others on the Hub, whose license may be the answer.
+    """
+    limits = "It continues text as its training data would: it follows no instructions, and what it says may be false."
+    if facts.limits:
+        limits += f" {facts.limits}"
+
+    of_weights = facts.license
+    if not of_weights:
+        of_weights = f"{UNKNOWN} They were made from the base models above." if has_bases else UNKNOWN
+
+    return [
+        "## Data",
+        facts.data or UNKNOWN,
+        "## Training",
+        code_block(facts.command, language="bash") if facts.command else UNKNOWN,
+        "## Measured",
+        results_table(facts) or UNKNOWN,
+        "## Limits",
+        limits,
+        "## Licence",
+        f"Code: Apache-2.0. Weights: {inline(of_weights)}",
+    ]
+
+
+def table_of(config: PreTrainedConfig) -> str:
+    """What a configuration says to a reader, as a table of two columns."""
+    rows = {}
+
+    if config.model_type == "edlm":
+        rows["denoiser"] = f"`{config.denoiser_config.model_type}`"
+        rows["energy"] = ENERGY_TYPES[config.energy_type]
+        if config.energy_type != "none":
+            rows["energy weighs"] = ENERGY_SCOPES[config.energy_scope]
+            rows["weights of the energy"] = ENERGY_WEIGHTS[config.energy_weights]
+        if is_hub_name(config.energy_name_or_path):
+            revision = code_span(config.energy_revision or "main")
+            rows["weights of the energy"] = f"loaded from `{config.energy_name_or_path}`, revision {revision}"
+
+    rows["vocabulary"] = f"{config.vocab_size:,}" if config.vocab_size else None
+    rows["mask token"] = config.mask_token_id
+    rows["longest sequence"] = config.max_position_embeddings
+    rows["noise schedule"] = None if getattr(config, "causal", False) else config.noise_schedule
+
+    lines = [f"| {name} | {value} |" for name, value in rows.items() if value is not None]
+    return "\n".join(["| | |", "|---|---|", *lines])
+
+
+def results_table(facts: CardFacts) -> str | None:
+    """Measurements with their standard errors, below the words that say how they were measured."""
+    if not facts.results:
+        return None
+
+    lines = ["| what | value | standard error |", "|---|---|---|"]
+    for name, (value, error) in facts.results.items():
+        shown = "" if error is None else f"{error:.2g}"
+        lines.append(f"| {inline(name)} | {value:.6g} | {shown} |")
+
+    table = "\n".join(lines)
+    return f"{facts.measured}\n\n{table}" if facts.measured else table
+
+
+def with_names(card: str, repo_id: str, tags: list[str] | None = None) -> str:
+    """The card with the name of its repository in the examples, and with more tags. A repository is not its own base.
+
+    A card of ours remains ours.
+    """
+    untouched = is_untouched(card)
+    named = card.replace(f'"{PLACEHOLDER}"', f'"{repo_id}"').replace(f"`{PLACEHOLDER}`", f"`{repo_id}`")
+    named = named.replace(f"\n# {PLACEHOLDER}\n", f"\n# {repo_id}\n")
+
+    # The metadata is written anew only where it changes: a card of a person keeps its layout
+    parsed = ModelCard(named, ignore_metadata_errors=True)
+    bases = base_models_of(parsed)
+    new_tags = [tag for tag in tags or [] if tag not in (parsed.data.tags or [])]
+    if new_tags or repo_id in bases:
+        parsed.data.base_model = [name for name in bases if name != repo_id] or None
+        parsed.data.tags = (parsed.data.tags or []) + new_tags
+        named = str(parsed)
+
+    return sign(named) if untouched else named
+
+
+def base_models_of(card: ModelCard) -> list[str]:
+    """The names of the base models in a card, which may have one, several or none."""
+    bases = card.data.base_model or []
+    return [bases] if isinstance(bases, str) else bases
+
+
+def is_hub_name(name: str | None) -> bool:
+    """Whether a `name_or_path` is a repository of the Hub, as far as can be told without asking the Hub."""
+    return bool(name) and bool(re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", name)) and not Path(name).exists()
+
+
+__all__ = ["KINDS", "CardFacts", "base_models_of", "is_hub_name", "model_card", "with_names"]
