@@ -21,7 +21,7 @@ from edlm_hf.card_signatures import BLANK, replaces
 from edlm_hf.cards import KINDS, CardFacts, base_models_of, model_card
 from edlm_hf.loading import FILES, check_file, load_config
 from edlm_hf.modeling import custom_generate
-from edlm_hf.modeling.modeling_mdlm import CheckpointingMixin, auto_map
+from edlm_hf.modeling.checkpoints import CheckpointingMixin, auto_map
 from edlm_hf.pushing import push_folder
 from edlm_hf.repository_files import find_file, read_json, repository_files
 from edlm_hf.sharing import origins

@@ -8,6 +8,7 @@ from transformers.utils.generic import can_return_tuple
 
 from .autoregressive_energy import AutoregressiveEnergy
 from .causal_log_probs import as_output_object
+from .checkpoints import CheckpointingMixin, list_keys, set_auto_map
 from .component_checks import check_candidates, check_causal, check_parts, check_vocabularies
 from .components import (
     HUB_ARGUMENTS,
@@ -25,7 +26,7 @@ from .energies import Candidates, Energy
 from .evaluation_mode import in_eval_mode
 from .generation_edlm import EDLMGenerationConfig, MaskedDiffusionGenerationMixin
 from .masked_diffusion import check_token_ids, subs_cross_entropy
-from .modeling_mdlm import CheckpointingMixin, MDLMPreTrainedModel, list_keys, set_auto_map
+from .modeling_mdlm import MDLMPreTrainedModel
 from .network_energy import EDLMEnergyModel, EDLMEnergyOutput
 from .network_facts import device_of, num_ids
 from .network_probes import align_left, sees_padding, without_padding

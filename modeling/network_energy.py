@@ -14,7 +14,8 @@ from transformers.utils.generic import can_return_tuple
 
 from .configuration_mdlm import MDLMConfig
 from .masked_diffusion import at_least_float32
-from .modeling_mdlm import MDLMModel, ZeroLinear
+from .mdlm_blocks import ZeroLinear
+from .modeling_mdlm import MDLMModel
 from .projection import HALF, full_precision, precision_of
 
 

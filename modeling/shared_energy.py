@@ -8,7 +8,8 @@ from torch import nn
 from transformers import initialization
 from transformers.utils.generic import can_return_tuple
 
-from .modeling_mdlm import BlockReader, MDLMModel, MDLMPreTrainedModel, ZeroLinear
+from .mdlm_blocks import BlockReader, ZeroLinear
+from .modeling_mdlm import MDLMModel, MDLMPreTrainedModel
 from .network_energy import EDLMEnergyOutput, energy_layers, keep_head_wide, sequence_energy, start_as_mean
 
 

@@ -5,7 +5,7 @@ import torch
 from published import randomised, tiny_causal, tiny_config, tiny_denoiser
 
 from edlm_hf import MDLMConfig, MDLMForCausalLM, MDLMForMaskedLM, MDLMModel
-from edlm_hf.modeling.modeling_mdlm import ZeroLinear
+from edlm_hf.modeling.mdlm_blocks import ZeroLinear
 
 IDS = torch.tensor([[3, 12, 5, 0, 12, 7], [1, 2, 12, 12, 4, 9]])
 

@@ -27,11 +27,6 @@ def imports(file: Path) -> list[str]:
     return names
 
 
-def num_statements(files) -> int:
-    """The size of code, whatever its comments and its layout."""
-    return sum(isinstance(node, ast.stmt) for file in files for node in ast.walk(ast.parse(file.read_text())))
-
-
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
 def test_travelling_code_imports_its_neighbours_and_neither_the_package_nor_a_client_of_the_hub(file):
     for name in imports(file):
@@ -50,13 +45,10 @@ def test_travelling_code_neither_pushes_nor_writes_cards_nor_looks_for_secrets(f
     assert not re.findall(f"{client}|{cards}", file.read_text())
 
 
-def test_code_beside_a_checkpoint_is_the_modelling_code_alone_and_smaller_than_with_the_card(tmp_path):
+def test_code_beside_a_checkpoint_is_the_modelling_code_alone(tmp_path):
     denoiser = tiny_denoiser()
-    whole = EDLMForMaskedDiffusion.from_components(denoiser, energy_type="nce")
-
-    for model, with_card in ((denoiser, 2253), (whole, 3285)):  # statements, when the card and the push travelled along
+    for model in (denoiser, EDLMForMaskedDiffusion.from_components(denoiser, energy_type="nce")):
         folder = tmp_path / type(model).__name__
         model.save_pretrained(folder)
-        files = list(folder.glob("*.py"))
-        assert {file.name for file in files} < {file.name for file in FILES}
-        assert num_statements(files) < with_card
+        files = {file.name for file in folder.glob("*.py")}
+        assert files < {file.name for file in FILES}
