@@ -13,7 +13,18 @@ import typer
 
 from edlm_hf.checkpoints import locate
 from edlm_hf.files import to_json, write_atomically
-from edlm_hf.options import NAMES, NUMBERS, Command, Config, Device, Json, running
+from edlm_hf.options import (
+    NAMES,
+    NUMBERS,
+    Command,
+    Config,
+    Device,
+    Json,
+    Sampler,
+    SamplerOptions,
+    running,
+    sampler_settings,
+)
 from edlm_hf.terminal import QuotesSafely, tell, write
 
 app = typer.Typer(
@@ -105,6 +116,8 @@ def generate(
     steps: Annotated[
         int | None, typer.Option(min=1, help="Denoising steps T.", show_default="the model's, or 128")
     ] = None,
+    sampler: Sampler = None,
+    sampler_option: SamplerOptions = None,
     candidates: Annotated[
         int | None,
         typer.Option(
@@ -139,6 +152,7 @@ def generate(
     from edlm_hf.streaming import StepStreamer, TerminalDiffusionStreamer
 
     process, processes = place()
+    chosen = sampler_settings(sampler, sampler_option)
     network, encoder = load_with_tokenizer(model, tokenizer)
     network = network.to(device)
     generator = torch.Generator(device)
@@ -159,7 +173,7 @@ def generate(
     else:
         inputs = {}
     options = {"max_new_tokens": max_new_tokens, "max_denoising_steps": steps, "num_candidates": candidates}
-    options |= {"energy_window": window, "block_length": block_length}
+    options |= {"energy_window": window, "block_length": block_length} | chosen
     options = {name: value for name, value in options.items() if value is not None}
     inputs = {name: inputs[name].to(device) for name in ("input_ids", "attention_mask") if name in inputs}
     streamer = None
@@ -282,6 +296,8 @@ def evaluate(
     stride: Annotated[int | None, typer.Option(help="Windows on every document instead of blocks.")] = None,
     num_texts: Annotated[int | None, typer.Option(help="The first so many texts only.")] = None,
     num_steps: Annotated[int, typer.Option(help="T of the sampler.")] = 128,
+    sampler: Sampler = None,
+    sampler_option: SamplerOptions = None,
     num_candidates: Annotated[int | None, typer.Option(help="k of the sampler.")] = None,
     inner_copies: Annotated[int, typer.Option(help="m of the sampler bound; 16 or 64 are tighter than 1.")] = 1,
     energy_window: Annotated[float | None, typer.Option(help="w of the sampler.")] = None,
@@ -311,6 +327,7 @@ def evaluate(
         stride=stride,
         num_texts=num_texts,
         num_steps=num_steps,
+        sampler_options=sampler_settings(sampler, sampler_option),
         num_candidates=num_candidates,
         inner_copies=inner_copies,
         energy_window=energy_window,

@@ -101,11 +101,66 @@ def numbers(text: str) -> tuple[int, ...]:
         raise typer.BadParameter(f"{text!r} is not a list of whole numbers like 16,64.") from None
 
 
+def setting(text: str) -> tuple[str, bool | int | float | str | tuple]:
+    """`distance=8` -> ("distance", 8). Numbers, true and false, and a pair of numbers (`0.2,0.8`) are read as such."""
+    name, equals, value = text.partition("=")
+    if not (name.strip() and equals and value.strip()):
+        raise typer.BadParameter(f"{text!r} is not of the form NAME=VALUE, such as distance=8.")
+    parts = tuple(value_of(part) for part in names(value))
+    return name.strip().replace("-", "_"), parts[0] if len(parts) == 1 else parts
+
+
+def value_of(text: str) -> bool | int | float | str:
+    """The number, True or False that a text stands for, or else the text."""
+    if text in ("true", "false"):
+        return text == "true"
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def sampler_settings(sampler: str | None, settings: list[tuple] | None) -> dict:
+    """What `generate()` takes for a sampler and its parameters; checked before a model is loaded.
+
+    Raises:
+        ValueError: no such sampler, or a parameter that it does not have or with a wrong value.
+    """
+    from edlm_hf.modeling.sampler_choice import PARAMETERS, make_sampler
+
+    parameters = dict(settings or ())
+    if unknown := sorted(set(parameters) - PARAMETERS):
+        raise ValueError(f"No sampler has {', '.join(unknown)}. There are {', '.join(sorted(PARAMETERS))}.")
+    if sampler is None:
+        return parameters
+    make_sampler(sampler, num_steps=1, parameters=parameters)
+    return {"sampler": sampler} | parameters
+
+
 NAMES = {"parser": names, "metavar": "NAME,..."}
 NUMBERS = {"parser": numbers, "metavar": "N,..."}
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Device = Annotated[
     str | None, typer.Option(callback=available, help="cpu, cuda, ...", show_default="cuda if there is one")
+]
+Sampler = Annotated[
+    str | None,
+    typer.Option(
+        help="Which masks a step reveals: ancestral, first_hitting, dilated, spaced, top_k, entropy_bound, threshold, "
+        "factor, klass, remdm, low_confidence or edit.",
+        show_default="the model's, or ancestral",
+    ),
+]
+SamplerOptions = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--sampler-option",
+        parser=setting,
+        metavar="NAME=VALUE",
+        help="A parameter of the sampler, such as distance=8; repeat for more.",
+    ),
 ]
 Config = Annotated[
     Path | None,
@@ -135,4 +190,15 @@ def running(shown: bool = True):
     return progress, advance
 
 
-__all__ = ["NAMES", "NUMBERS", "Command", "Config", "Device", "Json", "running"]
+__all__ = [
+    "NAMES",
+    "NUMBERS",
+    "Command",
+    "Config",
+    "Device",
+    "Json",
+    "Sampler",
+    "SamplerOptions",
+    "running",
+    "sampler_settings",
+]

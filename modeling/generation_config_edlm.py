@@ -185,9 +185,8 @@ def number_from(name: str, value) -> float | None:
     fits, allowed = NUMBERS[name]
     is_number = isinstance(value, Real) or isinstance(value, torch.Tensor) and value.numel() == 1
     if not is_number or not fits(float(value)):
-        raise ValueError(
-            f"{name} is {value!r}, but it must be a number, {allowed}. For the likeliest tokens: do_sample=False."
-        )
+        advice = "" if name == "guidance_scale" else " For the likeliest tokens: do_sample=False."
+        raise ValueError(f"{name} is {value!r}, but it must be a number, {allowed}.{advice}")
     return float(value)
 
 

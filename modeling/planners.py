@@ -87,6 +87,7 @@ class Spaced(Planner):
 
     def __post_init__(self):
         check_score(self.score, (*SCORES, "random"))
+        check_range("distance", self.distance, 1, None)
 
     @property
     def sees(self):
@@ -273,6 +274,7 @@ class Klass(Planner):
     def __post_init__(self):
         check_range("threshold", self.threshold, 0, 1)
         check_range("kl_threshold", self.kl_threshold, 0, None)
+        check_range("history_length", self.history_length, 0, None)
 
     def reveal(self, step, proposal):
         score = proposal.score("confidence")
@@ -401,7 +403,7 @@ def check_score(score: str, allowed) -> None:
 
 def check_range(name: str, value: float, low: float, high: float | None) -> None:
     if not low <= value or (high is not None and not value <= high):
-        limits = f"at least {low}" if high is None else f"in [{low}, {high}]"
+        limits = f"of at least {low}" if high is None else f"in [{low}, {high}]"
         raise ValueError(f"{name} is {value!r}, but it must be a number {limits}.")
 
 

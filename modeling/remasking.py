@@ -4,6 +4,7 @@ Shapes: B rows of a batch, R rows of a step, L positions.
 """
 
 from dataclasses import dataclass
+from numbers import Real
 
 import torch
 
@@ -11,6 +12,8 @@ from .confidence import Score, take_best
 from .masked_diffusion import reveal_probability
 from .planners import Planner, check_range, counts_of, rounding_errors
 from .samplers import TOKENS, Sampler, State, Step, most_masks, reveal_times, same_time
+
+MOST_SWEEPS = 10**6
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,10 @@ class ReMDM(Sampler):
         if self.remasking not in ("cap", "rescale"):
             raise ValueError(f"remasking is {self.remasking!r}, but it must be cap or rescale.")
         check_range("eta", self.eta, 0, 1)
+        window = self.remasking_window
+        are_times = len(window) == 2 and all(isinstance(time, Real) for time in window)
+        if not are_times or not 0 <= window[0] <= window[1] <= 1:
+            raise ValueError(f"remasking_window is {window!r}, but it must be a pair with 0 <= t_low <= t_high <= 1.")
 
     def steps_in(self, free):
         return self.num_steps
@@ -97,7 +104,8 @@ class Gibbs(Sampler):
     positions: int = 1
 
     def __post_init__(self):
-        check_range("corrector_sweeps", self.sweeps, 0, None)
+        check_range("corrector_sweeps", self.sweeps, 0, MOST_SWEEPS)
+        check_range("corrector_positions", self.positions, 1, None)
 
     @property
     def sees(self):

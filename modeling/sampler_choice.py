@@ -37,8 +37,8 @@ SAMPLERS: dict[str, type[Sampler]] = {
     "edit": Edit,
 }
 
-# What a corrector takes, whatever sampler it follows
-CORRECTOR = ("corrector_sweeps", "corrector_positions")
+# What a corrector takes, whatever sampler it follows, and its types
+CORRECTOR = {"corrector_sweeps": float, "corrector_positions": int}
 # Fields of the classes that are no parameters of a call
 INTERNAL = {"num_steps", "importance"}
 
@@ -79,8 +79,15 @@ def make_sampler(sampler, num_steps: int, do_sample: bool = True, parameters: di
     """
     check_sampler(sampler)
     parameters = dict(parameters or {})
-    correction = {name.removeprefix("corrector_"): parameters.pop(name) for name in CORRECTOR if name in parameters}
+    correction = {}
+    for name, kind in CORRECTOR.items():
+        if name in parameters:
+            check_type(name, parameters[name], kind)
+            correction[name.removeprefix("corrector_")] = parameters.pop(name)
 
+    is_own = is_sampler(sampler) or callable(sampler)
+    if is_own and parameters:
+        raise ValueError(f"There is no use for {', '.join(sorted(parameters))}: the sampler is an object of your own.")
     if is_sampler(sampler):
         made = sampler
     elif callable(sampler):
@@ -93,7 +100,7 @@ def make_sampler(sampler, num_steps: int, do_sample: bool = True, parameters: di
         if takes_steps(SAMPLERS[sampler]):
             parameters["num_steps"] = num_steps
         made = SAMPLERS[sampler](**parameters)
-    if correction and correction.get("sweeps", 1) > 0:
+    if correction and correction.get("sweeps") != 0:
         made = Gibbs(made, **correction)
     return made
 

@@ -44,11 +44,13 @@ class EvaluationSettings:
             cut into blocks: with end-of-text between them where the tokenizer has it, nothing left out.
         num_texts: the first so many texts only.
         num_steps, num_candidates, inner_copies, energy_window: T, k, m and w of the sampler bound.
+        sampler_options: its `sampler`, and the parameters of that; those of the model unless given.
         num_samples: noise samples per text.
         dtype: float32, bfloat16 or float16, that of the checkpoint unless given.
 
     Raises:
-        ValueError: an unknown metric, normalisation or dtype, no metric, a number below 1.
+        ValueError: an unknown metric, normalisation or dtype, no metric, a number below 1, or a sampler without its
+            bound among the metrics.
     """
 
     model: str
@@ -61,6 +63,7 @@ class EvaluationSettings:
     stride: int | None = None
     num_texts: int | None = None
     num_steps: int = 128
+    sampler_options: dict = field(default_factory=dict)
     num_candidates: int | None = None
     inner_copies: int = 1
     energy_window: float | None = None
@@ -79,6 +82,11 @@ class EvaluationSettings:
             raise ValueError(f"normalize is {self.normalize!r}, but it must be text8 or none.")
         if self.dtype not in (None, "float32", "bfloat16", "float16"):
             raise ValueError(f"dtype is {self.dtype!r}, but it must be float32, bfloat16 or float16.")
+        if self.sampler_options and "sampler_bound" not in self.metrics:
+            raise ValueError(
+                f"{', '.join(self.sampler_options)} can only change sampler_bound, but metrics is "
+                f"{', '.join(self.metrics)}. Add sampler_bound."
+            )
         for name in ("length", "stride", "num_texts"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, but it must be at least 1.")
@@ -92,6 +100,7 @@ class EvaluationSettings:
             options["num_steps"] = self.num_steps
         if metric == "sampler_bound":
             options |= {"num_candidates": self.num_candidates, "inner_copies": self.inner_copies}
+            options |= self.sampler_options
             options |= {} if self.energy_window is None else {"energy_window": self.energy_window}
         return options
 

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from edlm_hf import MDLMForMaskedLM
 from edlm_hf.cli import app
+from edlm_hf.modeling.sampler_choice import SAMPLERS
 from edlm_hf.tokenization import text8_tokenizer
 
 
@@ -91,6 +92,33 @@ def test_what_is_not_said_is_as_the_model_is_set_to_and_texts_begin_with_its_sta
     assert not {"max_denoising_steps", "energy_window", "num_candidates", "block_length"} & set(seen[0])
     assert call("generate", "--model", tmp_path, "--steps", 5, "--max-new-tokens", 4).exit_code == 0
     assert seen[1]["max_denoising_steps"] == 5 and seen[1]["max_new_tokens"] == 4
+
+
+def test_a_sampler_and_its_parameters_are_those_of_generate(model, monkeypatch):
+    seen, real = [], MDLMForMaskedLM.generate
+    monkeypatch.setattr(MDLMForMaskedLM, "generate", lambda *args, **given: seen.append(given) or real(*args, **given))
+    arguments = ["generate", "--model", model, "--prompt", "ab", "--max-new-tokens", 6, "--steps", 3, "--json"]
+    parameters = ["--sampler-option", "distance=2", "--sampler-option", "score=random"]
+    result = call(*arguments, "--sampler", "spaced", *parameters)
+    assert result.exit_code == 0, result.output
+    given = {name: seen[0].get(name) for name in ("sampler", "distance", "score", "max_denoising_steps")}
+    assert given == {"sampler": "spaced", "distance": 2, "score": "random", "max_denoising_steps": 3}
+    for option in ("remasking-window=0.2,0.8", "eta=0.1", "corrector_sweeps=1"):
+        assert call(*arguments, "--sampler", "remdm", "--sampler-option", option).exit_code == 0
+    assert seen[1]["remasking_window"] == (0.2, 0.8) and seen[3]["corrector_sweeps"] == 1
+
+
+def test_parameters_of_a_sampler_may_be_a_list_in_the_file(model, config):
+    flags = ["--sampler", "threshold", "--sampler-option", "threshold=0.5", "--sampler-option", "fill_up=true"]
+    arguments = ["generate", "--model", model, "--prompt", "ab", "--max-new-tokens", 6, "--seed", 1, "--json"]
+    file = config(sampler="threshold", sampler_option=["threshold=0.5", "fill_up=true"])
+    assert call(*arguments, *flags).stdout == call(*arguments, "--config", file).stdout != ""
+
+
+@pytest.mark.parametrize("command", ["generate", "evaluate"])
+def test_help_names_every_sampler(command):
+    help_text = " ".join(call(command, "--help", env={"COLUMNS": "400"}).output.split())
+    assert all(f" {name}" in help_text for name in SAMPLERS)
 
 
 def test_a_text_longer_than_the_model_is_generated_block_after_block(model):
@@ -227,6 +255,7 @@ def refused(result, words):
         (("demo", "--samples", 0), "'--samples'"),
         (("benchmark", "speed", "--output", "o", "--steps", "4,x"), "'4,x' is not a list of whole numbers like 16,64"),
         (("evaluate", "--model", "m", "--data", "d", "--num-steps", "many"), "'--num-steps'"),
+        (("generate", "--model", "m", "--sampler-option", "distance"), "'distance' is not of the form NAME=VALUE"),
         (("write",), "No such command 'write'"),
     ],
 )
@@ -240,6 +269,9 @@ def test_wrong_usage_is_exit_code_2(arguments, words):
         (("generate", "--model", "{}/nothing"), "nothing"),
         (("generate", "--model", "edlm-books-ar"), "Use MDLMForCausalLM"),
         (("generate", "--model", "{}", "--prompt", "ab", "--max-new-tokens", 99), "99 new ones are more than"),
+        (("generate", "--model", "{}/nothing", "--sampler", "gibbs"), "must be one of ancestral, first_hitting"),
+        (("generate", "--model", "{}", "--sampler", "spaced", "--sampler-option", "eta=1"), "'spaced' has no eta"),
+        (("generate", "--model", "{}", "--sampler-option", "energy_window=0"), "No sampler has energy_window"),
         (("evaluate", "--model", "{}/nothing", "--data", "text8"), "nothing"),
         (("evaluate", "--model", "{}", "--data", "nothing.txt"), "No corpus 'nothing.txt'"),
         (("convert", "{}/nothing.ckpt", "{}/out"), "nothing.ckpt"),

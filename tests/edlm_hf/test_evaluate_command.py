@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from edlm_hf import EDLMForMaskedDiffusion, MDLMForCausalLM, MDLMForMaskedLM
 from edlm_hf.cli import app
-from edlm_hf.evaluation import autoregressive_nll, nelbo
+from edlm_hf.evaluation import autoregressive_nll, nelbo, sampler_bound
 from edlm_hf.tokenization import text8_tokenizer
 
 
@@ -64,6 +64,20 @@ def test_blocks_of_a_local_text_are_scored_to_the_last_character(saved):
     assert alone["metrics"]["autoregressive_nll"]["value"] == pytest.approx(exact.value, abs=1e-5)
 
 
+def test_the_bound_of_another_sampler_is_measured(saved):
+    folder, denoiser, _, tokenizer = saved
+    (folder / "words.txt").write_text("a short text")
+    options = "--data", folder / "words.txt", "--normalize", "text8", "--metrics", "sampler_bound", "--num-steps", 4
+    options = "--model", folder / "edlm", *options, "--num-candidates", 1
+    spaced = as_json(*options, "--sampler", "spaced", "--sampler-option", "distance=2")
+    row = [tokenizer.bos_token_id, *tokenizer(" a short text", add_special_tokens=False).input_ids]
+    exact = sampler_bound(denoiser, [row], num_steps=4, sampler="spaced", distance=2)
+    found = spaced["metrics"]["sampler_bound"]
+    assert found["value"] == pytest.approx(exact.value, abs=1e-5) and found["standard_error"] == 0
+    assert spaced["settings"]["sampler_options"] == {"sampler": "spaced", "distance": 2}
+    assert found["value"] != as_json(*options)["metrics"]["sampler_bound"]["value"]
+
+
 def test_text_is_brought_to_the_alphabet_of_the_tokenizer_and_the_settings_are_told(saved):
     options = ("--model", saved[0] / "edlm", "--data", saved[0] / "texts.txt", "--num-steps", 7, "--seed", 3)
     found, said, raw = (as_json(*options, *more) for more in ((), ("--normalize", "text8"), ("--normalize", "none")))
@@ -115,6 +129,9 @@ def test_the_profile_is_part_of_the_json(saved):
         (("--num-texts", 0), "num_texts is 0"),
         (("--length", 0), "length is 0"),
         (("--num-samples", 3), "num_samples is 3"),
+        (("--sampler", "spaced"), "sampler can only change sampler_bound"),
+        (("--metrics", "sampler_bound", "--sampler", "spaced", "--sampler-option", "eta=1"), "'spaced' has no eta"),
+        (("--metrics", "sampler_bound", "--sampler", "low_confidence"), "nearest sampler with one is 'top_k'"),
     ],
 )
 def test_bad_choices_are_refused_with_advice(saved, options, message):
