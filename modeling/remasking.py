@@ -102,6 +102,7 @@ class Gibbs(Sampler):
     base: Sampler
     sweeps: float = 1.0
     positions: int = 1
+    is_deterministic = False
 
     def __post_init__(self):
         check_range("corrector_sweeps", self.sweeps, 0, MOST_SWEEPS)

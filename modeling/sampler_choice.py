@@ -142,12 +142,18 @@ def check_type(name: str, value, kind) -> None:
 class OwnSampler(Planner):
     """A function (step, proposal) -> (R, L) bool of the user. The last of T steps reveals what is left.
 
+    It may draw random numbers, so that its likelihood is measured as often as that of a random sampler.
+
     Raises:
         ValueError: it returns something else.
     """
 
     function: Callable
     num_steps: int = 128
+    is_deterministic = False
+
+    def steps_in(self, free):
+        return self.num_steps  # some of which may reveal nothing
 
     def reveal(self, step, proposal):
         revealed = self.function(step, proposal)

@@ -568,6 +568,20 @@ def test_the_bound_of_the_denoiser_is_the_same_however_the_model_is_set_to_sampl
     assert discrete_nelbo(network, texts, num_steps=3) == plain
 
 
+def coins(step, proposal):
+    return proposal.masked & (torch.rand(proposal.ids.shape) < 0.5)
+
+
+def test_a_likelihood_is_exact_only_where_nothing_is_drawn():
+    network, texts = model(), draws(4)
+    exact = sampler_bound(network, texts, num_steps=2, num_samples=8, sampler="top_k")
+    own = sampler_bound(network, texts, num_steps=2, num_samples=8, sampler=lambda step, x: x.confidence() > 0.4)
+    assert exact.standard_error == 0 and exact.num_samples == 4
+    assert own.standard_error < 1e-12 and own.num_samples == 32
+    for options in ({"sampler": coins}, {"sampler": "top_k", "corrector_sweeps": 1}):
+        assert sampler_bound(network, texts, num_steps=2, num_samples=8, **options).standard_error > 0
+
+
 def test_the_papers_estimator_has_its_energy_with_one_candidate_too():
     network, texts = model(MARGINALS, TableCausalLM(JOINT), energy_type="coar"), draws(20)
     plain = paper_nll(network, texts, num_samples=2)
