@@ -1,5 +1,6 @@
 """What `generate()` takes and gives: its configuration and its output."""
 
+import copy
 import math
 import operator
 from dataclasses import dataclass
@@ -117,6 +118,34 @@ class EDLMGenerationConfig(GenerationConfig):
         for name, value in mine.items():
             setattr(self, name, value)
         return super().update(defaults_only, **{name: x for name, x in kwargs.items() if name not in mine})
+
+    def to_dict(self) -> dict:
+        """As usual; a sampler that is an object is not copied."""
+        if isinstance(self.sampler, str):
+            return super().to_dict()
+        others = copy.copy(self)
+        del others.sampler
+        return super(EDLMGenerationConfig, others).to_dict() | {"sampler": self.sampler}
+
+    def to_json_string(self, *args, **kwargs) -> str:
+        """As usual; a sampler that is an object stands as its text, since JSON holds names alone."""
+        shown = copy.copy(self)
+        if not isinstance(self.sampler, str):
+            shown.sampler = repr(self.sampler)
+        return super(EDLMGenerationConfig, shown).to_json_string(*args, **kwargs)
+
+    def save_pretrained(self, *args, **kwargs):
+        """As usual.
+
+        Raises:
+            ValueError: the sampler is an object, which a file cannot hold.
+        """
+        if not isinstance(self.sampler, str):
+            raise ValueError(
+                f"sampler is {self.sampler!r}, an object, which cannot be saved in generation_config.json. Set the "
+                "name of a sampler and its parameters, and pass the object to generate() with every call."
+            )
+        return super().save_pretrained(*args, **kwargs)
 
     @classmethod
     def from_model_config(cls, model_config) -> "EDLMGenerationConfig":

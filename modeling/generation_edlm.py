@@ -39,7 +39,7 @@ from .masked_diffusion import make_schedule
 from .network_facts import longest_text
 from .noise import Noise
 from .proposal import ProposingMixin
-from .remasking import Edit
+from .remasking import Edit, Gibbs
 from .reverse_chain import ReverseProcess, chain
 from .samplers import MASKS, TOKENS
 from .stopping_edlm import lengths_when_stopped, stop_ended_rows, stopping_criteria_list
@@ -251,7 +251,8 @@ def check_together(process: ReverseProcess) -> None:
     """Raise ValueError if the sampler and the energy do not go together."""
     if process.sampler.sees != TOKENS or not acts(process):
         return
-    if isinstance(process.sampler, Edit) or process.config.energy_scope == "revealed":
+    sampler = process.sampler.base if isinstance(process.sampler, Gibbs) else process.sampler
+    if isinstance(sampler, Edit) or process.config.energy_scope == "revealed":
         raise ValueError(
             f"The sampler {process.config.sampler!r} picks positions by the tokens that were drawn, which does not go "
             "with this energy. Pass num_candidates=1, or a sampler that does not look at tokens, such as 'spaced'."

@@ -155,7 +155,7 @@ class Dilated(Planner):
         for step in super().steps(state, noise):
             # The K masks (B, L) that come next: those with the lowest places among what is left
             masked = state.masked.cpu()
-            places = torch.where(masked, order, order.max() + 1).argsort(-1).argsort(-1)
+            places = torch.where(masked, order, torch.iinfo(order.dtype).max).argsort(-1).argsort(-1)
             step.reveal = masked & (places < step.counts.unsqueeze(1))
             yield step
 
@@ -165,6 +165,8 @@ class Dilated(Planner):
     def order(self, free: torch.Tensor, noise) -> torch.LongTensor:
         """The place (B, L) of every position of `free` (B, L) bool in the order."""
         columns = torch.arange(free.shape[1], device=free.device)
+        if not free.numel():
+            return torch.zeros_like(free, dtype=torch.long)
         first = free.long().argmax(-1, keepdim=True)
         last = free.shape[1] - 1 - free.long().flip(-1).argmax(-1, keepdim=True)
         bits = bit_length(last - first)  # (B, 1)
@@ -221,9 +223,9 @@ class Factor(Planner):
     def reveal(self, step, proposal):
         score = proposal.score("confidence")
         free = score.values > -torch.inf
-        ordered = score.values.sort(dim=-1, descending=True).values.sigmoid()  # c_(n), n = 1 .. L
-        n = torch.arange(1, ordered.shape[1] + 1, device=ordered.device)
-        fits = ((n + 1) * (1 - ordered) < self.factor) & (n <= free.sum(-1, keepdim=True))
+        doubts = (-score.values).sort(dim=-1).values.sigmoid()  # 1 - c_(n), n = 1 .. L
+        n = torch.arange(1, doubts.shape[1] + 1, device=doubts.device)
+        fits = ((n + 1) * doubts < self.factor) & (n <= free.sum(-1, keepdim=True))
         return take_best(score, (fits * n).amax(-1).clamp_min(1))
 
 
@@ -252,7 +254,7 @@ class Threshold(Planner):
 
     def reveal(self, step, proposal):
         score = proposal.score("confidence")
-        sure = score.values.sigmoid() >= self.threshold
+        sure = proposal.free & (score.values.sigmoid() >= self.threshold)
         return sure | take_best(score, counts_of(step, proposal))
 
 
@@ -260,7 +262,8 @@ class Threshold(Planner):
 class Klass(Planner):
     """S = the masks with c_i > theta and KL(p_i^n || p_i^(n-1)) < eps in h steps in a row; the K surest if none is.
 
-    KLASS (arXiv 2511.05664). It remembers the proposal of the last step, (R, L, V) numbers.
+    KLASS (arXiv 2511.05664). It remembers the proposal of the last step, (R, L, V) numbers. The last of T steps reveals
+    what is left.
 
     Args:
         threshold: theta. kl_threshold: eps, in nats. history_length: h. num_steps: T of the share K.
@@ -281,23 +284,26 @@ class Klass(Planner):
         stable = self.steady_steps(step, proposal) >= self.history_length
         sure = stable & (score.values.sigmoid() > self.threshold)
         otherwise = take_best(score, counts_of(step, proposal))
-        return torch.where(sure.any(-1, keepdim=True), sure, otherwise)
+        is_last = step.index + 1 >= self.num_steps
+        return otherwise if is_last else torch.where(sure.any(-1, keepdim=True), sure, otherwise)
 
     def steady_steps(self, step: Step, proposal) -> torch.Tensor:
         """(R, L) in how many steps in a row the proposal of a mask has hardly changed."""
-        memory = step.memory
-        steady = torch.zeros_like(proposal.ids)
-        for number, (row, at) in enumerate(zip(step.rows.tolist(), proposal.at, strict=True)):
-            now = torch.zeros(len(at), proposal.vocab_size, device=at.device)
-            within = torch.zeros_like(proposal.at)
-            within[number] = at
-            now[at] = torch.cat([x.log_softmax(-1).float() for _, x in proposal.logits(proposal.numbers(within))])
-            if row in memory:
-                last, before = memory[row]
-                change = (now.exp() * (now - last).nan_to_num(0.0, 0.0, 0.0)).sum(-1)
-                steady[number] = torch.where(at & (change < self.kl_threshold), before + 1, 0)
-            memory[row] = now, steady[number]
-        return steady
+        memory, rows = step.memory, step.rows.to(proposal.ids.device)
+        row, column = proposal.at.nonzero().unbind(-1)
+        row = rows[row]
+        if not memory:
+            shape = len(step.t), proposal.ids.shape[1]
+            memory["last"] = torch.full((*shape, proposal.vocab_size), torch.nan, device=rows.device)
+            memory["steady"] = torch.zeros(shape, dtype=torch.long, device=rows.device)
+
+        # NaN, where there was no step before, is not less than anything
+        for part, logits in proposal.logits(proposal.numbers(None)):
+            now, place = logits.log_softmax(-1).float(), (row[part], column[part])
+            kl = torch.where(now > -torch.inf, now.exp() * (now - memory["last"][place]), 0).sum(-1)
+            memory["steady"][place] = torch.where(kl < self.kl_threshold, memory["steady"][place] + 1, 0)
+            memory["last"][place] = now
+        return memory["steady"][rows]
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from .energies import Candidates, Energy
 from .generation_config_edlm import EDLMGenerationConfig, window_times
 from .masked_diffusion import NoiseSchedule
 from .proposal import Proposal, ProposingMixin
-from .samplers import MASKS, TOKENS, Sampler, State, Step
+from .samplers import TOKENS, Sampler, State, Step
 
 # (step, rows (R,), proposal, revealed (R, L)) -> tokens (R, L) at the revealed positions
 Choose = Callable[[Step, torch.Tensor, Proposal, torch.Tensor], torch.LongTensor]
@@ -97,7 +97,7 @@ class ReverseProcess:
         """
         if step.weighs and self.config.energy_scope == "sequence":
             return state.present[rows] & (state.ids[rows] == state.mask_token_id)
-        if self.sampler.sees == MASKS:
+        if step.reveal is not None:
             return step.reveal[step.rows].to(state.ids.device)
         return self.sampler.looks_at(state, rows)
 
@@ -137,9 +137,11 @@ def chain(process: ReverseProcess, state: State, choose: Choose, noise) -> Itera
             part, rows = replace(step, rows=some, weighs=weigh), some.to(device)
             proposal = process.propose(state, rows, process.positions(part, state, rows), step.t[some])
             if sampler.sees == TOKENS:
-                revealed = proposal.at
-                proposal.drawn = choose(part, rows, proposal, revealed)
-                state.write(rows, sampler.reveal(part, proposal), proposal.drawn)
+                before = state.log_probs
+                proposal.drawn = choose(part, rows, proposal, proposal.at)
+                revealed = sampler.reveal(part, proposal)
+                state.write(rows, revealed, proposal.drawn)
+                state.keep_log_probs(before, rows, revealed)
             else:
                 revealed = sampler.reveal(part, proposal)
                 state.write(rows, revealed, choose(part, rows, proposal, revealed))

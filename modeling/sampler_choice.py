@@ -1,12 +1,9 @@
-"""Samplers by name, with their parameters, or as an object of the user."""
+"""Samplers by name, with their parameters, or as an object of the user (own_sampler.py)."""
 
 import dataclasses
-from collections.abc import Callable
-from dataclasses import dataclass
 from numbers import Integral, Real
 
-import torch
-
+from .own_sampler import OwnFunction, OwnSampler, is_sampler
 from .planners import (
     Dilated,
     EntropyBound,
@@ -14,7 +11,6 @@ from .planners import (
     Klass,
     LowConfidence,
     MostConfident,
-    Planner,
     Spaced,
     Threshold,
     TopK,
@@ -37,8 +33,8 @@ SAMPLERS: dict[str, type[Sampler]] = {
     "edit": Edit,
 }
 
-# What a corrector takes, whatever sampler it follows, and its types
-CORRECTOR = {"corrector_sweeps": float, "corrector_positions": int}
+# What a corrector takes, whatever sampler it follows
+CORRECTOR = ("corrector_sweeps", "corrector_positions")
 # Fields of the classes that are no parameters of a call
 INTERNAL = {"num_steps", "importance"}
 
@@ -62,11 +58,6 @@ def check_sampler(sampler) -> None:
         )
 
 
-def is_sampler(sampler) -> bool:
-    """Whether an object has the methods of a `Sampler`."""
-    return all(callable(getattr(sampler, name, None)) for name in ("steps", "reveal"))
-
-
 def make_sampler(sampler, num_steps: int, do_sample: bool = True, parameters: dict | None = None) -> Sampler:
     """The sampler with a name and its `parameters`, or the one that the user made.
 
@@ -78,31 +69,33 @@ def make_sampler(sampler, num_steps: int, do_sample: bool = True, parameters: di
         ValueError: an unknown name, a parameter that the sampler does not have, or a value out of range.
     """
     check_sampler(sampler)
-    parameters = dict(parameters or {})
-    correction = {}
-    for name, kind in CORRECTOR.items():
-        if name in parameters:
-            check_type(name, parameters[name], kind)
-            correction[name.removeprefix("corrector_")] = parameters.pop(name)
+    correction = {name: x for name, x in (parameters or {}).items() if name in CORRECTOR}
+    parameters = {name: x for name, x in (parameters or {}).items() if name not in CORRECTOR}
+    check_parameters(sampler, parameters)
 
-    is_own = is_sampler(sampler) or callable(sampler)
-    if is_own and parameters:
-        raise ValueError(f"There is no use for {', '.join(sorted(parameters))}: the sampler is an object of your own.")
-    if is_sampler(sampler):
+    if isinstance(sampler, str):
+        made = sampler_by_name(sampler, num_steps, do_sample, parameters)
+    elif type(sampler) in SAMPLERS.values():
         made = sampler
-    elif callable(sampler):
-        made = OwnSampler(sampler, num_steps)
-    elif not do_sample and sampler in ("ancestral", "first_hitting"):
-        made = MostConfident(num_steps if sampler == "ancestral" else None)
     else:
-        allowed = parameters_of(sampler)
-        check_parameters(sampler, parameters, allowed)
-        if takes_steps(SAMPLERS[sampler]):
-            parameters["num_steps"] = num_steps
-        made = SAMPLERS[sampler](**parameters)
-    if correction and correction.get("sweeps") != 0:
-        made = Gibbs(made, **correction)
-    return made
+        made = OwnSampler(sampler, num_steps) if is_sampler(sampler) else OwnFunction(sampler, num_steps)
+    return corrected(made, **correction)
+
+
+def sampler_by_name(name: str, num_steps: int, do_sample: bool, parameters: dict) -> Sampler:
+    """One of `SAMPLERS`, or what takes its place where nothing is drawn."""
+    if not do_sample and name in ("ancestral", "first_hitting"):
+        return MostConfident(num_steps if name == "ancestral" else None)
+    steps = {"num_steps": num_steps} if takes_steps(SAMPLERS[name]) else {}
+    return SAMPLERS[name](**steps, **parameters)
+
+
+def corrected(sampler: Sampler, corrector_sweeps: float = 0.0, corrector_positions: int = 1) -> Sampler:
+    """The sampler with a corrector behind it, if there are any sweeps."""
+    check_type("corrector_sweeps", corrector_sweeps, float)
+    check_type("corrector_positions", corrector_positions, int)
+    with_corrector = Gibbs(sampler, corrector_sweeps, corrector_positions)
+    return with_corrector if corrector_sweeps > 0 else sampler
 
 
 def takes_steps(sampler: type[Sampler]) -> bool:
@@ -110,8 +103,16 @@ def takes_steps(sampler: type[Sampler]) -> bool:
     return "num_steps" in {field.name for field in dataclasses.fields(sampler)}
 
 
-def check_parameters(sampler: str, parameters: dict, allowed: set[str]) -> None:
+def check_parameters(sampler, parameters: dict) -> None:
     """Raise ValueError unless all parameters are of the sampler and of the right type."""
+    if not isinstance(sampler, str):
+        if parameters:
+            raise ValueError(
+                f"{', '.join(sorted(parameters))} are parameters of samplers by name, but sampler is an object, "
+                f"{sampler!r}. Give them to the object when it is made."
+            )
+        return
+    allowed = parameters_of(sampler)
     if unknown := sorted(set(parameters) - allowed):
         known = f"takes {', '.join(sorted(allowed))}" if allowed else "has no parameters"
         raise ValueError(f"The sampler {sampler!r} has no {', '.join(unknown)}: it {known}.")
@@ -127,42 +128,15 @@ ALLOWED = {
     float: (Real, "a number"),
     str: (str, "a name"),
     bool: (bool, "True or False"),
-    tuple[float, float]: ((tuple, list), "a pair of times"),
+    tuple[float, float] | None: ((tuple, list), "a pair of times"),
 }
 
 
 def check_type(name: str, value, kind) -> None:
     """Raise ValueError unless a parameter has its type."""
     types, allowed = ALLOWED[kind]
-    if not isinstance(value, types) or (isinstance(value, bool) and kind is not bool):
+    fits = isinstance(value, types) and (not isinstance(value, bool) or kind is bool)
+    if fits and isinstance(value, (tuple, list)):
+        fits = len(value) == 2 and all(isinstance(time, Real) for time in value)
+    if not fits:
         raise ValueError(f"{name} is {value!r}, but it must be {allowed}.")
-
-
-@dataclass(frozen=True)
-class OwnSampler(Planner):
-    """A function (step, proposal) -> (R, L) bool of the user. The last of T steps reveals what is left.
-
-    It may draw random numbers, so that its likelihood is measured as often as that of a random sampler.
-
-    Raises:
-        ValueError: it returns something else.
-    """
-
-    function: Callable
-    num_steps: int = 128
-    is_deterministic = False
-
-    def steps_in(self, free):
-        return self.num_steps  # some of which may reveal nothing
-
-    def reveal(self, step, proposal):
-        revealed = self.function(step, proposal)
-        is_tensor = torch.is_tensor(revealed)
-        if not is_tensor or revealed.dtype != torch.bool or revealed.shape != proposal.ids.shape:
-            given = f"{revealed.dtype} {tuple(revealed.shape)}" if is_tensor else type(revealed).__name__
-            raise ValueError(
-                f"sampler returned {given}, but bools of shape {tuple(proposal.ids.shape)} are needed, True where the "
-                "step reveals a position."
-            )
-        last = step.index + 1 >= self.num_steps
-        return proposal.free & (revealed.to(proposal.ids.device) | last)

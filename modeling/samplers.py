@@ -57,6 +57,12 @@ class State:
         """Put the tokens of `clean` (R, L) at the positions `revealed` (R, L) bool of some rows (R,)."""
         self.ids = self.ids.index_copy(0, rows, torch.where(revealed, clean, self.ids[rows]))
 
+    def keep_log_probs(self, before: torch.Tensor | None, rows: torch.Tensor, taken: torch.Tensor) -> None:
+        """Take back, to those `before` (B, L), the log-probabilities of drawn tokens that were not `taken` (R, L)."""
+        if before is not None:
+            kept = torch.where(taken, self.log_probs[rows], before[rows])
+            self.log_probs = before.index_copy(0, rows, kept)
+
     def mask_again(self, where: torch.Tensor) -> None:
         """Put the mask at the positions `where` (B, L) bool."""
         self.ids = self.ids.masked_fill(where.to(self.ids.device), self.mask_token_id)
@@ -131,8 +137,8 @@ class Sampler:
     has_clock = False
 
     def steps_in(self, free: torch.Tensor) -> int:
-        """How many steps fill a block with the masks `free` (B, L) bool, at most."""
-        raise NotImplementedError
+        """How many steps fill a block with the masks `free` (B, L) bool, at most: one a mask, unless overridden."""
+        return most_masks(free)
 
     def steps(self, state: State, noise) -> Iterator[Step]:
         """The steps that do something, one after the other. `state` is live: it has what earlier steps revealed."""

@@ -159,7 +159,8 @@ def sampler_bound(
     process, noising = prepare(model, task, options, energy)
     check_has_likelihood(process)
     sampler = process.sampler
-    walks = whole_path or sampler.sees != MASKS or process.config.block_length is not None
+    one_step = sampler.sees == MASKS and not sampler.is_deterministic and process.config.block_length is None
+    walks = whole_path or not one_step
 
     # A single path, where nothing is drawn
     exact = walks and sampler.is_deterministic and process.energy is None

@@ -1,0 +1,153 @@
+"""Samplers of the user: a function, or an object with at least `steps` and `reveal`.
+
+What such an object does not say has the values of `Sampler` or is what promises least, and what it returns is checked:
+a sampler that looks at no tokens reveals masks alone, and nothing is masked at the end.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from .planners import Planner
+from .samplers import MASKS, PROPOSAL, TOKENS, Sampler, State, Step, rows_with
+
+SEES = (MASKS, PROPOSAL, TOKENS)
+
+
+def is_sampler(sampler) -> bool:
+    """Whether an object has the methods of a `Sampler`."""
+    return all(callable(getattr(sampler, name, None)) for name in ("steps", "reveal"))
+
+
+@dataclass(frozen=True)
+class OwnFunction(Planner):
+    """A function (step, proposal) -> (R, L) bool. The last of T steps reveals what is left.
+
+    Its attributes `sees` and `is_deterministic` count if it has them, otherwise it sees the proposal and may be random.
+
+    Raises:
+        ValueError: it returns something else.
+    """
+
+    function: Callable
+    num_steps: int = 128
+
+    def __post_init__(self):
+        check_sees(self.sees)
+
+    @property
+    def sees(self):
+        return getattr(self.function, "sees", PROPOSAL)
+
+    @property
+    def is_deterministic(self):
+        return bool(getattr(self.function, "is_deterministic", False))
+
+    def steps_in(self, free):
+        return self.num_steps if bool(free.any()) else 0
+
+    def reveal(self, step, proposal):
+        revealed = allowed_set(self.function(step, proposal), proposal, self.sees)
+        is_last = step.index + 1 >= self.num_steps
+        return revealed | proposal.free if is_last else revealed
+
+
+@dataclass(frozen=True)
+class OwnSampler(Sampler):
+    """An object with `steps(state, noise)`, which yields `Step`s, and `reveal(step, proposal)` -> (R, L) bool.
+
+    Masks that are left after its last step are revealed in one more.
+
+    Args:
+        base: the object. num_steps: T, the number of steps that is shown unless `base` has `steps_in`.
+    """
+
+    base: Any
+    num_steps: int = 128
+
+    def __post_init__(self):
+        check_sees(self.sees)
+
+    @property
+    def sees(self):
+        return getattr(self.base, "sees", PROPOSAL)
+
+    @property
+    def has_clock(self):
+        return bool(getattr(self.base, "has_clock", False))
+
+    @property
+    def is_deterministic(self):
+        return bool(getattr(self.base, "is_deterministic", False))
+
+    def steps_in(self, free):
+        return self.base.steps_in(free) if hasattr(self.base, "steps_in") else self.num_steps
+
+    def looks_at(self, state, rows):
+        return (self.base if hasattr(self.base, "looks_at") else super()).looks_at(state, rows)
+
+    def jump(self, free, point, noise, schedule):
+        return (self.base if hasattr(self.base, "jump") else super()).jump(free, point, noise, schedule)
+
+    def steps(self, state, noise):
+        index = -1
+        for number, step in enumerate(self.base.steps(state, noise)):
+            step = self.checked(step, state)
+            index = number if step.index is None else step.index
+            yield step
+
+        # What is left, in one more step
+        if bool((masked := state.masked.cpu()).any()):
+            yield Step(state.time_of(masked.sum(-1), state.free.sum(-1).cpu()), masked, index=index + 1)
+
+    def checked(self, step: Step, state: State) -> Step:
+        """A step that does nothing to what was given."""
+        if step.reveal is None:
+            if self.sees == MASKS:
+                raise ValueError(
+                    f"The sampler {self.base!r} has sees = {MASKS!r}, but yields a step without `reveal`, the "
+                    f"positions (B, L) that it reveals. Give it sees = {PROPOSAL!r}: then its method `reveal` is "
+                    "called when the proposal is there."
+                )
+            return step
+        within = state.free if self.sees == TOKENS else state.masked
+        reveal = check_bools("steps() yielded reveal =", step.reveal, state.ids.shape).cpu() & within.cpu()
+        mask_again = step.mask_again
+        if mask_again is not None:
+            mask_again = check_bools("steps() yielded mask_again =", mask_again, state.ids.shape).cpu()
+            mask_again = mask_again & state.free.cpu()
+        return replace(step, reveal=reveal, mask_again=mask_again, rows=rows_with(reveal))
+
+    def reveal(self, step, proposal):
+        if step.reveal is not None:
+            return super().reveal(step, proposal)
+        return allowed_set(self.base.reveal(step, proposal), proposal, self.sees)
+
+
+def allowed_set(revealed, proposal, sees: str) -> torch.Tensor:
+    """S (R, L) bool as a sampler gives it, without what it must not touch."""
+    revealed = check_bools("sampler returned", revealed, proposal.ids.shape).to(proposal.ids.device)
+    return revealed & (proposal.at if sees == TOKENS else proposal.free)
+
+
+def check_bools(what: str, value, shape) -> torch.Tensor:
+    """`value`, bools of a shape.
+
+    Raises:
+        ValueError: it is anything else.
+    """
+    is_tensor = torch.is_tensor(value)
+    if is_tensor and value.dtype == torch.bool and value.shape == shape:
+        return value
+    given = f"{value.dtype} {tuple(value.shape)}" if is_tensor else type(value).__name__
+    raise ValueError(
+        f"{what} {given}, but bools of shape {tuple(shape)} are needed, True where the step reveals a position."
+    )
+
+
+def check_sees(sees: str) -> None:
+    """Raise ValueError unless a sampler sees something that there is."""
+    if sees not in SEES:
+        raise ValueError(f"The sampler has sees = {sees!r}, but it must be one of {', '.join(SEES)}.")
