@@ -108,8 +108,8 @@ def check_parameters(sampler, parameters: dict) -> None:
     if not isinstance(sampler, str):
         if parameters:
             raise ValueError(
-                f"{', '.join(sorted(parameters))} are parameters of samplers by name, but sampler is an object, "
-                f"{sampler!r}. Give them to the object when it is made."
+                f"There is no use for {', '.join(sorted(parameters))}: sampler is an object, {sampler!r}. Give it its "
+                "parameters when it is made."
             )
         return
     allowed = parameters_of(sampler)

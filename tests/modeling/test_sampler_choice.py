@@ -95,7 +95,7 @@ def test_a_function_is_a_sampler():
         ({"sampler": "spaced", "gamma": 1.0}, "'spaced' has no gamma: it takes distance, score"),
         ({"sampler": "ancestral", "distance": 8}, "'ancestral' has no distance: it has no parameters"),
         ({"sampler": "ancestral", "distance": 8, "do_sample": False}, "'ancestral' has no distance"),
-        ({"sampler": Spaced(4), "distance": 8}, "distance are parameters of samplers by name"),
+        ({"sampler": Spaced(4), "distance": 8}, "no use for distance: sampler is an object"),
         ({"sampler": "spaced", "distance": 0}, "distance is 0.*at least 1"),
         ({"sampler": "spaced", "distance": 1.5}, "distance is 1.5.*whole number"),
         ({"sampler": "spaced", "score": "best"}, "score is 'best'.*confidence, entropy, margin, random"),

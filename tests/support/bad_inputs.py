@@ -135,7 +135,7 @@ SECTIONS = (
             "model.generate(ids, sampler='factor', factor=float('nan'))",
             "model.generate(ids, sampler='dilated', offset='first')",
             "model.generate(ids, sampler='klass', history_length=-1)",
-            "model.generate(ids, sampler='remdm', remasking='loop')",
+            "model.generate(ids, sampler='remdm', remasking='cycle')",
             "model.generate(ids, sampler='remdm', eta=2)",
             "model.generate(ids, sampler='remdm', remasking_window=(0.8, 0.2))",
             "model.generate(ids, sampler='spaced', corrector_sweeps=-1)",
