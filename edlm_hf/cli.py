@@ -350,11 +350,16 @@ def evaluate(
 def speed(
     output: Annotated[Path, typer.Option(help="Folder for results.json, results.md and the plots.")],
     modes: Annotated[
-        str | None, typer.Option(help="Of mdlm, ar, first_hitting.", show_default="mdlm,ar,first_hitting", **NAMES)
+        str | None,
+        typer.Option(help="Of mdlm, ar, first_hitting, planned.", show_default="all four", **NAMES),
     ] = None,
     vocab_sizes: Annotated[str | None, typer.Option(help="With the mask.", show_default="28,50258", **NUMBERS)] = None,
     steps: Annotated[
         str | None, typer.Option(help="Values of T.", show_default="16,64,128,256,1024", **NUMBERS)
+    ] = None,
+    planned_steps: Annotated[
+        str | None,
+        typer.Option(help="T of planned, 8 or 16.", show_default="8,16", **NUMBERS),
     ] = None,
     batch_sizes: Annotated[str | None, typer.Option(help="Rows per batch.", show_default="1,8,32", **NUMBERS)] = None,
     length: Annotated[int | None, typer.Option(help="Tokens per row.", show_default="256")] = None,
@@ -381,6 +386,7 @@ def speed(
         "modes": modes,
         "vocab_sizes": vocab_sizes,
         "steps": steps,
+        "planned_steps": planned_steps,
         "batch_sizes": batch_sizes,
         "length": length,
         "width": width,
@@ -463,4 +469,62 @@ def quality(
         result = run_study(settings, output, advance)
     if not result["plots"]:
         tell("No plots: matplotlib is not installed (pip install matplotlib).")
+    write(to_json(result) if as_json else markdown(result))
+
+
+@benchmark.command(cls=Command)
+def samplers(
+    output: Annotated[Path, typer.Option(help="Folder for results.json, results.md, the plot and finished parts.")],
+    model: Annotated[str, typer.Option(help="Denoiser with its tokenizer, or an EDLM composite; folder or Hub.")],
+    data: Annotated[list[str], typer.Option(help="A protocol, Hub dataset, files, or name=source; repeat for more.")],
+    autoregressive: Annotated[str, typer.Option(help="AR model that judges the samples.")],
+    vocabulary: Annotated[str | None, typer.Option(help="Corpus of the words that are spelled right.")] = None,
+    sampler: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="'spaced distance=8 score=entropy @8,16'; repeat for more.", show_default="a list of all rules"
+        ),
+    ] = None,
+    sampled: Annotated[
+        list[str] | None, typer.Option(help="One of the samplers, to make samples with.", show_default="all")
+    ] = None,
+    steps: Annotated[
+        str | None, typer.Option(help="T of samplers without an @.", show_default="4,8,16,32", **NUMBERS)
+    ] = None,
+    texts: Annotated[int | None, typer.Option(help="Blocks of each set for the bounds.", show_default="256")] = None,
+    noise_samples: Annotated[int | None, typer.Option(help="Per text, 1 or even.", show_default="8")] = None,
+    samples: Annotated[int | None, typer.Option(help="Samples of each; 0: bounds alone.", show_default="256")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of all randomness.", show_default="0")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Rows per batch.", show_default="32")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32 or bfloat16.", show_default="float32")] = None,
+    device: Device = None,
+    quick: Annotated[bool, typer.Option(help="Few samplers, texts and samples unless given.")] = False,
+    as_json: Json = False,
+    config: Config = None,
+):
+    """Likelihood, samples and time of every rule of revealing masks, without an energy; goes on where it stopped."""
+    import edlm_hf  # noqa: F401  (registers the model types)
+    from edlm_hf.benchmarks.samplers import QUICK, SamplerSettings, run_samplers
+    from edlm_hf.benchmarks.samplers_report import markdown
+
+    given = {
+        "vocabulary": vocabulary,
+        "samplers": tuple(sampler or ()) or None,
+        "sampled": tuple(sampled or ()) or None,
+        "steps": steps,
+        "num_texts": texts,
+        "noise_samples": noise_samples,
+        "num_generated": samples,
+        "seed": seed,
+        "batch_size": batch_size,
+        "dtype": dtype,
+        "device": device,
+    }
+    given = {name: x for name, x in given.items() if x is not None}
+    settings = (QUICK if quick else SamplerSettings)(model, tuple(data), autoregressive, **given)
+    progress, advance = running()
+    with progress:
+        result = run_samplers(settings, output, advance)
+    if not result["plots"] and result["samples"]:
+        tell("No plot: matplotlib is not installed (pip install matplotlib).")
     write(to_json(result) if as_json else markdown(result))

@@ -28,8 +28,12 @@ from edlm_hf.modeling.configuration_mdlm import MDLMConfig
 from edlm_hf.modeling.modeling_edlm import EDLMForMaskedDiffusion
 from edlm_hf.modeling.modeling_mdlm import MDLMForCausalLM, MDLMForMaskedLM
 
-MODES = ("mdlm", "ar", "first_hitting")
+MODES = ("mdlm", "ar", "first_hitting", "planned")
 PUBLISHED, OURS = "published", "ours"
+
+# T of the planner -> the T at which ancestral sampling has no better bound (results/samplers)
+EQUAL_BOUND = {8: 64, 16: 1024}
+PLANNER = {"sampler": "spaced", "distance": 8, "score": "entropy"}
 WARM_UP_STEPS, MEMORY_STEPS = 4, 128
 
 
@@ -38,8 +42,9 @@ class SpeedSettings:
     """What is measured: every combination of vocabulary, batch size, number of steps and mode.
 
     `mdlm` has no energy (k = 1). `ar` weighs `candidates` complete sequences by the autoregressive energy in the window
-    [1 - w, 1]. `first_hitting` reveals one token per call, the law of T -> infinity; it is compared with published
-    MDLM at the largest T.
+    [1 - w, 1]. `first_hitting` reveals one token per call, the distribution of T -> infinity. It is compared with
+    published MDLM at the largest T. `planned` is the spaced planner, least entropy first, at T of `planned_steps`
+    against published MDLM at the T whose bound is not better (`EQUAL_BOUND`).
 
     Raises:
         ValueError: a value is out of range.
@@ -48,6 +53,7 @@ class SpeedSettings:
     modes: tuple[str, ...] = MODES
     vocab_sizes: tuple[int, ...] = (28, 50258)
     steps: tuple[int, ...] = (16, 64, 128, 256, 1024)
+    planned_steps: tuple[int, ...] = tuple(EQUAL_BOUND)
     batch_sizes: tuple[int, ...] = (1, 8, 32)
     length: int = 256
     width: int = 256
@@ -71,6 +77,9 @@ class SpeedSettings:
         for mode in self.modes:
             if mode not in MODES:
                 raise ValueError(f"modes has {mode!r}, but there are only {', '.join(MODES)}.")
+        for steps in self.planned_steps:
+            if steps not in EQUAL_BOUND:
+                raise ValueError(f"planned_steps has {steps}, but equal bounds are known for {known_bounds()} only.")
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype is {self.dtype!r}, but it must be one of {', '.join(DTYPES)}.")
         if min(self.vocab_sizes) < 3:
@@ -80,9 +89,20 @@ class SpeedSettings:
 
     def points(self) -> Iterator["Point"]:
         for vocab_size, batch_size, mode in itertools.product(self.vocab_sizes, self.batch_sizes, self.modes):
-            for steps in (max(self.steps),) if mode == "first_hitting" else self.steps:
-                k = self.candidates if mode == "ar" else 1
-                yield Point(mode, vocab_size, self.length, steps, batch_size, k)
+            k = self.candidates if mode == "ar" else 1
+            for steps, own_steps in self.pairs_of_steps(mode):
+                yield Point(mode, vocab_size, self.length, steps, batch_size, k, own_steps)
+
+    def pairs_of_steps(self, mode: str) -> list[tuple[int, int]]:
+        """The numbers of steps of the published sampler and of ours that are compared with each other."""
+        if mode == "planned":
+            return [(EQUAL_BOUND[steps], steps) for steps in self.planned_steps]
+        compared = (max(self.steps),) if mode == "first_hitting" else self.steps
+        return [(steps, steps) for steps in compared]
+
+
+def known_bounds() -> str:
+    return " and ".join(map(str, EQUAL_BOUND))
 
 
 QUICK = SpeedSettings(
@@ -92,7 +112,7 @@ QUICK = SpeedSettings(
 
 @dataclass(frozen=True)
 class Point:
-    """One comparison."""
+    """One comparison: `steps` are those of the published sampler, `own_steps` those of ours."""
 
     mode: str
     vocab_size: int
@@ -100,6 +120,10 @@ class Point:
     steps: int
     batch_size: int
     num_candidates: int
+    own_steps: int
+
+    def steps_of(self, side: str) -> int:
+        return self.own_steps if side == OURS else self.steps
 
 
 # ------------------------------------------------------------------------------------------------------ the two sides
@@ -182,20 +206,20 @@ class Contest:
         self.device = next(model.parameters()).device
         mask, start = model.config.mask_token_id, model.energy_model.config.bos_token_id
         self.ids = torch.full((point.batch_size, point.length), mask, device=self.device)
-        model.__dict__.pop("candidate_energies", None)
-        energy = AutoregressiveEnergy(model.energy_model, point.vocab_size, mask, start)
+        model.__dict__.pop("own_energy", None)  # of an earlier contest
+        published = AutoregressiveEnergy(model.energy_model, point.vocab_size, mask, start)
         self.energies = {
-            PUBLISHED: Stopwatch(energy, self.device),
-            OURS: Stopwatch(model.candidate_energies, self.device),
+            PUBLISHED: Stopwatch(published, self.device),
+            OURS: Stopwatch(model.own_energy("sequence"), self.device),
         }
-        model.candidate_energies = self.energies[OURS]
+        model.own_energy = lambda *_: self.energies[OURS]
 
     def run(self, side: str, seed: int, steps: int | None = None) -> Run:
         generator = torch.Generator(self.device).manual_seed(seed)
         sample = self.sample_published if side == PUBLISHED else self.sample_ours
         self.wait()
         began = time.perf_counter()
-        calls = sample(generator, steps or self.point.steps)
+        calls = sample(generator, steps or self.point.steps_of(side))
         self.wait()
         return Run(time.perf_counter() - began, self.energies[side].seconds(), *calls)
 
@@ -213,10 +237,13 @@ class Contest:
         return float(result.denoiser_calls), float(result.energy_calls)
 
     def sample_ours(self, generator: torch.Generator, steps: int) -> tuple[float, float]:
+        sampler = PLANNER if self.point.mode == "planned" else {"sampler": "ancestral"}
+        if self.point.mode == "first_hitting":
+            sampler = {"sampler": "first_hitting"}
         result = self.model.generate(
             self.ids,
             max_denoising_steps=steps,
-            sampler="first_hitting" if self.point.mode == "first_hitting" else "ancestral",
+            **sampler,
             num_candidates=self.point.num_candidates,
             energy_window=self.settings.window,
             generator=generator,
@@ -258,14 +285,14 @@ def compare(contest: Contest, tick: Callable[[], None] = lambda: None) -> dict:
     sides = (OURS,) if needed > free else (PUBLISHED, OURS)
     runs = {side: [] for side in sides}
     for side in sides:
-        contest.run(side, seed=0, steps=min(WARM_UP_STEPS, point.steps))
+        contest.run(side, seed=0, steps=min(WARM_UP_STEPS, point.steps_of(side)))
         tick()
     for repeat, side in itertools.product(range(1, repeats + 1), sides):
         runs[side].append(contest.run(side, seed=repeat))
         tick()
     result = dataclasses.asdict(point)
     for side in sides:
-        steps = min(MEMORY_STEPS, point.steps)
+        steps = min(MEMORY_STEPS, point.steps_of(side))
         peak = peak_bytes(lambda side=side, steps=steps: contest.run(side, seed=1, steps=steps), contest.device)
         result[side] = summary(runs[side], point) | {"peak_bytes": peak}
         tick()
@@ -312,7 +339,7 @@ def scaling_points(settings: SpeedSettings) -> Iterator[tuple[str, Point]]:
     mode = "ar" if "ar" in settings.modes else settings.modes[0]
     k = settings.candidates if mode == "ar" else 1
     middle = sorted(settings.steps)[len(settings.steps) // 2]
-    base = Point(mode, max(settings.vocab_sizes), settings.length, middle, min(settings.batch_sizes), k)
+    base = Point(mode, max(settings.vocab_sizes), settings.length, middle, min(settings.batch_sizes), k, middle)
     axes = {"L": "length", "V": "vocab_size", "k": "num_candidates", "T": "steps", "B": "batch_size"}
     for axis, field in axes.items():
         at = getattr(base, field)
@@ -321,7 +348,8 @@ def scaling_points(settings: SpeedSettings) -> Iterator[tuple[str, Point]]:
         if axis == "k":  # one candidate needs no energy: another algorithm
             values = [value for value in values if value > 1] if mode == "ar" else []
         for value in values:
-            yield axis, dataclasses.replace(base, **{field: value})
+            changed = {field: value, "own_steps": value} if axis == "T" else {field: value}
+            yield axis, dataclasses.replace(base, **changed)
 
 
 def fit_exponents(rows: list[dict]) -> dict[str, float]:
@@ -340,7 +368,7 @@ def measure_scaling(settings: SpeedSettings, tick: Callable[[], None] = lambda: 
     fields, rows = {"L": "length", "V": "vocab_size", "k": "num_candidates", "T": "steps", "B": "batch_size"}, []
     for axis, point in scaling_points(settings):
         contest = Contest(random_model(point, settings), point, settings)
-        contest.run(OURS, seed=0, steps=min(WARM_UP_STEPS, point.steps))
+        contest.run(OURS, seed=0, steps=min(WARM_UP_STEPS, point.own_steps))
         tick()
         runs = []
         for repeat in range(1, settings.repeats + 1):
@@ -401,7 +429,8 @@ def markdown(result: dict) -> str:
         f"{facts['date']}, {facts['hardware']}, torch {facts['torch']}, transformers {facts['transformers']}, "
         f"{settings['dtype']}{', compiled' if settings['compile'] else ''}. {settings['blocks']} blocks of width "
         f"{settings['width']}, L = {settings['length']}, w = {settings['window']}, medians of {settings['repeats']} "
-        "interleaved runs. Calls are per row; memory is the peak of live tensors above the start.",
+        "interleaved runs. Calls are per row; memory is the peak of live tensors above the start. Two values of T are "
+        "those of published and of ours.",
         "",
         f"`{facts['command']}`",
         "",
@@ -427,6 +456,8 @@ def cells(row: dict) -> list[str]:
     """One row of the table; a dash where published was left out."""
     ours, published = row[OURS], row.get(PUBLISHED)
     point = [str(row[name]) for name in ("mode", "vocab_size", "batch_size", "steps", "num_candidates")]
+    if row["own_steps"] != row["steps"]:
+        point[3] = f"{row['steps']} / {row['own_steps']}"
 
     def both(name: str, spec: str) -> str:
         return " / ".join("-" if side is None else format(side[name], spec) for side in (published, ours))

@@ -35,7 +35,7 @@ P_AR = 0.6 * JOINT + 0.4 * random_joint(seed=11)
 PROPOSAL = perturbed(marginals(JOINT), seed=1)
 PRODUCTS = np.stack([product_law(PROPOSAL, s) for s in range(len(STATES))])  # (256, 81) p_theta(x_0 | x_t)
 TINY = {"vocab_sizes": (11,), "batch_sizes": (2,), "steps": (2, 4), "length": 8, "width": 16, "blocks": 1}
-TINY |= {"candidates": 2, "repeats": 2}
+TINY |= {"candidates": 2, "repeats": 2, "planned_steps": (8,)}
 
 
 def sample(steps, ids=None, **arguments):
@@ -112,7 +112,7 @@ def test_one_step_equals_the_recorded_one(tmp_path, monkeypatch):
 
 
 def test_both_sides_run_the_same_networks_equally_often():
-    point = Point("ar", vocab_size=11, length=8, steps=1, batch_size=2, num_candidates=2)
+    point = Point("ar", vocab_size=11, length=8, steps=1, batch_size=2, num_candidates=2, own_steps=1)
     contest = Contest(random_model(point, SpeedSettings(**TINY)), point, SpeedSettings(**TINY))
     for side in ("published", "ours"):
         run = contest.run(side, seed=0)
@@ -122,7 +122,7 @@ def test_both_sides_run_the_same_networks_equally_often():
 
 def test_both_energies_agree():
     """The published energy of the benchmark's model is the model's own."""
-    point = Point("ar", vocab_size=11, length=8, steps=1, batch_size=2, num_candidates=3)
+    point = Point("ar", vocab_size=11, length=8, steps=1, batch_size=2, num_candidates=3, own_steps=1)
     model = random_model(point, SpeedSettings(**TINY))
     noisy, candidates = torch.full((2, 8), 10), torch.randint(0, 10, (2, 3, 8))
     with torch.no_grad():
@@ -153,16 +153,19 @@ def test_results_hold_every_comparison_and_the_scaling(tmp_path):
     stored = json.loads((tmp_path / "results.json").read_text())
     assert stored["comparisons"] == result["comparisons"] and {"date", "torch", "command"} <= set(stored["environment"])
     assert [(row["mode"], row["steps"]) for row in stored["comparisons"]] == [
-        ("mdlm", 2), ("mdlm", 4), ("ar", 2), ("ar", 4), ("first_hitting", 4)
+        ("mdlm", 2), ("mdlm", 4), ("ar", 2), ("ar", 4), ("first_hitting", 4), ("planned", 64)
     ]  # fmt: skip
     for row in stored["comparisons"]:
         assert row["speedup"] == pytest.approx(row["published"]["seconds"] / row["ours"]["seconds"])
         assert row["ours"]["peak_bytes"] > 0 and len(row["ours"]["all_seconds"]) == 2
         assert row["ours"]["energy_calls_per_row"] == 0 if row["mode"] != "ar" else row["ours"]["energy_share"] > 0
-    assert stored["comparisons"][-1]["ours"]["denoiser_calls_per_row"] == 8
+    first_hitting, planned = stored["comparisons"][-2:]
+    assert first_hitting["ours"]["denoiser_calls_per_row"] == 8
+    assert planned["own_steps"] == planned["ours"]["denoiser_calls_per_row"] == 8
     assert set(stored["scaling"]["exponents"]) == {"L", "V", "k", "T", "B"}
     table = (tmp_path / "results.md").read_text()
     assert table.count("| first_hitting | 11 | 2 | 4 | 1 |") == 1 and "exponent" in table
+    assert table.count("| planned | 11 | 2 | 64 / 8 | 1 |") == 1
     assert {path.name for path in tmp_path.iterdir()} == {"results.json", "results.md", *result["plots"]}
 
 
@@ -191,7 +194,8 @@ def test_command_writes_and_prints(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("option", "value", "advice"),
     [
-        ("--modes", "magic", "only mdlm, ar, first_hitting"),
+        ("--modes", "magic", "only mdlm, ar, first_hitting, planned"),
+        ("--planned-steps", "7", "for 8 and 16 only"),
         ("--steps", "0", "must be positive"),
         ("--window", "1.5", "must lie in [0, 1]"),
         ("--dtype", "float8", "float32, bfloat16"),
