@@ -153,7 +153,7 @@ def test_results_hold_every_comparison_and_the_scaling(tmp_path):
     stored = json.loads((tmp_path / "results.json").read_text())
     assert stored["comparisons"] == result["comparisons"] and {"date", "torch", "command"} <= set(stored["environment"])
     assert [(row["mode"], row["steps"]) for row in stored["comparisons"]] == [
-        ("mdlm", 2), ("mdlm", 4), ("ar", 2), ("ar", 4), ("first_hitting", 4), ("planned", 64)
+        ("mdlm", 2), ("mdlm", 4), ("ar", 2), ("ar", 4), ("first_hitting", 4), ("planned", 32)
     ]  # fmt: skip
     for row in stored["comparisons"]:
         assert row["speedup"] == pytest.approx(row["published"]["seconds"] / row["ours"]["seconds"])
@@ -165,7 +165,7 @@ def test_results_hold_every_comparison_and_the_scaling(tmp_path):
     assert set(stored["scaling"]["exponents"]) == {"L", "V", "k", "T", "B"}
     table = (tmp_path / "results.md").read_text()
     assert table.count("| first_hitting | 11 | 2 | 4 | 1 |") == 1 and "exponent" in table
-    assert table.count("| planned | 11 | 2 | 64 / 8 | 1 |") == 1
+    assert table.count("| planned | 11 | 2 | 32 / 8 | 1 |") == 1
     assert {path.name for path in tmp_path.iterdir()} == {"results.json", "results.md", *result["plots"]}
 
 
