@@ -96,7 +96,8 @@ class Proposal:
         Those of all positions are kept where they are few, since planners ask for scores first and for tokens then.
         """
         if len(self.hidden) * self.vocab_size <= MOST_LOGITS:
-            return self.all_logits[numbers]
+            everywhere = len(numbers) == len(self.hidden)  # then no copy is made
+            return self.all_logits if everywhere else self.all_logits[numbers]
         return self.processed(self.hidden[numbers], self.row_of[numbers])
 
     @functools.cached_property
