@@ -60,5 +60,5 @@ class Likeliest:
         tokens = proposal.likeliest(revealed)
         if self.records is not None and self.records.keeps_log_probs:
             filled = proposal.ids.masked_scatter(revealed, tokens)
-            self.records.drawn(rows, revealed, -proposal.nats(filled)[revealed])
+            self.records.drawn(rows, revealed, -proposal.nats(filled, revealed)[revealed])
         return proposal.ids.masked_scatter(revealed, tokens)

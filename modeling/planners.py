@@ -104,8 +104,6 @@ class Spaced(Planner):
             yield step
 
     def reveal(self, step, proposal):
-        if self.score == "random":
-            return super(Planner, self).reveal(step, proposal)
         return self.take(proposal.score(self.score), counts_of(step, proposal))
 
     def take(self, score: Score, counts: torch.Tensor) -> torch.Tensor:
@@ -158,9 +156,6 @@ class Dilated(Planner):
             places = torch.where(masked, order, torch.iinfo(order.dtype).max).argsort(-1).argsort(-1)
             step.reveal = masked & (places < step.counts.unsqueeze(1))
             yield step
-
-    def reveal(self, step, proposal):
-        return super(Planner, self).reveal(step, proposal)
 
     def order(self, free: torch.Tensor, noise) -> torch.LongTensor:
         """The place (B, L) of every position of `free` (B, L) bool in the order."""

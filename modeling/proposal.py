@@ -50,6 +50,7 @@ class Proposal:
     processors: LogitsProcessorList = field(default_factory=LogitsProcessorList)
     free: torch.Tensor | None = None
     drawn: torch.LongTensor | None = None
+    scores: dict[str, Score] = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
     def of_logits(cls, ids: torch.LongTensor, at: torch.Tensor, logits: torch.Tensor, config, **inputs) -> "Proposal":
@@ -131,21 +132,32 @@ class Proposal:
 
     def log_probs(self, tokens: torch.LongTensor) -> torch.Tensor:
         """log p_theta of k tokens (R, k, L) at every position: (R, k, L), 0 outside `at`."""
-        wanted = tokens.transpose(1, 2)[self.at].clamp(0, self.vocab_size - 1)  # (N, k)
-        parts = []
-        for part, logits in self.logits(self.numbers(None)):
-            parts.append(logits.gather(-1, wanted[part]) - logits.logsumexp(-1, keepdim=True))
-        return self.spread(torch.cat(parts))
+        return self.log_probs_within(tokens, self.at)
 
-    def nats(self, text: torch.LongTensor) -> torch.Tensor:
-        """-log p_theta of a text (R, L) at every position: (R, L), 0 outside `at`."""
-        return -self.log_probs(text.unsqueeze(1))[:, 0]
+    def nats(self, text: torch.LongTensor, within: torch.Tensor | None = None) -> torch.Tensor:
+        """-log p_theta of a text (R, L) at every position (of `within` (R, L) bool): (R, L), 0 elsewhere."""
+        return -self.log_probs_within(text.unsqueeze(1), self.at if within is None else within)[:, 0]
+
+    def log_probs_within(self, tokens: torch.LongTensor, within: torch.Tensor) -> torch.Tensor:
+        """log p_theta of k tokens (R, k, L) at the n positions `within` (R, L) bool: (R, k, L), 0 elsewhere."""
+        wanted = tokens.transpose(1, 2)[within].clamp(0, self.vocab_size - 1)  # (n, k)
+        parts = []
+        for part, logits in self.logits(self.numbers(within)):
+            parts.append(logits.gather(-1, wanted[part]) - logits.logsumexp(-1, keepdim=True))
+        values = torch.cat(parts)
+
+        # (R, L, k): row and position first, as in `values`
+        filled = values.new_zeros(*within.shape, values.shape[1])
+        filled[within] = values
+        return filled.transpose(1, 2).contiguous()
 
     def score(self, name: str) -> Score:
         """How sure the proposal is of every free position: `confidence`, `entropy` or `margin` (see confidence.py)."""
-        free = self.at if self.free is None else self.free
-        parts = [Score.of(name, logits, self.dtype) for _, logits in self.logits(self.numbers(free))]
-        return Score.join(parts).spread(free)
+        if name not in self.scores:
+            free = self.at if self.free is None else self.free
+            parts = [Score.of(name, logits, self.dtype) for _, logits in self.logits(self.numbers(free))]
+            self.scores[name] = Score.join(parts).spread(free)
+        return self.scores[name]
 
     def entropy(self) -> torch.Tensor:
         """H_i = -sum_v p_i(v) log p_i(v) in nats: (R, L), +inf where nothing is free."""
@@ -174,12 +186,6 @@ class Proposal:
             return that + scale * (this - that)
 
         return replace(self, hidden=torch.stack([self.hidden, other.hidden], dim=1), project=project)
-
-    def spread(self, values: torch.Tensor) -> torch.Tensor:
-        """Values (N, k) at their positions: (R, k, L), 0 elsewhere."""
-        filled = values.new_zeros(*self.at.shape, values.shape[1])
-        filled[self.at] = values
-        return filled.transpose(1, 2).contiguous()
 
 
 class ProposingMixin:

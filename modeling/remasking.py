@@ -177,7 +177,7 @@ class Gibbs(Sampler):
             yield Step(t, picked, index=before + n if self.base.has_clock else None)
 
     def reveal(self, step, proposal):
-        return Sampler.reveal(self, step, proposal) if step.reveal is not None else self.base.reveal(step, proposal)
+        return self.base.reveal(step, proposal)
 
 
 @dataclass(frozen=True)

@@ -98,7 +98,7 @@ class ReverseProcess:
         if step.weighs and self.config.energy_scope == "sequence":
             return state.present[rows] & (state.ids[rows] == state.mask_token_id)
         if step.reveal is not None:
-            return step.reveal[step.rows].to(state.ids.device)
+            return step.known(state.ids.device)
         return self.sampler.looks_at(state, rows)
 
     def candidates(self, proposal: Proposal, uniforms: torch.Tensor, revealed: torch.Tensor) -> Candidates:
@@ -139,12 +139,17 @@ def chain(process: ReverseProcess, state: State, choose: Choose, noise) -> Itera
             if sampler.sees == TOKENS:
                 before = state.log_probs
                 proposal.drawn = choose(part, rows, proposal, proposal.at)
-                revealed = sampler.reveal(part, proposal)
+                revealed = reveal_set(sampler, part, proposal)
                 state.write(rows, revealed, proposal.drawn)
                 state.keep_log_probs(before, rows, revealed)
             else:
-                revealed = sampler.reveal(part, proposal)
+                revealed = reveal_set(sampler, part, proposal)
                 state.write(rows, revealed, choose(part, rows, proposal, revealed))
         if step.mask_again is not None:
             state.mask_again(step.mask_again)
         yield step
+
+
+def reveal_set(sampler: Sampler, step: Step, proposal: Proposal) -> torch.Tensor:
+    """S (R, L) bool: that of the step, or what the sampler makes of the proposal."""
+    return sampler.reveal(step, proposal) if step.reveal is None else step.known(proposal.ids.device)

@@ -94,6 +94,10 @@ class Step:
     memory: Any = None
     weighs: bool = False
 
+    def known(self, device: torch.device) -> torch.Tensor:
+        """S (R, L) bool of its rows, where it follows from the masks alone."""
+        return self.reveal[self.rows].to(device)
+
     def complete(self, number: int, state: State) -> "Step":
         """The same step with its rows and index, `number` unless given."""
         rows = self.rows
@@ -149,8 +153,8 @@ class Sampler:
         return state.masked[rows]
 
     def reveal(self, step: Step, proposal) -> torch.Tensor:
-        """S (R, L) bool of the rows of a step, on the device of the proposal."""
-        return step.reveal[step.rows].to(proposal.ids.device)
+        """S (R, L) bool of the rows of a step that does not say it, on the device of the proposal."""
+        raise NotImplementedError
 
     @property
     def is_deterministic(self) -> bool:
@@ -231,9 +235,6 @@ class FirstHitting(Sampler):
     """
 
     importance: bool = False
-
-    def steps_in(self, free):
-        return most_masks(free)
 
     def steps(self, state, noise):
         free = state.free.cpu()

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import yaml
 
 import edlm_hf
 from edlm_hf.benchmarks.quality import MDLM, QualitySettings, Study, TextSet, as_dict, digest_of
@@ -30,6 +29,7 @@ from edlm_hf.evaluation import (
 )
 from edlm_hf.evaluation.estimate import mean_estimate, ratio_estimate
 from edlm_hf.modeling.sampler_choice import make_sampler
+from edlm_hf.options import value_of
 
 ANCESTRAL, FIRST_HITTING = "ancestral", "first_hitting"
 PER_CHARACTER = "bits/character"
@@ -166,7 +166,7 @@ def arms_of(text: str, steps: tuple[int, ...]) -> list[Arm]:
     split = [pair.partition("=") for pair in pairs]
     if not all(equals for _, equals, _ in split):
         raise ValueError(f"{text!r} is not a sampler like 'spaced distance=8 score=entropy @8,16'.")
-    parameters = {key: yaml.safe_load(value) for key, _, value in split}
+    parameters = {key: value_of(value) for key, _, value in split}
     try:
         steps = tuple(int(value) for value in values.split(",")) if at else steps
     except ValueError:
@@ -174,12 +174,12 @@ def arms_of(text: str, steps: tuple[int, ...]) -> list[Arm]:
 
     if min(steps) < 1:
         raise ValueError(f"{text!r} has T = {min(steps)}, but T must be positive.")
-    if not takes_steps(name, parameters):
+    if not depends_on_steps(name, parameters):
         steps = (None,)
     return [Arm(text, name, tuple(parameters.items()), number) for number in steps]
 
 
-def takes_steps(name: str, parameters: dict) -> bool:
+def depends_on_steps(name: str, parameters: dict) -> bool:
     """Whether the number of calls of a sampler depends on T."""
     free = torch.ones(1, 8, dtype=torch.bool, device="cpu")
     few, more = (make_sampler(name, num_steps, parameters=parameters).steps_in(free) for num_steps in (2, 3))

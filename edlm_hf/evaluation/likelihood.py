@@ -38,7 +38,7 @@ def nelbo(
     """L_inf, the continuous-time bound of the denoiser: E int_0^1 (1/t) sum_{i in M} -log p_theta^i(x_0^i | x_t) dt.
 
     MDLM (arXiv 2406.07524), equation 10; the same for every schedule. It bounds the negative log-likelihood of sampling
-    one token at a time. Estimated by the number of masks, not by t (see `Noising.continuous`).
+    one token at a time. Estimated by the number of masks, not by t (see `FirstHitting.jump`).
 
     Args:
         model: one of ours, or any masked language model in `EDLMForMaskedDiffusion.from_components`.
@@ -127,7 +127,7 @@ def sampler_bound(
 ) -> LikelihoodEstimate:
     """An upper bound on the negative log-likelihood of the sampler that `generate()` runs, whatever its options are.
 
-    Given x_t a sampler picks S without regard to the tokens that it reveals, so that (spec of samplers, section 1)
+    Given x_t a sampler picks S without regard to the tokens that it reveals, so that (docs/samplers.md)
 
         -log p(x_0) <= E over paths of sum_n -log P(x_0^{S_n} | x_n).
 

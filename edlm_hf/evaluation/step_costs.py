@@ -42,30 +42,31 @@ class TextInPlace:
         self.nats = torch.zeros(len(self.clean), dtype=torch.float64, device="cpu")
 
     def __call__(self, step: Step, rows: torch.Tensor, proposal: Proposal, revealed: torch.Tensor) -> torch.LongTensor:
-        text, own = self.clean[rows], step.rows
-        of_text = proposal.nats(text)
-        self.nats[own] += total(of_text, revealed)
-
-        # Rows whose S is empty cost nothing
-        weighed = self.process.weighs(step.t[own]) & revealed.any(-1).cpu()
-        if weighed.any():
-            some = weighed.to(rows.device)
-            source = Source(self.noise, rows[some])
-            gain = log_gain(self.process, proposal.select(some), text[some], revealed[some], source, self.copies)
-            self.nats[own[weighed]] -= gain
+        text = self.clean[rows]
+        nats = proposal.nats(text, revealed)
+        step_of = StepOfText(text, nats, revealed, step.t[step.rows], rows)
+        self.nats[step.rows] += total(nats, revealed) - gain(self.process, proposal, step_of, self.noise, self.copies)
         return text
 
 
 @dataclass(frozen=True)
-class Source:
-    """The noise of some `rows` (R,) of a batch."""
+class StepOfText:
+    """What a step reveals of R texts.
 
-    noise: object
-    rows: torch.Tensor
+    Args:
+        text: (R, L) their tokens. nats: (R, L) -log p_theta of them, at S at least.
+        revealed: (R, L) bool, S. t: (R,) the time at which the step starts. rows: (R,) their numbers in the batch.
+    """
 
-    def per_draw(self, where: torch.Tensor, k: int) -> torch.Tensor:
-        """k uniforms for each of the N True positions of `where` (R, L) bool: (N, k)."""
-        return self.noise.per_draw(self.rows, where, k)
+    text: torch.LongTensor
+    nats: torch.Tensor
+    revealed: torch.Tensor
+    t: torch.Tensor
+    rows: torch.LongTensor
+
+    def select(self, some: torch.Tensor) -> "StepOfText":
+        """The rows chosen by a bool mask (R,)."""
+        return StepOfText(*(x[some.to(x.device)] for x in (self.text, self.nats, self.revealed, self.t, self.rows)))
 
 
 def walk(process: ReverseProcess, noised: Noised, copies: int) -> torch.Tensor:
@@ -99,13 +100,8 @@ def step_cost(process: ReverseProcess, noised: Noised, copies: int) -> torch.Ten
     nats = proposal.nats(noised.clean)
     value = (noised.chance * nats.cpu().double()).sum(-1)
 
-    weighed = noised.revealed.any(-1).cpu() & process.weighs(noised.t)
-    if weighed.any():
-        some = weighed.to(noised.clean.device)
-        source = Source(noised.noise, noised.rows[some])
-        text, revealed = noised.clean[some], noised.revealed[some]
-        value[weighed] -= log_gain(process, proposal.select(some), text, revealed, source, copies)
-    return value
+    step = StepOfText(noised.clean, nats, noised.revealed, noised.t, noised.rows)
+    return value - gain(process, proposal, step, noised.noise, copies)
 
 
 def propose(process: ReverseProcess, noised: Noised) -> Proposal:
@@ -115,24 +111,27 @@ def propose(process: ReverseProcess, noised: Noised) -> Proposal:
     return process.propose(state, noised.rows, noised.masked, noised.t)
 
 
-def log_gain(
-    process: ReverseProcess,
-    proposal: Proposal,
-    text: torch.LongTensor,
-    revealed: torch.Tensor,
-    source: Source,
-    copies: int,
-) -> torch.Tensor:
-    """log mean_{a=1..m} [ k exp(-E_1) / sum_j exp(-E_j) ] of a text (R, L) revealed at S (R, L) bool: (R,) float64."""
+def gain(process: ReverseProcess, proposal: Proposal, step: StepOfText, noise, copies: int) -> torch.Tensor:
+    """What the energy saves (R,), float64: 0 for rows whose S is empty and for those that it does not weigh."""
+    saved = torch.zeros(len(step.text), dtype=torch.float64, device="cpu")
+    weighed = step.revealed.any(-1).cpu() & process.weighs(step.t)
+    if weighed.any():
+        some = weighed.to(step.text.device)
+        saved[weighed] = log_gain(process, proposal.select(some), step.select(some), noise, copies)
+    return saved
+
+
+def log_gain(process: ReverseProcess, proposal: Proposal, step: StepOfText, noise, copies: int) -> torch.Tensor:
+    """log mean_{a=1..m} [ k exp(-E_1) / sum_j exp(-E_j) ] of the texts of a step: (R,) float64."""
     k = process.config.num_candidates
-    proposed = process.proposed(proposal, revealed)
-    drawn = process.candidates(proposal, source.per_draw(proposed, copies * k), revealed)
+    proposed = process.proposed(proposal, step.revealed)
+    drawn = process.candidates(proposal, noise.per_draw(step.rows, proposed, copies * k), step.revealed)
 
     # Candidate 1 of every copy carries the text at S
-    carries = revealed.unsqueeze(1)
+    carries = step.revealed.unsqueeze(1)
     ids, log_probs = drawn.ids, drawn.log_probs
-    of_text = -proposal.nats(text).unsqueeze(1).to(log_probs.dtype)
-    ids[:, ::k] = torch.where(carries, text.unsqueeze(1), ids[:, ::k])
+    of_text = -step.nats.unsqueeze(1).to(log_probs.dtype)
+    ids[:, ::k] = torch.where(carries, step.text.unsqueeze(1), ids[:, ::k])
     log_probs[:, ::k] = torch.where(carries, of_text, log_probs[:, ::k])
 
     # (R, m, k), and the share of the text among the k of its copy
