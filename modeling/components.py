@@ -17,6 +17,7 @@ from transformers.utils import cached_file
 
 from .configuration_edlm import ENERGY_TYPES, EDLMConfig, PlainModuleConfig, check_choice
 from .configuration_mdlm import MDLMConfig
+from .foreign_denoisers import build_foreign_denoiser
 from .modeling_mdlm import MDLMForCausalLM, MDLMForMaskedLM
 from .network_energy import EDLMEnergyModel
 from .network_facts import num_ids
@@ -30,7 +31,7 @@ HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "pr
 def build_denoiser(config: EDLMConfig) -> PreTrainedModel:
     if config.denoiser_config.model_type == MDLMConfig.model_type:
         return MDLMForMaskedLM(config.denoiser_config)
-    return AutoModelForMaskedLM.from_config(config.denoiser_config, trust_remote_code=False)
+    return build_foreign_denoiser(config.denoiser_config)
 
 
 def build_energy(config: EDLMConfig, denoiser: nn.Module) -> PreTrainedModel | None:

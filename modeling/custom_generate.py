@@ -69,37 +69,15 @@ def generate(
     parts = [part for part in (model, energy_model) if isinstance(part, nn.Module)]
     with evaluating(*parts):
         whole = EDLMForMaskedDiffusion.from_components(
-            DreamDenoiser(model) if is_dream(model) else model,
+            model,
             energy_model,
             energy_type=energy_type,
             energy_scope=kwargs.get("energy_scope") or "sequence",
             mask_token_id=mask_token_id,
-            logits_shift=default_shift(model) if logits_shift is None else logits_shift,
+            logits_shift=logits_shift,
         )
         whole.generation_config = whole.generation_config_class.from_model_config(tokens)
         return whole.generate(input_ids if inputs is None else inputs, **kwargs)
-
-
-class DreamDenoiser(nn.Module):
-    """A Dream model, whose attention takes its mask as it is, called with the usual mask (B, L)."""
-
-    def __init__(self, model: nn.Module):
-        super().__init__()
-        self.model, self.config = model, model.config
-
-    def forward(self, input_ids, attention_mask=None):
-        if attention_mask is not None:
-            attention_mask = attention_mask.bool()[:, None, None]  # (B, 1, 1, L): which keys are real
-        return self.model(input_ids=input_ids, attention_mask=attention_mask, return_dict=True)
-
-
-def is_dream(model: nn.Module) -> bool:
-    return str(getattr(getattr(model, "config", None), "model_type", "")).lower() == "dream"
-
-
-def default_shift(model: nn.Module) -> int:
-    said = getattr(getattr(model, "config", None), "logits_shift", None)
-    return int(is_dream(model)) if said is None else int(said)
 
 
 def special_tokens(model: nn.Module) -> dict[str, int | list[int]]:

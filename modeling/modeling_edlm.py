@@ -24,6 +24,7 @@ from .components import (
 from .configuration_edlm import EDLMConfig
 from .energies import Candidates, Energy
 from .evaluation_mode import in_eval_mode
+from .foreign_denoisers import as_denoiser, check_bidirectional, default_shift
 from .generation_edlm import EDLMGenerationConfig, MaskedDiffusionGenerationMixin
 from .masked_diffusion import check_token_ids, subs_cross_entropy
 from .modeling_mdlm import MDLMPreTrainedModel
@@ -82,7 +83,7 @@ class EDLMForMaskedDiffusion(CheckpointingMixin, PreTrainedModel, MaskedDiffusio
         mask_token_id: int | None = None,
         tokenizer=None,
         energy_tokenizer=None,
-        logits_shift: int = 0,
+        logits_shift: int | None = None,
         **kwargs,
     ) -> "EDLMForMaskedDiffusion":
         """Combine any masked language model with any causal language model of the same vocabulary, or an NCE energy.
@@ -101,6 +102,8 @@ class EDLMForMaskedDiffusion(CheckpointingMixin, PreTrainedModel, MaskedDiffusio
             mask_token_id: taken from the denoiser's configuration or `tokenizer` unless given.
             tokenizer, energy_tokenizer: tokenizers or names; where both are known their vocabularies are compared. Ids
                 that the denoiser's tokenizer lacks are never drawn (its special tokens can be).
+            logits_shift: 1 if the logits at position i - 1 predict token i, 0 if those at i do. Unless given:
+                `denoiser.config.logits_shift`, else 1 for models of type "Dream" and 0 for all others.
             kwargs: passed to `from_pretrained` of the parts given by name (`dtype`, `trust_remote_code`, ...).
 
         Raises:
@@ -109,6 +112,7 @@ class EDLMForMaskedDiffusion(CheckpointingMixin, PreTrainedModel, MaskedDiffusio
         tokenizer = load_tokenizer(tokenizer, denoiser, kwargs)
         if isinstance(denoiser, str):
             denoiser = load_denoiser(denoiser, **kwargs)
+        denoiser = as_denoiser(denoiser)
         where = kwargs | {"revision": energy_revision or "main", "trust_remote_code": trust_energy_code}
         energy, energy_type, energy_tokenizer = load_energy(energy, energy_type, energy_tokenizer, where)
         check_parts(denoiser, energy, energy_type)
@@ -124,7 +128,7 @@ class EDLMForMaskedDiffusion(CheckpointingMixin, PreTrainedModel, MaskedDiffusio
             energy_name_or_path=name_of(energy) if energy_by_reference else None,
             energy_revision=energy_revision if energy_by_reference else None,
             mask_token_id=mask_token_id,
-            logits_shift=logits_shift,
+            logits_shift=default_shift(denoiser) if logits_shift is None else logits_shift,
         )
         if energy_type in ("ar", "coar"):
             check_vocabularies(config, tokenizer, energy_tokenizer)
@@ -178,7 +182,8 @@ class EDLMForMaskedDiffusion(CheckpointingMixin, PreTrainedModel, MaskedDiffusio
         """`PreTrainedModel.save_pretrained` of the whole, with the code beside it for `trust_remote_code=True`.
 
         Raises:
-            ValueError: a part is neither from this package nor from transformers, so nobody could load it again.
+            ValueError: a part is neither from this package nor from transformers, or the denoiser's configuration is of
+                a causal model, so nobody could load it again.
         """
         stored = {"denoiser": self.denoiser}
         if self.config.energy_name_or_path is None and self.energy_model is not None:
@@ -190,6 +195,8 @@ class EDLMForMaskedDiffusion(CheckpointingMixin, PreTrainedModel, MaskedDiffusio
                     "package or of transformers, so the whole could not be loaded again. Save that part by itself and "
                     "use from_components after loading it."
                 )
+        if not isinstance(self.denoiser, MDLMPreTrainedModel):
+            check_bidirectional(self.denoiser.config)
         if self.config.energy_name_or_path is not None:
             weights = kwargs.get("state_dict") or self.state_dict()
             kwargs["state_dict"] = {name: w for name, w in weights.items() if not name.startswith("energy_model.")}
