@@ -9,9 +9,9 @@ from transformers.utils import logging
 from .canvas_edlm import Canvas, real_positions
 from .generation_arguments import aligned_token_types, check_size
 from .generation_config_edlm import SUPPORTED, EDLMGenerationConfig, whole_number_from
-from .masked_diffusion import check_token_ids
 from .network_facts import longest_text, num_ids
 from .sampler_choice import PARAMETERS, parameters_of
+from .vocabulary import check_token_ids
 
 logger = logging.get_logger(__name__)
 

@@ -26,13 +26,14 @@ from .energies import Candidates, Energy
 from .evaluation_mode import in_eval_mode
 from .foreign_denoisers import as_denoiser, check_bidirectional, default_shift
 from .generation_edlm import EDLMGenerationConfig, MaskedDiffusionGenerationMixin
-from .masked_diffusion import check_token_ids, subs_cross_entropy
+from .masked_diffusion import subs_cross_entropy
 from .modeling_mdlm import MDLMPreTrainedModel
 from .network_energy import EDLMEnergyModel, EDLMEnergyOutput
 from .network_facts import device_of, num_ids
 from .network_probes import align_left, sees_padding, without_padding
 from .noise_contrastive_energy import NoiseContrastiveEnergy
 from .proposal import Proposal
+from .vocabulary import check_token_ids
 
 
 class EDLMForMaskedDiffusion(CheckpointingMixin, PreTrainedModel, MaskedDiffusionGenerationMixin):

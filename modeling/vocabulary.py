@@ -1,8 +1,8 @@
-"""What a model and its tokenizer mean by their ids: which token is the mask, and which ids no text can hold.
+"""The meaning of token ids: which one is the mask, and which ones no text can hold.
 
-A model has rows for ids that its tokenizer lacks, where the vocabulary was filled up to a multiple of 64 or has holes.
-`absent_token_ids` of its configuration names them, as ranges [first, last]. They are never drawn, and every probability
-is normalised without them.
+A model has rows for ids that its tokenizer lacks, where the vocabulary was filled up to a multiple
+of 64 or has holes. `absent_token_ids` of its configuration names them, as ranges [first, last].
+They are never drawn, and every probability is normalised without them.
 """
 
 from collections.abc import Iterable
@@ -24,18 +24,28 @@ def fit_to_tokenizer(model: nn.Module, tokenizer) -> None:
 
 
 def absent_ids(tokenizer, rows: int | None) -> list[list[int]] | None:
-    """The ids below `rows` that no token of a tokenizer has, as ranges [first, last]; None if there are none."""
+    """The ids below `rows` that no token of a tokenizer has, as ranges [first, last]; None if none."""
     try:
-        known = sorted(i for i in set(tokenizer.get_vocab().values()) if rows is not None and i < rows)
-    except (AttributeError, NotImplementedError):  # a tokenizer of bytes or characters keeps no vocabulary
+        vocabulary = tokenizer.get_vocab()
+    except (AttributeError, NotImplementedError):  # tokenizers of bytes or characters have none
         return None
+    if rows is None:
+        return None
+    known = sorted({token_id for token_id in vocabulary.values() if token_id < rows})
+    if not known:
+        return None
+
+    # Known ids 0, 1, 4 of 6 rows have the edges -1, 0, 1, 4, 6, and so the gaps [2, 3] and [5, 5].
+    ranges = []
     edges = [-1, *known, rows]
-    ranges = [[low + 1, high - 1] for low, high in zip(edges, edges[1:], strict=False) if high - low > 1]
-    return ranges if known and ranges else None
+    for before, after in zip(edges, edges[1:], strict=False):
+        if after - before > 1:
+            ranges.append([before + 1, after - 1])
+    return ranges or None
 
 
 def suppress_impossible(logits: torch.Tensor, config) -> torch.Tensor:
-    """Make the mask token and the absent ids of a configuration impossible in logits (..., V), in place."""
+    """Make the mask token and the absent ids impossible in logits (..., V), in place."""
     if config.mask_token_id < logits.shape[-1]:
         logits[..., config.mask_token_id] = -torch.inf
     for first, last in getattr(config, "absent_token_ids", None) or ():
@@ -51,49 +61,93 @@ def not_emitted(
 ) -> torch.Tensor:
     """(rows,) bool: the mask token and the absent ids, which no denoiser emits."""
     excluded = torch.zeros(rows, dtype=torch.bool, device=device)
-    for first, last in [(mask_token_id, mask_token_id), *(absent or ())]:
+    ranges = [(mask_token_id, mask_token_id), *(absent or ())]
+    for first, last in ranges:
         excluded[max(first, 0) : last + 1] = True
     return excluded
 
 
-def highest_emitted(rows: int, mask_token_id: int, absent: Iterable[Iterable[int]] | None = None) -> int:
+def highest_emitted(
+    rows: int,
+    mask_token_id: int,
+    absent: Iterable[Iterable[int]] | None = None,
+) -> int:
     """The highest id below `rows` that a denoiser emits, -1 if there is none."""
-    emitted = (~not_emitted(rows, mask_token_id, absent)).nonzero()
+    excluded = not_emitted(rows, mask_token_id, absent)
+    emitted = (~excluded).nonzero()
     return int(emitted.max()) if len(emitted) else -1
 
 
 def check_absent_ids(ranges, vocab_size: int | None) -> None:
     """Raise ValueError unless `absent_token_ids` is a list of ranges inside the vocabulary."""
     for pair in ranges or ():
-        inside = len(pair) == 2 and 0 <= pair[0] <= pair[1]
-        if not inside or (vocab_size is not None and pair[1] >= vocab_size):
-            allowed = "ids from 0 on" if vocab_size is None else f"ids 0 to {vocab_size - 1}"
-            raise ValueError(f"absent_token_ids has {pair}, but ranges [first, last] of {allowed} are needed.")
+        in_order = len(pair) == 2 and 0 <= pair[0] <= pair[1]
+        if in_order and (vocab_size is None or pair[1] < vocab_size):
+            continue
+
+        allowed = "ids from 0 on" if vocab_size is None else f"ids 0 to {vocab_size - 1}"
+        raise ValueError(f"absent_token_ids has {pair}, but ranges [first, last] of {allowed} are needed.")
 
 
 def check_mask_token(tokenizer, config, required: bool = True) -> None:
-    """Do nothing if the tokenizer and the model mean the same token by "mask".
+    """Refuse a tokenizer that means another token by "mask" than a model.
 
     Args:
-        config: of the model. required: refuse a tokenizer without a mask token (as that of gpt2 for mdlm-owt).
+        config: the configuration of the model; one without a mask token fits every tokenizer.
+        required: refuse a tokenizer without a mask token too (gpt2 has none for mdlm-owt).
 
     Raises:
-        ValueError: `tokenizer.mask_token_id` differs from `config.mask_token_id`, or the tokenizer has none.
+        ValueError: `tokenizer.mask_token_id` differs from `config.mask_token_id`, or the tokenizer
+            has none.
     """
-    own, of_tokenizer = token_ids(config, "mask_token_id"), getattr(tokenizer, "mask_token_id", None)
-    if not own or (of_tokenizer is None and not required):
+    of_model = token_ids(config, "mask_token_id")
+    of_tokenizer = getattr(tokenizer, "mask_token_id", None)
+    if not of_model or (of_tokenizer is None and not required):
         return
+
+    expected = of_model[0]
     if of_tokenizer is None:
         raise ValueError(
-            f"The tokenizer has no mask token, but the model masks with id {own[0]}. Add one with "
-            "edlm_hf.tokenization.add_mask_token(tokenizer)."
+            f"The tokenizer has no mask token, but the model masks with id {expected}. Add one "
+            "with edlm_hf.tokenization.add_mask_token(tokenizer)."
         )
-    if of_tokenizer != own[0]:
+    if of_tokenizer != expected:
         raise ValueError(
-            f"The tokenizer's mask token has id {of_tokenizer}, but the model masks with id {own[0]} (the tokenizer's "
-            f"is {tokenizer.mask_token!r}, the denoiser's is {own[0]}). Use the tokenizer the model was trained with; "
-            "if it is the configuration that is wrong, set its mask_token_id."
+            f"The tokenizer's mask token has id {of_tokenizer}, but the model masks with id "
+            f"{expected} (the tokenizer's is {tokenizer.mask_token!r}, the denoiser's is {expected}). "
+            "Use the tokenizer the model was trained with; if it is the configuration that is "
+            "wrong, set its mask_token_id."
         )
 
 
-__all__ = ["absent_ids", "check_mask_token", "fit_to_tokenizer", "suppress_impossible"]
+def check_token_ids(
+    name: str,
+    ids: torch.Tensor,
+    vocab_size: int | None,
+    mask_token_id: int,
+) -> None:
+    """Raise ValueError unless `ids` is a tensor of ids of the vocabulary, or of the mask token.
+
+    Args:
+        name: the argument that the message names.
+        vocab_size: None where it is not known.
+    """
+    of_integers = torch.is_tensor(ids) and ids.dtype != torch.bool
+    if not of_integers or ids.is_floating_point() or ids.is_complex():
+        kind = ids.dtype if torch.is_tensor(ids) else type(ids).__name__
+        raise ValueError(f"{name} is of type {kind}, but token ids are a tensor of integers (torch.long).")
+    if ids.device.type == "meta":
+        raise ValueError(f"{name} is on the device `meta`, where tensors hold no values. Make it elsewhere.")
+    if ids.numel() == 0:
+        return
+
+    values = ids.long()  # unsigned types have no min
+    least = int(values.min())
+    most = int(values.max())
+    too_high = vocab_size is not None and most >= max(vocab_size, mask_token_id + 1)
+    if least < 0 or too_high:
+        last_id = (vocab_size or most + 1) - 1
+        raise ValueError(
+            f"{name} holds ids from {least} to {most}, but the vocabulary has 0 to {last_id} "
+            f"(mask token {mask_token_id}). Use the tokenizer of the model."
+        )
