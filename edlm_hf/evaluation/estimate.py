@@ -1,4 +1,4 @@
-"""A measured number: with its standard error, the number of samples behind it, and its unit."""
+"""A measured number, with its standard error, the number of samples it comes from, and its unit."""
 
 import math
 from collections.abc import Sequence
@@ -23,10 +23,14 @@ class Estimate:
         return f"{self.rounded()} {self.unit} (n={self.num_samples})"
 
     def rounded(self) -> str:
-        """Value and error to the first digit of the error, `1.732 ± 0.004`; to four digits where the error is none."""
+        """Value and error to the first digit of the error, as `1.732 ± 0.004`.
+
+        Where the error is zero or not finite, both have four digits.
+        """
         error = self.standard_error
         if not (math.isfinite(error) and error > 0):
             return f"{self.value:.4g} ± {error:.4g}"
+
         digits = max(0, -math.floor(math.log10(error)))
         return f"{self.value:.{digits}f} ± {error:.{digits}f}"
 
@@ -44,23 +48,32 @@ def mean_estimate(values: Sequence[float] | torch.Tensor, unit: str) -> Estimate
 
 
 def ratio_estimate(
-    numerators: Sequence[float] | torch.Tensor, denominators: Sequence[float] | torch.Tensor, unit: str
+    numerators: Sequence[float] | torch.Tensor,
+    denominators: Sequence[float] | torch.Tensor,
+    unit: str,
 ) -> Estimate:
-    """r = sum_i y_i / sum_i x_i over independent clusters i, as nats over tokens when texts are drawn.
+    """r = sum_i y_i / sum_i x_i over independent clusters i, such as the nats and tokens of texts.
 
-    Standard error by linearisation (Cochran, Sampling Techniques, chapter 6):
+    The standard error is found by linearisation (Cochran, Sampling Techniques, chapter 6):
     sqrt(n / (n - 1) sum_i (y_i - r x_i)^2) / sum_i x_i.
 
     Args:
-        numerators, denominators: (n,) each; computed with in float64.
+        numerators, denominators: y and x, (n,) each. All sums are taken in float64.
 
     Raises:
         ValueError: there are no values, or the denominators do not sum to more than zero.
     """
-    y, x = (torch.as_tensor(values, dtype=torch.float64, device="cpu") for values in (numerators, denominators))
-    n, total = len(y), float(x.sum())
+    y = torch.as_tensor(numerators, dtype=torch.float64, device="cpu")
+    x = torch.as_tensor(denominators, dtype=torch.float64, device="cpu")
+    n = len(y)
+    total = float(x.sum())
     if total <= 0:
         raise ValueError(f"{n} samples with {total:g} in all to divide by: nothing can be estimated from them.")
+
     ratio = float(y.sum()) / total
-    variance = float((y - ratio * x).square().sum()) * n / (n - 1) if n > 1 else math.nan
+    if n == 1:
+        return Estimate(ratio, math.nan, n, unit)
+
+    residuals = y - ratio * x
+    variance = float(residuals.square().sum()) * n / (n - 1)
     return Estimate(ratio, math.sqrt(variance) / total, n, unit)

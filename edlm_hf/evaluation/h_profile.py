@@ -1,4 +1,4 @@
-"""h(t), the cross-entropy per masked token at every time: the profile whose slope is what an energy can win back."""
+"""h(t), the cross-entropy per masked token at every time: its slope is what an energy can win back."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -7,10 +7,11 @@ import torch
 from torch import nn
 
 from edlm_hf.evaluation.estimate import Estimate, ratio_estimate
-from edlm_hf.evaluation.likelihood import NO_FILTERS, Task, prepare
-from edlm_hf.evaluation.noising import Noised
-from edlm_hf.evaluation.scoring import check_finite, scoring, total, where_masked
+from edlm_hf.evaluation.likelihood import PLAIN_SAMPLING, reverse_process
+from edlm_hf.evaluation.noising import Noised, Noising
+from edlm_hf.evaluation.scoring import check_finite, evaluated, nats_of_masked, sum_at
 from edlm_hf.evaluation.step_costs import propose
+from edlm_hf.evaluation.texts import read_texts
 from edlm_hf.modeling.network_facts import device_of
 
 
@@ -22,14 +23,17 @@ class HProfile:
     entropies: tuple[Estimate, ...]
 
     def plot(self, axes=None, **style):
-        """Draw h against t with two standard errors on matplotlib `axes` (new ones unless given); returns them."""
+        """Draw h against t with two standard errors on matplotlib `axes` (new ones unless given), and return them."""
         if axes is None:
             from matplotlib import pyplot
 
             axes = pyplot.figure(figsize=(5, 3.5), layout="constrained").subplots()
             axes.set(xlabel="t", ylabel="h(t), nats per masked token")
-        values, errors = ([getattr(x, name) for x in self.entropies] for name in ("value", "standard_error"))
-        axes.errorbar(self.times, values, yerr=[2 * x for x in errors], **({"capsize": 2} | style))
+
+        values = [entropy.value for entropy in self.entropies]
+        errors = [2 * entropy.standard_error for entropy in self.entropies]
+        style = {"capsize": 2} | style
+        axes.errorbar(self.times, values, yerr=errors, **style)
         return axes
 
 
@@ -46,30 +50,40 @@ def h_profile(
     distributed: bool = False,
     progress_bar: bool = False,
 ) -> HProfile:
-    """h(t) = E[sum_{i in M} -log p_theta^i(x_0^i | x_t)] / E[|M|] at each of `times`; arguments as in `nelbo`.
+    """h(t) = E[sum_{i in M} -log p_theta^i(x_0^i | x_t)] / E[|M|] at each of `times`.
 
-    L_inf / L = int_0^1 h(t) dt and L_T / L = (1 / T) sum_n h(n / T) for log-linear noise, so that the slope of h is the
-    factorisation gap that an energy can win back.
+    L_inf / L = int_0^1 h(t) dt, and for log-linear noise L_T / L = (1 / T) sum_n h(n / T). So the
+    slope of h is the factorisation gap that an energy can win back.
+
+    Args:
+        times: in (0, 1].
+        Others as in `nelbo`.
 
     Raises:
-        ValueError: as `nelbo`; a time outside (0, 1].
+        ValueError: as `nelbo`, or a time outside (0, 1].
     """
     times = tuple(float(t) for t in times)
     if not times or not all(0 < t <= 1 for t in times):
         raise ValueError(f"times is {times}, but at least one is needed, all in (0, 1].")
-    task = Task(input_ids, attention_mask, scored, None, num_samples, batch_size, seed, distributed)
-    process, noising = prepare(model, task, NO_FILTERS)
-    entropies = []
+    process = reverse_process(model, PLAIN_SAMPLING)
+    texts = read_texts(model.config, input_ids, attention_mask, scored)
+    noising = Noising(texts, process.schedule, num_samples, batch_size, seed, distributed)
 
     def nats(noised: Noised) -> torch.Tensor:
-        return total(propose(process, noised).nats(noised.clean), noised.masked)
+        proposal = propose(process, noised)
+        return sum_at(noised.masked, proposal.nats(noised.clean))
 
+    entropies = []
     for t in times:
         sums, counts = [], []
-        for noised in scoring(model, noising, noising.at(t, device_of(model)), progress_bar):
-            sums.append(where_masked(nats, noised))
+        batches = noising.masked_at(t, device_of(model))
+        for noised in evaluated(model, noising, batches, progress_bar):
+            sums.append(nats_of_masked(nats, noised))
             counts.append(noised.masked.sum(-1).cpu())
-        sums, counts = (torch.cat(noising.gather(parts)) for parts in (sums, counts))
+
+        # Nats and masks of every noise sample, (n M,)
+        sums = torch.cat(noising.gather(sums))
+        counts = torch.cat(noising.gather(counts))
         check_finite(sums.view(-1, noising.num_samples))
         entropies.append(ratio_estimate(sums, counts, "nats/masked token"))
     return HProfile(times, tuple(entropies))

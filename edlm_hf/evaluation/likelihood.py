@@ -1,24 +1,42 @@
-"""Bounds on the likelihood of texts: that of the denoiser, and that of the sampler which is really run.
+"""Upper bounds on the negative log-likelihood of texts: of the denoiser, and of the sampler that is really run.
 
-All in nats per token, with the Monte-Carlo standard error of the noise that was drawn; the texts are taken as given
-(`text_standard_error` has the spread between them). Notation: x_0 the text, x_t with the masks M, S in M the reveal set
-of a step, t_n = n / T, r_n the chance that a step reveals a mask, E the energy, low = likely.
+All are in nats per token, with the Monte-Carlo standard error of the noise that was drawn. The texts
+are taken as given (`text_standard_error` has the spread between them).
+
+Notation: x_0 the text, x_t with the masks M, S in M the reveal set of a step, t_n = n / T, r_n the
+probability that step n reveals a mask, E the energy (low = likely).
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from edlm_hf.evaluation.noising import Noised, Noising
-from edlm_hf.evaluation.scoring import LikelihoodEstimate, estimate
-from edlm_hf.evaluation.step_costs import step_cost, walk
+from edlm_hf.evaluation.scoring import LikelihoodEstimate, likelihood_estimate
+from edlm_hf.evaluation.step_costs import path_cost, step_cost
 from edlm_hf.evaluation.texts import read_texts
 from edlm_hf.modeling.network_facts import device_of
 from edlm_hf.modeling.reverse_chain import ReverseProcess
 from edlm_hf.modeling.sampler_choice import PARAMETERS
 from edlm_hf.modeling.samplers import MASKS, TOKENS, FirstHitting
+
+# Options of generate() with which tokens are sampled from the denoiser's own distribution
+PLAIN_SAMPLING = {
+    "temperature": 1.0,
+    "top_k": None,
+    "top_p": None,
+    "min_p": None,
+    "guidance_scale": None,
+    "do_sample": True,
+    "block_length": None,
+    "corrector_sweeps": 0.0,
+}
+ENERGY_OPTIONS = {"energy_window", "energy_temperature", "energy_scope", "energy_chunk_size"}
+BOUND_OPTIONS = ENERGY_OPTIONS | set(PLAIN_SAMPLING) | {"sampler"} | PARAMETERS
+
+# For samplers without a likelihood: the one with a likelihood that comes nearest
+NEAREST = {"low_confidence": "top_k", "edit": "threshold"}
 
 
 def nelbo(
@@ -37,31 +55,37 @@ def nelbo(
 ) -> LikelihoodEstimate:
     """L_inf, the continuous-time bound of the denoiser: E int_0^1 (1/t) sum_{i in M} -log p_theta^i(x_0^i | x_t) dt.
 
-    MDLM (arXiv 2406.07524), equation 10; the same for every schedule. It bounds the negative log-likelihood of sampling
-    one token at a time. Estimated by the number of masks, not by t (see `FirstHitting.jump`).
+    MDLM (arXiv 2406.07524), equation 10, the same for every schedule. It bounds the negative
+    log-likelihood of sampling one token at a time. The integral over t is estimated as a sum over
+    the number of masks, which has a finite variance (docs/mathematics.md, section 2).
 
     Args:
         model: one of ours, or any masked language model in `EDLMForMaskedDiffusion.from_components`.
-        input_ids: complete texts, (n, L) or n lists; attention_mask: (n, L), 0 at padding.
-        scored: (n, L) bool, the tokens that count; the others stay visible as context. Unless given, all but padding
-            and the start, end and padding tokens of the model's configuration.
-        text_numbers: where the texts are a part of others: their n numbers among these, by which noise is drawn.
-        num_samples: noise samples per text, even or 1; with 1 the standard error is that over texts.
+        input_ids: complete texts, (n, L) or n lists.
+        attention_mask: (n, L), 0 at padding.
+        scored: (n, L) bool, the tokens that count. The others stay visible as context. Unless given,
+            all count but padding and the start, end and padding tokens of the model's configuration.
+        text_numbers: n integers, where the texts are a part of a larger set: their indices in it. The
+            noise of a text is a function of its number.
+        num_samples: noise samples per text, even or 1. With 1 the standard error is over texts.
         importance_sampling: draw times with a density proportional to the weight of the bound.
         batch_size: changes the speed only: the noise is a function of seed, text and sample.
-        distributed: share the batches with the other processes of `torchrun`; all get the same result.
+        distributed: share the batches with the other processes of `torchrun`. All get the same result.
 
     Raises:
-        ValueError: no texts, a text that is empty, too long or not complete, or a log-probability that is not finite.
+        ValueError: there are no texts, a text is empty, too long or not complete, or a
+            log-probability is not finite.
     """
-    task = Task(input_ids, attention_mask, scored, text_numbers, num_samples, batch_size, seed, distributed)
-    process, noising = prepare(model, task, NO_FILTERS | {"num_candidates": 1})
-    sampler = FirstHitting(importance=importance_sampling)
+    process = reverse_process(model, PLAIN_SAMPLING | {"num_candidates": 1})
+    texts = read_texts(model.config, input_ids, attention_mask, scored, text_numbers)
+    noising = Noising(texts, process.schedule, num_samples, batch_size, seed, distributed)
 
     def nats(noised: Noised) -> torch.Tensor:
-        return noised.weight * step_cost(process, noised, 1)
+        return noised.weight * step_cost(process, noised, inner_copies=1)
 
-    return estimate(model, noising, noising.jumps(sampler, device_of(model)), nats, progress_bar)
+    sampler = FirstHitting(importance=importance_sampling)
+    batches = noising.random_steps(sampler, device_of(model))
+    return likelihood_estimate(model, noising, batches, nats, progress_bar)
 
 
 def discrete_nelbo(
@@ -80,13 +104,14 @@ def discrete_nelbo(
 ) -> LikelihoodEstimate:
     """L_T = sum_n r_n E sum_{i in M} -log p_theta^i(x_0^i | x_{t_n}), the bound of the T-step sampler without energy.
 
-    For log-linear noise (L / T) sum_n h(n / T), h the cross-entropy per masked token. Arguments as in `nelbo`.
+    For log-linear noise this is (L / T) sum_n h(n / T), h the cross-entropy per masked token.
 
     Args:
         num_steps: T.
+        Others as in `nelbo`.
 
     Raises:
-        ValueError: as `nelbo`; num_steps < 1.
+        ValueError: as `nelbo`, or num_steps < 1.
     """
     return sampler_bound(
         model,
@@ -102,7 +127,7 @@ def discrete_nelbo(
         seed=seed,
         distributed=distributed,
         progress_bar=progress_bar,
-        **NO_FILTERS,
+        **PLAIN_SAMPLING,
     )
 
 
@@ -131,77 +156,83 @@ def sampler_bound(
 
         -log p(x_0) <= E over paths of sum_n -log P(x_0^{S_n} | x_n).
 
-    Samplers that see masks alone are bounded by one random step of a path, weighed by the number of steps. Planners
-    that look at the proposal walk the whole path; for a deterministic one without an energy that is not a bound but
-    the exact likelihood, with standard error 0. A step of Algorithm 1 with k candidates is bounded by Jensen's
-    inequality (see `edlm_hf.evaluation.step_costs`): no log Z, no asymptotics. m copies tighten it like 1 / m.
+    1. A sampler that sees masks alone is bounded by one random step of a path, with the number of
+       steps as its weight.
+    2. A planner that looks at the proposal walks the whole path. For a deterministic one without an
+       energy this is not a bound but the exact likelihood, with standard error 0.
+    3. A step of Algorithm 1 with k candidates is bounded by Jensen's inequality (see
+       `edlm_hf.evaluation.step_costs`): no log Z, no asymptotics. m copies tighten it like 1 / m.
 
-    With `energy_scope="sequence"` and few steps m = 1 is loose even for a perfect energy, and a bound above
-    `discrete_nelbo` says nothing against the sampler: report m = 1, 16 and 64. Other arguments as in `nelbo`.
+    With `energy_scope="sequence"` and few steps m = 1 is loose even for a perfect energy, and a bound
+    above `discrete_nelbo` says nothing against the sampler: report m = 1, 16 and 64.
 
     Args:
-        num_steps: T. num_candidates: k. The generation defaults unless given. inner_copies: m.
+        num_steps: T, the default of generation unless given.
+        num_candidates: k, the default of generation unless given.
+        inner_copies: m.
         energy: a callable in place of the model's own, as in `generate()`.
         whole_path: walk the whole path of samplers that see masks alone, too.
-        generation_options: what else `generate()` runs with: sampler and its parameters, block_length, energy_window,
-            energy_temperature, energy_scope, energy_chunk_size, temperature, top_k, top_p, min_p, guidance_scale (a
-            text that these forbid has no finite bound).
+        generation_options: other options of `generate()` that count: sampler and its parameters,
+            block_length, energy_window, energy_temperature, energy_scope, energy_chunk_size,
+            temperature, top_k, top_p, min_p, guidance_scale (a text that these forbid has no finite
+            bound).
+        Others as in `nelbo`.
 
     Raises:
-        ValueError: as `nelbo` and `generate()`; inner_copies < 1; do_sample=False; a sampler that looks at the tokens
-            it draws, of which no likelihood is known.
+        ValueError: as `nelbo` and `generate()`, inner_copies < 1, do_sample=False, or a sampler that
+            looks at the tokens it draws, of which no likelihood is known.
     """
     if inner_copies < 1:
         raise ValueError(f"inner_copies is {inner_copies}, but it must be at least 1.")
     check_options(generation_options)
-    options = generation_options | {"max_denoising_steps": num_steps, "num_candidates": num_candidates}
-    task = Task(input_ids, attention_mask, scored, text_numbers, num_samples, batch_size, seed, distributed)
-    process, noising = prepare(model, task, options, energy)
+    counts = {"max_denoising_steps": num_steps, "num_candidates": num_candidates}
+    process = reverse_process(model, generation_options | counts, energy)
+    texts = read_texts(model.config, input_ids, attention_mask, scored, text_numbers)
+    noising = Noising(texts, process.schedule, num_samples, batch_size, seed, distributed)
     check_has_likelihood(process)
-    sampler = process.sampler
-    one_step = sampler.sees == MASKS and not sampler.is_deterministic and process.config.block_length is None
-    walks = whole_path or not one_step
 
-    # A single path, where nothing is drawn
-    exact = walks and sampler.is_deterministic and process.energy is None
+    # A text has a single path where nothing is drawn
+    walks_path = whole_path or not has_independent_steps(process)
+    exact = walks_path and process.sampler.is_deterministic and process.energy is None
     if exact:
         noising.num_samples = 1
 
     def nats(noised: Noised) -> torch.Tensor:
-        if walks:
-            return walk(process, noised, inner_copies)
+        if walks_path:
+            return path_cost(process, noised, inner_copies)
         return noised.weight * step_cost(process, noised, inner_copies)
 
     device = device_of(model)
-    batches = noising.everything(device) if walks else noising.jumps(sampler, device)
-    return estimate(model, noising, batches, nats, progress_bar, exact=exact)
+    if walks_path:
+        batches = noising.all_masked(device)
+    else:
+        batches = noising.random_steps(process.sampler, device)
+    return likelihood_estimate(model, noising, batches, nats, progress_bar, exact=exact)
 
 
-# The samplers that come nearest to one without a likelihood, and have one
-NEAREST = {"low_confidence": "top_k", "edit": "threshold"}
+def reverse_process(model: nn.Module, options: dict, energy: Callable | None = None) -> ReverseProcess:
+    """The process that `generate()` would sample with these options.
 
-
-def check_has_likelihood(process: ReverseProcess) -> None:
-    """Raise ValueError unless the reveal sets of a sampler are drawn, and without regard to the tokens of a step."""
-    if process.config.do_sample is False:
-        raise ValueError("do_sample is False, but a text that is not drawn has no likelihood. Pass do_sample=True.")
-    if process.sampler.sees == TOKENS:
-        name = process.config.sampler
-        nearest = NEAREST.get(name, "top_k") if isinstance(name, str) else "top_k"
+    Raises:
+        ValueError: the model is not a denoiser, or an option is not allowed.
+    """
+    if not hasattr(model, "reverse_process"):
         raise ValueError(
-            f"The sampler {name!r} picks positions by the tokens that it has drawn, which makes likely tokens likelier "
-            f"than the model does: no likelihood is known. The nearest sampler with one is {nearest!r}."
+            f"model is a {type(model).__name__}, which does not denoise. Wrap a masked language model in "
+            "EDLMForMaskedDiffusion.from_components; for a causal one there is autoregressive_nll."
         )
+    return model.reverse_process(energy=energy, **options)
 
 
-NO_FILTERS = {"temperature": 1.0, "top_k": None, "top_p": None, "min_p": None, "guidance_scale": None}
-NO_FILTERS |= {"do_sample": True, "block_length": None, "corrector_sweeps": 0.0}
-BOUND_OPTIONS = {"energy_window", "energy_temperature", "energy_scope", "energy_chunk_size", "sampler"}
-BOUND_OPTIONS |= set(NO_FILTERS) | PARAMETERS
+def has_independent_steps(process: ReverseProcess) -> bool:
+    """Whether one random step of a path can be drawn without the tokens of the steps before it."""
+    sampler = process.sampler
+    one_block = process.config.block_length is None
+    return one_block and sampler.sees == MASKS and not sampler.is_deterministic
 
 
 def check_options(generation_options: dict) -> None:
-    """Raise ValueError unless all options are of those that count for a likelihood."""
+    """Raise ValueError if an option has no part in a likelihood."""
     if unknown := sorted(set(generation_options) - BOUND_OPTIONS):
         raise ValueError(
             f"There is no use for {', '.join(unknown)} here. Besides the named arguments, the options of generate() "
@@ -209,30 +240,15 @@ def check_options(generation_options: dict) -> None:
         )
 
 
-@dataclass(frozen=True)
-class Task:
-    """The texts to score and the noise to score them with; arguments as in `nelbo`."""
+def check_has_likelihood(process: ReverseProcess) -> None:
+    """Raise ValueError unless tokens are drawn, and reveal sets do not depend on the tokens of their step."""
+    if process.config.do_sample is False:
+        raise ValueError("do_sample is False, but a text that is not drawn has no likelihood. Pass do_sample=True.")
 
-    input_ids: object
-    attention_mask: torch.Tensor | None = None
-    scored: torch.Tensor | None = None
-    text_numbers: Sequence[int] | None = None
-    num_samples: int = 8
-    batch_size: int = 16
-    seed: int = 0
-    distributed: bool = False
-
-
-def prepare(
-    model: nn.Module, task: Task, options: dict, energy: Callable | None = None
-) -> tuple[ReverseProcess, Noising]:
-    """What is sampled with the `options` of generate(), and the noise."""
-    if not hasattr(model, "reverse_process"):
+    if process.sampler.sees == TOKENS:
+        name = process.config.sampler
+        nearest = NEAREST.get(name, "top_k") if isinstance(name, str) else "top_k"
         raise ValueError(
-            f"model is a {type(model).__name__}, which does not denoise. Wrap a masked language model in "
-            "EDLMForMaskedDiffusion.from_components; for a causal one there is autoregressive_nll."
+            f"The sampler {name!r} picks positions by the tokens that it has drawn, which makes likely tokens likelier "
+            f"than the model does: no likelihood is known. The nearest sampler with one is {nearest!r}."
         )
-    process = model.reverse_process(energy=energy, **options)
-    texts = read_texts(model.config, task.input_ids, task.attention_mask, task.scored, task.text_numbers)
-    sampling = task.num_samples, task.batch_size, task.seed, task.distributed
-    return process, Noising(texts, process.schedule, *sampling)

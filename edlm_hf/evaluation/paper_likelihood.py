@@ -1,15 +1,16 @@
-"""The estimator behind the paper's tables, which is not a bound."""
+"""The estimator of the paper's tables, which is not a bound."""
 
 from collections.abc import Callable
 
 import torch
 from torch import nn
 
-from edlm_hf.evaluation.likelihood import NO_FILTERS, Task, check_options, prepare
+from edlm_hf.evaluation.likelihood import PLAIN_SAMPLING, check_options, reverse_process
 from edlm_hf.evaluation.log_partition import partition_terms
-from edlm_hf.evaluation.noising import Noised
-from edlm_hf.evaluation.scoring import LikelihoodEstimate, estimate, total
+from edlm_hf.evaluation.noising import Noised, Noising
+from edlm_hf.evaluation.scoring import LikelihoodEstimate, likelihood_estimate, sum_at
 from edlm_hf.evaluation.step_costs import checked_energies, propose
+from edlm_hf.evaluation.texts import read_texts
 from edlm_hf.modeling.energies import Candidates
 from edlm_hf.modeling.network_facts import device_of
 from edlm_hf.modeling.reverse_chain import ReverseProcess
@@ -32,54 +33,71 @@ def paper_nll(
     progress_bar: bool = False,
     **generation_options,
 ) -> LikelihoodEstimate:
-    """The estimator behind the paper's tables: E int_0^1 (1/t) [-log p_theta(x_0|x_t) + E(x_0, x_t) + log Z(x_t)] dt.
+    """The estimator of the paper's tables: E int_0^1 (1/t) [-log p_theta(x_0|x_t) + E(x_0, x_t) + log Z(x_t)] dt.
 
-    WARNING: *not* an upper bound on the negative log-likelihood. It integrates the joint over all of M where a sampler
-    reveals a part of it, and can fall below the entropy of the data (two equal fair bits: entropy 1 bit, estimator
-    1/2); for EDLM-coAR it is the AR model's likelihood whatever the denoiser. Use `sampler_bound` for claims. Without
-    masks the bracket is exactly 0 (the published code adds the AR energy of the visible text there, which diverges).
+    WARNING: *not* an upper bound on the negative log-likelihood. It integrates the joint over all of
+    M where a sampler reveals a part of it, and can fall below the entropy of the data (two equal fair
+    bits: entropy 1 bit, estimator 1/2). For EDLM-coAR it is the AR model's likelihood whatever the
+    denoiser. Use `sampler_bound` for claims.
+
+    Without masks the bracket is exactly 0. (The published code adds the AR energy of the visible text
+    there, which diverges.)
 
     Args:
-        log_partition: `one` takes Z = 1, as the published validation code does (exact for coAR); `lower` and `upper`
-            are the estimates of `log_partition_bounds` from `partition_samples` proposals.
+        log_partition: `one` takes Z = 1, as the published validation code does (exact for coAR).
+            `lower` and `upper` are the estimates of `log_partition_bounds`.
+        partition_samples: proposals for these estimates.
         Others as in `sampler_bound` and `nelbo`.
 
     Raises:
-        ValueError: as `nelbo`; an unknown `log_partition`; an energy of scope `revealed`.
+        ValueError: as `nelbo`, an unknown `log_partition`, or an energy of scope `revealed`.
     """
     if log_partition not in ("one", "lower", "upper"):
         raise ValueError(f"log_partition is {log_partition!r}, but it must be one of one, lower, upper.")
     if partition_samples < 2:
         raise ValueError(f"partition_samples is {partition_samples}, but it must be at least 2.")
     check_options(generation_options)
-    options = NO_FILTERS | generation_options | {"num_candidates": 2}  # none is drawn, but 1 stands for no energy
-    task = Task(input_ids, attention_mask, scored, None, num_samples, batch_size, seed, distributed)
-    process, noising = prepare(model, task, options, energy)
+
+    # No candidate is drawn, but with num_candidates=1 no energy would act
+    options = PLAIN_SAMPLING | generation_options | {"num_candidates": 2}
+    process = reverse_process(model, options, energy)
+    texts = read_texts(model.config, input_ids, attention_mask, scored)
+    noising = Noising(texts, process.schedule, num_samples, batch_size, seed, distributed)
     if process.config.energy_scope == "revealed":
         raise ValueError("The paper's estimator takes the joint over all masks: it needs energy_scope='sequence'.")
 
     def nats(noised: Noised) -> torch.Tensor:
-        # The weight L of a number of masks n, and 1 / n: the continuous time's 1 / t
+        # The sum over numbers of masks n, with the weight 1 / n, in place of int (1/t) dt
         per_mask = noised.chance.sum(-1) / noised.masked.sum(-1).cpu()
-        return noised.weight * per_mask * joint_nats(process, noised, log_partition, partition_samples)
+        joint = joint_nats(process, noised, log_partition, partition_samples)
+        return noised.weight * per_mask * joint
 
-    return estimate(model, noising, noising.jumps(FirstHitting(), device_of(model)), nats, progress_bar)
+    batches = noising.random_steps(FirstHitting(), device_of(model))
+    return likelihood_estimate(model, noising, batches, nats, progress_bar)
 
 
-def joint_nats(process: ReverseProcess, noised: Noised, log_partition: str, partition_samples: int) -> torch.Tensor:
+def joint_nats(
+    process: ReverseProcess,
+    noised: Noised,
+    log_partition: str,
+    partition_samples: int,
+) -> torch.Tensor:
     """-log p_theta(x_0 | x_t) + E(x_0, x_t) + log Z(x_t), the joint over all of M: (B,) float64."""
     proposal = propose(process, noised)
-    of_text = proposal.nats(noised.clean)
-    nats = total(of_text, noised.masked)
+    text_nats = proposal.nats(noised.clean)  # (B, L)
+    nats = sum_at(noised.masked, text_nats)
     if process.energy is None:
         return nats
-    temperature = process.config.energy_temperature
-    text = Candidates(noised.clean.unsqueeze(1), -of_text.unsqueeze(1))
-    nats = nats + checked_energies(process, text, proposal)[:, 0] / temperature
 
-    if log_partition != "one":
-        uniforms = noised.noise.per_draw(noised.rows, noised.masked, partition_samples)
-        drawn = process.candidates(proposal, uniforms, noised.masked)
-        lower, upper = partition_terms(checked_energies(process, drawn, proposal) / temperature)
-        nats = nats + (lower if log_partition == "lower" else upper)
-    return nats
+    # E(x_0, x_t) / tau, with the text as the only candidate
+    temperature = process.config.energy_temperature
+    text = Candidates(noised.clean.unsqueeze(1), -text_nats.unsqueeze(1))
+    nats = nats + checked_energies(process, text, proposal)[:, 0] / temperature
+    if log_partition == "one":
+        return nats
+
+    # log Z from the energies of n proposals, (B, n)
+    uniforms = noised.noise.per_draw(noised.rows, noised.masked, partition_samples)
+    candidates = process.candidates(proposal, uniforms, noised.masked)
+    lower, upper = partition_terms(checked_energies(process, candidates, proposal) / temperature)
+    return nats + (lower if log_partition == "lower" else upper)

@@ -13,13 +13,18 @@ from edlm_hf.evaluation.estimate import Estimate, ratio_estimate
 from edlm_hf.evaluation.noising import Noised, Noising
 from edlm_hf.modeling.evaluation_mode import evaluating
 
+LARGEST_EXPONENT = 700.0  # exp of more overflows float64
+
 
 @dataclass(frozen=True)
 class LikelihoodEstimate(Estimate):
-    """Nats per token over n texts; `num_samples` noise samples in all, `standard_error` that of the noise alone.
+    """Nats per token over n texts, from `num_samples` noise samples in all.
+
+    `standard_error` is the error of the noise alone, the texts taken as given.
 
     Args:
-        sequence_nats: nats of every text, averaged over its noise samples. sequence_tokens: its tokens that count.
+        sequence_nats: nats of every text, averaged over its noise samples.
+        sequence_tokens: tokens of every text that count.
     """
 
     sequence_nats: tuple[float, ...] = field(repr=False)
@@ -31,18 +36,23 @@ class LikelihoodEstimate(Estimate):
 
     @property
     def text_standard_error(self) -> float:
-        """Standard error as an estimate for the population that the texts are drawn from; noise included."""
+        """Standard error for the population that the texts are drawn from, noise included."""
         return ratio_estimate(self.sequence_nats, self.sequence_tokens, self.unit).standard_error
 
     @property
     def perplexity(self) -> Estimate:
-        """exp of the nats per token, its error to first order."""
-        value = math.exp(min(self.value, 700.0))
+        """exp of the nats per token, with its error to first order."""
+        value = math.exp(min(self.value, LARGEST_EXPONENT))
         return Estimate(value, value * self.standard_error, self.num_samples, "perplexity")
 
     def bits_per(self, unit: str, count: float | None = None) -> Estimate:
-        """Bits per `unit` ("character", "byte", ...) of which the texts have `count` in all (one per token if None)."""
-        scale = self.num_tokens / (count or self.num_tokens) / math.log(2)
+        """Bits per `unit` ("character", "byte", ...).
+
+        Args:
+            count: units in all texts together, one per token unless given.
+        """
+        tokens_per_unit = self.num_tokens / (count or self.num_tokens)
+        scale = tokens_per_unit / math.log(2)
         return Estimate(self.value * scale, self.standard_error * scale, self.num_samples, f"bits/{unit}")
 
     def to_dict(self) -> dict:
@@ -57,15 +67,7 @@ class LikelihoodEstimate(Estimate):
         }
 
 
-def scoring(model: nn.Module, noising: Noising, batches: Iterable[Noised], progress_bar: bool) -> Iterable[Noised]:
-    """The batches, one by one, with the model in eval mode and without gradients."""
-    shown = progress_bar and noising.place[0] == 0
-    progress = {"console": Console(stderr=True), "total": len(noising), "disable": not shown}
-    with evaluating(model), torch.no_grad():
-        yield from track(batches, "scoring", **progress)
-
-
-def estimate(
+def likelihood_estimate(
     model: nn.Module,
     noising: Noising,
     batches: Iterable[Noised],
@@ -75,29 +77,65 @@ def estimate(
 ) -> LikelihoodEstimate:
     """Nats per token from one value per noise sample.
 
-    With y_{i,2j}, y_{i,2j+1} independent in stratum j of K = M / 2, the mean over samples of text i has the variance
-    (1 / K^2) sum_j (y_{i,2j} - y_{i,2j+1})^2 / 4, without bias.
+    Args:
+        nats: gives the values (B,) of a batch.
+        exact: the values have no noise, so that the standard error is 0.
     """
-    values = [where_masked(nats, noised) for noised in scoring(model, noising, batches, progress_bar)]
-    samples = torch.cat(noising.gather(values)).view(-1, noising.num_samples)
+    values = []
+    for noised in evaluated(model, noising, batches, progress_bar):
+        values.append(nats_of_masked(nats, noised))
+    samples = torch.cat(noising.gather(values)).view(-1, noising.num_samples)  # (n, M)
     check_finite(samples)
-    counts = noising.texts.counts
-    means, strata = samples.mean(-1), noising.num_samples // 2
-    value = float(means.sum() / counts.sum())
+
+    # The mean over noise samples, summed over texts, per token
+    text_nats = samples.mean(-1)
+    text_tokens = noising.texts.counts
+    value = float(text_nats.sum() / text_tokens.sum())
+
     if exact:
         error = 0.0
-    elif strata:
-        pairs = samples.view(-1, strata, 2)
-        variance = (pairs[..., 0] - pairs[..., 1]).square().sum() / 4 / strata**2
-        error = float(variance.sqrt() / counts.sum())
+    elif noising.num_samples == 1:
+        error = ratio_estimate(text_nats, text_tokens, "").standard_error
     else:
-        error = ratio_estimate(means, counts, "").standard_error
-    sequences = tuple(means.tolist()), tuple(int(x) for x in counts)
-    return LikelihoodEstimate(value, error, samples.numel(), "nats/token", *sequences)
+        error = float(paired_error(samples) / text_tokens.sum())
+
+    return LikelihoodEstimate(
+        value=value,
+        standard_error=error,
+        num_samples=samples.numel(),
+        unit="nats/token",
+        sequence_nats=tuple(text_nats.tolist()),
+        sequence_tokens=tuple(int(count) for count in text_tokens),
+    )
 
 
-def where_masked(nats: Callable[[Noised], torch.Tensor], noised: Noised) -> torch.Tensor:
-    """The values of a batch, (B,) float64; rows without masks are 0 and need no network."""
+def paired_error(samples: torch.Tensor) -> torch.Tensor:
+    """Standard error of sum_i mean_m y_im for samples y (n, M) that come in pairs: a scalar.
+
+    y_{i,2j} and y_{i,2j+1} are independent in stratum j of K = M / 2. The mean over the samples of
+    text i has the variance (1 / K^2) sum_j (y_{i,2j} - y_{i,2j+1})^2 / 4, without bias.
+    """
+    strata = samples.shape[1] // 2
+    pairs = samples.view(-1, strata, 2)
+    differences = pairs[..., 0] - pairs[..., 1]
+    return (differences.square().sum() / 4 / strata**2).sqrt()
+
+
+def evaluated(
+    model: nn.Module,
+    noising: Noising,
+    batches: Iterable[Noised],
+    progress_bar: bool,
+) -> Iterable[Noised]:
+    """Yield the batches with the model in eval mode and without gradients, and show the progress."""
+    shown = progress_bar and noising.rank == 0
+    console = Console(stderr=True)
+    with evaluating(model), torch.no_grad():
+        yield from track(batches, "scoring", console=console, total=len(noising), disable=not shown)
+
+
+def nats_of_masked(nats: Callable[[Noised], torch.Tensor], noised: Noised) -> torch.Tensor:
+    """The values of a batch, (B,) float64. Rows without masks are 0 and need no network."""
     active = noised.masked.any(-1).cpu()
     values = torch.zeros(len(active), dtype=torch.float64, device="cpu")
     if active.any():
@@ -115,6 +153,6 @@ def check_finite(samples: torch.Tensor) -> None:
         )
 
 
-def total(values: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-    """Sum of values (B, L) at positions (B, L) bool, in float64 on the CPU: (B,)."""
+def sum_at(positions: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """Sum of `values` (B, L) at `positions` (B, L) bool, in float64 on the CPU: (B,)."""
     return torch.where(positions, values, 0).cpu().double().sum(-1)

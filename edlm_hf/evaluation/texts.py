@@ -1,4 +1,4 @@
-"""Texts to score: token ids without padding, and which tokens count."""
+"""Texts to score: token ids without padding, and which of them count."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,11 +10,12 @@ from edlm_hf.modeling.network_facts import longest_text, special_ids, vocabulary
 
 @dataclass(frozen=True)
 class Texts:
-    """Token ids of n texts without their padding, and which tokens count; the others stay visible as context.
+    """Token ids of n texts without padding. Tokens that do not count stay visible as context.
 
     Args:
-        ids: n tensors (L_i,). scored: n bool tensors (L_i,), each with at least one token.
-        numbers: n integers by which the noise of the texts is drawn.
+        ids: n tensors (L_i,).
+        scored: n bool tensors (L_i,), the tokens that count, at least one of every text.
+        numbers: n integers. The noise of a text is a function of its number.
     """
 
     ids: list[torch.LongTensor]
@@ -23,8 +24,9 @@ class Texts:
 
     @property
     def counts(self) -> torch.Tensor:
-        """Tokens that count, (n,) float64."""
-        return torch.tensor([int(scored.sum()) for scored in self.scored], dtype=torch.float64, device="cpu")
+        """How many tokens of every text count, (n,) float64."""
+        counts = [int(scored.sum()) for scored in self.scored]
+        return torch.tensor(counts, dtype=torch.float64, device="cpu")
 
 
 def read_texts(
@@ -34,59 +36,80 @@ def read_texts(
     scored: torch.Tensor | Sequence[Sequence[bool]] | None = None,
     numbers: Sequence[int] | None = None,
 ) -> Texts:
-    """The texts of a batch (n, L) or of n lists.
+    """Read the texts of a batch (n, L), or of n lists.
 
     Args:
-        config: of the model; its mask token may not occur, its start, end and padding tokens do not count.
-        attention_mask: (n, L), 0 at padding on either side. scored: bool, the tokens that count, in place of all that
-            are neither padding nor special. numbers: of the texts, 0, 1, ... unless given.
+        config: of the model. Its mask token must not occur in a text.
+        attention_mask: (n, L), 0 at padding on either side.
+        scored: (n, L) bool, the tokens that count. Unless given, all count but padding and the
+            start, end and padding tokens of `config`.
+        numbers: of the texts, 0, 1, ... unless given.
 
     Raises:
-        ValueError: no texts, a text of which no token counts or that is too long, an id outside the vocabulary, the
-            mask token in a text, or shapes that do not fit.
+        ValueError: there are no texts, no token of a text counts, a text is too long, has an id
+            outside the vocabulary or holds the mask token, or shapes do not fit.
     """
     if len(input_ids) == 0:
         raise ValueError("There are no texts: input_ids is empty. Give at least one.")
     numbers = range(len(input_ids)) if numbers is None else numbers
     if len(numbers) != len(input_ids):
         raise ValueError(f"There are {len(numbers)} numbers for {len(input_ids)} texts: give one for every text.")
-    masks = {"attention_mask": attention_mask, "scored": scored}
-    for name, mask in masks.items():
-        if mask is not None and [len(row) for row in mask] != [len(row) for row in input_ids]:
-            raise ValueError(f"{name} and input_ids differ in shape: give one entry for every token.")
-    mask_token_id = getattr(config, "mask_token_id", None)
+    check_same_shape("attention_mask", attention_mask, input_ids)
+    check_same_shape("scored", scored, input_ids)
+
     special = torch.tensor(sorted(special_ids(config)), dtype=torch.long, device="cpu")
-    ids, counted = [], []
+    all_ids, all_scored = [], []
     for i, row in enumerate(input_ids):
         row = torch.as_tensor(row, device="cpu").long()
         if row.dim() != 1:
             raise ValueError(f"input_ids has texts of shape {tuple(row.shape)}: give (n, L), or n lists of ids.")
+
+        # Leave out the padding, on either side
         real = torch.ones_like(row, dtype=torch.bool)
         if attention_mask is not None:
             real = torch.as_tensor(attention_mask[i], device="cpu").bool()
-        row, keep = row[real], ~torch.isin(row[real], special)
-        if scored is not None:
-            keep = torch.as_tensor(scored[i], device="cpu").bool()[real]
-        check_text(i, row, keep, config, mask_token_id)
-        ids.append(row)
-        counted.append(keep)
-    return Texts(ids, counted, numbers)
+        ids = row[real]
+
+        # Which of the other tokens count
+        if scored is None:
+            counted = ~torch.isin(ids, special)
+        else:
+            counted = torch.as_tensor(scored[i], device="cpu").bool()[real]
+
+        check_text(i, ids, counted, config)
+        all_ids.append(ids)
+        all_scored.append(counted)
+    return Texts(all_ids, all_scored, numbers)
 
 
-def check_text(i: int, ids: torch.Tensor, scored: torch.Tensor, config, mask_token_id: int | None) -> None:
-    vocab_size, limit = vocabulary_size(config), longest_text(config)
+def check_same_shape(name: str, mask, input_ids) -> None:
+    """Raise ValueError unless a mask is None or has one entry for every token."""
+    if mask is not None and [len(row) for row in mask] != [len(row) for row in input_ids]:
+        raise ValueError(f"{name} and input_ids differ in shape: give one entry for every token.")
+
+
+def check_text(i: int, ids: torch.Tensor, scored: torch.Tensor, config) -> None:
+    """Raise ValueError unless the model can score text number i: ids (L,), scored (L,) bool."""
     if not scored.any():
         raise ValueError(
             f"Text {i} has {len(ids)} tokens of which none counts (padding and special tokens never do). Leave it out."
         )
+
+    mask_token_id = getattr(config, "mask_token_id", None)
     if mask_token_id is not None and (ids == mask_token_id).any():
         raise ValueError(f"Text {i} holds the mask token ({mask_token_id}); a text to score is complete.")
-    if vocab_size is not None and (ids.min() < 0 or ids.max() >= max(vocab_size, (mask_token_id or 0) + 1)):
+
+    vocab_size = vocabulary_size(config)
+    if vocab_size is not None:
+        end = max(vocab_size, (mask_token_id or 0) + 1)
+        if ids.min() < 0 or ids.max() >= end:
+            raise ValueError(
+                f"Text {i} has ids from {ids.min()} to {ids.max()}, but the model knows 0 to {vocab_size - 1}."
+            )
+
+    longest = longest_text(config)
+    if longest is not None and len(ids) > longest:
         raise ValueError(
-            f"Text {i} has ids from {ids.min()} to {ids.max()}, but the model knows 0 to {vocab_size - 1}."
-        )
-    if limit is not None and len(ids) > limit:
-        raise ValueError(
-            f"Text {i} has {len(ids)} tokens, but the model takes at most {limit}. Cut it with "
+            f"Text {i} has {len(ids)} tokens, but the model takes at most {longest}. Cut it with "
             "edlm_hf.data.document_windows, which says for every window which tokens count."
         )
