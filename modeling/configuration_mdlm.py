@@ -60,7 +60,7 @@ class MDLMConfig(PreTrainedConfig):
     """
 
     model_type = "mdlm"
-    keys_to_ignore_at_inference = ["past_key_values"]
+    keys_to_ignore_at_inference = ["cache", "past_key_values"]
     attribute_map = {
         "hidden_size": "hidden_dim",
         "num_hidden_layers": "n_blocks",

@@ -157,7 +157,7 @@ class MDLMBlock(GradientCheckpointingLayer):
         conditioning: torch.Tensor | None,
         attention_mask: torch.Tensor | None,
         position_embeddings: tuple[torch.Tensor, torch.Tensor],
-        past_key_values: Cache | None = None,
+        layer_past: Cache | None = None,
         queries: torch.LongTensor | None = None,
         reader: BlockReader | None = None,
         **kwargs,
@@ -165,11 +165,13 @@ class MDLMBlock(GradientCheckpointingLayer):
         """(B, L, H) -> (B, L, H) and the attention weights (B, heads, L, L), or None where the backend has none.
 
         Args:
+            layer_past: key/value cache, under the one name that every version of transformers leaves out where the
+                block is checkpointed.
             queries: (B, Q), the positions whose states alone are computed: (B, Q, H). Keys and values still come from
                 all.
             reader: its linear layers, its dropout and its checkpointing act in place of the block's own.
         """
-        inputs = hidden_states, conditioning, attention_mask, position_embeddings, past_key_values, queries
+        inputs = hidden_states, conditioning, attention_mask, position_embeddings, layer_past, queries
         if reader is None:
             return self.compute(*inputs, **kwargs)
 
@@ -185,7 +187,7 @@ class MDLMBlock(GradientCheckpointingLayer):
         conditioning: torch.Tensor | None,
         attention_mask: torch.Tensor | None,
         position_embeddings: tuple[torch.Tensor, torch.Tensor],
-        past_key_values: Cache | None,
+        layer_past: Cache | None,
         queries: torch.LongTensor | None,
         *,
         reader: BlockReader | None = None,
@@ -200,7 +202,7 @@ class MDLMBlock(GradientCheckpointingLayer):
 
         # x + gate attention((1 + scale) norm(x) + shift)
         qkv = layers.attn_qkv(self.norm1(hidden_states) * (1 + scale1) + shift1)
-        attended, weights = self.attend(qkv, attention_mask, position_embeddings, past_key_values, queries, **kwargs)
+        attended, weights = self.attend(qkv, attention_mask, position_embeddings, layer_past, queries, **kwargs)
         hidden_states = take_positions(hidden_states, queries)
         hidden_states = hidden_states + gate1 * self.drop(layers.attn_out(attended), layers.training)
 
@@ -217,7 +219,7 @@ class MDLMBlock(GradientCheckpointingLayer):
         qkv: torch.Tensor,
         attention_mask: torch.Tensor | None,
         position_embeddings: tuple[torch.Tensor, torch.Tensor],
-        past_key_values: Cache | None,
+        layer_past: Cache | None,
         queries: torch.LongTensor | None,
         **kwargs,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -230,8 +232,8 @@ class MDLMBlock(GradientCheckpointingLayer):
         if queries is not None:
             query = query.gather(2, queries[:, None, :, None].expand(-1, query.shape[1], -1, self.head_dim))
             length = queries.shape[1]
-        if past_key_values is not None:
-            key, value = past_key_values.update(key, value, self.layer_idx)
+        if layer_past is not None:
+            key, value = layer_past.update(key, value, self.layer_idx)
 
         attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward

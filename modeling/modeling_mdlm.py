@@ -31,6 +31,7 @@ from .mdlm_blocks import (
     rotary_cos_sin,
 )
 from .network_facts import device_of
+from .prefix_cache import CACHE_NAMES, given_cache, returned_cache
 from .projection import wide_projection
 from .vocabulary import not_emitted
 
@@ -43,7 +44,7 @@ class MDLMPreTrainedModel(CheckpointingMixin, PreTrainedModel):
     supports_gradient_checkpointing = True
     accepts_loss_kwargs = False
     _no_split_modules = ["MDLMBlock"]
-    _skip_keys_device_placement = ["past_key_values"]
+    _skip_keys_device_placement = list(CACHE_NAMES)
     _supports_flash_attn = True
     _supports_sdpa = True
     _supports_flex_attn = True
@@ -158,6 +159,7 @@ class MDLMModel(MDLMPreTrainedModel):
         use_cache: bool | None = None,
         queries: torch.LongTensor | None = None,
         readers: Sequence[BlockReader] | None = None,
+        cache: Cache | None = None,
         **kwargs,
     ) -> BaseModelOutputWithPast:
         """Hidden states (B, L, hidden_dim) after the final norm and its modulation, ready for a projection.
@@ -167,7 +169,7 @@ class MDLMModel(MDLMPreTrainedModel):
             attention_mask: (B, L), 0 at padding, which then takes part in nothing; with a cache (B, past + L).
             timesteps: (B,) total noise sigma (not the diffusion time t); needed with `time_conditioning` only.
             position_ids: (B, L); counted over the non-padding tokens unless given.
-            past_key_values: key/value cache, causal models only.
+            past_key_values, cache: key/value cache under either of its names, causal models only.
             queries: (B, Q) positions whose states are wanted, unless all: (B, Q, hidden_dim) comes back, and the last
                 block computes no others. Bidirectional models only.
             readers: one for each block, of a network that runs this trunk with linear layers of its own.
@@ -180,12 +182,13 @@ class MDLMModel(MDLMPreTrainedModel):
             raise ValueError("Give exactly one of input_ids and inputs_embeds.")
         if inputs_embeds is None:
             inputs_embeds = self.vocab_embed(input_ids)
-        if past_key_values is not None and not self.config.causal:
-            raise ValueError("A bidirectional model has no key/value cache: call it without past_key_values.")
-        if use_cache and self.config.causal and past_key_values is None:
-            past_key_values = DynamicCache(config=self.config)
+        cache = given_cache(cache, past_key_values)
+        if cache is not None and not self.config.causal:
+            raise ValueError("A bidirectional model has no key/value cache: call it without one.")
+        if use_cache and self.config.causal and cache is None:
+            cache = DynamicCache(config=self.config)
         batch, length = inputs_embeds.shape[:2]
-        past = past_key_values.get_seq_length() if past_key_values is not None else 0
+        past = cache.get_seq_length() if cache is not None else 0
         if (past if isinstance(past, int) else 0) + length > self.config.model_length:
             raise ValueError(
                 f"The sequence has {past + length} tokens but model_length is {self.config.model_length}. Truncate it, "
@@ -196,8 +199,8 @@ class MDLMModel(MDLMPreTrainedModel):
         elif position_ids is None:
             position_ids = torch.arange(length, device=inputs_embeds.device).unsqueeze(0) + past
 
-        if self.config.causal:  # by position: what `past_key_values` is called there depends on the version
-            mask = create_causal_mask(self.config, inputs_embeds, attention_mask, past_key_values)
+        if self.config.causal:  # by position: what the cache is called there depends on the version
+            mask = create_causal_mask(self.config, inputs_embeds, attention_mask, cache)
         else:
             mask = create_bidirectional_mask(self.config, inputs_embeds, attention_mask)
         conditioning = self.conditioning(timesteps, inputs_embeds)
@@ -215,13 +218,11 @@ class MDLMModel(MDLMPreTrainedModel):
                 conditioning,
                 mask,
                 position_embeddings,
-                past_key_values=past_key_values,
+                layer_past=cache,
                 reader=None if readers is None else readers[index],
                 **kwargs,
             )
-        return BaseModelOutputWithPast(
-            last_hidden_state=self.output_layer(hidden_states, conditioning), past_key_values=past_key_values
-        )
+        return BaseModelOutputWithPast(self.output_layer(hidden_states, conditioning), cache)
 
 
 class MDLMHeadedModel(MDLMPreTrainedModel):
@@ -374,11 +375,13 @@ class MDLMForCausalLM(MDLMHeadedModel, GenerationMixin):
         labels: torch.LongTensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
+        cache: Cache | None = None,
         **kwargs,
     ) -> CausalLMOutputWithPast:
         """Next-token logits (B, L, V), the lowest finite number where no text is: the mask token, ids without a token.
 
         Args:
+            past_key_values, cache: key/value cache under either of its names.
             labels: (B, L), shifted inside as usual; -100 is ignored.
             logits_to_keep: compute the logits of the last n positions only (0: all), or of the given indices.
         """
@@ -386,7 +389,7 @@ class MDLMForCausalLM(MDLMHeadedModel, GenerationMixin):
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            cache=given_cache(cache, past_key_values),
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             return_dict=True,
@@ -401,9 +404,9 @@ class MDLMForCausalLM(MDLMHeadedModel, GenerationMixin):
         if labels is not None or kwargs.get("shift_labels") is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=logits.shape[-1], **kwargs)
         return CausalLMOutputWithPast(
-            loss=loss,
-            logits=logits,
-            past_key_values=outputs.past_key_values,
+            loss,
+            logits,
+            returned_cache(outputs),
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )

@@ -31,6 +31,17 @@ def cache_argument(module: nn.Module) -> str | None:
     return next((name for name in CACHE_NAMES if name in parameters), None)
 
 
+def given_cache(cache: Cache | None, past_key_values: Cache | None) -> Cache | None:
+    """The cache that a caller gave under one of its two names.
+
+    Raises:
+        ValueError: both were given.
+    """
+    if cache is not None and past_key_values is not None:
+        raise ValueError("Both cache and past_key_values were given, two names of one argument. Pass one of them.")
+    return past_key_values if cache is None else cache
+
+
 def returned_cache(output) -> Cache | None:
     """The cache in the output of a model."""
     caches = (getattr(output, name, None) for name in CACHE_NAMES)

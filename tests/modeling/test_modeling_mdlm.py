@@ -3,9 +3,11 @@
 import pytest
 import torch
 from published import randomised, tiny_causal, tiny_config, tiny_denoiser
+from transformers.cache_utils import DynamicCache
 
 from edlm_hf import MDLMConfig, MDLMForCausalLM, MDLMForMaskedLM, MDLMModel
 from edlm_hf.modeling.mdlm_blocks import ZeroLinear
+from edlm_hf.modeling.prefix_cache import CACHE_NAMES, returned_cache
 
 IDS = torch.tensor([[3, 12, 5, 0, 12, 7], [1, 2, 12, 12, 4, 9]])
 
@@ -160,15 +162,49 @@ def test_causal_model_is_causal_and_never_offers_the_mask():
 
 
 @torch.no_grad()
-def test_cached_decoding_equals_the_full_pass():
+@pytest.mark.parametrize("name", CACHE_NAMES)
+def test_cached_decoding_equals_the_full_pass(name):
     model = tiny_causal()
     full = model(IDS).logits
-    cache = model(IDS[:, :3], use_cache=True).past_key_values
+    cache = returned_cache(model(IDS[:, :3], use_cache=True))
     for i in range(3, 6):
-        step = model(IDS[:, i : i + 1], past_key_values=cache, use_cache=True)
+        step = model(IDS[:, i : i + 1], use_cache=True, **{name: cache})
+        assert returned_cache(step) is cache
         torch.testing.assert_close(step.logits[:, 0], full[:, i], rtol=0, atol=1e-5)
+
     kept = model(IDS, logits_to_keep=2).logits
     torch.testing.assert_close(kept, full[:, -2:], rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_generation_through_the_cache_gives_the_tokens_of_whole_passes():
+    model = tiny_causal()
+    read = []
+
+    def note_length(module, args, kwargs):
+        read.append(kwargs["input_ids"].shape[1])
+
+    model.backbone.register_forward_pre_hook(note_length, with_kwargs=True)
+    through_cache = model.generate(IDS, max_new_tokens=5, do_sample=False)
+    assert read == [6, 1, 1, 1, 1]
+    assert torch.equal(through_cache, model.generate(IDS, max_new_tokens=5, do_sample=False, use_cache=False))
+
+
+@pytest.mark.parametrize("make", [tiny_denoiser, tiny_causal])
+def test_a_cache_is_given_once_and_to_causal_models(make):
+    cache = DynamicCache()
+    with pytest.raises(ValueError, match="Both cache and past_key_values|no key/value cache"):
+        make()(IDS, cache=cache, past_key_values=cache)
+    with pytest.raises(ValueError, match="no key/value cache"):
+        tiny_denoiser()(IDS, cache=cache)
+
+
+def test_a_checkpointed_model_in_training_leaves_a_cache_alone():
+    model = tiny_causal().train()
+    model.gradient_checkpointing_enable()
+    cache = DynamicCache()
+    model(IDS, labels=IDS, cache=cache).loss.backward()
+    assert cache.get_seq_length() == 0
 
 
 @torch.no_grad()
