@@ -10,9 +10,10 @@ from .proposal import Proposal
 
 
 class CallableEnergy(Energy):
-    """A function (candidate_ids (R, k, L), noisy_ids (R, L), log p_theta (R, k), attention_mask (R, L)) -> (R, k).
+    """The energies (R, k) that a function returns.
 
-    It gets copies, which it may change.
+    It is called with candidate_ids (R, k, L), noisy_ids (R, L), log p_theta (R, k) and
+    attention_mask (R, L). It gets copies, which it may change.
 
     Raises:
         ValueError: it is not callable, or does not return a tensor of shape (R, k).
@@ -26,14 +27,25 @@ class CallableEnergy(Energy):
 
     def __call__(self, candidates: Candidates, proposal: Proposal) -> torch.Tensor:
         ids = candidates.ids
-        log_p_theta = candidates.log_probs.sum(-1)
-        energies = self.function(ids.clone(), proposal.ids.clone(), log_p_theta, proposal.present.clone())
+        noisy = proposal.ids
+        log_p_theta = candidates.log_probs.sum(-1)  # (R, k)
+        attention_mask = proposal.present
+        energies = self.function(ids.clone(), noisy.clone(), log_p_theta, attention_mask.clone())
 
-        is_tensor, needed = torch.is_tensor(energies), tuple(ids.shape[:2])
-        if not is_tensor or tuple(energies.shape) != needed or energies.is_complex():
-            given = f"{tuple(energies.shape)}" if is_tensor else type(energies).__name__
-            given += f" of {energies.dtype}" if is_tensor and energies.is_complex() else ""
-            raise ValueError(f"energy returned {given}, but a tensor of shape {needed} is needed.")
-        if energies.device.type == "meta":
-            raise ValueError("energy returned a tensor on the device `meta`, which holds no values.")
+        check_energies_of_function(energies, shape=tuple(ids.shape[:2]))
         return at_least_float32(energies.detach()).to(ids.device)
+
+
+def check_energies_of_function(energies, shape: tuple[int, int]) -> None:
+    """Raise ValueError unless a function returned a real tensor of the `shape` (R, k)."""
+    needed = f"but a tensor of shape {shape} is needed."
+    if not torch.is_tensor(energies):
+        raise ValueError(f"energy returned {type(energies).__name__}, {needed}")
+
+    given = tuple(energies.shape)
+    if energies.is_complex():
+        raise ValueError(f"energy returned {given} of {energies.dtype}, {needed}")
+    if given != shape:
+        raise ValueError(f"energy returned {given}, {needed}")
+    if energies.device.type == "meta":
+        raise ValueError("energy returned a tensor on the device `meta`, which holds no values.")

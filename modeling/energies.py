@@ -1,7 +1,10 @@
-"""Residual energies E(x_0, x_t), low = likely: p(x_0 | x_t) = p_theta(x_0 | x_t) exp(-E(x_0, x_t)) / Z(x_t).
+"""Residual energies E(x_0, x_t), low = likely (EDLM, arXiv 2410.21357, section 4).
 
-EDLM (arXiv 2410.21357), section 4. An energy is an object that is called with candidates and the proposal they come
-from. Every kind has a file of its own: autoregressive_energy.py, noise_contrastive_energy.py, callable_energy.py.
+p(x_0 | x_t) = p_theta(x_0 | x_t) exp(-E(x_0, x_t)) / Z(x_t)
+
+An energy is an object that is called with candidates
+and the proposal they come from. Every kind has a file of its own: autoregressive_energy.py,
+noise_contrastive_energy.py, callable_energy.py.
 """
 
 from abc import ABC, abstractmethod
@@ -17,8 +20,9 @@ class Candidates:
     """k candidates for the clean text of each of R rows.
 
     Args:
-        ids: (R, k, L); positions outside the reveal set hold the mask where only S is weighed (scope `revealed`).
-        log_probs: (R, k, L) log p_theta of the tokens that were proposed, 0 elsewhere; None where they do not matter.
+        ids: (R, k, L). With the scope `revealed`, positions outside the reveal set hold the mask.
+        log_probs: (R, k, L) log p_theta of the tokens that were proposed, 0 elsewhere. None where
+            no energy needs them.
     """
 
     ids: torch.LongTensor
@@ -26,11 +30,19 @@ class Candidates:
 
     @classmethod
     def filled(
-        cls, noisy: torch.LongTensor, at: torch.Tensor, tokens: torch.LongTensor, log_probs: torch.Tensor
+        cls,
+        noisy: torch.LongTensor,
+        at: torch.Tensor,
+        tokens: torch.LongTensor,
+        log_probs: torch.Tensor,
     ) -> "Candidates":
-        """k copies of `noisy` (R, L) with tokens and log-probabilities (N, k) at the N positions `at` (R, L) bool."""
-        nothing = torch.zeros_like(noisy, dtype=log_probs.dtype)
-        return cls(fill(noisy, at, tokens), fill(nothing, at, log_probs))
+        """Fill k copies of `noisy` (R, L) with tokens and log-probabilities, both (N, k).
+
+        Args:
+            at: (R, L) bool, the N positions that are filled.
+        """
+        zeros = torch.zeros_like(noisy, dtype=log_probs.dtype)
+        return cls(fill(noisy, at, tokens), fill(zeros, at, log_probs))
 
 
 class Energy(ABC):
@@ -42,7 +54,12 @@ class Energy(ABC):
 
 
 def fill(base: torch.Tensor, at: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    """k copies of `base` (R, L) with `values` (N, k) at its N positions `at` (R, L) bool: (R, k, L)."""
-    filled = base.unsqueeze(-1).repeat(1, 1, values.shape[1])  # (R, L, k): row and position first, as in `values`
+    """Fill k copies of `base` (R, L) with `values` (N, k) at the N positions `at` (R, L) bool.
+
+    Returns:
+        (R, k, L).
+    """
+    # (R, L, k): row and position first, as in `values`
+    filled = base.unsqueeze(-1).repeat(1, 1, values.shape[1])
     filled[at] = values
     return filled.transpose(1, 2).contiguous()

@@ -1,4 +1,4 @@
-"""The names of everything that computes energies, which have a file for each kind."""
+"""The names of everything that computes energies. Every kind has a file of its own."""
 
 from .causal_log_probs import autoregressive_log_probs
 from .network_energy import EDLMEnergyModel, EDLMEnergyOutput

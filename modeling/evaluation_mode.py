@@ -1,63 +1,90 @@
-"""Eval mode for as long as a model generates or scores: no dropout, and no random numbers but those of the caller."""
+"""Eval mode for as long as a model generates or scores: no dropout and no random numbers of its own."""
 
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import wraps
 
 from torch import nn
 
+
+@dataclass
+class EvalHold:
+    """A module that calls keep in eval mode.
+
+    Args:
+        module: held here so that no other module can get its id meanwhile.
+        num_calls: the calls that need it in eval mode.
+        training: the mode that the last of them gives back.
+    """
+
+    module: nn.Module
+    num_calls: int
+    training: bool
+
+
 LOCK = threading.Lock()
-# id(module) -> the module, how many calls need it in eval mode, and the mode that it gets back
-HELD: dict[int, tuple[nn.Module, int, bool]] = {}
+HOLDS: dict[int, EvalHold] = {}  # by id(module)
 
 
 @contextmanager
 def evaluating(*models: nn.Module) -> Iterator[None]:
-    """Keep all modules of the models in eval mode. The last call that needs a module gives it its mode back.
+    """Keep all modules of the models in eval mode.
 
-    Calls may nest and come from several threads, also for models that share modules. A thread that trains a model at
-    the same time finds it in eval mode.
+    The last call that needs a module gives it its mode back. Calls may nest and come from several
+    threads, also for models that share modules. A thread that trains a model at the same time finds
+    it in eval mode.
     """
-    modules = list({id(module): module for model in models for module in model.modules()}.values())
+    # Every module once by its id, parents before their children
+    modules = {}
+    for model in models:
+        modules.update({id(module): module for module in model.modules()})
+
     with LOCK:
-        for module in modules:
-            _, calls, mode = HELD.get(id(module), (module, 0, module.training))
-            HELD[id(module)] = module, calls + 1, mode
+        for key, module in modules.items():
+            hold = HOLDS.setdefault(key, EvalHold(module, 0, module.training))
+            hold.num_calls += 1
         for model in models:
             if any(module.training for module in model.modules()):
                 model.eval()
+
     try:
         yield
     finally:
         with LOCK:
-            for module in modules:  # parents before their children
-                _, calls, mode = HELD.pop(id(module))
-                if calls > 1:
-                    HELD[id(module)] = module, calls - 1, mode
-                    mode = False
-                set_mode(module, mode)
+            for key in modules:
+                release(HOLDS[key])
+
+
+def release(hold: EvalHold) -> None:
+    """End one call's hold on a module."""
+    hold.num_calls -= 1
+    is_last = hold.num_calls == 0
+    if is_last:
+        del HOLDS[id(hold.module)]
+    set_mode(hold.module, hold.training and is_last)
 
 
 def in_eval_mode(method: Callable) -> Callable:
-    """A method of a model that runs while the model is kept in eval mode."""
+    """Let a method of a model run while the model is kept in eval mode."""
 
     @wraps(method)
-    def run(self, *args, **kwargs):
+    def method_in_eval_mode(self, *args, **kwargs):
         with evaluating(self):
             return method(self, *args, **kwargs)
 
-    return run
+    return method_in_eval_mode
 
 
-def set_mode(module: nn.Module, mode: bool) -> None:
-    """Give one module its mode. A class with a `train` of its own may have more to switch than this module."""
-    if module.training == mode:
+def set_mode(module: nn.Module, training: bool) -> None:
+    """Give one module its mode, by its `train` method where the class has one of its own.
+
+    Such a class may have more to switch than this module.
+    """
+    if module.training == training:
         return
     if type(module).train is nn.Module.train:
-        module.training = mode
+        module.training = training
     else:
-        module.train(mode)
-
-
-__all__ = ["evaluating", "in_eval_mode"]
+        module.train(training)

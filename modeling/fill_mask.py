@@ -1,7 +1,8 @@
-"""The fill-mask pipeline of transformers for masked diffusion: it offers what p_theta can draw.
+"""The fill-mask pipeline for masked diffusion, which offers the tokens that p_theta can draw.
 
-The `logits` of a denoiser are raw, the mask token's among them, which a softmax over all of them would offer. This
-class takes the place of the pipeline of transformers and does what that does for all other models.
+The `logits` of a denoiser are raw. They include the mask token, which a softmax over all of them
+would offer. The class below stands in for the pipeline of transformers and leaves other models as
+they are.
 """
 
 from transformers import FillMaskPipeline
@@ -16,7 +17,7 @@ class MaskedDiffusionFillMaskPipeline(FillMaskPipeline):
     """Candidates for the mask tokens of a text, with their probabilities under SUBS.
 
     Raises:
-        ValueError: the tokenizer's mask token is not that of the model.
+        ValueError: the mask token of the tokenizer is not the one of the model.
     """
 
     def __init__(self, *args, **kwargs):
@@ -35,6 +36,3 @@ class MaskedDiffusionFillMaskPipeline(FillMaskPipeline):
 def register_fill_mask() -> None:
     """Let `pipeline("fill-mask", ...)` make this class."""
     PIPELINE_REGISTRY.supported_tasks["fill-mask"]["impl"] = MaskedDiffusionFillMaskPipeline
-
-
-__all__ = ["MaskedDiffusionFillMaskPipeline", "register_fill_mask"]

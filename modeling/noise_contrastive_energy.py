@@ -1,4 +1,7 @@
-"""The energy that a network trained by noise-contrastive estimation gives (EDLM, arXiv 2410.21357, section 4.2)."""
+"""The energy of a network that was trained by noise-contrastive estimation.
+
+Source: EDLM (arXiv 2410.21357), section 4.2.
+"""
 
 from dataclasses import dataclass
 
@@ -10,8 +13,10 @@ from .energies import Candidates, Energy
 from .masked_diffusion import at_least_float32
 from .proposal import Proposal
 
-# Activations of one call of the network
-MOST_BYTES = 2**28
+# The activations of one call of the network: so many bytes at most, and so many floats for every
+# position and hidden unit.
+MAX_ACTIVATION_BYTES = 2**28
+FLOATS_PER_HIDDEN_UNIT = 32
 
 
 @dataclass(frozen=True)
@@ -19,9 +24,10 @@ class NoiseContrastiveEnergy(Energy):
     """E of candidates by a network over [x_t; x_0], in chunks.
 
     Args:
-        network: called as `network(candidates, noisy, attention_mask=..., timesteps=...)`, returns `.energy`.
+        network: called as `network(candidates, noisy, attention_mask=..., timesteps=...)`. It
+            returns an output with `.energy`.
         config: of the composite.
-        chunk_size: candidates per call of the network; bounded by memory unless given.
+        chunk_size: candidates per call of the network, bounded by memory unless given.
     """
 
     network: nn.Module
@@ -29,21 +35,29 @@ class NoiseContrastiveEnergy(Energy):
     chunk_size: int | None = None
 
     def __call__(self, candidates: Candidates, proposal: Proposal) -> torch.Tensor:
-        batch, k, length = candidates.ids.shape
-        size = self.chunk_size
-        if size is None:
-            size = max(1, MOST_BYTES // (4 * 32 * length * (self.config.hidden_size or 1024)))
+        batch, _, length = candidates.ids.shape
+        chunk_size = self.chunk_size or self.affordable_candidates(length)
 
         energies = []
-        for rows in torch.arange(batch, device=candidates.ids.device).split(size):
-            mask = None if proposal.attention_mask is None else proposal.attention_mask[rows]
+        for rows in torch.arange(batch, device=candidates.ids.device).split(chunk_size):
+            attention_mask = proposal.attention_mask
+            if attention_mask is not None:
+                attention_mask = attention_mask[rows]
             sigma = proposal.timesteps
             if sigma is not None and sigma.numel() > 1:
                 sigma = sigma[rows]
 
-            # (R, some candidates, L) at a time
-            parts = candidates.ids[rows].split(max(1, size // len(rows)), dim=1)
+            # All rows of a chunk, and as many candidates of each as fit: (rows, <= k, L) at a time
             noisy = proposal.ids[rows]
-            of_rows = [self.network(part, noisy, attention_mask=mask, timesteps=sigma).energy for part in parts]
-            energies.append(torch.cat(of_rows, dim=1))
+            energies_of_rows = []
+            for ids in candidates.ids[rows].split(max(1, chunk_size // len(rows)), dim=1):
+                output = self.network(ids, noisy, attention_mask=attention_mask, timesteps=sigma)
+                energies_of_rows.append(output.energy)
+            energies.append(torch.cat(energies_of_rows, dim=1))
         return at_least_float32(torch.cat(energies))
+
+    def affordable_candidates(self, length: int) -> int:
+        """How many candidates of `length` tokens one call may have."""
+        width = self.config.hidden_size or 1024
+        bytes_per_candidate = 4 * FLOATS_PER_HIDDEN_UNIT * length * width
+        return max(1, MAX_ACTIVATION_BYTES // bytes_per_candidate)
