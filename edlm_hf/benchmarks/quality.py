@@ -43,8 +43,8 @@ from edlm_hf.evaluation import (
     word_entropy,
 )
 from edlm_hf.evaluation.estimate import mean_estimate, ratio_estimate
+from edlm_hf.evaluation.judges import load_judge
 from edlm_hf.evaluation.log_partition import finite_sd
-from edlm_hf.evaluation.quality import load_judge
 from edlm_hf.evaluation.texts import read_texts
 from edlm_hf.loading import load_causal, load_masked, load_tokenizer
 from edlm_hf.modeling.generation_edlm import EDLMGenerationOutput

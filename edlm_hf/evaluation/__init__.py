@@ -6,18 +6,17 @@ from edlm_hf.evaluation.h_profile import HProfile, h_profile
 from edlm_hf.evaluation.likelihood import discrete_nelbo, nelbo, sampler_bound
 from edlm_hf.evaluation.log_partition import LogPartitionBounds, log_partition_bounds
 from edlm_hf.evaluation.paper_likelihood import paper_nll
-from edlm_hf.evaluation.quality import (
-    PerplexityEstimate,
+from edlm_hf.evaluation.perplexity import PerplexityEstimate, generative_perplexity
+from edlm_hf.evaluation.quality import sample_report
+from edlm_hf.evaluation.scoring import LikelihoodEstimate
+from edlm_hf.evaluation.text_statistics import (
     distinct_n,
-    generative_perplexity,
     mauve,
-    sample_report,
     spelling_accuracy,
     unigram_entropy,
     vocabulary_of,
     word_entropy,
 )
-from edlm_hf.evaluation.scoring import LikelihoodEstimate
 
 __all__ = [
     "Estimate",

@@ -4,11 +4,12 @@ UnigramEntropy().compute(predictions=ids)
 SamplerBound().compute(predictions=ids, model=model, num_steps=64)
 evaluate.load(str(METRICS / "unigram_entropy")).compute(predictions=ids)
 
-Samples are the predictions, added one by one or in batches; every other argument of the function goes to `compute`.
-The result is that of the function as a dictionary, its value under the name of the metric. Nothing is downloaded.
+The samples are the predictions, added one by one or in batches. Every other argument of the function
+is an argument of `compute`. The result is the result of the function as a dictionary, with its value
+under the name of the metric. Nothing is downloaded.
 
-`evaluate.load` copies the script of a folder here, which must have the folder's name, and takes the first metric in
-it; the scripts import their metric from this file, so that no code exists twice.
+`evaluate.load` copies the script of a folder here, which must have the folder's name, and takes the
+first metric in it. The scripts import their metric from this file, so that no code exists twice.
 """
 
 import inspect
@@ -18,17 +19,23 @@ from pathlib import Path
 import evaluate
 from datasets import Features, Sequence, Value
 
-from edlm_hf.evaluation import autoregressive_nll, discrete_nelbo, nelbo, paper_nll, sampler_bound
-from edlm_hf.evaluation.estimate import Estimate
-from edlm_hf.evaluation.quality import (
+from edlm_hf.evaluation import (
+    autoregressive_nll,
+    discrete_nelbo,
     distinct_n,
     generative_perplexity,
+    nelbo,
+    paper_nll,
+    sampler_bound,
     spelling_accuracy,
     unigram_entropy,
     word_entropy,
 )
+from edlm_hf.evaluation.estimate import Estimate
 
-METRICS = Path(__file__).parent
+METRICS = Path(__file__).parent  # the folder of the scripts
+
+# Kinds of samples
 TEXTS = Features({"predictions": Value("string")})
 IDS = Features({"predictions": Sequence(Value("int64"))})
 CITATION = """\
@@ -43,17 +50,23 @@ CITATION = """\
 
 
 class EstimateMetric(evaluate.Metric):
-    """`compute(predictions=samples, **arguments)` is `measure(samples, **arguments)` as a dictionary."""
+    """`compute(predictions=samples, **arguments)` is `measure(samples, **arguments)` as a dictionary.
+
+    Attributes:
+        measure: the function.
+        samples: the kinds of samples that it takes.
+    """
 
     measure: Callable[..., Estimate]
     samples: Features | list[Features]
 
     def _info(self) -> evaluate.MetricInfo:
-        text = inspect.getdoc(self.measure)
+        docstring = inspect.getdoc(self.measure)
+        summary = docstring.split("\n\n")[0]
         return evaluate.MetricInfo(
-            description=text.split("\n\n")[0],
+            description=summary,
             citation=CITATION,
-            inputs_description=f"\n\nThe predictions are the samples of:\n\n{text}",
+            inputs_description=f"\n\nThe predictions are the samples of:\n\n{docstring}",
             features=self.samples,
         )
 
@@ -63,23 +76,28 @@ class EstimateMetric(evaluate.Metric):
 
 
 class GenerativePerplexity(EstimateMetric):
-    measure, samples = staticmethod(generative_perplexity), TEXTS
+    measure = staticmethod(generative_perplexity)
+    samples = TEXTS
 
 
 class UnigramEntropy(EstimateMetric):
-    measure, samples = staticmethod(unigram_entropy), IDS
+    measure = staticmethod(unigram_entropy)
+    samples = IDS
 
 
 class WordEntropy(EstimateMetric):
-    measure, samples = staticmethod(word_entropy), TEXTS
+    measure = staticmethod(word_entropy)
+    samples = TEXTS
 
 
 class DistinctN(EstimateMetric):
-    measure, samples = staticmethod(distinct_n), [TEXTS, IDS]
+    measure = staticmethod(distinct_n)
+    samples = [TEXTS, IDS]
 
 
 class SpellingAccuracy(EstimateMetric):
-    measure, samples = staticmethod(spelling_accuracy), TEXTS
+    measure = staticmethod(spelling_accuracy)
+    samples = TEXTS
 
 
 class LikelihoodMetric(EstimateMetric):

@@ -11,7 +11,8 @@ from published import tiny_denoiser, tiny_gpt2
 
 from edlm_hf import metrics
 from edlm_hf.evaluation.likelihood import sampler_bound
-from edlm_hf.evaluation.quality import distinct_n, generative_perplexity, unigram_entropy
+from edlm_hf.evaluation.perplexity import generative_perplexity
+from edlm_hf.evaluation.text_statistics import distinct_n, unigram_entropy
 from edlm_hf.metrics import (
     METRICS,
     AutoregressiveNll,

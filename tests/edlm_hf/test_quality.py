@@ -13,18 +13,14 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from edlm_hf.evaluation.estimate import Estimate, mean_estimate, ratio_estimate
-from edlm_hf.evaluation.quality import (
+from edlm_hf.evaluation.perplexity import generative_perplexity, judge_weight_mask, next_token_nlls, windows
+from edlm_hf.evaluation.quality import markdown_table, sample_report
+from edlm_hf.evaluation.text_statistics import (
     distinct_n,
-    generative_perplexity,
-    judge_weight_mask,
-    markdown_table,
     mauve,
-    next_token_nlls,
-    sample_report,
     spelling_accuracy,
     unigram_entropy,
     vocabulary_of,
-    windows,
     word_entropy,
 )
 

@@ -1,0 +1,25 @@
+"""Samples as a user gives them: read as a list, and quoted in messages."""
+
+from collections.abc import Iterable
+
+
+def as_list(samples: Iterable, name: str) -> list:
+    """Samples as a list, tensors and arrays as lists of lists.
+
+    Args:
+        name: of the argument, for messages.
+
+    Raises:
+        ValueError: there are none, or a single one was passed.
+    """
+    rows = [sample.tolist() if hasattr(sample, "tolist") else sample for sample in samples]
+    if not rows:
+        raise ValueError(f"{name} is empty, but at least one is needed.")
+    if isinstance(samples, str) or isinstance(rows[0], int):
+        raise ValueError(f"{name} is a single one ({excerpt(str(samples))}), but a list of them is needed: [{name}].")
+    return rows
+
+
+def excerpt(text: str, length: int = 40) -> str:
+    """The beginning of a text in quotes."""
+    return repr(text) if len(text) <= length else f"{text[:length]!r}..."

@@ -1,0 +1,124 @@
+"""Statistics of samples that need no model: entropies, repetition, spelling, and MAUVE against human texts.
+
+Words are the strings between white space.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
+
+import torch
+
+from edlm_hf.evaluation.estimate import Estimate, mean_estimate, ratio_estimate
+from edlm_hf.evaluation.sample_lists import as_list
+
+
+def unigram_entropy(ids: Sequence[Sequence[int]] | torch.Tensor) -> Estimate:
+    """Mean over samples of -sum_v f_v log2 f_v in bits, f the frequencies of the tokens within a sample.
+
+    Args:
+        ids: (B, L), or B lists of any lengths. All of them count: leave padding out.
+
+    Raises:
+        ValueError: no samples.
+    """
+    return mean_estimate([entropy_bits(row) for row in as_list(ids, "ids")], "bits")
+
+
+def word_entropy(texts: Sequence[str]) -> Estimate:
+    """`unigram_entropy` of the words between white space; 0 bits for a text without words.
+
+    Raises:
+        ValueError: no texts.
+    """
+    return unigram_entropy([text.split() for text in as_list(texts, "texts")])
+
+
+def entropy_bits(tokens: Sequence) -> float:
+    """sum_v f_v log2(1 / f_v) of the frequencies f of the tokens (any hashable things); 0 of no tokens."""
+    total = len(tokens)
+    counts = Counter(tokens).values()
+    return sum(count / total * math.log2(total / count) for count in counts)
+
+
+def distinct_n(samples: Sequence[str] | Sequence[Sequence[int]] | torch.Tensor, n: int = 2) -> Estimate:
+    """Share of n-grams that are new within their sample, after Li et al. (arXiv 1510.03055); 1: no repetition.
+
+    Args:
+        samples: texts, of which the words count, or token ids: (B, L), or B lists. A sample of fewer
+            than n tokens adds nothing.
+
+    Raises:
+        ValueError: no samples, n < 1, or no sample has n tokens.
+    """
+    if n < 1:
+        raise ValueError(f"n is {n}, but an n-gram has at least 1 token.")
+    samples = as_list(samples, "samples")
+    rows = [sample.split() if isinstance(sample, str) else sample for sample in samples]
+
+    grams = [n_grams(row, n) for row in rows]
+    if not any(grams):
+        raise ValueError(f"None of the {len(rows)} samples has {n} tokens: choose a smaller n.")
+
+    distinct = [len(set(of_sample)) for of_sample in grams]
+    total = [len(of_sample) for of_sample in grams]
+    return ratio_estimate(distinct, total, f"distinct {n}-grams")
+
+
+def n_grams(tokens: Sequence, n: int) -> list[tuple]:
+    """All runs of n tokens.
+
+    >>> n_grams("abcd", 3)
+    [('a', 'b', 'c'), ('b', 'c', 'd')]
+    """
+    return [tuple(tokens[begin : begin + n]) for begin in range(len(tokens) - n + 1)]
+
+
+def vocabulary_of(texts: Iterable[str], min_count: int = 1) -> frozenset[str]:
+    """The words between white space that occur at least `min_count` times in all."""
+    counts = Counter(word for text in texts for word in text.split())
+    return frozenset(word for word, count in counts.items() if count >= min_count)
+
+
+def spelling_accuracy(texts: Sequence[str], vocabulary: Collection[str]) -> Estimate:
+    """Share of words, of all texts, that are in a vocabulary, such as `vocabulary_of` the training texts.
+
+    A word that the end of a sample cuts in two counts like any other: compare with samples of the
+    data of equal length.
+
+    Raises:
+        ValueError: no texts, no vocabulary, or no word in any text.
+    """
+    words = [text.split() for text in as_list(texts, "texts")]
+    vocabulary = frozenset(as_list(vocabulary, "vocabulary"))
+    if not any(words):
+        raise ValueError(f"There is not a word in the {len(words)} texts.")
+
+    known = [sum(word in vocabulary for word in of_text) for of_text in words]
+    total = [len(of_text) for of_text in words]
+    return ratio_estimate(known, total, "known words")
+
+
+def mauve(texts: Sequence[str], references: Sequence[str], **arguments) -> Estimate:
+    """MAUVE (Pillutla et al., arXiv 2102.01454) between samples and human texts, by the package `mauve-text`.
+
+    Args:
+        arguments: for `mauve.compute_mauve`, such as `featurize_model_name` or `device_id`.
+
+    Returns:
+        The score between 0 and 1. The package gives no standard error: NaN.
+
+    Raises:
+        ImportError: the package is not installed.
+        ValueError: no texts or no references.
+    """
+    try:
+        from mauve import compute_mauve
+    except ImportError as error:
+        raise ImportError("MAUVE is computed by a package of its own: pip install mauve-text") from error
+
+    texts = as_list(texts, "texts")
+    references = as_list(references, "references")
+    arguments = {"verbose": False} | arguments
+    score = compute_mauve(p_text=references, q_text=texts, **arguments).mauve
+    return Estimate(float(score), math.nan, len(texts), "MAUVE")
