@@ -1,6 +1,6 @@
-"""What evaluation harnesses ask of a language model, answered by masked diffusion: likelihoods by a bound, and text.
+"""Likelihoods and continuations for evaluation harnesses, from a masked diffusion model: likelihoods are bounds.
 
-Knows no harness: `edlm_hf.lm_eval` is the bridge to one.
+This file knows no harness: `edlm_hf.lm_eval` is the bridge to one.
 """
 
 from collections import defaultdict
@@ -31,14 +31,20 @@ BOUNDS = ("nelbo", "discrete", "sampler")
 
 
 class Window(NamedTuple):
-    """Tokens that the model sees at once; those from `first` on count, the others stay visible."""
+    """Tokens that the model sees at once. Those from `first` on count, the others stay visible."""
 
     ids: tuple[int, ...]
     first: int
 
 
 class Job(NamedTuple):
-    """A prompt, the strings that end its continuation, and the arguments of `generate()` that it shares with others."""
+    """A text to generate: jobs of equal options share a call of `generate()`.
+
+    Args:
+        prompt: token ids, the start token among them.
+        until: strings that end the continuation.
+        options: arguments of `generate()` by name.
+    """
 
     prompt: tuple[int, ...]
     until: tuple[str, ...]
@@ -48,28 +54,31 @@ class Job(NamedTuple):
 class EDLMScorer:
     """Log-likelihoods and continuations of texts.
 
-    A log-likelihood is minus an upper bound of -log p in nats, a Monte-Carlo estimate: `estimates` has the last result
-    of every kind of request with its standard error. It depends on the seed and on the set of requests, not on their
-    order, and not on the batch size beyond 1e-5. Every text begins with the start token of the model's configuration
-    (or else of the tokenizer), which stays visible and does not count.
+    A log-likelihood is minus an upper bound of -log p in nats, a Monte-Carlo estimate: `estimates` has
+    the last result of every kind of request with its standard error. It depends on the seed and on the
+    set of requests, not on their order, and not on the batch size beyond 1e-5. Every text begins with
+    the start token of the model's configuration (or else of the tokenizer), which stays visible and
+    does not count.
 
     Args:
         model: one of ours, or any masked language model in `EDLMForMaskedDiffusion.from_components`.
-        bound: `nelbo`, of revealing one token at a time without energy; `discrete`, of `num_steps` steps without
-            energy; `sampler`, of `num_steps` steps of the sampler with the energy (see `edlm_hf.evaluation`).
+        bound: `nelbo`, of revealing one token at a time without energy; `discrete`, of `num_steps`
+            steps without energy; `sampler`, of `num_steps` steps of the sampler with the energy (see
+            `edlm_hf.evaluation`).
         num_samples: noise samples per text, even or 1.
         num_steps: T of the bound, and of generated text (per block).
         inner_copies: m of the bound `sampler`.
         batch_size: rows per call of the networks.
         max_length: tokens of a window to score, the model's unless given.
-        block_length: generate in blocks of this many tokens. Unless given all at once, and what does not fit the model
-            in blocks of at most half its length.
+        block_length: generate in blocks of this many tokens. Unless given, all tokens are generated
+            at once, and a text longer than the model in blocks of at most half its length.
         max_gen_toks: new tokens where a request does not say.
-        generation_options: what else the bound `sampler` and `generate()` take: num_candidates, energy_window, ...
+        generation_options: further arguments of the bound `sampler` and of `generate()`:
+            num_candidates, energy_window, ...
 
     Raises:
-        ValueError: an unknown bound or option, a batch size or length that is not allowed, or a tokenizer whose mask
-            token is not that of the model.
+        ValueError: an unknown bound or option, a batch size or length that is not allowed, or a
+            tokenizer whose mask token is not the mask token of the model.
     """
 
     def __init__(
@@ -93,127 +102,158 @@ class EDLMScorer:
             raise ValueError(f"bound is {bound!r}, but it must be one of {', '.join(BOUNDS)}.")
         if not isinstance(batch_size, int) or batch_size < 1:
             raise ValueError(f"batch_size is {batch_size!r}, but it must be a positive integer; nothing is detected.")
+        # Refuses options that are unknown or not allowed
         model.reverse_process(max_denoising_steps=num_steps, **generation_options)
         if tokenizer.mask_token_id is not None:
             check_mask_token(tokenizer, model.config)
+
+        # In front of every text
         start = getattr(model.config, "bos_token_id", None)
-        start = tokenizer.bos_token_id if start is None else start
+        if start is None:
+            start = tokenizer.bos_token_id
         self.start = () if start is None else (start,)
+
+        # The length of a window: at least one token besides the start token
         self.model_length = getattr(model.config, "max_position_embeddings", None)
         self.max_length = self.model_length if max_length is None else max_length
-        longest, shortest = self.model_length or self.max_length, len(self.start) + 1
+        shortest = len(self.start) + 1
+        longest = self.model_length or self.max_length
         if self.max_length is not None and not shortest <= self.max_length <= longest:
             raise ValueError(f"max_length is {max_length}, but it must be from {shortest} to {longest}.")
+
         self.has_energy = getattr(model.config, "energy_type", "none") != "none"
         if self.has_energy and bound != "sampler":
             logger.warning(f"bound={bound} is that of the denoiser alone; with bound=sampler the energy takes part.")
-        options = {"num_samples": num_samples, "batch_size": batch_size, "seed": seed, "progress_bar": progress_bar}
-        self.bound = {
-            "nelbo": partial(nelbo, **options),
-            "discrete": partial(discrete_nelbo, num_steps=num_steps, **options),
-            "sampler": partial(
-                sampler_bound, num_steps=num_steps, inner_copies=inner_copies, **options, **generation_options
-            ),
-        }[bound]
-        self.generation_options = {"max_denoising_steps": num_steps} | generation_options
-        self.model, self.tokenizer = model.eval(), tokenizer
-        self.batch_size, self.seed, self.progress_bar = batch_size, seed, progress_bar
-        self.block_length, self.max_gen_toks = block_length, max_gen_toks
-        self.estimates: dict[str, LikelihoodEstimate] = {}
 
-    # ------------------------------------------------------------------------------------------------------ likelihood
+        # (model, texts, scored) -> LikelihoodEstimate
+        noise = {"num_samples": num_samples, "batch_size": batch_size, "seed": seed, "progress_bar": progress_bar}
+        if bound == "nelbo":
+            self.bound = partial(nelbo, **noise)
+        elif bound == "discrete":
+            self.bound = partial(discrete_nelbo, num_steps=num_steps, **noise)
+        else:
+            steps = {"num_steps": num_steps, "inner_copies": inner_copies}
+            self.bound = partial(sampler_bound, **steps, **noise, **generation_options)
+
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+        self.generation_options = {"max_denoising_steps": num_steps} | generation_options
+        self.batch_size = batch_size
+        self.block_length = block_length
+        self.max_gen_toks = max_gen_toks
+        self.seed = seed
+        self.progress_bar = progress_bar
+        self.estimates: dict[str, LikelihoodEstimate] = {}
 
     def loglikelihood(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[float, bool]]:
         """For (context, continuation): minus the bound of the continuation in nats, and whether it is greedy.
 
-        The context stays visible. It is cut on the left to what fits; a continuation longer than a window is scored as
-        by `rolling`. Greedy means that `generate(do_sample=False, sampler="first_hitting")`, the likeliest token of
-        the most confident position one at a time, gives the continuation in place of as many masks; it costs one call
-        of the denoiser for every token up to the first that is wrong.
+        The context stays visible. It is cut on the left to fit. A continuation longer than a window is
+        scored as by `rolling`.
+
+        Greedy means that `generate(do_sample=False, sampler="first_hitting")`, which fills in the
+        likeliest token of the most confident position one at a time, gives the continuation in place
+        of as many masks. It costs one call of the denoiser for every token up to the first wrong one.
 
         Raises:
             ValueError: a text holds the mask token or unknown ids, or has probability zero.
         """
-        found = [self.windows(*self.encode_pair(*pair)) for pair in pairs]
-        nats, greedy = self.nats("loglikelihood", found), self.reproduced(found)
-        return [(-sum(nats[w] for w in windows), all(greedy[w] for w in windows)) for windows in found]
+        windows_of_pairs = [self.windows(*self.encode_pair(*pair)) for pair in pairs]
+        nats = self.nats("loglikelihood", windows_of_pairs)
+        greedy = self.reproduced(windows_of_pairs)
+
+        answers = []
+        for windows in windows_of_pairs:
+            log_likelihood = -sum(nats[window] for window in windows)
+            answers.append((log_likelihood, all(greedy[window] for window in windows)))
+        return answers
 
     def rolling(self, texts: Sequence[str]) -> list[float]:
         """Minus the bound of complete texts in nats.
 
-        A text longer than a window is scored in windows that overlap by one token, so that every later one sees at
-        least the token before it; the last ends with the text. Every token counts once.
+        A text longer than a window is scored in windows that overlap by one token, so that every later
+        one sees at least the token before it. The last one ends with the text. Every token counts once.
 
         Raises:
             ValueError: as `loglikelihood`.
         """
-        found = [self.windows([], self.encode(text)) for text in texts]
-        nats = self.nats("loglikelihood_rolling", found)
-        return [-sum(nats[w] for w in windows) for windows in found]
-
-    def nats(self, kind: str, found: Sequence[Sequence[Window]]) -> dict[Window, float]:
-        """The bound of every window."""
-        windows = distinct(found)
-        if not windows:
-            return {}
-        scored = [[i >= window.first for i in range(len(window.ids))] for window in windows]
-        estimate = self.bound(self.model, [window.ids for window in windows], scored=scored)
-        self.estimates[kind] = estimate
-        return dict(zip(windows, estimate.sequence_nats, strict=True))
-
-    @torch.no_grad()
-    def reproduced(self, found: Sequence[Sequence[Window]]) -> dict[Window, bool]:
-        """Whether greedy generation in place of the tokens that count gives them back; a row that fails stops there."""
-        windows, answers = distinct(found), {}
-        process = self.model.reverse_process(do_sample=False, sampler="first_hitting")
-        mask_token_id = self.model.config.mask_token_id
-        for batch in batches_of(windows, self.batch_size):
-            clean, real = self.padded([window.ids for window in batch])
-            first = torch.tensor([window.first for window in batch], device=clean.device)
-            columns = torch.arange(clean.shape[1], device=clean.device).expand(clean.shape)
-            free = real & (columns >= first.unsqueeze(1))
-
-            # One position after the other. A row with a wrong token is filled no more.
-            state = process.state(clean.masked_fill(free, mask_token_id), free, real)
-            right = torch.ones(len(batch), dtype=torch.bool, device=clean.device)
-            for _ in chain(process, state, Likeliest(), Noise()):
-                right = right & ((state.ids == clean) | (state.ids == mask_token_id)).all(-1)
-                state.free = state.free & right.unsqueeze(1)
-            right = right.cpu()
-            answers |= zip(batch, right.tolist(), strict=True)
-        return answers
-
-    # ------------------------------------------------------------------------------------------------------ generation
+        windows_of_texts = [self.windows([], self.encode(text)) for text in texts]
+        nats = self.nats("loglikelihood_rolling", windows_of_texts)
+        return [-sum(nats[window] for window in windows) for windows in windows_of_texts]
 
     def generate_until(self, requests: Sequence[tuple[str, Mapping]]) -> list[str]:
         """Continuations of contexts by `generate()`, each up to the first of its strings `until` or an end of text.
 
-        A request says `until` (a string or several), `max_gen_toks`, and any argument of `generate()`. It is greedy
-        unless it says do_sample=True or a temperature above 0; greedy generation weighs no candidates, so that an
-        energy has no part in it. The context is cut on the left to what fits. Samples depend on the seed, the batch
-        size and the set of requests; of equal requests each gets its own.
+        A request is a context with options: `until` (a string or several), `max_gen_toks`, and any
+        argument of `generate()`. It is greedy unless its options have do_sample=True or a temperature
+        above 0. Greedy generation weighs no candidates, so that an energy takes no part in it. The
+        context is cut on the left to fit. Samples depend on the seed, the batch size and the set of
+        requests; equal requests get samples of their own.
 
         Raises:
             ValueError: an argument that `generate()` refuses.
         """
         jobs = [self.job(*request) for request in requests]
-        groups, answers = defaultdict(list), {}
+
+        # Batches of equal options, in an order that does not depend on the order of the requests
+        groups = defaultdict(list)
         for i, job in enumerate(jobs):
             groups[repr(job.options)].append(i)
         batches = []
         for _, members in sorted(groups.items()):
             members.sort(key=lambda i: (-len(jobs[i].prompt), jobs[i].prompt, jobs[i].until))
             batches += batches_of(members, self.batch_size)
+
+        answers = {}
         generator = torch.Generator().manual_seed(self.seed)
-        progress = {"console": Console(stderr=True), "disable": not self.progress_bar}
-        for batch in track(batches, "generating", **progress):
-            answers |= zip(batch, self.complete([jobs[i] for i in batch], generator), strict=True)
+        console = Console(stderr=True)
+        for batch in track(batches, "generating", console=console, disable=not self.progress_bar):
+            texts = self.complete([jobs[i] for i in batch], generator)
+            answers.update(zip(batch, texts, strict=True))
         return [answers[i] for i in range(len(jobs))]
 
+    def nats(self, kind: str, windows_of_texts: Sequence[Sequence[Window]]) -> dict[Window, float]:
+        """The bound of every window. `estimates` keeps the result under the `kind` of request."""
+        windows = distinct(windows_of_texts)
+        if not windows:
+            return {}
+
+        ids = [window.ids for window in windows]
+        scored = [[i >= window.first for i in range(len(window.ids))] for window in windows]
+        estimate = self.bound(self.model, ids, scored=scored)
+        self.estimates[kind] = estimate
+        return dict(zip(windows, estimate.sequence_nats, strict=True))
+
+    @torch.no_grad()
+    def reproduced(self, windows_of_texts: Sequence[Sequence[Window]]) -> dict[Window, bool]:
+        """Whether greedy generation in place of the tokens that count gives them back."""
+        process = self.model.reverse_process(do_sample=False, sampler="first_hitting")
+        mask_token_id = self.model.config.mask_token_id
+        answers = {}
+        for batch in batches_of(distinct(windows_of_texts), self.batch_size):
+            # Masks from `first` on, (B, L)
+            clean, real = self.padded([window.ids for window in batch])
+            first = torch.tensor([window.first for window in batch], device=clean.device)
+            columns = torch.arange(clean.shape[1], device=clean.device).expand(clean.shape)
+            free = real & (columns >= first.unsqueeze(1))
+            state = process.state(clean.masked_fill(free, mask_token_id), free, real)
+
+            # One position after the other. A row with a wrong token is filled no more.
+            correct = torch.ones(len(batch), dtype=torch.bool, device=clean.device)
+            for _ in chain(process, state, Likeliest(), Noise()):
+                agrees = (state.ids == clean) | (state.ids == mask_token_id)
+                correct = correct & agrees.all(-1)
+                state.free = state.free & correct.unsqueeze(1)
+            answers.update(zip(batch, correct.tolist(), strict=True))
+        return answers
+
     def job(self, context: str, options: Mapping) -> Job:
+        """The prompt of a request, and the arguments of `generate()` for it."""
         options = self.generation_options | dict(options)
-        until = options.pop("until", ())
-        new = int(options.pop("max_gen_toks", self.max_gen_toks))
+        until = options.pop("until", ()) or ()
+        new_tokens = int(options.pop("max_gen_toks", self.max_gen_toks))
+
+        # Greedy unless a temperature or do_sample=True asks for samples
         options.setdefault("do_sample", bool(options.get("temperature")))
         if not options["do_sample"]:
             options.pop("temperature", None)
@@ -221,24 +261,32 @@ class EDLMScorer:
                 logger.warning_once(
                     "Greedy generation weighs no candidates: the energy takes no part. Ask for do_sample=True."
                 )
-        ids, block, room = self.encode(context), self.block_length, self.model_length
-        fits = room is None or len(self.start) + len(ids) + new <= room
-        if not fits:
-            block = block or min(new, max(room // 2, 1))
-            ids = last(ids, room - block - len(self.start))
-        options |= {"max_new_tokens": new, "block_length": block}
-        until = (until,) if isinstance(until, str) else tuple(until or ())
+
+        # A text longer than the model is made in blocks, with as much context as fits before a block
+        ids = self.encode(context)
+        block_length = self.block_length
+        longest = self.model_length
+        if longest is not None and len(self.start) + len(ids) + new_tokens > longest:
+            block_length = block_length or min(new_tokens, max(longest // 2, 1))
+            ids = last(ids, longest - block_length - len(self.start))
+
+        options["max_new_tokens"] = new_tokens
+        options["block_length"] = block_length
+        until = (until,) if isinstance(until, str) else tuple(until)
         return Job(self.start + tuple(ids), until, tuple(sorted(options.items())))
 
     def complete(self, jobs: Sequence[Job], generator: torch.Generator) -> list[str]:
         """Continuations of jobs of equal options."""
         ids, real = self.padded([job.prompt for job in jobs])
-        width, end = ids.shape[1], self.tokenizer.eos_token_id
+        end = self.tokenizer.eos_token_id
 
         def finished(rows: torch.LongTensor, _) -> list[bool]:
             """Whether the continuation in the first tokens (B, n) of every row is complete."""
-            found = zip(rows, jobs, strict=True)
-            return [self.text(row[len(job.prompt) :], job.until)[1] for row, job in found]
+            flags = []
+            for row, job in zip(rows, jobs, strict=True):
+                continuation = row[len(job.prompt) :]
+                flags.append(self.text(continuation, job.until)[1])
+            return flags
 
         output = self.model.generate(
             ids,
@@ -249,17 +297,21 @@ class EDLMScorer:
             pad_token_id=self.filler if end is None else end,
             **dict(jobs[0].options),
         )
-        return [self.text(row, job.until)[0] for row, job in zip(output[:, width:], jobs, strict=True)]
+        continuations = output[:, ids.shape[1] :]
+        return [self.text(row, job.until)[0] for row, job in zip(continuations, jobs, strict=True)]
 
     def text(self, ids: torch.LongTensor, until: Sequence[str]) -> tuple[str, bool]:
         """The text (L,) up to its end, the first mask or the first of `until`; and whether it is complete."""
-        ids, end = ids.tolist(), self.tokenizer.eos_token_id
-        stop = min(ids.index(x) if x in ids else len(ids) for x in (end, self.model.config.mask_token_id))
+        ids = ids.tolist()
+        end = self.tokenizer.eos_token_id
+        ends = (end, self.model.config.mask_token_id)
+        stop = min(ids.index(token) if token in ids else len(ids) for token in ends)
         text = self.tokenizer.decode(ids[:stop], skip_special_tokens=True)
-        cut = min((text.find(string) for string in until if string and string in text), default=len(text))
-        return text[:cut], cut < len(text) or ids[stop : stop + 1] == [end]
 
-    # ---------------------------------------------------------------------------------------------------------- tokens
+        cuts = [text.find(string) for string in until if string and string in text]
+        cut = min(cuts, default=len(text))
+        ended = ids[stop : stop + 1] == [end]
+        return text[:cut], cut < len(text) or ended
 
     def encode(self, text: str) -> list[int]:
         """Ids without the start token."""
@@ -268,23 +320,31 @@ class EDLMScorer:
 
     def encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         """Ids of both, tokenized as one text; spaces that end the context go to the continuation, as in the harness."""
-        text, context = context + continuation, context.rstrip()
-        ids = self.encode(context)
-        return ids, self.encode(text)[len(ids) :]
+        ids = self.encode(context.rstrip())
+        return ids, self.encode(context + continuation)[len(ids) :]
 
     def windows(self, context: list[int], continuation: list[int]) -> list[Window]:
         """Windows of at most `max_length` tokens in which every token of the continuation counts once."""
         if not continuation:
             return []
-        room = len(context + continuation) if self.max_length is None else self.max_length - len(self.start)
+
+        # Text tokens of a window; the context gives way, down to one token
+        room = len(context + continuation)
+        if self.max_length is not None:
+            room = self.max_length - len(self.start)
         context = last(context, max(room - len(continuation), 1))
-        rows, scored = document_windows(torch.tensor(context + continuation, device="cpu"), room, max(room - 1, 1))
+
+        # Windows that overlap by one token, and what each of them scores: (N, room) both
+        ids = torch.tensor(context + continuation, device="cpu")
+        rows, scored = document_windows(ids, room, max(room - 1, 1))
         scored[0, : len(context)] = False
-        return [
-            Window(self.start + tuple(row.tolist()), len(self.start) + int(counts.long().argmax()))
-            for row, counts in zip(rows, scored, strict=True)
-            if counts.any()
-        ]
+
+        windows = []
+        for row, counts in zip(rows, scored, strict=True):
+            if counts.any():
+                first = len(self.start) + int(counts.long().argmax())
+                windows.append(Window(self.start + tuple(row.tolist()), first))
+        return windows
 
     @property
     def filler(self) -> int:
@@ -293,14 +353,19 @@ class EDLMScorer:
 
     def padded(self, rows: Sequence[tuple[int, ...]]) -> tuple[torch.LongTensor, torch.Tensor]:
         """Rows aligned left, (B, L), and where they are text, (B, L) bool; on the device of the model."""
-        ids = [torch.tensor(row, dtype=torch.long, device=device_of(self.model)) for row in rows]
+        device = device_of(self.model)
+        ids = [torch.tensor(row, dtype=torch.long, device=device) for row in rows]
         real = [torch.ones_like(row, dtype=torch.bool) for row in ids]
-        return pad_sequence(ids, True, self.filler), pad_sequence(real, True)
+        return (
+            pad_sequence(ids, batch_first=True, padding_value=self.filler),
+            pad_sequence(real, batch_first=True),
+        )
 
 
-def distinct(found: Sequence[Sequence[Window]]) -> list[Window]:
-    """Every window once, in an order that does not depend on theirs, the longest first."""
-    return sorted({w for windows in found for w in windows}, key=lambda w: (-len(w.ids), w))
+def distinct(windows_of_texts: Sequence[Sequence[Window]]) -> list[Window]:
+    """Every window once, the longest first, in an order that does not depend on the order of the texts."""
+    windows = {window for windows in windows_of_texts for window in windows}
+    return sorted(windows, key=lambda window: (-len(window.ids), window))
 
 
 def batches_of(items: Sequence, size: int) -> list[Sequence]:
@@ -308,5 +373,5 @@ def batches_of(items: Sequence, size: int) -> list[Sequence]:
 
 
 def last(ids: list[int], count: int) -> list[int]:
-    """The last `count` ids, all if they are fewer, none if `count` is negative."""
+    """The last `count` ids: all if they are fewer, none if `count` is negative."""
     return ids[max(len(ids) - max(count, 0), 0) :]
