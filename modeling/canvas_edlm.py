@@ -1,22 +1,28 @@
-"""The canvas that masked diffusion fills: prompts, masks to fill, padding, blocks and the end of the text.
+"""The canvas that masked diffusion fills: prompts, masks to fill, padding, blocks and ends of texts.
 
-It knows no network. Inside, every row is aligned left (text, then the masks appended to it, then padding), so that
-positions are right for every kind of model. Outside, the user's columns come first, then the new ones.
+It knows no network. Inside, every row is aligned left (text, then the masks appended to it, then
+padding), so that positions are right for every kind of model. Outside, the user's columns come
+first, then the new ones.
+
+Shapes: B rows, P given columns, W columns of the canvas, W' columns of a view.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+from torch.nn import functional as F
 
 
 @dataclass
 class View:
-    """The columns the networks see while one block is filled.
+    """The columns that the networks see while one block is filled.
 
     Args:
-        index: (B, W) columns of the canvas, row by row. present: (B, W) bool, False where a row is shorter.
-        free: (B, W) bool, the masks of this block. token_types: (B, W), what the tokenizer gave beside the ids.
+        index: (B, W') columns of the canvas, row by row.
+        present: (B, W') bool, False where a row is shorter.
+        free: (B, W') bool, the masks of this block.
+        token_types: (B, W'), or None where the tokenizer gave none.
     """
 
     index: torch.Tensor
@@ -24,20 +30,19 @@ class View:
     free: torch.Tensor
     token_types: torch.Tensor | None = None
 
-    def inputs(self, rows: torch.Tensor) -> dict[str, torch.Tensor | None]:
-        """Arguments of the denoiser for some `rows` (R,) besides their ids and their time."""
-        given = {"attention_mask": attention_of(self.present[rows])}
-        if self.token_types is not None:
-            given["token_type_ids"] = self.token_types[rows]
-        return given
-
 
 class Canvas:
     """B rows of text with masks.
 
     Attributes:
-        ids: (B, W) token ids, aligned left. real: (B, W) bool, False at padding. free: (B, W) bool, masks to fill.
-        generated: (B, W) bool, tokens that were or will be generated: padding after the end of a text is not.
+        ids: (B, W) token ids, aligned left.
+        real: (B, W) bool, False at padding.
+        free: (B, W) bool, masks to fill.
+        appended: (B, W) bool, the new positions after the given text.
+        generated: (B, W) bool, tokens that were or will be generated. Padding after the end of a
+            text does not count.
+        log_probs: (B, W) log p_theta of what was generated, NaN elsewhere.
+        lengths: (B,) given tokens of every row.
     """
 
     def __init__(
@@ -52,62 +57,70 @@ class Canvas:
         """Append `new_tokens` masks to every row, with the token type of its last token.
 
         Raises:
-            ValueError: the shapes of input_ids and attention_mask differ, the mask is not of 0 and 1, or a mask token
-                is marked as padding.
+            ValueError: the shapes of input_ids and attention_mask differ, the mask is not of 0 and
+                1, or a mask token is marked as padding.
         """
         given_real = real_positions(input_ids, attention_mask)
         if (~given_real & (input_ids == mask_token_id)).any():
             raise ValueError(
-                "A mask token stands where attention_mask is 0. Mask tokens are what is to be filled: set the "
-                "attention_mask to 1 there, or use another token for padding."
+                "A mask token stands where attention_mask is 0. Mask tokens are what is to be "
+                "filled: set the attention_mask to 1 there, or use another token for padding."
             )
-        self.mask_token_id, self.pad_token_id = mask_token_id, pad_token_id
-        self.given, self.new_tokens = input_ids, new_tokens
+        self.given = input_ids
+        self.new_tokens = new_tokens
+        self.mask_token_id = mask_token_id
+        self.pad_token_id = pad_token_id
 
-        # Stable: the text of a row in its order, then its padding. `place` says where each given column went.
-        order = (~given_real).long().argsort(dim=-1, stable=True)
-        self.place = order.argsort(dim=-1)
-        self.lengths = given_real.sum(-1)  # (B,) given tokens
+        # 1. Align left: the text of a row in its order, then its padding (the sort is stable)
+        order = (~given_real).long().argsort(dim=-1, stable=True)  # (B, P) aligned -> given column
+        self.aligned = order.argsort(dim=-1)  # (B, P) given -> aligned column
+        self.lengths = given_real.sum(-1)
 
-        # (B, W): the text, the masks that are appended to it, and what is padding
+        # 2. Append masks: (B, P + new), of which the first W columns are used
         columns = torch.arange(input_ids.shape[1] + new_tokens, device=input_ids.device)
         begin = self.lengths.unsqueeze(1)
-        used = int((self.lengths + new_tokens).max()) if len(input_ids) else 0
-        appended = (columns >= begin) & (columns < begin + new_tokens)
-        text = torch.nn.functional.pad(input_ids.gather(1, order), (0, new_tokens))
-        self.ids = torch.where(appended, mask_token_id, text)[:, :used]
-        self.real = (columns < begin + new_tokens)[:, :used]
+        end = begin + new_tokens
+        appended = (columns >= begin) & (columns < end)
+        text = F.pad(input_ids.gather(1, order), (0, new_tokens))
+        width = int(end.max()) if len(input_ids) else 0
+
+        self.ids = torch.where(appended, mask_token_id, text)[:, :width]
+        self.real = (columns < end)[:, :width]
+        self.appended = appended[:, :width]
         self.free = self.real & (self.ids == mask_token_id)
         self.generated = self.free.clone()
-        self.appended = appended[:, :used]
         self.log_probs = torch.full(self.ids.shape, torch.nan, device=self.ids.device)
 
+        # 3. The types of the text, and that of its last token after it
         self.token_types = None
         if token_types is not None:
-            types = torch.nn.functional.pad(token_types.gather(1, order), (0, new_tokens))
+            types = F.pad(token_types.gather(1, order), (0, new_tokens))
             if types.shape[1]:
                 last = types.gather(1, (begin - 1).clamp_min(0)).masked_fill(begin == 0, 0)
                 types = torch.where(columns < begin, types, last)
-            self.token_types = types[:, :used]
-
-    # ------------------------------------------------------------------------------------------------------- blocks
+            self.token_types = types[:, :width]
 
     def views(self, block_length: int | None, model_length: int | None) -> Iterator[View]:
-        """The blocks to fill, one after the other: the masks inside the prompts, then the appended ones.
+        """The blocks to fill, in order: the masks inside the prompts, then the appended ones.
 
-        What a row sees depends on that row alone. One that fits the model is seen whole. A longer one is seen up to
-        the end of the block, with as much of the text before it as fits.
+        The view of a row depends on that row alone. A row that fits the model is seen whole. A
+        longer one is seen up to the end of the block, with as much of the text before it as fits.
         """
-        device, width = self.ids.device, self.ids.shape[1]
+        width = self.ids.shape[1]
         whole = self.lengths + self.new_tokens  # (B,)
-        fits = torch.ones_like(whole, dtype=torch.bool) if model_length is None else whole <= model_length
-        seen = torch.arange(width if bool(fits.all()) else model_length, device=device)
+        fits = torch.ones_like(whole, dtype=torch.bool)
+        if model_length is not None:
+            fits = whole <= model_length
+        num_seen = width if bool(fits.all()) else model_length
+        seen = torch.arange(num_seen, device=self.ids.device)
 
         for block, block_end in self.blocks(block_length):
+            # Columns from `start` to `end` (B,), as (B, W')
             end = torch.where(fits, whole, block_end)
-            start = torch.where(fits, 0, (end - len(seen)).clamp_min(0))
-            index = start.unsqueeze(1) + seen  # (B, W)
+            start = torch.where(fits, 0, (end - num_seen).clamp_min(0))
+            index = start.unsqueeze(1) + seen
             present = index < end.unsqueeze(1)
+
             index = index.clamp_max(width - 1)
             free = (block & self.free).gather(1, index) & present
             types = None if self.token_types is None else self.token_types.gather(1, index)
@@ -115,43 +128,45 @@ class Canvas:
 
     def blocks(self, block_length: int | None) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Every block as its columns (B, W) bool and the column (B,) that follows it."""
-        whole = self.lengths + self.new_tokens
         if block_length is None:
-            yield self.real, whole
+            yield self.real, self.lengths + self.new_tokens
             return
+
+        # Masks that stood in the prompts
         inside = self.free & ~self.appended
         if inside.any():
             yield inside, self.lengths
+
+        # The new tokens of every row, `block_length` at a time
         columns = torch.arange(self.ids.shape[1], device=self.ids.device)
         for begin in range(0, self.new_tokens, block_length):
-            low = self.lengths + begin
-            high = (self.lengths + min(begin + block_length, self.new_tokens)).unsqueeze(1)
-            yield (columns >= low.unsqueeze(1)) & (columns < high), high.squeeze(1)
+            first = self.lengths + begin
+            end = self.lengths + min(begin + block_length, self.new_tokens)
+            yield (columns >= first.unsqueeze(1)) & (columns < end.unsqueeze(1)), end
 
     def num_blocks(self, block_length: int | None) -> int:
-        """How many blocks there are at most."""
-        return 1 if block_length is None else 1 + -(-self.new_tokens // block_length)
+        """An upper limit of the number of blocks."""
+        if block_length is None:
+            return 1
+        of_new_tokens = -(-self.new_tokens // block_length)  # rounded up
+        return 1 + of_new_tokens
 
     def read(self, view: View) -> torch.LongTensor:
+        """(B, W') the tokens of a view."""
         return self.ids.gather(1, view.index)
 
     def write(self, view: View, ids: torch.LongTensor) -> None:
-        """Put the tokens of a view back where it was free."""
-        target = torch.where(view.free, view.index, self.ids.shape[1])  # what is not free falls off the end
-        self.ids = torch.nn.functional.pad(self.ids, (0, 1)).scatter(1, target, ids)[:, :-1]
+        """Put the tokens `ids` (B, W') of a view back where it was free."""
+        self.ids = replace_free(self.ids, view, ids)
 
     def write_log_probs(self, view: View, log_probs: torch.Tensor) -> None:
-        """Put log-probabilities (B, W) of the tokens of a view where it was free."""
-        target = torch.where(view.free, view.index, self.ids.shape[1])
-        self.log_probs = torch.nn.functional.pad(self.log_probs, (0, 1)).scatter(1, target, log_probs)[:, :-1]
+        """Put log-probabilities (B, W') of the tokens of a view where it was free."""
+        self.log_probs = replace_free(self.log_probs, view, log_probs)
 
     def filled(self, view: View) -> torch.Tensor:
         """(B, W) bool, the columns that were filled with a view and are still part of the text."""
-        target = torch.where(view.free, view.index, self.ids.shape[1])
-        nothing = torch.zeros_like(torch.nn.functional.pad(self.free, (0, 1)))
-        return nothing.scatter(1, target, True)[:, :-1] & self.generated
-
-    # ---------------------------------------------------------------------------------------------- end of the text
+        nothing = torch.zeros_like(self.free)
+        return self.generated & replace_free(nothing, view, view.free)
 
     @property
     def masked(self) -> torch.Tensor:
@@ -160,37 +175,46 @@ class Canvas:
 
     @property
     def finished_lengths(self) -> torch.Tensor:
-        """(B,) how many tokens of a row stand before its first mask."""
-        return (self.real & (self.masked.cumsum(-1) == 0)).sum(-1)
+        """(B,) the number of tokens of a row before its first mask."""
+        before_masks = self.masked.cumsum(-1) == 0
+        return (self.real & before_masks).sum(-1)
 
     def beginnings(self, length: int) -> torch.LongTensor:
-        """(B, length): the first tokens of every row, padded on the left where it is not finished so far."""
+        """(B, length): the first tokens of every row.
+
+        A row with fewer finished tokens than `length` is padded on the left.
+        """
         end = self.finished_lengths.clamp_max(length).unsqueeze(1)
         index = end - length + torch.arange(length, device=self.ids.device)
+
         ids = self.ids.gather(1, index.clamp_min(0))
-        return torch.where(index >= 0, ids, 0 if self.pad_token_id is None else self.pad_token_id)
+        padding = 0 if self.pad_token_id is None else self.pad_token_id
+        return torch.where(index >= 0, ids, padding)
 
     def end_rows(self, eos_token_ids: list[int]) -> None:
-        """Turn what was generated behind the first end-of-text token of a row into padding and stop filling it.
+        """Turn what was generated after the first end of text of a row into padding.
 
         Position 0, given tokens, and tokens that are still masked do not count as an end.
         """
-        done = (self.ids != self.mask_token_id) & self.generated
-        done[:, :1] = False
-        is_end = done & torch.isin(self.ids, torch.tensor(eos_token_ids, device=self.ids.device))
-        behind = (is_end.long().cumsum(-1) - is_end.long()) > 0
-        self.pad(behind & self.generated)
+        may_end = self.generated & (self.ids != self.mask_token_id)
+        may_end[:, :1] = False
+        eos = torch.tensor(eos_token_ids, device=self.ids.device)
+        is_end = (may_end & torch.isin(self.ids, eos)).long()
+
+        ends_before = is_end.cumsum(-1) - is_end  # (B, W) how many stand before a position
+        self.pad(self.generated & (ends_before > 0))
 
     def cut(self, lengths: torch.Tensor) -> None:
-        """Turn what was or would be generated after so many tokens (B,) of a row into padding.
+        """Turn what was or would be generated after the first `lengths` (B,) tokens into padding.
 
         Raises:
             ValueError: there is no padding token.
         """
         columns = torch.arange(self.ids.shape[1], device=self.ids.device)
-        self.pad((columns >= lengths.unsqueeze(1)) & self.generated)
+        self.pad(self.generated & (columns >= lengths.unsqueeze(1)))
 
     def pad(self, where: torch.Tensor) -> None:
+        """Turn the positions `where` (B, W) bool into padding, which is filled no more."""
         if not where.any():
             return
         if self.pad_token_id is None:
@@ -199,16 +223,16 @@ class Canvas:
         self.free = self.free & ~where
         self.generated = self.generated & ~where
 
-    # ------------------------------------------------------------------------------------------- what users are shown
-
     def draft(self, view: View, ids: torch.LongTensor) -> torch.LongTensor:
-        """The first row from where the block of a view begins, as it stands in the `ids` of the view."""
-        return ids[0, first_true(view.free[0]) : int(view.present[0].sum())]
+        """The first row of `ids` (B, W') from the beginning of the block of a view on: (n,)."""
+        begin = first_true(view.free[0])
+        end = int(view.present[0].sum())
+        return ids[0, begin:end]
 
     def output(self) -> torch.LongTensor:
         """(B, P + new): the given columns with their masks filled, then the new ones."""
         filled = self.in_given_order(self.ids)
-        given = torch.nn.functional.pad(self.given, (0, self.new_tokens), value=self.mask_token_id)
+        given = F.pad(self.given, (0, self.new_tokens), value=self.mask_token_id)
         return torch.where(given == self.mask_token_id, filled, given)
 
     def output_log_probs(self) -> torch.Tensor:
@@ -217,11 +241,22 @@ class Canvas:
         return self.in_given_order(kept, missing=torch.nan)
 
     def in_given_order(self, values: torch.Tensor, missing: float = 0) -> torch.Tensor:
-        """Values (B, W) of rows that are aligned left, in the columns that the user knows: (B, P + new)."""
+        """Values (B, W) of rows that are aligned left, in the columns of the user: (B, P + new)."""
         width = self.given.shape[1] + self.new_tokens
-        padded = torch.nn.functional.pad(values, (0, width - values.shape[1]), value=missing)
-        new = self.lengths.unsqueeze(1) + torch.arange(self.new_tokens, device=padded.device)
-        return torch.cat([padded.gather(1, self.place), padded.gather(1, new)], dim=1)
+        values = F.pad(values, (0, width - values.shape[1]), value=missing)
+
+        of_text = values.gather(1, self.aligned)  # (B, P)
+        new_columns = torch.arange(self.new_tokens, device=values.device)
+        of_new_tokens = values.gather(1, self.lengths.unsqueeze(1) + new_columns)  # (B, new)
+        return torch.cat([of_text, of_new_tokens], dim=1)
+
+
+def replace_free(values: torch.Tensor, view: View, replacement: torch.Tensor) -> torch.Tensor:
+    """Values (B, W) of a canvas, with `replacement` (B, W') where a view is free."""
+    # What is not free goes to an additional last column, which is cut off
+    width = values.shape[1]
+    target = torch.where(view.free, view.index, width)
+    return F.pad(values, (0, 1)).scatter(1, target, replacement)[:, :width]
 
 
 def real_positions(input_ids: torch.LongTensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
@@ -236,18 +271,14 @@ def real_positions(input_ids: torch.LongTensor, attention_mask: torch.Tensor | N
         raise ValueError(
             f"attention_mask has shape {tuple(attention_mask.shape)}, but input_ids {tuple(input_ids.shape)}."
         )
+
     attention_mask = attention_mask.to(input_ids.device)
     if not bool(((attention_mask == 0) | (attention_mask == 1)).all()):
         raise ValueError(
-            "attention_mask has values besides 0 and 1. Set it to 1 where input_ids are text and to 0 where they are "
-            "padding."
+            "attention_mask has values besides 0 and 1. Set it to 1 where input_ids are text and "
+            "to 0 where they are padding."
         )
     return attention_mask == 1
-
-
-def attention_of(real: torch.Tensor) -> torch.Tensor | None:
-    """The attention mask (B, L) of the networks, None where nothing is padding (it lets them take faster kernels)."""
-    return None if bool(real.all()) else real.long()
 
 
 def first_true(flags: torch.Tensor) -> int:

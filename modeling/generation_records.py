@@ -1,4 +1,4 @@
-"""What `generate()` shows while it runs and returns when it is done: steps, drafts, and a record of both."""
+"""What `generate()` shows while it works, and the records that it returns besides the tokens."""
 
 from collections.abc import Callable
 
@@ -11,59 +11,89 @@ from .generation_config_edlm import EDLMGenerationConfig, EDLMGenerationOutput
 from .masked_diffusion import effective_sample_size
 from .samplers import State, Step
 
-# With more steps in a block than this only those are shown that reveal something.
+# In a block of more steps than this only the steps that reveal something are shown.
 MOST_SHOWN_STEPS = 2**14
 
 
-class Show:
-    """Shows the first row to a streamer, and the steps of every block to it, to a callback and in a progress bar."""
+class Progress:
+    """Reports steps to a streamer, a callback and a progress bar. The streamer gets the first row.
 
-    def __init__(self, streamer, canvas: Canvas, progress_bar: bool, model=None, callback: Callable | None = None):
-        self.streamer, self.canvas, self.progress_bar = streamer, canvas, progress_bar
-        self.model, self.callback = model, callback
-        self.has_row = streamer is not None and len(canvas.ids) > 0
-        self.before = 0  # steps of earlier blocks
-        self.told = 0  # tokens of the row that the streamer has got
-        if self.has_row:
-            self.put_finished()  # the prompt
+    Args:
+        canvas: the rows, whose finished beginnings are streamed.
+        streamer: has `put` and `end`, and may have `put_draft` and `put_step`; or None.
+        progress_bar: show one for every block.
+        model: passed to the callback.
+        callback: called as callback(model, step, t, {"ids"}); or None.
+    """
+
+    def __init__(
+        self,
+        canvas: Canvas,
+        streamer=None,
+        progress_bar: bool = False,
+        model=None,
+        callback: Callable | None = None,
+    ):
+        self.canvas = canvas
+        self.streamer = streamer
+        self.progress_bar = progress_bar
+        self.model = model
+        self.callback = callback
+
+        self.earlier_steps = 0  # of the blocks before the present one
+        self.num_streamed = 0  # tokens of the first row that the streamer has got
+        self.streams_row = streamer is not None and len(canvas.ids) > 0
+        if self.streams_row:
+            self.stream_finished()  # the prompt
 
     def begin_block(self, view: View, num_steps: int) -> None:
-        self.view, self.num_steps, self.done = view, num_steps, 0
-        self.fills_row = self.has_row and bool(view.free[0].any())
+        """Begin a block that takes at most `num_steps` steps."""
+        self.view = view
+        self.ids = self.canvas.read(view)  # (B, W) after the last step that changed something
+        self.num_steps = num_steps
+        self.num_done = 0
+        self.fills_row = self.streams_row and bool(view.free[0].any())
         self.bar = logging.tqdm(total=num_steps, desc="denoising", disable=not self.progress_bar)
-        self.latest = self.canvas.read(view)
 
     def step(self, step: Step, state: State) -> None:
-        """A step of the block is done. Those that were left out before it changed nothing."""
-        self.rest(step.index)
-        self.latest = state.ids
-        self.rest(step.index + 1)
+        """Report a step of the block. The steps before it that were left out changed nothing."""
+        self.advance_to(step.index)
+        self.ids = state.ids
+        self.advance_to(step.index + 1)
+
         if self.callback is not None:
-            self.callback(self.model, self.before + step.index, step.t.clone(), {"ids": state.ids.clone()})
+            number = self.earlier_steps + step.index
+            self.callback(self.model, number, step.t.clone(), {"ids": state.ids.clone()})
 
-    def rest(self, done: int) -> None:
-        """`done` steps of the block are done, and nothing has changed since the last one that was shown."""
-        shown = range(self.done + 1, done + 1)
-        for number in shown if self.num_steps <= MOST_SHOWN_STEPS else shown[-1:]:
+    def advance_to(self, num_done: int) -> None:
+        """Report the steps of the block up to `num_done`, which leave the text as it is."""
+        numbers = range(self.num_done + 1, num_done + 1)
+        if self.num_steps > MOST_SHOWN_STEPS:
+            numbers = numbers[-1:]
+
+        for number in numbers:
             if self.fills_row and hasattr(self.streamer, "put_draft"):
-                self.streamer.put_draft(self.canvas.draft(self.view, self.latest).cpu())
+                draft = self.canvas.draft(self.view, self.ids)
+                self.streamer.put_draft(draft.cpu())
             if hasattr(self.streamer, "put_step"):
-                self.streamer.put_step(self.before + number)
-        self.bar.update(done - self.done)
-        self.done = max(done, self.done)
+                self.streamer.put_step(self.earlier_steps + number)
 
-    def end_block(self, steps: int) -> None:
-        """The block took so many steps."""
+        self.bar.update(num_done - self.num_done)
+        self.num_done = max(num_done, self.num_done)
+
+    def end_block(self, num_steps: int) -> None:
+        """End a block that took `num_steps` steps."""
         self.bar.close()
-        self.before += steps
+        self.earlier_steps += num_steps
         if self.fills_row:
-            self.put_finished()
+            self.stream_finished()
 
-    def put_finished(self) -> None:
-        """Give the streamer what is finished of the row and new to it."""
-        finished = int(self.canvas.finished_lengths[0])
-        self.streamer.put(self.canvas.ids[0, self.told : finished].cpu())
-        self.told = finished
+    def stream_finished(self) -> None:
+        """Give the streamer the finished tokens of the first row that it has not got yet."""
+        num_finished = int(self.canvas.finished_lengths[0])
+        tokens = self.canvas.ids[0, self.num_streamed : num_finished]
+        self.streamer.put(tokens.cpu())
+        self.num_streamed = num_finished
 
     def end(self) -> None:
         if self.streamer is not None:
@@ -71,97 +101,138 @@ class Show:
 
 
 class Records:
-    """What `generate(return_dict_in_generate=True)` returns besides the tokens, one entry per step where it says so.
+    """Collects the fields of `EDLMGenerationOutput`, most of which have one entry per step.
 
     Args:
-        canvas: the rows. config: says what is kept.
-        weighs: whether an energy acts. steps: how many steps there are at most.
+        canvas: the rows.
+        config: says which records are kept.
+        energy_acts: whether an energy has a part in the call.
+        most_steps: how many steps there are at most.
+
+    Raises:
+        ValueError: the records that `config` asks for would not fit into memory.
     """
 
-    def __init__(self, canvas: Canvas, config: EDLMGenerationConfig, weighs: bool, steps: int):
-        """Raise ValueError if the entries that are asked for would not fit into memory."""
-        self.canvas, self.config = canvas, config
-        self.batch = len(canvas.ids)
-        self.steps = 0  # of the blocks before the present one
-        self.denoiser_calls = torch.zeros(self.batch, dtype=torch.long, device="cpu")
-        self.energy_calls = torch.zeros(self.batch, dtype=torch.long, device="cpu")
+    def __init__(
+        self,
+        canvas: Canvas,
+        config: EDLMGenerationConfig,
+        energy_acts: bool,
+        most_steps: int,
+    ):
+        self.canvas = canvas
+        self.batch_size = len(canvas.ids)
+        self.earlier_steps = 0  # of the blocks before the present one
 
-        # Step -> (B, ...) of what was recorded there
+        # (B,) calls that a row took part in
+        self.denoiser_calls = torch.zeros(self.batch_size, dtype=torch.long, device="cpu")
+        self.energy_calls = torch.zeros(self.batch_size, dtype=torch.long, device="cpu")
+
+        # Number of a step -> energies (B, k), effective sample sizes (B,), chosen candidates (B,)
         self.energies: dict[int, torch.Tensor] = {}
         self.sample_sizes: dict[int, torch.Tensor] = {}
         self.chosen: dict[int, torch.Tensor] = {}
 
-        keeps = bool(config.return_dict_in_generate)
-        self.keeps_history = bool(keeps and config.output_history)
-        self.keeps_log_probs = bool(keeps and config.output_log_probs)
-        self.latest = canvas.output()
-        self.history = [self.latest]
-        if keeps:
-            check_records(steps, self.batch * config.num_candidates if weighs else int(self.keeps_history))
+        keeps_any = bool(config.return_dict_in_generate)
+        self.keeps_history = keeps_any and bool(config.output_history)
+        self.keeps_log_probs = keeps_any and bool(config.output_log_probs)
+        if keeps_any:
+            num_energies = self.batch_size * config.num_candidates
+            check_records(most_steps, num_energies if energy_acts else int(self.keeps_history))
+
+        # The sequences before the first step and after every step
+        self.sequences = canvas.output()
+        self.history = [self.sequences]
 
     def begin_block(self, state: State) -> None:
-        """The canvas as it is now is what the steps of a block before the first that reveals something leave."""
+        """Begin a block. Until a step reveals something the canvas stays as it is."""
+        self.state = state
         if self.keeps_history:
-            self.latest = self.canvas.output()
+            self.sequences = self.canvas.output()
         if self.keeps_log_probs:
             state.log_probs = torch.full(state.ids.shape, torch.nan, device=state.ids.device)
-        self.state = state
 
     def step(self, step: Step, view: View) -> None:
-        """Count the calls of a step, and keep the canvas after it."""
+        """Count the calls of a step, and keep the sequences after it."""
         self.denoiser_calls[step.rows] += 1
         if self.keeps_history:
-            self.repeat_latest(self.steps + step.index)
+            self.fill_history(self.earlier_steps + step.index)
             self.canvas.write(view, self.state.ids)
-            self.latest = self.canvas.output()
-            self.history.append(self.latest)
+            self.sequences = self.canvas.output()
+            self.history.append(self.sequences)
 
-    def weighed(self, step: Step, energies: torch.Tensor, weights: torch.Tensor, chosen: torch.Tensor) -> None:
-        """Keep the energies (R, k) of the rows of a step, their weights, and which candidates (R,) were taken."""
+    def keep_candidates(
+        self,
+        step: Step,
+        energies: torch.Tensor,
+        weights: torch.Tensor,
+        chosen: torch.Tensor,
+    ) -> None:
+        """Keep the energies (R, k), weights (R, k) and chosen candidates (R,) of a step."""
         self.energy_calls[step.rows] += 1
-        number, rows = self.steps + step.index, step.rows.to(energies.device)
-        nan = energies.new_full((self.batch, energies.shape[1]), torch.nan)
+        number = self.earlier_steps + step.index
+        rows = step.rows.to(energies.device)
         sizes = effective_sample_size(weights).to(energies.dtype)
-        none_taken = chosen.new_full((self.batch,), -1)
-        self.energies[number] = nan.index_copy(0, rows, energies)
-        self.sample_sizes[number] = nan[:, 0].index_copy(0, rows, sizes)
-        self.chosen[number] = none_taken.index_copy(0, rows, chosen)
 
-    def drawn(self, rows: torch.Tensor, revealed: torch.Tensor, log_probs: torch.Tensor) -> None:
-        """Keep log p_theta (n,) or (n, 1) of the tokens at the n positions `revealed` (R, L) bool of `rows` (R,)."""
+        # (B, k), (B,) and (B,): NaN and -1 in rows that take no part in the step
+        no_energies = energies.new_full((self.batch_size, energies.shape[1]), torch.nan)
+        no_sizes = no_energies[:, 0]
+        none_chosen = chosen.new_full((self.batch_size,), -1)
+
+        self.energies[number] = no_energies.index_copy(0, rows, energies)
+        self.sample_sizes[number] = no_sizes.index_copy(0, rows, sizes)
+        self.chosen[number] = none_chosen.index_copy(0, rows, chosen)
+
+    def keep_log_probs(
+        self,
+        rows: torch.Tensor,
+        revealed: torch.Tensor,
+        log_probs: torch.Tensor,
+    ) -> None:
+        """Keep log p_theta (n,) or (n, 1) of the tokens of some `rows` (R,).
+
+        They stand at the n positions `revealed` (R, L) bool.
+        """
         if self.keeps_log_probs:
             kept = self.state.log_probs[rows].masked_scatter(revealed, log_probs.float().flatten())
             self.state.log_probs = self.state.log_probs.index_copy(0, rows, kept)
 
-    def end_block(self, view: View, steps: int) -> None:
-        """The block took so many steps. Nothing changed in those of them that were left out."""
-        self.steps += steps
+    def end_block(self, view: View, num_steps: int) -> None:
+        """End a block that took `num_steps` steps. Steps that were left out changed nothing."""
+        self.earlier_steps += num_steps
         if self.keeps_history:
-            self.repeat_latest(self.steps)
+            self.fill_history(self.earlier_steps)
         if self.keeps_log_probs:
             self.canvas.write_log_probs(view, self.state.log_probs)
 
-    def repeat_latest(self, steps: int) -> None:
-        """Fill up the history to the sequences before the first step and after each of `steps`."""
-        self.history += [self.latest] * (steps + 1 - len(self.history))
+    def fill_history(self, num_steps: int) -> None:
+        """Repeat the latest sequences until there is an entry after each of `num_steps` steps."""
+        missing = num_steps + 1 - len(self.history)
+        self.history += [self.sequences] * missing
 
-    def stacked(self, records: dict[int, torch.Tensor], missing: float = torch.nan) -> torch.Tensor | None:
-        """(steps, ...) of what was recorded, `missing` at the steps in between."""
+    def by_step(
+        self,
+        records: dict[int, torch.Tensor],
+        missing: float = torch.nan,
+    ) -> torch.Tensor | None:
+        """Stack records to (steps, ...), with `missing` at steps that have none."""
         if not records:
             return None
         kept = torch.stack(list(records.values()))
         numbers = torch.tensor(list(records), device=kept.device)
-        return kept.new_full((self.steps, *kept.shape[1:]), missing).index_copy(0, numbers, kept)
+        every_step = kept.new_full((self.earlier_steps, *kept.shape[1:]), missing)
+        return every_step.index_copy(0, numbers, kept)
 
     def output(self) -> EDLMGenerationOutput:
+        num_generated = self.canvas.generated.sum(-1).cpu()
         return EDLMGenerationOutput(
             sequences=self.canvas.output(),
-            energies=self.stacked(self.energies),
-            effective_sample_size=self.stacked(self.sample_sizes),
+            energies=self.by_step(self.energies),
+            effective_sample_size=self.by_step(self.sample_sizes),
             num_denoiser_calls=self.denoiser_calls,
             num_energy_calls=self.energy_calls,
-            tokens_per_forward=self.canvas.generated.sum(-1).cpu() / self.denoiser_calls.clamp_min(1),
+            tokens_per_forward=num_generated / self.denoiser_calls.clamp_min(1),
             history=tuple(self.history) if self.keeps_history else None,
-            chosen=self.stacked(self.chosen, missing=-1),
+            chosen=self.by_step(self.chosen, missing=-1),
             log_probs=self.canvas.output_log_probs() if self.keeps_log_probs else None,
         )

@@ -1,4 +1,4 @@
-"""What a step of generation fills in: the paper's Algorithm 1, and the likeliest tokens where nothing is drawn."""
+"""The tokens that a step fills in: by the paper's Algorithm 1, or the likeliest ones."""
 
 import torch
 
@@ -12,11 +12,11 @@ from .samplers import Step
 class ImportanceSampling:
     """Algorithm 1 of EDLM (arXiv 2410.21357) for a step whose reveal set S is known.
 
-    1. Draw x^1 .. x^k ~ p_theta(. | x_t).
-    2. Weigh them by w_j = softmax(-E(x^j, x_t) / tau), and pick one.
-    3. Reveal its tokens at S. All other masks stay, so that x_s ~ q(x_s | x_t, x_0).
+    1. Draw k candidates x^1 .. x^k ~ p_theta(. | x_t).
+    2. Weigh them by w_j = softmax_j(-E(x^j, x_t) / tau), and pick one, c ~ w.
+    3. Reveal x^c at S. All other masks stay, so that x_s ~ q(x_s | x_t, x_0 = x^c).
 
-    Outside the window, or without an energy, one token at every position of S is all that is drawn.
+    Outside the window, or without an energy, one draw at every position of S is enough.
     """
 
     def __init__(self, process: ReverseProcess, noise, records: Records):
@@ -24,29 +24,45 @@ class ImportanceSampling:
         self.noise = noise
         self.records = records
 
-    def __call__(self, step: Step, rows: torch.Tensor, proposal: Proposal, revealed: torch.Tensor) -> torch.LongTensor:
-        """Tokens (R, L) for the rows (R,) of a step."""
-        process, config = self.process, self.process.config
-        if not step.weighs:
-            tokens, log_probs = proposal.draw(self.noise.per_draw(rows, revealed, 1), revealed)
-            self.records.drawn(rows, revealed, log_probs)
-            return proposal.ids.masked_scatter(revealed, tokens)
+    def __call__(
+        self,
+        step: Step,
+        rows: torch.Tensor,
+        proposal: Proposal,
+        revealed: torch.Tensor,
+    ) -> torch.LongTensor:
+        """Tokens (R, L) for some `rows` (R,), of which those at S count: `revealed` (R, L) bool."""
+        process, noise, records = self.process, self.noise, self.records
+        if not step.energy_acts:
+            return self.draw_once(rows, proposal, revealed)
 
-        # 1. k candidates, jointly over all masks M (scope `sequence`) or over S (`revealed`)
+        # 1. x^1 .. x^k (R, k, L), jointly over all masks M, or over S (scope `revealed`)
         proposed = process.proposed(proposal, revealed)
-        uniforms = self.noise.per_draw(rows, proposed, config.num_candidates)
+        uniforms = noise.per_draw(rows, proposed, process.config.num_candidates)
         candidates = process.candidates(proposal, uniforms, revealed)
 
-        # 2. Their energies and weights (R, k), and the one that is taken
+        # 2. E_j and w_j = softmax_j(-E_j / tau), both (R, k), and c ~ w (R,)
         energies = process.energy(candidates, proposal)
-        weights = importance_weights(energies, config.energy_temperature)
-        chosen = resample(weights, self.noise.per_row(rows, weights.device))
+        weights = importance_weights(energies, process.config.energy_temperature)
+        chosen = resample(weights, noise.per_row(rows, weights.device))
 
-        # 3. Its tokens; the caller reveals those at S
-        self.records.weighed(step, energies, weights, chosen)
-        taken = torch.arange(len(chosen), device=chosen.device), chosen
-        self.records.drawn(rows, revealed, candidates.log_probs[taken][revealed])
-        return candidates.ids[taken]
+        # 3. x^c (R, L), which the chain reveals at S
+        winner = torch.arange(len(chosen), device=chosen.device), chosen
+        records.keep_candidates(step, energies, weights, chosen)
+        records.keep_log_probs(rows, revealed, candidates.log_probs[winner][revealed])
+        return candidates.ids[winner]
+
+    def draw_once(
+        self,
+        rows: torch.Tensor,
+        proposal: Proposal,
+        revealed: torch.Tensor,
+    ) -> torch.LongTensor:
+        """x_0 ~ p_theta(. | x_t) at S: tokens (R, L)."""
+        uniforms = self.noise.per_draw(rows, revealed, 1)
+        tokens, log_probs = proposal.sample(uniforms, revealed)
+        self.records.keep_log_probs(rows, revealed, log_probs)
+        return proposal.ids.masked_scatter(revealed, tokens)
 
 
 class Likeliest:
@@ -55,10 +71,16 @@ class Likeliest:
     def __init__(self, records: Records | None = None):
         self.records = records
 
-    def __call__(self, step: Step, rows: torch.Tensor, proposal: Proposal, revealed: torch.Tensor) -> torch.LongTensor:
-        """Tokens (R, L) for the rows (R,) of a step."""
-        tokens = proposal.likeliest(revealed)
+    def __call__(
+        self,
+        step: Step,
+        rows: torch.Tensor,
+        proposal: Proposal,
+        revealed: torch.Tensor,
+    ) -> torch.LongTensor:
+        """Tokens (R, L) for some `rows` (R,), of which those at S count: `revealed` (R, L) bool."""
+        clean = proposal.ids.masked_scatter(revealed, proposal.likeliest(revealed))
         if self.records is not None and self.records.keeps_log_probs:
-            filled = proposal.ids.masked_scatter(revealed, tokens)
-            self.records.drawn(rows, revealed, -proposal.nats(filled, revealed)[revealed])
-        return proposal.ids.masked_scatter(revealed, tokens)
+            nats = proposal.nats(clean, revealed)[revealed]
+            self.records.keep_log_probs(rows, revealed, -nats)
+        return clean

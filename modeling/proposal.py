@@ -109,7 +109,7 @@ class Proposal:
         logits = suppress_impossible(self.project(hidden), self.config)
         return self.processors(self.ids[row_of], logits) if self.processors else logits
 
-    def draw(self, uniforms: torch.Tensor, within: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    def sample(self, uniforms: torch.Tensor, within: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """k independent tokens at every position (of `within`) and their log-probabilities.
 
         Args:

@@ -1,7 +1,7 @@
-"""The reverse chain x_1 -> x_0, written once: a sampler says where, something else says what.
+"""The reverse chain x_1 -> x_0, written once for generation and for likelihoods.
 
-Generation chooses draws, a likelihood chooses the text itself. Sampler.steps yields the steps, `ReverseProcess` knows
-the networks, and `choose` fills what is revealed.
+A sampler says where a step reveals, `choose` says what: generation takes draws, a likelihood takes
+the text itself. `ReverseProcess` knows the networks.
 """
 
 import functools
@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 import torch
 from transformers import LogitsProcessorList
 
-from .canvas_edlm import attention_of
 from .energies import Candidates, Energy
 from .generation_config_edlm import EDLMGenerationConfig, window_times
 from .masked_diffusion import NoiseSchedule
@@ -22,13 +21,72 @@ from .samplers import TOKENS, Sampler, State, Step
 Choose = Callable[[Step, torch.Tensor, Proposal, torch.Tensor], torch.LongTensor]
 
 
+def chain(process: "ReverseProcess", state: State, choose: Choose, noise) -> Iterator[Step]:
+    """Run the reverse chain on `state`, in place, and yield every step when it is done."""
+    for number, step in enumerate(process.sampler.steps(state, noise)):
+        step = step.complete(number, state)
+
+        for group in split_by_energy(process, step):
+            take_step(process, state, group, choose)
+        if step.mask_again is not None:
+            state.mask_again(step.mask_again)
+
+        yield step
+
+
+def take_step(process: "ReverseProcess", state: State, step: Step, choose: Choose) -> None:
+    """Bring the rows of a step from x_t to x_s.
+
+    1. The denoiser proposes tokens, at S or wherever the sampler or the energy looks.
+    2. S is the step's own, or the sampler picks it by the proposal (or by tokens drawn from it).
+    3. `choose` gives the tokens x_0 at S: draws, the winner among k candidates, or the text itself.
+    4. They are revealed. All other positions stay as they are.
+    """
+    rows = step.rows.to(state.ids.device)
+
+    # 1. p_theta(. | x_t)
+    at = process.positions(step, state, rows)
+    proposal = process.propose(state, rows, at, step.t[step.rows])
+
+    if process.sampler.sees != TOKENS:
+        # 2. S (R, L) and 3. x_0 (R, L) at S
+        revealed = process.reveal_set(step, proposal)
+        clean = choose(step, rows, proposal, revealed)
+    else:
+        # 3. x_0 (R, L) at all masks, and 2. S (R, L) by looking at it
+        log_probs = state.log_probs
+        clean = choose(step, rows, proposal, proposal.at)
+        proposal.drawn = clean
+        revealed = process.reveal_set(step, proposal)
+        state.restore_log_probs(log_probs, rows, revealed)
+
+    # 4. x_s ~ q(. | x_t, x_0)
+    state.write(rows, revealed, clean)
+
+
+def split_by_energy(process: "ReverseProcess", step: Step) -> list[Step]:
+    """Divide the rows of a step into those that the energy acts on and the others.
+
+    Rows may stand at different times. Rows without the energy need the logits at S alone.
+    """
+    inside = process.energy_acts(step.t[step.rows])
+    groups = [
+        replace(step, rows=step.rows[inside], energy_acts=True),
+        replace(step, rows=step.rows[~inside], energy_acts=False),
+    ]
+    return [group for group in groups if len(group.rows)]
+
+
 @dataclass(frozen=True)
 class ReverseProcess:
-    """What is sampled: proposals of a model at the reveal sets of a sampler, weighed by an energy or not.
+    """The distribution that is sampled: proposals at the reveal sets of a sampler, with an energy.
 
     Args:
-        config: k, the temperature, scope and window of the energy.
-        processors: change the proposal, those of the user and the filters of `config`.
+        model: makes the proposals.
+        config: k, and the temperature, scope and window of the energy.
+        schedule: relates times to shares of masks.
+        sampler: the distribution of reveal sets.
+        processors: change the proposal: those of the user and the filters of `config`.
         energy: None where none acts.
     """
 
@@ -47,9 +105,14 @@ class ReverseProcess:
         token_types: torch.LongTensor | None = None,
         generated: torch.Tensor | None = None,
     ) -> State:
-        """The start of a chain: rows `ids` (B, L) whose masks at `free` (B, L) bool are to be filled.
+        """The start of a chain.
 
-        `generated` (B, L) bool is what does not belong to the prompt, `free` unless given.
+        Args:
+            ids: (B, L) rows with masks.
+            free: (B, L) bool, the masks to fill.
+            present: (B, L) bool, False at padding.
+            token_types: (B, L), for networks that take them.
+            generated: (B, L) bool, all that does not belong to the prompt. Unless given, `free`.
         """
         mask_token_id = self.model.config.mask_token_id
         fillable = free if generated is None else generated
@@ -60,28 +123,49 @@ class ReverseProcess:
         """The times between which the energy acts; (1, 0), which is never, where there is none."""
         return (1.0, 0.0) if self.energy is None else window_times(self.config.energy_window)
 
-    def weighs(self, t: torch.Tensor) -> torch.Tensor:
-        """Which rows the energy acts on: starting times (B,) inside the window, the ends included -> bool (B,)."""
+    def energy_acts(self, t: torch.Tensor) -> torch.Tensor:
+        """Whether the starting times `t` (B,) lie inside the window, ends included: (B,) bool."""
         low, high = self.window
         return (t >= low - 1e-9) & (t <= high + 1e-9)
 
-    def propose(self, state: State, rows: torch.Tensor, at: torch.Tensor, t: torch.Tensor) -> Proposal:
-        """p_theta(. | x_t) of some `rows` (R,) at the positions `at` (R, L) bool, at times t (R,)."""
-        given = {
+    def positions(self, step: Step, state: State, rows: torch.Tensor) -> torch.Tensor:
+        """Where the proposal of a step is needed, (R, L) bool.
+
+        An energy of scope `sequence` weighs complete texts, and a planner compares all masks of its
+        block. Otherwise the tokens at S are enough.
+        """
+        if step.energy_acts and self.config.energy_scope == "sequence":
+            return state.present[rows] & (state.ids[rows] == state.mask_token_id)
+        if step.reveal is not None:
+            return step.revealed(state.ids.device)
+        return self.sampler.looks_at(state, rows)
+
+    def propose(
+        self,
+        state: State,
+        rows: torch.Tensor,
+        at: torch.Tensor,
+        t: torch.Tensor,
+    ) -> Proposal:
+        """p_theta(. | x_t) of some `rows` (R,) at times t (R,), at the positions `at` (R, L)."""
+        ids = state.ids[rows]
+        inputs = {
             "at": at,
-            "attention_mask": attention_of(state.present[rows]),
-            "timesteps": self.sigma(t).to(state.ids.device),
+            "attention_mask": state.attention_mask(rows),
+            "timesteps": self.sigma(t).to(ids.device),
             "processors": self.processors,
         }
         if state.token_types is not None:
-            given["token_type_ids"] = state.token_types[rows]
-        proposal = self.model.propose(state.ids[rows], **given)
+            inputs["token_type_ids"] = state.token_types[rows]
+        proposal = self.model.propose(ids, **inputs)
 
+        # Classifier-free guidance: the same rows with their prompts masked
         scale = self.config.guidance_scale
         if scale not in (None, 1):
             prompt = (state.present & ~state.fillable)[rows]
-            without = state.ids[rows].masked_fill(prompt, state.mask_token_id)
-            proposal = proposal.guided(self.model.propose(without, **given), scale)
+            without_prompt = ids.masked_fill(prompt, state.mask_token_id)
+            proposal = proposal.guided(self.model.propose(without_prompt, **inputs), scale)
+
         proposal.free = at & state.masked[rows]
         return proposal
 
@@ -89,67 +173,31 @@ class ReverseProcess:
         """Total noise for the networks, float32."""
         return self.schedule.total(t).float()
 
-    def positions(self, step: Step, state: State, rows: torch.Tensor) -> torch.Tensor:
-        """Where the proposal of a step is needed, (R, L) bool.
-
-        An energy of scope `sequence` weighs complete texts, and a planner compares all masks of its block. Otherwise
-        only the tokens at S are ever looked at.
-        """
-        if step.weighs and self.config.energy_scope == "sequence":
-            return state.present[rows] & (state.ids[rows] == state.mask_token_id)
+    def reveal_set(self, step: Step, proposal: Proposal) -> torch.Tensor:
+        """S (R, L) bool, where it is not the step's own: what the sampler makes of the proposal."""
         if step.reveal is not None:
-            return step.known(state.ids.device)
-        return self.sampler.looks_at(state, rows)
-
-    def candidates(self, proposal: Proposal, uniforms: torch.Tensor, revealed: torch.Tensor) -> Candidates:
-        """k joint draws from the proposal, over all masks M (scope `sequence`) or over S (`revealed`).
-
-        Args:
-            uniforms: (n, k). revealed: (R, L) bool, S.
-        """
-        proposed = self.proposed(proposal, revealed)
-        tokens, log_probs = proposal.draw(uniforms, proposed)
-        return Candidates.filled(proposal.ids, proposed, tokens, log_probs)
+            return step.revealed(proposal.ids.device)
+        return self.sampler.reveal(step, proposal)
 
     def proposed(self, proposal: Proposal, revealed: torch.Tensor) -> torch.Tensor:
-        """The positions (R, L) bool that candidates fill."""
-        return revealed if self.config.energy_scope == "revealed" else proposal.masked & proposal.at
+        """The positions (R, L) bool that candidates fill: S (scope `revealed`), or all masks M."""
+        if self.config.energy_scope == "revealed":
+            return revealed
+        return proposal.masked & proposal.at
 
+    def candidates(
+        self,
+        proposal: Proposal,
+        uniforms: torch.Tensor,
+        revealed: torch.Tensor,
+    ) -> Candidates:
+        """k joint draws x^1 .. x^k ~ p_theta(. | x_t).
 
-def chain(process: ReverseProcess, state: State, choose: Choose, noise) -> Iterator[Step]:
-    """Run the reverse chain on `state`, step by step.
-
-    1. The sampler yields a step: the rows that act, and S where it follows from the masks alone.
-    2. The denoiser proposes tokens, at S or wherever the sampler or the energy looks.
-    3. A planner picks S by the proposal.
-    4. `choose` fills S. All other masks stay.
-
-    Rows that an energy weighs and rows that it does not (they may stand at different times) go one group after the
-    other: the second need no more than the logits at S.
-    """
-    device, sampler = state.ids.device, process.sampler
-    for number, step in enumerate(sampler.steps(state, noise)):
-        step = step.complete(number, state)
-        weighs = process.weighs(step.t[step.rows])
-        for some, weigh in ((step.rows[weighs], True), (step.rows[~weighs], False)):
-            if not len(some):
-                continue
-            part, rows = replace(step, rows=some, weighs=weigh), some.to(device)
-            proposal = process.propose(state, rows, process.positions(part, state, rows), step.t[some])
-            if sampler.sees == TOKENS:
-                before = state.log_probs
-                proposal.drawn = choose(part, rows, proposal, proposal.at)
-                revealed = reveal_set(sampler, part, proposal)
-                state.write(rows, revealed, proposal.drawn)
-                state.keep_log_probs(before, rows, revealed)
-            else:
-                revealed = reveal_set(sampler, part, proposal)
-                state.write(rows, revealed, choose(part, rows, proposal, revealed))
-        if step.mask_again is not None:
-            state.mask_again(step.mask_again)
-        yield step
-
-
-def reveal_set(sampler: Sampler, step: Step, proposal: Proposal) -> torch.Tensor:
-    """S (R, L) bool: that of the step, or what the sampler makes of the proposal."""
-    return sampler.reveal(step, proposal) if step.reveal is None else step.known(proposal.ids.device)
+        Args:
+            proposal: p_theta(. | x_t) of R rows.
+            uniforms: (n, k) for the n positions that `proposed` gives.
+            revealed: (R, L) bool, S.
+        """
+        proposed = self.proposed(proposal, revealed)
+        tokens, log_probs = proposal.sample(uniforms, proposed)
+        return Candidates.filled(proposal.ids, proposed, tokens, log_probs)

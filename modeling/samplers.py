@@ -1,9 +1,11 @@
-"""Samplers: which masks a step reveals. A sampler is the distribution q(S | x_t) of the reveal set S inside M(x_t).
+"""Samplers: which masks a step reveals.
 
-A sampler decides where, the proposal (and an energy) decide what. Generation, likelihood bounds, the training pairs of
-energies and the step counts of streamers all use the classes of this file and of planners.py.
+A sampler is the distribution q(S | x_t) of the reveal set S inside M(x_t). It decides where, the
+proposal (and an energy) decide what. Generation, likelihood bounds, the training pairs of energies
+and the step counts of streamers all use the classes of this file and of planners.py.
 
-Shapes: B rows, L positions. Times t run from 1 (all masked) to 0. What depends on masks alone lives on the CPU.
+Shapes: B rows of a batch, R rows of a step, L positions. Times t run from 1 (all masked) to 0.
+Everything that depends on masks alone lives on the CPU.
 """
 
 from collections.abc import Iterator
@@ -14,7 +16,7 @@ import torch
 
 from .masked_diffusion import NoiseSchedule, reveal_probability
 
-# By what a sampler chooses S, beside noise of its own
+# By what a sampler chooses S, besides noise of its own
 MASKS = "masks"  # which positions are masked
 PROPOSAL = "proposal"  # p_theta(. | x_t)
 TOKENS = "tokens"  # the tokens that were just drawn from it: then no likelihood is known
@@ -49,18 +51,36 @@ class State:
         """(B, L) bool, M(x_t): the free positions that still hold the mask."""
         return self.free & (self.ids == self.mask_token_id)
 
+    def attention_mask(self, rows: torch.Tensor) -> torch.LongTensor | None:
+        """The attention mask (R, L) of some `rows` (R,).
+
+        It is None where nothing is padding, which lets networks take faster kernels.
+        """
+        present = self.present[rows]
+        return None if bool(present.all()) else present.long()
+
     def time_of(self, left: torch.Tensor, total: torch.Tensor) -> torch.Tensor:
         """The times (B,) at which a row of `total` masks is expected to have `left` of them."""
-        return self.schedule.time(left.double() / total.clamp_min(1).double())
+        share = left.double() / total.clamp_min(1).double()
+        return self.schedule.time(share)
 
     def write(self, rows: torch.Tensor, revealed: torch.Tensor, clean: torch.LongTensor) -> None:
-        """Put the tokens of `clean` (R, L) at the positions `revealed` (R, L) bool of some rows (R,)."""
-        self.ids = self.ids.index_copy(0, rows, torch.where(revealed, clean, self.ids[rows]))
+        """Put the tokens `clean` (R, L) at the positions `revealed` (R, L) bool of `rows` (R,)."""
+        written = torch.where(revealed, clean, self.ids[rows])
+        self.ids = self.ids.index_copy(0, rows, written)
 
-    def keep_log_probs(self, before: torch.Tensor | None, rows: torch.Tensor, taken: torch.Tensor) -> None:
-        """Take back, to those `before` (B, L), the log-probabilities of drawn tokens that were not `taken` (R, L)."""
+    def restore_log_probs(
+        self,
+        before: torch.Tensor | None,
+        rows: torch.Tensor,
+        revealed: torch.Tensor,
+    ) -> None:
+        """Take back the log-probabilities `before` (B, L) where a drawn token was not revealed.
+
+        `revealed` (R, L) bool is the reveal set of `rows` (R,).
+        """
         if before is not None:
-            kept = torch.where(taken, self.log_probs[rows], before[rows])
+            kept = torch.where(revealed, self.log_probs[rows], before[rows])
             self.log_probs = before.index_copy(0, rows, kept)
 
     def mask_again(self, where: torch.Tensor) -> None:
@@ -75,14 +95,14 @@ class Step:
     Args:
         t: (B,) float64, the time at which the step starts.
         reveal: (B, L) bool, S; None where the sampler has to see the proposal first.
-        counts: (B,) how many positions a row is to reveal, for samplers that decide this beforehand.
+        counts: (B,) how many positions a row is to reveal, where a sampler decides this beforehand.
         mask_again: (B, L) bool, visible tokens that become masks again after the step.
-        rows: (R,) the rows that reveal something, which need a network; those with masks at S (or with any) unless
-            given.
-        index: how many steps of the block came before, those that were left out because they do nothing among them;
-            counted unless given.
-        memory: what a sampler keeps from step to step.
-        weighs: whether the energy acts on the rows; the chain says so.
+        rows: (R,) the rows that reveal something, which need a network. Unless given, the rows
+            with masks at S, or with any mask where S is not known.
+        index: how many steps of the block came before. Steps that were left out because they do
+            nothing count too. Counted by the chain unless given.
+        memory: values that a sampler keeps from step to step.
+        energy_acts: whether the energy acts on the rows. The chain sets it.
     """
 
     t: torch.Tensor
@@ -92,28 +112,33 @@ class Step:
     rows: torch.Tensor | None = None
     index: int | None = None
     memory: Any = None
-    weighs: bool = False
+    energy_acts: bool = False
 
-    def known(self, device: torch.device) -> torch.Tensor:
-        """S (R, L) bool of its rows, where it follows from the masks alone."""
+    def revealed(self, device: torch.device) -> torch.Tensor:
+        """S (R, L) bool of the rows of the step, where it follows from the masks alone."""
         return self.reveal[self.rows].to(device)
 
     def complete(self, number: int, state: State) -> "Step":
-        """The same step with its rows and index, `number` unless given."""
-        rows = self.rows
-        if rows is None:
-            rows = rows_with((state.masked if self.reveal is None else self.reveal).cpu())
-        return replace(self, rows=rows, index=number if self.index is None else self.index)
+        """The same step with its rows, and its index, which is `number` unless given."""
+        index = number if self.index is None else self.index
+        if self.rows is not None:
+            return replace(self, index=index)
+
+        active = state.masked if self.reveal is None else self.reveal
+        return replace(self, rows=rows_with(active.cpu()), index=index)
 
 
 @dataclass
 class Jump:
-    """One step of a random trajectory of one row, as a bound on its likelihood averages over it.
+    """One step of a random trajectory of one row. A bound on its likelihood averages over them.
 
     Args:
-        masked: (L,) bool, the masks before the step. revealed: (L,) bool, S.
-        chance: (L,) float64, P(i in S | x_t), so that S is averaged out; `revealed` where that is not known.
-        t: the time. weight: what the step counts, the inverse of the chance with which it was picked.
+        masked: (L,) bool, the masks before the step.
+        revealed: (L,) bool, S.
+        chance: (L,) float64, P(i in S | x_t), so that S is averaged out. Equal to `revealed` where
+            that is not known.
+        t: the time at which the step starts.
+        weight: 1 / q, where q is the chance with which the step was picked.
     """
 
     masked: torch.Tensor
@@ -130,35 +155,40 @@ class Jump:
 
 
 class Sampler:
-    """The distribution of reveal sets. Subclasses yield `Step`s, and override `reveal` if they look at the proposal.
+    """The distribution of reveal sets.
+
+    Subclasses yield `Step`s, and override `reveal` if they look at the proposal.
 
     Attributes:
         sees: by what S is chosen: MASKS, PROPOSAL or TOKENS.
-        has_clock: the steps have fixed times t_n = n / T, and those that do nothing are counted too.
+        has_clock: the steps have fixed times t_n = n / T, and steps that do nothing count too.
     """
 
     sees = MASKS
     has_clock = False
 
     def steps_in(self, free: torch.Tensor) -> int:
-        """How many steps fill a block with the masks `free` (B, L) bool, at most: one a mask, unless overridden."""
+        """The most steps that fill the masks `free` (B, L) bool: one a mask unless overridden."""
         return most_masks(free)
 
     def steps(self, state: State, noise) -> Iterator[Step]:
-        """The steps that do something, one after the other. `state` is live: it has what earlier steps revealed."""
+        """The steps that do something, in their order.
+
+        `state` is live: it has the tokens that earlier steps revealed.
+        """
         raise NotImplementedError
 
     def looks_at(self, state: State, rows: torch.Tensor) -> torch.Tensor:
-        """Where a sampler that does not see masks alone needs the proposal, (R, L) bool."""
+        """Where a sampler that sees more than masks needs the proposal, (R, L) bool."""
         return state.masked[rows]
 
     def reveal(self, step: Step, proposal) -> torch.Tensor:
-        """S (R, L) bool of the rows of a step that does not say it, on the device of the proposal."""
+        """S (R, L) bool on the device of the proposal, for a step without a `reveal` of its own."""
         raise NotImplementedError
 
     @property
     def is_deterministic(self) -> bool:
-        """Whether S is a function of what is visible, so that a text is reached by one path only."""
+        """Whether S is a function of the visible tokens, so that a text has one path only."""
         return self.sees == PROPOSAL
 
     def jump(self, free: torch.Tensor, point: float, noise, schedule: NoiseSchedule) -> Jump:
@@ -168,31 +198,40 @@ class Sampler:
             free: (L,) bool, the masks at the start.
             point: on [0, 1), decides the step.
             noise: the source of all other random numbers.
+            schedule: relates times to shares of masks.
         """
-        # 1. The masks before and after every step: no token plays a part, so that any will do.
-        hidden, shown = 0, 1
-        ids = torch.where(free, hidden, shown).unsqueeze(0)
-        state = State(ids, free.unsqueeze(0), torch.ones_like(free).unsqueeze(0), hidden, schedule)
+        # 1. A row of which only the masks are known: S does not depend on tokens, any id will do
+        mask, token = 0, 1
+        row = torch.zeros(1, dtype=torch.long, device=free.device)
+        ids = torch.where(free, mask, token).unsqueeze(0)  # (1, L)
+        tokens = torch.full_like(ids, token)
+        present = torch.ones_like(free).unsqueeze(0)
+        state = State(ids, free.unsqueeze(0), present, mask, schedule)
+
+        # 2. Its whole path: the masks before every step, S and t
         path = []
         for step in self.steps(state, noise):
-            before = state.masked[0]
+            masked = state.masked[0]
             if step.reveal is not None:
-                state.write(torch.zeros(1, dtype=torch.long), step.reveal, torch.ones_like(ids))
-                path.append((before, step.reveal[0], float(step.t[0])))
+                state.write(row, step.reveal, tokens)
+                path.append((masked, step.reveal[0], float(step.t[0])))
             if step.mask_again is not None:
                 state.mask_again(step.mask_again)
 
-        # 2. One of its N steps, with the weight N
-        masked, revealed, t = path[min(int(point * len(path)), len(path) - 1)]
-        return Jump(masked, revealed, revealed.double(), t, float(len(path)))
+        # 3. One of the N steps, each with the chance 1 / N
+        num_steps = len(path)
+        index = min(int(point * num_steps), num_steps - 1)
+        masked, revealed, t = path[index]
+        return Jump(masked, revealed, revealed.double(), t, float(num_steps))
 
 
 @dataclass(frozen=True)
 class Ancestral(Sampler):
-    """The T-step chain on t_n = n / T: every mask is revealed with r_n = (alpha_s - alpha_t) / (1 - alpha_t).
+    """The T-step chain on t_n = n / T, in which every mask is revealed with the chance r_n.
 
-    MDLM (arXiv 2406.07524), equation 7. Position i with a uniform u_i is revealed in the step n with
-    1 - alpha(t_{n-1}) <= u_i < 1 - alpha(t_n): the same distribution as a coin per position and step.
+    r_n = (alpha_s - alpha_t) / (1 - alpha_t) with t = t_n and s = t_{n-1}: MDLM (arXiv 2406.07524),
+    equation 7. Position i with a uniform u_i is revealed in the step n with 1 - alpha(t_{n-1}) <=
+    u_i < 1 - alpha(t_n): the same distribution as a coin per position and step.
 
     Args:
         num_steps: T.
@@ -205,30 +244,37 @@ class Ancestral(Sampler):
         return self.num_steps
 
     def steps(self, state, noise):
+        # (B, L) u_i, and the step n that reveals position i
         free = state.free.cpu()
-        number = step_of(reveal_times(free, noise), state.schedule, self.num_steps)
-        for n in reversed(number[free].unique().tolist()):
-            revealed = (number == n) & free
-            yield Step(same_time(n / self.num_steps, free), revealed, index=self.num_steps - n)
+        times = reveal_times(free, noise)
+        numbers = reveal_steps(times, state.schedule, self.num_steps)
+
+        for n in reversed(numbers[free].unique().tolist()):
+            t = same_time(n / self.num_steps, free)
+            yield Step(t, reveal=free & (numbers == n), index=self.num_steps - n)
 
     def jump(self, free, point, noise, schedule):
         n = min(int(point * self.num_steps) + 1, self.num_steps)
-        alpha_s, alpha_t = schedule.alpha(torch.tensor([n - 1, n], dtype=torch.float64, device="cpu") / self.num_steps)
+        s_and_t = torch.tensor([n - 1, n], dtype=torch.float64, device="cpu") / self.num_steps
+        alpha_s, alpha_t = schedule.alpha(s_and_t)
 
-        # Masks at t, of which those that are none at s are revealed. S is averaged out: E 1[i in S] = r_n.
+        # M at t, of which S is visible at s
         u = uniforms_of_row(free, noise)
         masked = free & (u < 1 - alpha_t)
         revealed = masked & (u >= 1 - alpha_s)
+
+        # S is averaged out: P(i in S | x_t) = r_n
         chance = masked.double() * reveal_probability(alpha_s, alpha_t)
         return Jump(masked, revealed, chance, n / self.num_steps, float(self.num_steps))
 
 
 @dataclass(frozen=True)
 class FirstHitting(Sampler):
-    """One position a row and call, at its own time: the limit T -> infinity of `Ancestral` (arXiv 2409.02908).
+    """One position a row and call, at its own time: `Ancestral` for T -> infinity.
 
-    With n masks left the next reveal time is tau <- tau u^(1/n) for log-linear noise: the order statistics of n
-    uniforms, which sorted uniforms are.
+    First-hitting sampling (arXiv 2409.02908). With n masks left the next reveal time is
+    tau <- tau u^(1/n) for log-linear noise. These are the order statistics of n uniforms, so that
+    sorted uniforms have the same distribution.
 
     Args:
         importance: draw the step of a bound with a density proportional to its weight 1 / n.
@@ -237,36 +283,50 @@ class FirstHitting(Sampler):
     importance: bool = False
 
     def steps(self, state, noise):
+        # (B, L) the times of a row from the latest on, and the positions that they belong to
         free = state.free.cpu()
-        times, order = reveal_times(free, noise).sort(dim=-1, descending=True)
+        times, positions = reveal_times(free, noise).sort(dim=-1, descending=True)
+
         for n in range(most_masks(free)):
-            hit = times[:, n] >= 0
-            revealed = torch.zeros_like(free).scatter(1, order[:, n : n + 1], hit.unsqueeze(1))
-            t = state.schedule.time(times[:, n].clamp_min(0))
-            yield Step(t, revealed)
+            share = times[:, n]
+            hit = share >= 0  # (B,) False where a row has no mask left
+            revealed = torch.zeros_like(free)
+            revealed = revealed.scatter(1, positions[:, n : n + 1], hit.unsqueeze(1))
+            yield Step(state.schedule.time(share.clamp_min(0)), reveal=revealed)
 
     def jump(self, free, point, noise, schedule):
-        """The bound is sum_n (1 / n) E[sum_{i in M} -log p_i | n masks], n = 1 .. L.
+        """A step of the bound sum_n (1 / n) E[sum_{i in M} -log p_i | n masks], n = 1 .. L.
 
-        M are the n smallest of L uniforms, and the n-th of them is the share of masks at time t: then M given t is
-        what the forward process makes of it. Uniform t with the weight 1 / t would have an infinite variance.
+        M are the n smallest of L uniforms, and the n-th of them is the share of masks at time t:
+        then M given t has the distribution of the forward process. Uniform t with the weight 1 / t
+        would have an infinite variance.
         """
-        length = int(free.sum())
-        weights = torch.ones(length, dtype=torch.float64, device="cpu")
+        # 1. n by inverse CDF, with a chance proportional to 1, or to 1 / n
+        num_masks = int(free.sum())
+        weights = torch.ones(num_masks, dtype=torch.float64, device="cpu")
         if self.importance:
-            weights = 1 / torch.arange(1, length + 1, dtype=torch.float64, device="cpu")
+            weights = 1 / torch.arange(1, num_masks + 1, dtype=torch.float64, device="cpu")
         cdf = weights.cumsum(0)
-        n = min(int(torch.searchsorted(cdf, point * cdf[-1], right=True)) + 1, length)
+        index = int(torch.searchsorted(cdf, point * cdf[-1], right=True))
+        n = min(index + 1, num_masks)
 
+        # 2. M: the n smallest uniforms. The largest of these is revealed.
         u = uniforms_of_row(free, noise)
         share = u[free].sort().values[n - 1]
         masked = free & (u <= share)
+        revealed = free & (u == share)
+
+        # 3. S is averaged out: P(i in S | x_t) = 1 / n
         t = float(schedule.time(share))
-        return Jump(masked, free & (u == share), masked.double() / n, t, float(cdf[-1] / weights[n - 1]))
+        weight = float(cdf[-1] / weights[n - 1])
+        return Jump(masked, revealed, masked.double() / n, t, weight)
 
 
 def reveal_times(free: torch.Tensor, noise) -> torch.Tensor:
-    """A uniform for every mask of `free` (B, L) bool, -1 elsewhere: position i stays masked while 1 - alpha_t > u_i."""
+    """A uniform u_i for every mask of `free` (B, L) bool: (B, L), -1 elsewhere.
+
+    Position i stays masked while 1 - alpha_t > u_i.
+    """
     rows = torch.arange(len(free), device=free.device)
     return torch.where(free, noise.per_position(rows, free), -1.0)
 
@@ -274,17 +334,22 @@ def reveal_times(free: torch.Tensor, noise) -> torch.Tensor:
 def uniforms_of_row(free: torch.Tensor, noise) -> torch.Tensor:
     """A uniform for every mask of one row `free` (L,) bool: (L,), 2 elsewhere."""
     row = torch.zeros(1, dtype=torch.long, device=free.device)
-    return torch.where(free, noise.per_position(row, free.unsqueeze(0))[0], 2.0)
+    uniforms = noise.per_position(row, free.unsqueeze(0))  # (1, L)
+    return torch.where(free, uniforms[0], 2.0)
 
 
-def step_of(times: torch.Tensor, schedule: NoiseSchedule, num_steps: int) -> torch.Tensor:
-    """The least n with u < 1 - alpha(n / T) for every u in `times`, found by bisection."""
+def reveal_steps(times: torch.Tensor, schedule: NoiseSchedule, num_steps: int) -> torch.LongTensor:
+    """The least n with u < 1 - alpha(n / T) for every u in `times` (B, L), found by bisection."""
+    # Invariant: 1 - alpha(low / T) <= u < 1 - alpha(high / T)
     low = torch.zeros_like(times, dtype=torch.long)
     high = torch.full_like(low, num_steps)
+
     while bool((high - low > 1).any()):
         middle = (low + high) // 2
-        later = 1 - schedule.alpha(middle.double() / num_steps) <= times
-        low, high = torch.where(later, middle, low), torch.where(later, high, middle)
+        masked_share = 1 - schedule.alpha(middle.double() / num_steps)
+        is_later = masked_share <= times
+        low = torch.where(is_later, middle, low)
+        high = torch.where(is_later, high, middle)
     return high
 
 
@@ -293,11 +358,11 @@ def most_masks(free: torch.Tensor) -> int:
     return int(free.sum(-1).max()) if len(free) else 0
 
 
-def rows_with(flags: torch.Tensor) -> torch.Tensor:
+def rows_with(flags: torch.Tensor) -> torch.LongTensor:
     """Indices (R,) of the rows of `flags` (B, L) bool in which something is True."""
     return flags.any(-1).nonzero().squeeze(-1)
 
 
 def same_time(t: float, free: torch.Tensor) -> torch.Tensor:
-    """The time of every row, (B,) float64."""
+    """The time `t` for every row of `free`: (B,) float64."""
     return torch.full((len(free),), t, dtype=torch.float64, device="cpu")

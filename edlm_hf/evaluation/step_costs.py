@@ -135,7 +135,7 @@ def energy_gain(
 ) -> torch.Tensor:
     """The nats that the energy saves, (R,) float64: 0 for rows on which it does not act, or with an empty S."""
     gain = torch.zeros(len(step_text.text), dtype=torch.float64, device="cpu")
-    acts = step_text.revealed.any(-1).cpu() & process.weighs(step_text.t)
+    acts = step_text.revealed.any(-1).cpu() & process.energy_acts(step_text.t)
     if acts.any():
         proposal = proposal.select(acts.to(step_text.text.device))
         gain[acts] = log_gain(process, proposal, step_text.select(acts), noise, inner_copies)

@@ -195,7 +195,7 @@ class EnergyTrainer(EDLMTrainer):
         self.model.denoiser.eval()
         with torch.no_grad():
             proposal = Proposal.of_logits(given["input_ids"], proposed, model(**given).logits, config)
-            tokens, _ = proposal.draw(draws[proposed])
+            tokens, _ = proposal.sample(draws[proposed])
         drawn = fill(given["input_ids"], proposed, tokens)
 
         # Candidate 0 carries the text where it gives it, and a draw of its own elsewhere
