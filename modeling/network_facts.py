@@ -1,7 +1,8 @@
-"""What a network says of itself: how long its texts are, how many ids it reads, and its special tokens.
+"""Facts that a network states: the length of its texts, the number of its ids, its special tokens.
 
-Configurations differ in names, in nesting and in what their numbers mean. Everything that needs one of these facts asks
-here, and nowhere else. Functions take a configuration of any kind, or a model, which is asked for its weights as well.
+Configurations differ in names, in nesting and in the meaning of their numbers. Everything that
+needs one of these facts asks here, and nowhere else. Functions take a configuration of any kind, or
+a model, whose weights count as well.
 """
 
 import math
@@ -11,7 +12,7 @@ from numbers import Integral
 import torch
 from torch import nn
 
-# The names under which configurations keep the length of a text, most telling first
+# Names of the length of a text in configurations, most telling first
 LENGTH_NAMES = (
     "max_position_embeddings",
     "n_positions",
@@ -27,13 +28,22 @@ LENGTH_NAMES = (
 )
 VOCABULARY_NAMES = ("vocab_size", "n_vocab", "n_words")
 
-# The names of tables of learned positions, which stand beside the embedding of the tokens
+# Names of tables of learned positions, which stand beside the embedding of the tokens
 POSITION_TABLES = ("position_embeddings", "position_embedding", "embed_positions", "wpe")
 
-# Where a configuration of several parts keeps the one of its text
-TEXT_PARTS = ("denoiser_config", "text_config", "llm_config", "language_config", "decoder", "encoder", "text_encoder")
+# Names of the configurations of text inside another configuration
+TEXT_PARTS = (
+    "denoiser_config",
+    "text_config",
+    "llm_config",
+    "language_config",
+    "decoder",
+    "encoder",
+    "text_encoder",
+)
 
-# Types of transformers that count positions from pad_token_id + 1 on (fairseq's way): so many rows hold no token
+# Model types that count positions from pad_token_id + 1 on, as fairseq does: the rows before it
+# hold no token.
 COUNTS_FROM_PADDING = {
     "altclip_text_model",
     "bridgetower_text_model",
@@ -56,88 +66,110 @@ COUNTS_FROM_PADDING = {
 }
 
 
-# ------------------------------------------------------------------------------------------------------------- lengths
-
-
 def longest_text(network) -> int | None:
-    """How many tokens a network reads at most; None where it does not say, as for relative positions.
+    """The most tokens that a network reads; None where it does not say, as for relative positions.
 
-    A network with learned positions reads what its table has rows for, and a RoBERTa two fewer than its
-    `max_position_embeddings`. One with rotary or relative positions is taken at its word, the length of its training.
+    A network with learned positions reads as many tokens as its table has rows for, a RoBERTa two
+    fewer than its `max_position_embeddings`. For rotary or relative positions it is the length that
+    the configuration names, the one of training.
 
     Args:
-        network: a model, whose table of positions counts where it is smaller, or a configuration.
+        network: a model or a configuration. The table of positions of a model counts where it is
+            smaller.
     """
-    own, *of_parts = [length_in(part) for part in parts_of(getattr(network, "config", network))] or [None]
-    limits = of_parts if own is None else [own]
+    config = getattr(network, "config", network)
+    lengths = [length_of_config(part) for part in text_configs(config)]
+
+    # The length of the whole comes before the lengths of its parts.
+    limits = lengths[1:]
+    if lengths and lengths[0] is not None:
+        limits = lengths[:1]
+
     if isinstance(network, nn.Module):
-        limits += position_rows(network)
+        limits += lengths_of_position_tables(network)
     return min((limit for limit in limits if limit is not None), default=None)
 
 
-def length_in(config) -> int | None:
+def length_of_config(config) -> int | None:
     """The usable length of one configuration, without its parts."""
-    length = first_number(config, LENGTH_NAMES)
-    kind = getattr(config, "model_type", None)
-    if kind == "reformer":
+    model_type = getattr(config, "model_type", None)
+    if model_type == "reformer":
         return length_of_reformer(config)
-    if length is None or kind not in COUNTS_FROM_PADDING:
-        return length
-    if getattr(config, "position_embedding_type", "absolute") not in ("absolute", None):
-        return length
+    length = first_positive(config, LENGTH_NAMES)
+
+    # Positions may be counted from pad_token_id + 1 on, if they are learned.
+    kind_of_positions = getattr(config, "position_embedding_type", None) or "absolute"
     padding = getattr(config, "pad_token_id", None)
-    return length if padding is None else at_least_one(length - padding - 1)
+    counts_from_padding = model_type in COUNTS_FROM_PADDING and kind_of_positions == "absolute"
+    if length is None or padding is None or not counts_from_padding:
+        return length
+    return positive_or_none(length - padding - 1)
 
 
 def length_of_reformer(config) -> int | None:
-    """A Reformer fills its input up to whole chunks, which must have positions too."""
+    """The length of a Reformer, which fills its input up to whole chunks of positions."""
     rows = config.max_position_embeddings
     if config.axial_pos_embds:
         rows = math.prod(config.axial_pos_shape)
+
     chunks = [getattr(config, f"{kind}_attn_chunk_length") for kind in set(config.attn_layers)]
     if rows <= min(chunks):
         return rows
-    return at_least_one(rows // math.lcm(*chunks) * math.lcm(*chunks))
+    whole = math.lcm(*chunks)
+    return positive_or_none(rows // whole * whole)
 
 
-def position_rows(model: nn.Module) -> list[int]:
-    """Tokens for which the tables of learned positions beside the embedding of the tokens have rows."""
-    tokens = input_embedding(model)
-    if tokens is None:
+def lengths_of_position_tables(model: nn.Module) -> list[int]:
+    """Tokens for which there are rows in the tables of positions beside the token embedding."""
+    token_embedding = input_embedding(model)
+    if token_embedding is None:
         return []
-    beside = [part for part in model.modules() if any(child is tokens for child in part.children())]
-    tables = [child for part in beside for name, child in part.named_children() if name in POSITION_TABLES]
-    return [rows for table in tables if (rows := rows_for_tokens(table)) is not None]
+
+    lengths = []
+    for parent in model.modules():
+        siblings = dict(parent.named_children())
+        if not any(child is token_embedding for child in siblings.values()):
+            continue
+        for name in POSITION_TABLES:
+            length = length_of_position_table(siblings.get(name))
+            if length is not None:
+                lengths.append(length)
+    return lengths
 
 
-def rows_for_tokens(table: nn.Module) -> int | None:
-    """Rows of a table of positions, less those that are reserved at its beginning."""
+def length_of_position_table(table: nn.Module | None) -> int | None:
+    """Rows of a table of positions, without the ones that are reserved at its beginning."""
     weight = getattr(table, "weight", None)
     if weight is None or weight.dim() != 2:
         return None
-    padding, offset = getattr(table, "padding_idx", None), getattr(table, "offset", None)
-    reserved = offset if isinstance(offset, int) else 0 if padding is None else padding + 1
-    return at_least_one(weight.shape[0] - reserved)
+
+    # OPT and BART say how many rows are reserved, RoBERTa reserves those up to the padding token.
+    reserved = getattr(table, "offset", None)
+    if not isinstance(reserved, int):
+        padding = getattr(table, "padding_idx", None)
+        reserved = 0 if padding is None else padding + 1
+    return positive_or_none(weight.shape[0] - reserved)
 
 
-def at_least_one(length: int) -> int | None:
+def positive_or_none(length: int) -> int | None:
     return length if length >= 1 else None
 
 
-# -------------------------------------------------------------------------------------------------------- vocabularies
-
-
 def num_ids(model) -> int | None:
-    """How many token ids a model can read: rows of its embedding, or what it says of its vocabulary."""
+    """The number of token ids that a model reads, by its embedding and its configuration."""
     weight = getattr(input_embedding(model), "weight", None)
     rows = 0 if weight is None else weight.shape[0]
-    return max(rows, vocabulary_size(getattr(model, "config", None)) or 0) or None
+    configured = vocabulary_size(getattr(model, "config", None)) or 0
+    return max(rows, configured) or None
 
 
 def vocabulary_size(config) -> int | None:
-    """Ids that a configuration says the vocabulary has."""
-    sizes = (first_number(part, VOCABULARY_NAMES) for part in parts_of(config))
-    return next((size for size in sizes if size is not None), None)
+    """The size of the vocabulary in a configuration."""
+    for part in text_configs(config):
+        size = first_positive(part, VOCABULARY_NAMES)
+        if size is not None:
+            return size
+    return None
 
 
 def input_embedding(model) -> nn.Module | None:
@@ -148,80 +180,84 @@ def input_embedding(model) -> nn.Module | None:
         return None
 
 
-# ------------------------------------------------------------------------------------------------------------- devices
-
-
 def device_of(model: nn.Module) -> torch.device:
-    """Where a network computes: at its first weight that is loaded, or where offloaded weights are moved to.
+    """Where a network computes: the device of its first weight, the CPU if it has none.
 
-    The CPU for a network without weights.
+    Offloaded weights count where they are moved to.
     """
-    devices = [x.device for x in (*model.parameters(), *model.buffers())]
-    loaded = next((device for device in devices if device.type != "meta"), None)
-    if loaded is not None:
-        return loaded
-    places = (place for module in model.modules() for place in execution_devices(getattr(module, "_hf_hook", None)))
-    return next(places, devices[0] if devices else torch.device("cpu"))
+    devices = [tensor.device for tensor in (*model.parameters(), *model.buffers())]
+    for device in devices:
+        if device.type != "meta":
+            return device
+
+    # All weights are offloaded: hooks of accelerate know where they will be.
+    for module in model.modules():
+        for device in execution_devices(getattr(module, "_hf_hook", None)):
+            return device
+    return devices[0] if devices else torch.device("cpu")
 
 
 def execution_devices(hook) -> Iterator[torch.device]:
-    """The devices to which a hook of accelerate moves weights and inputs; a hook may be a sequence of others."""
-    for part in getattr(hook, "hooks", [hook]):
-        place = getattr(part, "execution_device", None)
-        if place is not None:
-            yield torch.device(place)
+    """The devices to which a hook of accelerate moves weights and inputs.
 
-
-# ------------------------------------------------------------------------------------------------------ special tokens
+    Args:
+        hook: one hook, a sequence of several, or None.
+    """
+    for single in getattr(hook, "hooks", [hook]):
+        device = getattr(single, "execution_device", None)
+        if device is not None:
+            yield torch.device(device)
 
 
 def start_token(config) -> int | None:
-    """The token that texts begin with: `bos_token_id`, or else the one that a decoder or an encoder starts with.
+    """The first token of texts: `bos_token_id`, or else the first one of a decoder or an encoder.
 
     The latter are often defaults of a class that nobody set, and count only inside the vocabulary.
     """
-    if ids := token_ids(config, "bos_token_id"):
+    ids = token_ids(config, "bos_token_id")
+    if ids:
         return ids[0]
+
     size = vocabulary_size(config)
-    others = token_ids(config, "decoder_start_token_id") + token_ids(config, "cls_token_id")
-    return next((i for i in others if size is None or i < size), None)
+    for name in ("decoder_start_token_id", "cls_token_id"):
+        for token_id in token_ids(config, name):
+            if size is None or token_id < size:
+                return token_id
+    return None
 
 
 def special_ids(config) -> set[int]:
     """Ids of the start, end and padding tokens that a configuration names."""
-    return {i for name in ("bos", "eos", "pad") for i in token_ids(config, f"{name}_token_id")}
+    ids = set()
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        ids.update(token_ids(config, name))
+    return ids
 
 
 def token_ids(config, name: str) -> list[int]:
-    """What a configuration says under the name of a special token, one id or several: a list, empty if nothing."""
-    for part in parts_of(config):
+    """The ids, one or several, under the name of a special token; empty if there are none."""
+    for part in text_configs(config):
         value = getattr(part, name, None)
         if value is not None:
             return list(value) if isinstance(value, (list, tuple, set)) else [value]
     return []
 
 
-# ------------------------------------------------------------------------------------------------------ configurations
-
-
-def parts_of(config) -> Iterator:
-    """A configuration, then those of its text inside it."""
+def text_configs(config) -> Iterator:
+    """A configuration, then the configurations of its text inside it."""
     if config is None:
         return
     yield config
     for name in TEXT_PARTS:
         part = getattr(config, name, None)
         if part is not None and hasattr(part, "__dict__"):
-            yield from parts_of(part)
+            yield from text_configs(part)
 
 
-def first_number(config, names: tuple[str, ...]) -> int | None:
-    """The first of the names under which a configuration has a positive number (-1 and 0 say nothing)."""
+def first_positive(config, names: tuple[str, ...]) -> int | None:
+    """The first positive number under one of the names: -1 and 0 mean that nothing is known."""
     for name in names:
         value = getattr(config, name, None)
         if isinstance(value, Integral) and not isinstance(value, bool) and value >= 1:
             return int(value)
     return None
-
-
-__all__ = ["device_of", "longest_text", "num_ids", "special_ids", "start_token", "vocabulary_size"]
