@@ -1,4 +1,4 @@
-"""Saving and loading: what every model does, which code goes along, and which weights a file must hold."""
+"""Saving and loading: code that goes along with a model, and weights that a file must hold."""
 
 import re
 from functools import partial
@@ -7,17 +7,31 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from .configuration_mdlm import MDLMConfig
 
-# The projection of a headed model; a trunk lacks it.
+# The projection of a model with a head, which a trunk lacks
 HEAD_KEYS = r"output_layer\.linear\.(weight|bias)$"
+
+# Keys that a message names
+NUM_EXAMPLES = 8
+
+# Arguments of from_pretrained that say where a configuration is
+LOCATION_ARGUMENTS = (
+    "cache_dir",
+    "force_download",
+    "local_files_only",
+    "token",
+    "revision",
+    "subfolder",
+)
 
 
 class CheckpointingMixin:
-    """Switches checkpointing of activations off as a whole, and saves with what the package adds where it is there.
+    """Saves and pushes by way of the package where it is installed.
 
-    transformers lets the embeddings require gradients when it is switched on, and leaves that so afterwards.
+    It also switches checkpointing of activations off completely: transformers lets the embeddings
+    require gradients when it is switched on, and leaves that so afterwards.
     """
 
-    # Saves and pushes with a model card. The package sets it, and code that travels with a checkpoint has none
+    # Saves and pushes with a model card. The package sets it, code beside a checkpoint has none.
     sharing = None
     card_facts = None
 
@@ -27,79 +41,111 @@ class CheckpointingMixin:
             self.disable_input_require_grads()
 
     def save_pretrained(self, save_directory, *args, **kwargs):
-        """`PreTrainedModel.save_pretrained`, by way of the package where it is there."""
+        """`PreTrainedModel.save_pretrained`, by way of the package where it is installed."""
         save = super().save_pretrained
         if self.sharing is not None:
             save = partial(self.sharing.save, self, save)
         save(save_directory, *args, **kwargs)
 
     def push_to_hub(self, repo_id, **kwargs):
-        """`PreTrainedModel.push_to_hub`, by way of the package where it is there."""
+        """`PreTrainedModel.push_to_hub`, by way of the package where it is installed."""
         if self.sharing is not None:
             return self.sharing.push(self, repo_id, **kwargs)
         return super().push_to_hub(repo_id, **kwargs)
 
 
 def set_auto_map(model: PreTrainedModel) -> None:
-    """Tell every auto class that knows this model where its code is (transformers records a single one by itself)."""
+    """Name the code for all auto classes that load a model. transformers itself names it for one."""
     if model._auto_class is not None:
         model.config.auto_map = auto_map(type(model), type(model.config))
 
 
-def auto_map(model_class: type[PreTrainedModel], config_class: type[PreTrainedConfig]) -> dict[str, str]:
-    """Auto class -> where the code is, `file.Class`."""
-    return {"AutoConfig": f"{config_class.__module__.split('.')[-1]}.{config_class.__name__}"} | model_class._auto_map
+def auto_map(
+    model_class: type[PreTrainedModel],
+    config_class: type[PreTrainedConfig],
+) -> dict[str, str]:
+    """Auto class -> the place of the code, `file.Class`."""
+    file = config_class.__module__.split(".")[-1]
+    return {"AutoConfig": f"{file}.{config_class.__name__}"} | model_class._auto_map
 
 
 def composite_part(cls: type[PreTrainedModel], path, kwargs: dict) -> dict:
-    """Arguments of `from_pretrained` that load `cls._composite_part` if `path` is an EDLM composite, else none."""
+    """Arguments of `from_pretrained` that load one part of an EDLM composite; none for other paths.
+
+    Args:
+        cls: the class of the part `cls._composite_part`, `denoiser` or `energy_model`.
+        kwargs: the other arguments of `from_pretrained`.
+
+    Raises:
+        ValueError: the composite has another kind of part.
+    """
     if "config" in kwargs or kwargs.get("gguf_file"):
         return {}
-    hub = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
-    stored, _ = MDLMConfig.get_config_dict(path, **{key: kwargs[key] for key in hub if key in kwargs})
+    location = {name: kwargs[name] for name in LOCATION_ARGUMENTS if name in kwargs}
+    stored, _ = MDLMConfig.get_config_dict(path, **location)
     if stored.get("model_type") != "edlm":
         return {}
+
     part = cls._composite_part
-    config = stored.get("denoiser_config" if part == "denoiser" else "energy_config") or {}
-    if (
-        config.get("model_type") != MDLMConfig.model_type
-        or config.get("causal", False) != cls._composite_part_is_causal
-    ):
+    config_name = "denoiser_config" if part == "denoiser" else "energy_config"
+    config = stored.get(config_name) or {}
+    is_mdlm = config.get("model_type") == MDLMConfig.model_type
+    if not is_mdlm or config.get("causal", False) != cls._composite_part_is_causal:
         raise ValueError(
-            f"{path} is an EDLM composite, but its {part} is not a {cls.__name__}. "
-            f"Load the whole with EDLMForMaskedDiffusion.from_pretrained and take `.{part}` of it."
+            f"{path} is an EDLM composite, but its {part} is not a {cls.__name__}. Load the whole "
+            f"with EDLMForMaskedDiffusion.from_pretrained and take `.{part}` of it."
         )
+
+    without_prefix = {rf"^{part}\.": ""}
     return {
         "config": MDLMConfig(**config),
-        "key_mapping": {rf"^{part}\.": ""} | (kwargs.get("key_mapping") or {}),
+        "key_mapping": without_prefix | (kwargs.get("key_mapping") or {}),
     }
 
 
 def check_loaded_keys(model: PreTrainedModel, info: dict, path, of_composite: bool) -> None:
-    """Raise ValueError if loading left a weight at its random start or a stored weight unused.
+    """Refuse a file that left a weight at its random start, or that has a weight too many.
 
-    Allowed are a trunk that leaves the head of a checkpoint unused, a head that starts new on a complete trunk, and
-    the other part of a composite.
+    Allowed are a trunk that leaves the head of a checkpoint unused, a head that starts new on a
+    complete trunk, and the other part of a composite.
+
+    Args:
+        info: `missing_keys` and `unexpected_keys` of `from_pretrained`.
+        path: the name that the message says.
+        of_composite: the file is a whole composite, and the model one part of it.
+
+    Raises:
+        ValueError: a key is missing or unexpected.
     """
     head = {name for name in model.state_dict() if re.search(HEAD_KEYS, name)}
     missing = set(info["missing_keys"])
     unexpected = set(info["unexpected_keys"])
+
     if of_composite:
-        unexpected = {name for name in unexpected if not re.match(r"(denoiser|energy_model)\.", name)}
+        of_parts = r"(denoiser|energy_model)\."
+        unexpected = {name for name in unexpected if not re.match(of_parts, name)}
     if not head:
         unexpected = {name for name in unexpected if not re.search(HEAD_KEYS, name)}
     elif missing == head and model.config.architectures == ["MDLMModel"]:
         missing = set()
+
     if missing or unexpected:
         raise ValueError(
-            f"The weights of {path} do not fit {type(model).__name__}: {list_keys('missing', missing)}"
-            f"{list_keys('not part of the model', unexpected)} Check that the configuration (causal, n_blocks, ...) "
-            "belongs to this file, or convert it with `edlm convert`."
+            f"The weights of {path} do not fit {type(model).__name__}: "
+            f"{list_keys('missing', missing)}{list_keys('not part of the model', unexpected)} "
+            "Check that the configuration (causal, n_blocks, ...) belongs to this file, or convert "
+            "it with `edlm convert`."
         )
 
 
-def list_keys(label: str, keys: set[str], shown: int = 8) -> str:
-    """`label: a, b, c and 5 more.`, or nothing if there are no keys; a file may name them to steer a terminal."""
+def list_keys(label: str, keys: set[str]) -> str:
+    """`label: a, b, c and 5 more. ` for an error message, or nothing if there are no keys.
+
+    A file may have names that steer a terminal: such names are escaped.
+    """
+    if not keys:
+        return ""
     names = [key if key.isprintable() else ascii(key) for key in sorted(keys)]
-    more = f" and {len(names) - shown} more" if len(names) > shown else ""
-    return f"{label}: {', '.join(names[:shown])}{more}. " if names else ""
+    shown = names[:NUM_EXAMPLES]
+    more = f" and {len(names) - len(shown)} more" if len(names) > len(shown) else ""
+    return f"{label}: {', '.join(shown)}{more}. "

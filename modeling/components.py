@@ -24,65 +24,77 @@ from .network_facts import num_ids
 from .shared_energy import EDLMSharedEnergyModel
 from .vocabulary import absent_ids, check_mask_token
 
-# Arguments of from_pretrained that say where from, not what
+# Arguments of from_pretrained that say where something is
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "proxies")
+LOCATION_ARGUMENTS = (*HUB_ARGUMENTS, "revision", "trust_remote_code")
+
+# Files of which a repository with a tokenizer has at least one
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "vocab.txt")
 
 
 def build_denoiser(config: EDLMConfig) -> PreTrainedModel:
+    """A denoiser with random weights."""
     if config.denoiser_config.model_type == MDLMConfig.model_type:
         return MDLMForMaskedLM(config.denoiser_config)
     return build_foreign_denoiser(config.denoiser_config)
 
 
 def build_energy(config: EDLMConfig, denoiser: nn.Module) -> PreTrainedModel | None:
+    """An energy with random weights; None without one, or where it is kept by reference."""
     if config.energy_type == "none" or config.energy_name_or_path is not None:
         return None
     if config.energy_weights == "shared":
         return EDLMSharedEnergyModel(denoiser.backbone, config.energy_adapter_rank)
     if config.energy_type == "nce":
         return EDLMEnergyModel(config.energy_config)
+
     if config.energy_config.model_type == MDLMConfig.model_type:
         return MDLMForCausalLM(config.energy_config)
     return AutoModelForCausalLM.from_config(config.energy_config, trust_remote_code=False)
 
 
-def where_from(kwargs: dict) -> dict:
-    """The arguments of `from_pretrained` that say where a part comes from."""
-    return {key: kwargs[key] for key in (*HUB_ARGUMENTS, "revision", "trust_remote_code") if key in kwargs}
+def location_of(kwargs: dict) -> dict:
+    """The arguments of `from_pretrained` that say where a part is."""
+    return {name: kwargs[name] for name in LOCATION_ARGUMENTS if name in kwargs}
 
 
 def load_denoiser(name: str, **kwargs) -> PreTrainedModel:
-    """A masked language model by name; diffusion models stand under several auto classes.
+    """A masked language model by name. Diffusion models are found under several auto classes.
 
     Raises:
-        ValueError: the name is not of a language model.
+        ValueError: the name belongs to something else than a language model.
     """
-    config = AutoConfig.from_pretrained(name, **where_from(kwargs))
-    listed = getattr(config, "auto_map", None) or {}
+    config = AutoConfig.from_pretrained(name, **location_of(kwargs))
+    in_own_code = getattr(config, "auto_map", None) or {}
     for auto_class in (AutoModelForMaskedLM, AutoModelForCausalLM, AutoModel):
-        if type(config) in auto_class._model_mapping or auto_class.__name__ in listed:
+        in_transformers = type(config) in auto_class._model_mapping
+        if in_transformers or auto_class.__name__ in in_own_code:
             return auto_class.from_pretrained(name, **kwargs)
+
     raise ValueError(f"{name} (model_type {config.model_type!r}) has no language model to load as the denoiser.")
 
 
 def load_energy(
-    energy: nn.Module | str | None, energy_type: str | None, tokenizer, kwargs: dict
+    energy: nn.Module | str | None,
+    energy_type: str | None,
+    tokenizer,
+    kwargs: dict,
 ) -> tuple[nn.Module | None, str, object]:
     """The energy, its type and its tokenizer, loaded where they are names.
 
     Args:
         energy_type: follows from the energy unless given.
-        kwargs: of `from_pretrained`, in which `trust_remote_code` is that of `trust_energy_code`.
+        kwargs: of `from_pretrained`, with `trust_energy_code` as `trust_remote_code`.
 
     Raises:
         ValueError: the energy needs code that is not trusted, or the type is not known.
     """
-    with explained_trust(tokenizer if isinstance(tokenizer, str) else energy):
+    name = tokenizer if isinstance(tokenizer, str) else energy
+    with explained_trust(name):
         tokenizer = load_tokenizer(tokenizer, energy, kwargs)
-    if energy_type is None and energy is None:
-        energy_type = "none"
-    elif energy_type is None:
-        energy_type = "nce" if isinstance(energy, EDLMEnergyModel) else "ar"
+
+    if energy_type is None:
+        energy_type = default_energy_type(energy)
     check_choice("energy_type", energy_type, ENERGY_TYPES)
 
     if isinstance(energy, str) and energy_type == "nce":
@@ -92,24 +104,39 @@ def load_energy(
     return energy, energy_type, tokenizer
 
 
-def config_of_parts(denoiser: nn.Module, energy: nn.Module | None, tokenizer, **choices) -> EDLMConfig:
+def default_energy_type(energy: nn.Module | str | None) -> str:
+    """The type that follows from an energy; a name stands for a causal language model."""
+    if energy is None:
+        return "none"
+    return "nce" if isinstance(energy, EDLMEnergyModel) else "ar"
+
+
+def config_of_parts(
+    denoiser: nn.Module,
+    energy: nn.Module | None,
+    tokenizer,
+    **choices,
+) -> EDLMConfig:
     """The configuration of a composite of given parts, with the `choices` of `EDLMConfig`.
 
     Raises:
         ValueError: the tokenizer means another token by "mask" than the denoiser.
     """
-    denoiser_config = config_of(denoiser)
+    denoiser_config = config_of_part(denoiser)
     if choices["mask_token_id"] is None and getattr(denoiser_config, "mask_token_id", None) is None:
         choices["mask_token_id"] = getattr(tokenizer, "mask_token_id", None)
+
+    # The parts are built already and keep their attention: setting it here would change theirs.
+    attention = {
+        "": attention_of_part(denoiser),
+        "denoiser_config": attention_of_part(denoiser),
+        "energy_config": attention_of_part(energy),
+    }
     config = EDLMConfig(
         denoiser_config=denoiser_config,
-        energy_config=None if energy is None else config_of(energy),
+        energy_config=None if energy is None else config_of_part(energy),
         absent_token_ids=None if tokenizer is None else absent_ids(tokenizer, num_ids(denoiser)),
-        attn_implementation={  # setting it would set that of the parts, which are built already
-            "": attention_of_part(denoiser),
-            "denoiser_config": attention_of_part(denoiser),
-            "energy_config": attention_of_part(energy),
-        },
+        attn_implementation=attention,
         **choices,
     )
     if tokenizer is not None:
@@ -118,13 +145,14 @@ def config_of_parts(denoiser: nn.Module, energy: nn.Module | None, tokenizer, **
 
 
 def load_causal(name: str, **kwargs) -> PreTrainedModel:
-    """An autoregressive energy by name; `trust_remote_code` is that of `trust_energy_code`.
+    """An autoregressive energy by name, with `trust_energy_code` as `trust_remote_code`.
 
     Raises:
-        ValueError: it needs code that is not trusted, or is a composite, which might refer to itself.
+        ValueError: it needs code that is not trusted, or is a composite, which might refer to
+            itself.
     """
     with explained_trust(name):
-        config = AutoConfig.from_pretrained(name, **where_from(kwargs))
+        config = AutoConfig.from_pretrained(name, **location_of(kwargs))
         if config.model_type == EDLMConfig.model_type:
             raise ValueError(
                 f"The energy {name!r} is itself a composite of denoiser and energy. Give a causal language model."
@@ -134,52 +162,68 @@ def load_causal(name: str, **kwargs) -> PreTrainedModel:
 
 @contextmanager
 def explained_trust(energy: str | None) -> Iterator[None]:
-    """Where transformers refuses to run the code of an energy's repository, say which argument is for that."""
+    """Where transformers refuses to run the code of an energy, name the argument that allows it."""
     try:
         yield
     except ValueError as error:
         if "trust_remote_code" not in str(error):
             raise
         raise ValueError(
-            f"The energy {energy!r} needs the code in its repository, which trust_remote_code of the whole does not "
-            "allow. Read that code, and pass trust_energy_code=True with the commit as energy_revision; or load the "
-            "energy yourself, and give the model to from_components."
+            f"The energy {energy!r} needs the code in its repository, which trust_remote_code of "
+            "the whole does not allow. Read that code, and pass trust_energy_code=True with the "
+            "commit as energy_revision; or load the energy yourself, and give the model to "
+            "from_components."
         ) from error
 
 
 def load_tokenizer(tokenizer, component, kwargs: dict):
-    """The given tokenizer, loaded if it is a name; else the one beside a component given by name, if there is one."""
-    where = where_from(kwargs)
+    """The given tokenizer, or the one that belongs to a component; None if there is none.
+
+    Args:
+        tokenizer: a tokenizer, a name, or None for the one beside the component.
+        component: a model or a name. Only beside a name is a tokenizer looked for.
+        kwargs: of `from_pretrained`.
+    """
+    location = location_of(kwargs)
     if isinstance(tokenizer, str):
-        return AutoTokenizer.from_pretrained(tokenizer, **where)
+        return AutoTokenizer.from_pretrained(tokenizer, **location)
     if tokenizer is not None or not isinstance(component, str):
         return tokenizer
-    files = {key: value for key, value in where.items() if key != "trust_remote_code"}
-    for file in ("tokenizer.json", "tokenizer_config.json", "vocab.json", "vocab.txt"):
-        if cached_file(component, file, _raise_exceptions_for_missing_entries=False, **files) is not None:
-            return AutoTokenizer.from_pretrained(component, **where)
+
+    where = {name: value for name, value in location.items() if name != "trust_remote_code"}
+    for file in TOKENIZER_FILES:
+        path = cached_file(component, file, _raise_exceptions_for_missing_entries=False, **where)
+        if path is not None:
+            return AutoTokenizer.from_pretrained(component, **location)
     return None
 
 
-def config_of(module: nn.Module) -> PreTrainedConfig:
-    """The configuration of a part, or what a plain module tells about itself."""
+def config_of_part(module: nn.Module) -> PreTrainedConfig:
+    """The configuration of a part, or the facts that a plain module states about itself."""
     config = getattr(module, "config", None)
     if isinstance(config, PreTrainedConfig):
         return config
-    known = {name: getattr(config, name, None) for name in PlainModuleConfig.__annotations__}
-    known["vocab_size"] = known["vocab_size"] or getattr(module, "vocab_size", None)
-    return PlainModuleConfig(**known)
+    facts = {name: getattr(config, name, None) for name in PlainModuleConfig.__annotations__}
+    facts["vocab_size"] = facts["vocab_size"] or getattr(module, "vocab_size", None)
+    return PlainModuleConfig(**facts)
 
 
-def name_of(energy: nn.Module | None) -> str:
+def reference_name(energy: nn.Module | None) -> str:
+    """The repository or folder that an energy was loaded from.
+
+    Raises:
+        ValueError: it was not loaded.
+    """
     name = getattr(getattr(energy, "config", None), "_name_or_path", None)
     if not name:
         raise ValueError(
-            "energy_by_reference=True, but the energy was not loaded from a repository or folder, so there is nothing "
-            "to refer to. Give its name as `energy`, or store it inside (energy_by_reference=False)."
+            "energy_by_reference=True, but the energy was not loaded from a repository or folder, "
+            "so there is nothing to refer to. Give its name as `energy`, or store it inside "
+            "(energy_by_reference=False)."
         )
     return name
 
 
 def attention_of_part(part: nn.Module | None) -> str | None:
+    """The implementation of attention that a part was built with."""
     return getattr(getattr(part, "config", None), "_attn_implementation", None)

@@ -19,7 +19,7 @@ from .components import (
     load_denoiser,
     load_energy,
     load_tokenizer,
-    name_of,
+    reference_name,
 )
 from .configuration_edlm import EDLMConfig
 from .energies import Candidates, Energy
@@ -126,7 +126,7 @@ class EDLMForMaskedDiffusion(CheckpointingMixin, PreTrainedModel, MaskedDiffusio
             energy_scope=energy_scope,
             energy_weights=energy_weights,
             energy_adapter_rank=energy_adapter_rank,
-            energy_name_or_path=name_of(energy) if energy_by_reference else None,
+            energy_name_or_path=reference_name(energy) if energy_by_reference else None,
             energy_revision=energy_revision if energy_by_reference else None,
             mask_token_id=mask_token_id,
             logits_shift=default_shift(denoiser) if logits_shift is None else logits_shift,
@@ -342,9 +342,9 @@ class EDLMForMaskedDiffusion(CheckpointingMixin, PreTrainedModel, MaskedDiffusio
             ValueError: shapes do not fit, a candidate changes a visible token or still holds a mask; an AR energy of
                 scope `revealed` whose reveal set is not the next block of the text.
         """
-        partial = self.config.energy_scope == "revealed"
+        may_hold_masks = self.config.energy_scope == "revealed"
         check_token_ids("noisy_ids", noisy_ids, num_ids(self), self.config.mask_token_id)
-        check_candidates(candidate_ids, noisy_ids, attention_mask, self.config.mask_token_id, partial)
+        check_candidates(candidate_ids, noisy_ids, attention_mask, self.config.mask_token_id, may_hold_masks)
         if timesteps is not None and timesteps.numel() not in (1, len(noisy_ids)):
             raise ValueError(f"timesteps has {timesteps.numel()} values, but one per row ({len(noisy_ids)}) is needed.")
         if attention_mask is not None:  # networks count positions in different ways, but all from the left
