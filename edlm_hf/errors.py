@@ -1,4 +1,7 @@
-"""Which failures a user can mend, and the one line in which a command says them; all others are mistakes of ours."""
+"""Which failures a user can mend, and the one line in which a command explains them.
+
+All other failures are mistakes of this package, and keep their traceback.
+"""
 
 import errno
 import re
@@ -7,29 +10,38 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-LONGEST = 600  # characters of a line; some libraries list all model types that they know
-# What torch and safetensors say when a file cannot be written to its end
+LONGEST_LINE = 600  # characters: some libraries list every model type that they know
+
+# Parts of messages of torch and safetensors
 NOT_WRITTEN = "inline_container|iostream|PytorchStreamWriter|No space left|Disk quota|os error"
 NO_MEMORY = "out of memory|not enough memory|can't allocate memory|Unable to allocate"
 
+MAKE_ROOM = "Make room there, or give another folder."
+# Reasons of the system for which nothing more can be written
+WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+
 
 def explanation(error: BaseException) -> str | None:
-    """What a command says of a failure, in one line; None for a mistake of this package, which has a traceback."""
+    """Explain a failure that the user can mend in one line. Return None for any other."""
     from huggingface_hub.errors import HTTPError
 
     if is_out_of_memory(error):
-        return f"There is not enough memory: {one_line(error)} Use a smaller batch, a shorter text or a smaller model."
-    # A package that an option needs and that is not installed
-    lacks_package = isinstance(error, ImportError) or (isinstance(error, RuntimeError) and "pip install" in str(error))
-    if isinstance(error, (ValueError, OSError, HTTPError)) or lacks_package:
+        advice = "Use a smaller batch, a shorter text or a smaller model."
+        return f"There is not enough memory: {one_line(error)} {advice}"
+
+    # Some libraries raise RuntimeError for a package that an option needs and that is not installed
+    asks_to_install = isinstance(error, RuntimeError) and "pip install" in str(error)
+    if asks_to_install or isinstance(error, (ImportError, ValueError, OSError, HTTPError)):
         return one_line(error)
     return None
 
 
 def one_line(error: BaseException) -> str:
-    """The text of an error in one line of at most 600 characters; its name where it has no text."""
+    """Return the text of an error in one line of at most 600 characters, or its type."""
     text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= LONGEST else f"{text[:LONGEST].rstrip()} ..."
+    if len(text) <= LONGEST_LINE:
+        return text
+    return f"{text[:LONGEST_LINE].rstrip()} ..."
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -40,11 +52,11 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 @contextmanager
-def writing(folder: str | Path, advice: str = "Make room there, or give another folder.") -> Iterator[None]:
-    """Name the folder that cannot be written, in place of what the libraries say of a full disk, each its own.
+def writing(folder: str | Path, advice: str = MAKE_ROOM) -> Iterator[None]:
+    """Name the folder that cannot be written, which the libraries do not.
 
     Raises:
-        OSError: something inside could not write; which folder, why, and `advice`.
+        OSError: something inside could not write. It gives the folder, the reason and `advice`.
     """
     try:
         yield
@@ -52,25 +64,32 @@ def writing(folder: str | Path, advice: str = "Make room there, or give another 
         reason = why_not_written(error)
         if reason is None:
             raise
-        raise OSError(f"{folder} cannot be written: {reason}{room(folder)}. {advice}") from error
+        problem = f"{folder} cannot be written: {reason}{free_space(folder)}."
+        raise OSError(f"{problem} {advice}") from error
 
 
 def why_not_written(error: Exception) -> str | None:
-    """The reason if an error is that of a file that could not be written, else None."""
+    """Return the reason if an error says that a file could not be written, else None."""
     if isinstance(error, OSError):
-        written = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
-        return (error.strerror or one_line(error)) if written else None
+        if error.errno not in WRITE_ERRORS:
+            return None
+        return error.strerror or one_line(error)
+
+    # torch raises a plain RuntimeError, safetensors an error of its own
     library = type(error).__module__.partition(".")[0]
-    if (type(error) is RuntimeError or library.startswith("safetensors")) and re.search(NOT_WRITTEN, str(error)):
+    may_be_writing = type(error) is RuntimeError or library.startswith("safetensors")
+    if may_be_writing and re.search(NOT_WRITTEN, str(error)):
         return "the file could not be written to its end"
     return None
 
 
-def room(folder: str | Path) -> str:
-    """How much of the disk of a folder is free."""
-    existing = next((path for path in (Path(folder), *Path(folder).absolute().parents) if path.exists()), None)
+def free_space(folder: str | Path) -> str:
+    """Describe the free space on the disk of a folder. Return "" where no disk is found."""
+    parents = (Path(folder), *Path(folder).absolute().parents)
+    existing = next((path for path in parents if path.exists()), None)
     if existing is None:
         return ""
+
     usage = shutil.disk_usage(existing)
     return f" ({usage.free // 1024:,} of {usage.total // 1024:,} kB of its disk are free)"
 

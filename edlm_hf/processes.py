@@ -1,4 +1,7 @@
-"""Work shared by the processes of `torchrun` or `accelerate launch`; a process alone does all of it."""
+"""Work shared by the processes of `torchrun` or `accelerate launch`.
+
+A process alone does all of it.
+"""
 
 import gc
 from itertools import chain, zip_longest
@@ -10,27 +13,39 @@ from accelerate.utils import gather_object
 
 
 def connected() -> PartialState:
-    """The processes, connected when this is first called; an accelerator is the default device of each."""
+    """Return the state of the processes, which the first call connects.
+
+    An accelerator, if there is one, then is the default device of each.
+    """
     return PartialState(cpu=not torch.accelerator.is_available())
 
 
 def place() -> tuple[int, int]:
-    """(this process, how many there are)."""
+    """Return the index of this process and the number of processes."""
     state = connected()
     return state.process_index, state.num_processes
 
 
 def disconnect() -> None:
-    """Part the processes, if they are connected, and end the threads behind that; all of them call this."""
+    """Part the processes if they are connected, and end the threads of the connection.
+
+    All of them call this.
+    """
     if torch.distributed.is_available() and torch.distributed.is_initialized():
-        gc.collect()  # a trainer that is no longer needed, but part of a cycle, holds the connection
+        # A trainer that nobody needs, but that is part of a cycle, still holds the connection
+        gc.collect()
         torch.distributed.destroy_process_group()
 
 
 def gather_turns(mine: list[Any]) -> list[Any]:
-    """The items of all processes in order, in every process: item j of process r of P was number j P + r."""
+    """Return the items of all P processes in order, in every process.
+
+    Item j of process r is number j P + r.
+    """
     if place()[1] == 1:
         return mine
+
+    # Processes may differ by one item
     missing = object()
     turns = zip_longest(*gather_object([mine]), fillvalue=missing)
     return [item for item in chain.from_iterable(turns) if item is not missing]
