@@ -1,7 +1,8 @@
 """Streamers for `generate()` that show a text while it forms, in a notebook or in a terminal.
 
-They take what transformers' `TextDiffusionStreamer` takes: `put` finished tokens, `put_draft` the rest of the text as
-it stands after a step, `end`. The whole is decoded anew each time, masks as a light symbol.
+They have the methods of transformers' `TextDiffusionStreamer`: `put` for finished tokens, `put_draft`
+for the rest of the text as it stands after a step, and `end`. The whole text is decoded anew each time,
+masks as a light symbol.
 """
 
 import html
@@ -23,8 +24,8 @@ class DiffusionStreamer(BaseStreamer):
     """Collects the tokens of one text; a subclass shows them.
 
     Args:
-        mask_symbol: what stands for a mask.
-        mask_token_id: the mask token, where the tokenizer does not say it.
+        mask_symbol: shown in place of a mask.
+        mask_token_id: the mask token, for tokenizers that have none.
         skip_prompt: leave the prompt out.
         skip_special_tokens: leave other special tokens out.
 
@@ -42,53 +43,70 @@ class DiffusionStreamer(BaseStreamer):
         skip_prompt: bool = False,
         skip_special_tokens: bool = True,
     ):
-        self.tokenizer, self.mask_symbol, self.skip_prompt = tokenizer, mask_symbol, skip_prompt
+        self.tokenizer = tokenizer
+        self.mask_symbol = mask_symbol
+        self.skip_prompt = skip_prompt
+
         self.mask_token_id = tokenizer.mask_token_id if mask_token_id is None else mask_token_id
         if self.mask_token_id is None:
             raise ValueError("The tokenizer has no mask token. Pass mask_token_id=..., the one of the model.")
         self.mask_token = tokenizer.convert_ids_to_tokens(self.mask_token_id)
-        self.skipped = set(tokenizer.all_special_ids) - {self.mask_token_id} if skip_special_tokens else set()
+
+        self.skipped = set()
+        if skip_special_tokens:
+            self.skipped = set(tokenizer.all_special_ids) - {self.mask_token_id}
+
         self.finished: list[int] = []
         self.next_is_prompt = True
 
     def put(self, value: torch.LongTensor) -> None:
-        """Finished tokens (N,) or (1, N), the prompt first; they end the draft."""
-        tokens = row_of(value)
+        """Add finished tokens (N,) or (1, N), the prompt first. They end the draft."""
+        tokens = one_row(value)
         if not (self.next_is_prompt and self.skip_prompt):
             self.finished += tokens
         self.next_is_prompt = False
+
         self.show(visible(self.decode(self.finished)), "")
 
     def put_draft(self, value: torch.LongTensor, **kwargs) -> None:
-        """What is to follow the finished tokens, as it stands now: (N,) or (1, N); it replaces the last draft."""
+        """Replace the draft, the tokens after the finished ones as they stand now: (N,) or (1, N)."""
         finished = self.decode(self.finished)
-        whole = self.decode(self.finished + row_of(value))
-        shared = len(finished) if whole.startswith(finished) else 0  # decoding may join tokens across the border
-        self.show(visible(whole[:shared]), visible(whole[shared:]))
+        whole = self.decode(self.finished + one_row(value))
+
+        # Decoding may join tokens across the border. Then all of it is draft.
+        border = len(finished) if whole.startswith(finished) else 0
+        self.show(visible(whole[:border]), visible(whole[border:]))
 
     def end(self) -> None:
+        """Show the finished text for the last time. The next tokens begin another text."""
         self.close(self.decode(self.finished))
-        self.finished, self.next_is_prompt = [], True
+        self.finished = []
+        self.next_is_prompt = True
 
     def decode(self, tokens: list[int]) -> str:
+        """The text of tokens, a symbol for every mask."""
         kept = [token for token in tokens if token not in self.skipped]
         if self.mask_token is not None:
             return self.tokenizer.decode(kept).replace(self.mask_token, self.mask_symbol)
-        # The tokenizer has no such token, as gpt2's has none for mdlm-owt.
-        runs = ((masked, list(run)) for masked, run in groupby(kept, self.mask_token_id.__eq__))
-        return "".join(self.mask_symbol * len(run) if masked else self.tokenizer.decode(run) for masked, run in runs)
+
+        # The tokenizer has no mask token, as gpt2's for mdlm-owt: decode the tokens between masks
+        text = ""
+        for is_mask, group in groupby(kept, key=lambda token: token == self.mask_token_id):
+            group = list(group)
+            text += self.mask_symbol * len(group) if is_mask else self.tokenizer.decode(group)
+        return text
 
     def show(self, finished: str, draft: str) -> None:
         """Show the text as it stands, in which control characters are symbols."""
         raise NotImplementedError
 
     def close(self, text: str) -> None:
-        """Show the finished text, given as it is, for the last time."""
+        """Show the finished text for the last time. Here control characters are still themselves."""
         raise NotImplementedError
 
 
 class NotebookDiffusionStreamer(DiffusionStreamer):
-    """Shows the text in one output of a notebook cell, updated in place; drafts are lighter.
+    """Shows the text in one output of a notebook cell, updated in place, drafts in a lighter colour.
 
     Args: as for `DiffusionStreamer`.
 
@@ -105,14 +123,18 @@ class NotebookDiffusionStreamer(DiffusionStreamer):
                 "NotebookDiffusionStreamer needs IPython, which every Jupyter kernel brings. Run this in a notebook, "
                 "pip install ipython, or use TerminalDiffusionStreamer."
             ) from error
-        self.display, self.handle = display, None
+        self.display = display
+        self.handle = None  # of the output that is updated, None before the first
 
     def show(self, finished: str, draft: str) -> None:
-        lighter = f'<span style="opacity: 0.6">{html.escape(draft)}</span>' if draft else ""
+        lighter = ""
+        if draft:
+            lighter = f'<span style="opacity: 0.6">{html.escape(draft)}</span>'
         data = {
             "text/plain": finished + draft,
             "text/html": f'<div style="white-space: pre-wrap">{html.escape(finished)}{lighter}</div>',
         }
+
         if self.handle is None:
             self.handle = self.display(data, raw=True, display_id=True)
         else:
@@ -129,62 +151,82 @@ class TerminalDiffusionStreamer(DiffusionStreamer):
     Where the output is not a terminal only the finished text appears.
 
     Args: as for `DiffusionStreamer`, and
-        console: where to show it (the standard output).
-        keep: leave the finished text there; without it the caller prints what it wants.
+        console: where to show it, the standard output unless given.
+        keep: leave the finished text there. Otherwise nothing is left, and the caller may print it.
     """
 
     def __init__(self, *args, console: Console | None = None, keep: bool = True, **kwargs):
         super().__init__(*args, **kwargs)
-        self.console, self.keep, self.live = console or Console(), keep, None
+        self.console = console or Console()
+        self.keep = keep
+        self.live = None  # the part of the screen that is updated, None before the first draft
 
     def show(self, finished: str, draft: str) -> None:
         if self.live is None:
             self.live = Live(console=self.console, auto_refresh=False, transient=True)
             self.live.start()
+
         self.live.update(Text.assemble(finished, (draft, "yellow")), refresh=True)
 
     def close(self, text: str) -> None:
         if self.live is not None:
             self.live.stop()
             self.live = None
+
         if self.keep:
-            print(visible(text) if self.console.is_terminal else text, file=self.console.file, flush=True)
+            shown = visible(text) if self.console.is_terminal else text
+            print(shown, file=self.console.file, flush=True)
 
 
 class StepStreamer(BaseStreamer):
-    """Shows nothing but tells `tell` how many steps there were so far, whatever the number of texts and of calls."""
+    """Counts steps, whatever the number of texts and of calls, and shows nothing.
 
-    def __init__(self, tell: Callable[[int], None]):
-        self.tell, self.before, self.steps = tell, 0, 0
+    Args:
+        on_step: called with the number of steps so far.
+    """
+
+    def __init__(self, on_step: Callable[[int], None]):
+        self.on_step = on_step
+        self.earlier_steps = 0  # of the calls that have ended
+        self.steps = 0  # of the present call
 
     def put(self, value: torch.LongTensor) -> None:
         pass
 
     def put_step(self, steps: int) -> None:
-        """So many steps of the present call are done."""
+        """Note the number of steps of the present call that are done."""
         self.steps = steps
-        self.tell(self.before + steps)
+        self.on_step(self.earlier_steps + steps)
 
     def end(self) -> None:
-        self.before, self.steps = self.before + self.steps, 0
+        self.earlier_steps += self.steps
+        self.steps = 0
 
 
 def diffusion_streamer(tokenizer: PreTrainedTokenizerBase, **options) -> DiffusionStreamer:
-    """The streamer for where this runs: the notebook one inside a Jupyter kernel, else the terminal one.
+    """A notebook streamer inside a Jupyter kernel, else a terminal streamer.
 
     Args:
-        options: those of `DiffusionStreamer`.
+        options: of `DiffusionStreamer`.
     """
-    return (NotebookDiffusionStreamer if in_notebook() else TerminalDiffusionStreamer)(tokenizer, **options)
+    streamer_class = NotebookDiffusionStreamer if in_notebook() else TerminalDiffusionStreamer
+    return streamer_class(tokenizer, **options)
 
 
 def in_notebook() -> bool:
-    """Whether a Jupyter kernel runs this code (an IPython shell in a terminal is none)."""
-    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    """Whether this code runs in a Jupyter kernel. An IPython shell in a terminal is not one."""
+    if "IPython" not in sys.modules:
+        return False
+    shell = sys.modules["IPython"].get_ipython()
     return getattr(shell, "kernel", None) is not None
 
 
-def row_of(value: torch.LongTensor) -> list[int]:
+def one_row(value: torch.LongTensor) -> list[int]:
+    """The tokens of one text, (N,) or (1, N).
+
+    Raises:
+        ValueError: there are several rows.
+    """
     if value.dim() > 1 and len(value) != 1:
         raise ValueError(f"A streamer shows one text, but {len(value)} rows were streamed. Generate one at a time.")
     return value.flatten().tolist()

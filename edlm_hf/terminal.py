@@ -1,4 +1,4 @@
-"""Texts of anybody on their way to a terminal or into a message, where they steer nothing and show no secret."""
+"""Text from others on its way to a terminal or into a message: it must not steer the terminal or show a secret."""
 
 import logging
 import re
@@ -8,14 +8,19 @@ import typer
 
 from edlm_hf.hidden_secrets import hide_secrets
 
-LONGEST_NAME = 200  # in a message
+# Of names in a message
+LONGEST_NAME = 200
 MOST_NAMES = 50
 
-KEPT = "\n\t"
-DIRECTIONS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # they show a text in another order than it has
-SYMBOLS = {code: 0x2400 + code for code in range(32) if chr(code) not in KEPT}
+# Characters that show a text in another order than it has
+DIRECTIONS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+
+# Control characters have pictures from U+2400 on, except for lines and tabs, which stay
+SYMBOLS = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"}
 SYMBOLS[0x7F] = 0x2421
-SYMBOLS |= dict.fromkeys((*range(0x80, 0xA0), *map(ord, DIRECTIONS)), 0xFFFD)
+# The others that a terminal obeys have none: U+FFFD stands for each of them
+SYMBOLS.update(dict.fromkeys(range(0x80, 0xA0), 0xFFFD))
+SYMBOLS.update({ord(character): 0xFFFD for character in DIRECTIONS})
 
 
 def visible(text: str) -> str:
@@ -28,35 +33,37 @@ def visible(text: str) -> str:
 
 
 def printable(name: str) -> str:
-    """A name that a file gives, as a message can quote it: short, and without characters that steer a terminal."""
+    """A name from a file, to quote in a message: short, and without characters that steer a terminal."""
     short = name if len(name) <= LONGEST_NAME else f"{name[:LONGEST_NAME]}..."
     return short if short.isprintable() else ascii(short)
 
 
 def list_names(title: str, names: list[str]) -> str:
-    """`title (3): a, b, c.`, of very many names the first ones."""
+    """List names as `title (3): a, b, c.`; of very many the first ones."""
     shown = ", ".join(map(printable, names[:MOST_NAMES]))
     rest = ", ..." if len(names) > MOST_NAMES else ""
     return f"{title} ({len(names)}): {shown}{rest}."
 
 
 def write(text: str) -> None:
-    """Write a result to the standard output: as it is, or so that it steers nothing where that is a terminal."""
+    """Write a result to the standard output, on a terminal with symbols in place of control characters."""
     if sys.stdout.isatty():
         text = visible(text)
-    typer.echo(text, color=True)  # without this, typer would cut sequences out of what is piped
+    # Without color=True typer would cut sequences out of a piped text
+    typer.echo(text, color=True)
 
 
 def tell(text: str) -> None:
-    """Write a line for the user to the standard error: what it quotes steers no terminal and is no secret."""
-    typer.echo(visible(hide_secrets(" ".join(text.split()))), err=True)
+    """Write one line for the user to the standard error, without control characters and secrets."""
+    line = " ".join(text.split())
+    typer.echo(visible(hide_secrets(line)), err=True)
 
 
 class QuotesSafely(logging.Filter):
-    """For the log of a library: what it quotes, as the names of weights, steers no terminal. Its own colours stay."""
+    """Makes the log of a library safe to show: names that it quotes do not steer the terminal. Its own colours stay."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        # Every second part is a colour
+        # Text and colours in turn
         parts = re.split(r"(\x1b\[[\d;]*m)", record.getMessage())
         parts[::2] = [visible(hide_secrets(part)) for part in parts[::2]]
 
