@@ -1,6 +1,6 @@
-"""The autoregressive energies read log p_AR(x_i | x_<i) of a causal language model (EDLM, section 4.1).
+"""Log-probabilities log p_AR(x_i | x_<i) of a causal language model, for autoregressive energies.
 
-Shapes: B rows, k candidates per row, L positions, H hidden, V vocabulary.
+EDLM, section 4.1. Shapes: B rows, k candidates per row, L positions, H hidden, V vocabulary.
 """
 
 import inspect
@@ -45,12 +45,12 @@ def autoregressive_log_probs(
     attention_mask: torch.Tensor | None = None,
     chunk_size: int | None = None,
 ) -> torch.Tensor:
-    """log p_AR(x_i | x_<i) of the scored tokens, normalised over what the denoiser can emit.
+    """log p_AR(x_i | x_<i) of the scored tokens, normalised over all that the denoiser can emit.
 
-    Every row is fed as [start token?] + its text, aligned left: a causal model needs no attention mask for what comes
-    after it, and rows cannot disturb each other. A row without start token has its first token as context: it counts 0.
-    Leading tokens in which all candidates of a row agree run once per row, through the cache of a model where that is
-    exact.
+    The model reads every row as [start token?] + text, aligned left. It needs no attention mask:
+    the padding comes after the text, and rows cannot disturb each other. The first token of a row
+    without start token is context and counts 0. Leading tokens in which all candidates of a row
+    agree are read once per row, through the cache of the model where that is exact.
 
     Args:
         causal_lm: called as `causal_lm(input_ids=..., attention_mask=None)`, returns `.logits`.
@@ -65,42 +65,70 @@ def autoregressive_log_probs(
         (B, k, L) log-probabilities in at least float32, 0 where not scored.
 
     Raises:
-        ValueError: the denoiser can emit an id for which the model has no row, or the text is too long for the model.
+        ValueError: the denoiser can emit an id for which the model has no row, or the text is too
+            long for the model.
     """
     batch, k, _ = candidate_ids.shape
-    real = torch.ones_like(scored) if attention_mask is None else attention_mask.bool()
-    clean = candidate_ids.masked_fill(~real.unsqueeze(1), 0)
-    if start is None:
-        start = StartToken(0, torch.zeros(batch, dtype=torch.bool, device=scored.device))
-    texts = CausalTexts.align(clean, scored & real, real, start)
+    device = scored.device
 
-    end = texts.end
+    # 1. The texts as the model reads them
+    real = torch.ones_like(scored) if attention_mask is None else attention_mask.bool()
+    if start is None:
+        nowhere = torch.zeros(batch, dtype=torch.bool, device=device)
+        start = StartToken(0, nowhere)
+    texts = CausalTexts.align(candidate_ids, scored, real, start)
+
+    end = texts.num_needed()
     if end == 0:
         return torch.zeros(candidate_ids.shape, device=candidate_ids.device)
     scorer = TokenScorer(causal_lm, never_emitted.cpu())
     scorer.check_length(end)
-    shared = min(texts.shared, end) if k > 1 else 0
 
-    # 1. What the candidates share, once per row
-    begin, cache, parts = 0, None, []
-    if shared >= SHORTEST_SHARED_PREFIX and (shared == end or scorer.may_continue(end, scored.device)):
-        log_probs, cache = scorer(*texts.columns_of_rows(0, shared), text_length=end)
+    # 2. The columns that all candidates share, once per row
+    log_probs = []
+    begin = 0
+    cache = None
+    shared = min(texts.num_shared(), end) if k > 1 else 0
+    if shared >= SHORTEST_SHARED_PREFIX and (shared == end or scorer.may_continue(end, device)):
+        of_prefix, cache = scorer.score_prefix(texts.shared_columns(shared), text_length=end)
         if shared == end or cache is not None:
             begin = shared
-            parts.append(log_probs.unsqueeze(1).expand(-1, k, -1))
+            log_probs.append(of_prefix.unsqueeze(1).expand(-1, k, -1))  # (B, k, shared)
 
-    # 2. The rest, or all of it, of every candidate
+    # 3. The other columns of every candidate, or all of them
     if begin < end:
-        row_of = torch.arange(batch, device=scored.device).repeat_interleave(k)
-        inputs, predicts, targets = texts.columns_of_candidates(begin, end)
-        chunks = []
+        columns = texts.columns(begin, end)
+        row_of_candidate = torch.arange(batch, device=device).repeat_interleave(k)  # (B k,)
         size = chunk_size or scorer.affordable_rows(end - begin)
-        for chosen in torch.arange(batch * k, device=scored.device).split(size):
-            of_prefix = None if cache is None else select_rows(cache, row_of[chosen])
-            log_probs, _ = scorer(inputs[chosen], predicts[row_of[chosen]], targets[chosen], of_prefix)
-            chunks.append(log_probs)
-        parts.append(torch.cat(chunks).view(batch, k, -1))
-    return texts.by_position(torch.cat(parts, dim=-1))
+
+        chunks = []
+        for candidates in torch.arange(batch * k, device=device).split(size):
+            of_rows = None
+            if cache is not None:
+                of_rows = select_rows(cache, row_of_candidate[candidates])
+            chunks.append(scorer.score(columns.select(candidates), of_rows))
+        log_probs.append(torch.cat(chunks).view(batch, k, -1))
+
+    return texts.by_position(torch.cat(log_probs, dim=-1))
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Some columns of N texts: what a causal model reads there, and what it predicts from there.
+
+    Args:
+        input_ids: (N, n) the tokens that are read.
+        targets: (N, n) the next tokens of the texts.
+        predicts: (N, n) bool, where log p of the target is wanted.
+    """
+
+    input_ids: torch.LongTensor
+    targets: torch.LongTensor
+    predicts: torch.Tensor
+
+    def select(self, texts: torch.Tensor) -> "Columns":
+        """The same columns of the texts with some indices."""
+        return Columns(self.input_ids[texts], self.targets[texts], self.predicts[texts])
 
 
 @dataclass(frozen=True)
@@ -108,19 +136,18 @@ class CausalTexts:
     """Texts as a causal model reads them: [start token?] + text, aligned left.
 
     Args:
-        inputs, targets: (B, k, L) what a column reads, and the text token that it predicts.
-        predicts: (B, L) bool, the columns whose predictions are wanted.
-        columns: (B, L) the column that predicts the c-th token of the text, -1 for none.
-        counted: (B, L) bool, whether the c-th token of the text is wanted.
-        order: (B, L) the position in the given rows at which the c-th token of the text stands.
+        input_ids, targets, predicts: (B, k, L), (B, k, L) and (B, L), see `Columns`.
+        column_of_token: (B, L) the column that predicts the c-th token of the text, -1 for none.
+        position_of_token: (B, L) the position of the c-th token of the text in the given rows.
+        is_scored: (B, L) bool, whether log p of the c-th token of the text is wanted.
     """
 
-    inputs: torch.LongTensor
+    input_ids: torch.LongTensor
     targets: torch.LongTensor
     predicts: torch.Tensor
-    columns: torch.LongTensor
-    counted: torch.Tensor
-    order: torch.LongTensor
+    column_of_token: torch.LongTensor
+    position_of_token: torch.LongTensor
+    is_scored: torch.Tensor
 
     @classmethod
     def align(
@@ -130,183 +157,250 @@ class CausalTexts:
         real: torch.Tensor,
         start: StartToken,
     ) -> "CausalTexts":
-        """From rows `ids` (B, k, L) with padding where not `real` (B, L) bool; `scored` (B, L) bool."""
+        """The texts of `ids` (B, k, L).
+
+        Args:
+            scored: (B, L) bool, where log p is wanted.
+            real: (B, L) bool, False at padding.
+        """
         k, length = ids.shape[1:]
+        ids = ids.masked_fill(~real.unsqueeze(1), 0)
+        scored = scored & real
+
+        # 1. The text of every row comes first, its padding after it.
         order = (~real).long().argsort(dim=-1, stable=True)
         text = ids.gather(2, order.unsqueeze(1).expand(-1, k, -1))
+        scored = scored.gather(1, order)
 
-        # With a start token column c predicts token c of the text, without one token c + 1.
-        started = start.needed.unsqueeze(1)
-        columns = torch.arange(length, device=ids.device) - (~started).long()
-        counted = scored.gather(1, order) & (columns >= 0)
-        after_start = nn.functional.pad(text[..., :-1], (1, 0), value=start.token_id)
+        # 2. Column c predicts token c of the text after a start token, else token c + 1.
+        started = start.needed.unsqueeze(1)  # (B, 1)
+        column = torch.arange(length, device=ids.device) - (~started).long()
+        scored = scored & (column >= 0)
+
+        # 3. What is read and predicted: x_0 x_1 ... and x_1 x_2 ..., or <start> x_0 ... and x_0 x_1
+        # ...
+        with_start = nn.functional.pad(text[..., :-1], (1, 0), value=start.token_id)
         return cls(
-            inputs=torch.where(started.unsqueeze(1), after_start, text),
-            targets=torch.where(started.unsqueeze(1), text, nn.functional.pad(text[..., 1:], (0, 1))),
-            predicts=torch.where(started, counted, nn.functional.pad(counted[:, 1:], (0, 1))),
-            columns=columns,
-            counted=counted,
-            order=order,
+            input_ids=torch.where(started.unsqueeze(1), with_start, text),
+            targets=torch.where(started.unsqueeze(1), text, shift_left(text)),
+            predicts=torch.where(started, scored, shift_left(scored)),
+            column_of_token=column,
+            position_of_token=order,
+            is_scored=scored,
         )
 
-    @property
-    def shared(self) -> int:
-        """How many leading columns read and predict the same in all candidates of every row."""
-        same = (self.inputs == self.inputs[:, :1]) & (self.targets == self.targets[:, :1])
-        leading = same.all(1).all(0).long().cumprod(0)
-        return int(leading.sum())
+    def num_needed(self) -> int:
+        """The number of columns up to the last one that predicts something."""
+        predicting = self.predicts.any(0).nonzero()
+        return int(predicting.max()) + 1 if len(predicting) else 0
 
-    @property
-    def end(self) -> int:
-        """How many columns are needed."""
-        used = self.predicts.any(0).nonzero()
-        return int(used.max()) + 1 if len(used) else 0
+    def num_shared(self) -> int:
+        """The number of leading columns that are the same in all candidates of every row."""
+        same_input = self.input_ids == self.input_ids[:, :1]
+        same_target = self.targets == self.targets[:, :1]
+        same = (same_input & same_target).all(1).all(0)  # (L,)
+        return int(same.long().cumprod(0).sum())
 
-    def columns_of_rows(self, begin: int, end: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Inputs, predicted columns and targets of some columns that all candidates of a row share, (B, n) each."""
-        return self.inputs[:, 0, begin:end], self.predicts[:, begin:end], self.targets[:, 0, begin:end]
+    def shared_columns(self, end: int) -> Columns:
+        """The first columns of the first candidate of every row, N = B."""
+        input_ids = self.input_ids[:, 0, :end]
+        targets = self.targets[:, 0, :end]
+        return Columns(input_ids, targets, self.predicts[:, :end])
 
-    def columns_of_candidates(self, begin: int, end: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Inputs (B k, n), predicted columns (B, n) and targets (B k, n) of some columns of every candidate."""
-        inputs, targets = self.inputs.flatten(0, 1), self.targets.flatten(0, 1)
-        return inputs[:, begin:end], self.predicts[:, begin:end], targets[:, begin:end]
+    def columns(self, begin: int, end: int) -> Columns:
+        """Some columns of every candidate, N = B k."""
+        k = self.input_ids.shape[1]
+        input_ids = self.input_ids.flatten(0, 1)[:, begin:end]
+        targets = self.targets.flatten(0, 1)[:, begin:end]
+        predicts = self.predicts[:, begin:end].repeat_interleave(k, dim=0)
+        return Columns(input_ids, targets, predicts)
 
     def by_position(self, log_probs: torch.Tensor) -> torch.Tensor:
-        """Log-probabilities of the first columns (B, k, <= L) at the positions of the given rows (B, k, L)."""
-        batch, k, length = self.inputs.shape
-        padded = nn.functional.pad(log_probs, (0, length - log_probs.shape[-1]))
-        of_tokens = padded.gather(2, self.columns.clamp_min(0).unsqueeze(1).expand(batch, k, -1))
-        of_tokens = torch.where(self.counted.unsqueeze(1), of_tokens, 0)
-        return torch.zeros_like(of_tokens).scatter(2, self.order.unsqueeze(1).expand(-1, k, -1), of_tokens)
+        """Log-probabilities of the first columns (B, k, <= L) at positions of the given rows."""
+        batch, k, length = self.input_ids.shape
+
+        # From columns to tokens of the text, 0 where none is wanted: (B, k, L)
+        log_probs = nn.functional.pad(log_probs, (0, length - log_probs.shape[-1]))
+        column = self.column_of_token.clamp_min(0).unsqueeze(1).expand(batch, k, -1)
+        of_tokens = log_probs.gather(2, column)
+        of_tokens = torch.where(self.is_scored.unsqueeze(1), of_tokens, 0)
+
+        # From tokens to positions
+        position = self.position_of_token.unsqueeze(1).expand(-1, k, -1)
+        return torch.zeros_like(of_tokens).scatter(2, position, of_tokens)
+
+
+def shift_left(x: torch.Tensor) -> torch.Tensor:
+    """Every entry in the place before its own, 0 in the last place."""
+    return nn.functional.pad(x[..., 1:], (0, 1))
 
 
 class TokenScorer:
-    """Scores tokens under a causal language model without holding the logits of a whole batch.
+    """Scores tokens under a causal language model without the logits of a whole batch.
 
     Args:
-        causal_lm: a causal language model; one with `projection` (ours) never builds logits that are not asked for.
-        not_emitted: (V,) bool, the ids that the denoiser cannot emit; the softmax runs over the others alone.
+        causal_lm: a causal language model; one with `projection` (ours) never builds logits that
+            are not asked for.
+        never_emitted: (V,) bool, the ids that the denoiser cannot emit. The softmax runs over the
+            others alone.
     """
 
-    HIDDEN_BYTES = 2**28  # activations, or logits of foreign models, per call
-    LOGIT_BYTES = 2**26  # logits per projection; smaller blocks fragment the heap of glibc (below 32 MB it keeps them)
+    # Activations of one call, or logits of models of others
+    HIDDEN_BYTES = 2**28
+    # Logits of one projection. Blocks below 32 MB fragment the heap of glibc, which keeps them.
+    LOGIT_BYTES = 2**26
 
-    def __init__(self, causal_lm: nn.Module, not_emitted: torch.Tensor):
+    def __init__(self, causal_lm: nn.Module, never_emitted: torch.Tensor):
         self.causal_lm = causal_lm
         self.has_trunk = hasattr(causal_lm, "projection")
         self.network = causal_lm.backbone if self.has_trunk else causal_lm
-        self.not_emitted = not_emitted
+        self.never_emitted = never_emitted
 
     def affordable_rows(self, length: int) -> int:
-        """Rows of `length` tokens that one call may have."""
+        """The number of rows of `length` tokens that one call may have."""
         config = getattr(self.causal_lm, "config", None)
         if self.has_trunk:
-            floats = 32 * getattr(config, "hidden_size", 1024)
+            floats_per_token = 32 * getattr(config, "hidden_size", 1024)
         else:
-            floats = 3 * getattr(config, "vocab_size", 1024)
-        return max(1, self.HIDDEN_BYTES // (4 * floats * length))
+            floats_per_token = 3 * getattr(config, "vocab_size", 1024)
+        bytes_per_row = 4 * floats_per_token * length
+        return max(1, self.HIDDEN_BYTES // bytes_per_row)
 
-    def __call__(
-        self,
-        input_ids: torch.LongTensor,
-        scored: torch.Tensor,
-        targets: torch.LongTensor,
-        cache: Cache | None = None,
-        text_length: int = 0,
-    ) -> tuple[torch.Tensor, Cache | None]:
-        """log p of `targets` (N, L) where `scored` (N, L), else 0, and the cache if texts can go on from it.
+    def score(self, columns: Columns, cache: Cache | None = None) -> torch.Tensor:
+        """log p of the targets (N, n), 0 where they are not wanted.
 
         Args:
-            cache: of what comes before `input_ids` (N, L).
-            text_length: of the text that `input_ids` begin, if they are to be gone on from.
+            cache: of the columns before these ones.
         """
-        keep_cache = text_length > input_ids.shape[1]
-        features, cache = self.read(input_ids, cache, keep_cache)
-        log_probs = self.score(features[scored], targets[scored])
-        result = torch.zeros(targets.shape, dtype=log_probs.dtype, device=targets.device)
-        result[scored] = log_probs
-        if keep_cache and not is_ordinary(cache, *input_ids.shape, text_length):
+        features, _ = self.read(columns.input_ids, cache)
+        return self.log_probs_of(columns, features)
+
+    def score_prefix(self, columns: Columns, text_length: int) -> tuple[torch.Tensor, Cache | None]:
+        """log p of the targets (N, n) as in `score`, and the cache if texts can go on from it.
+
+        Args:
+            columns: the first ones of texts of `text_length` columns.
+        """
+        shape = columns.input_ids.shape
+        keep_cache = text_length > shape[1]
+        features, cache = self.read(columns.input_ids, keep_cache=keep_cache)
+        log_probs = self.log_probs_of(columns, features)
+
+        if keep_cache and not is_ordinary(cache, *shape, text_length):
             cache = None
-            if not self.network.training:  # where checkpointing may be on, and no cache is made
-                LONGEST_TEXT[self.network] = text_length - 1  # the next such text is read as a whole at once
-        return result, cache
+            # The next text of this length is read as a whole at once. In training mode there may
+            # be no cache because activations are checkpointed: nothing is learned from that.
+            if not self.network.training:
+                LONGEST_TEXT[self.network] = text_length - 1
+        return log_probs, cache
 
     def read(
-        self, input_ids: torch.LongTensor, cache: Cache | None = None, keep_cache: bool = False
+        self,
+        input_ids: torch.LongTensor,
+        cache: Cache | None = None,
+        keep_cache: bool = False,
     ) -> tuple[torch.Tensor, Cache | None]:
-        """What predicts the next tokens of ids (N, L): hidden states (N, L, H), or logits (N, L, V) of other models."""
-        arguments = {"input_ids": input_ids, "attention_mask": None} | as_output_object(self.network)
+        """Features that predict the next tokens of ids (N, n), and the cache if it is to be kept.
+
+        Returns:
+            Hidden states (N, n, H) of our models, logits (N, n, V) of others; a cache or None.
+        """
+        arguments = {"input_ids": input_ids, "attention_mask": None}
+        arguments.update(as_output_object(self.network))
         if accepts(self.network, "use_cache"):
             arguments["use_cache"] = keep_cache or cache is not None
         if cache is not None:
             arguments[cache_argument(self.network)] = cache
+
         output = self.network(**arguments)
         features = output.last_hidden_state if self.has_trunk else output.logits
         return features, returned_cache(output) if keep_cache else None
 
-    def may_continue(self, text_length: int, device: torch.device) -> bool:
-        """Whether the model may read the beginning of such a text first and go on from its cache.
+    def log_probs_of(self, columns: Columns, features: torch.Tensor) -> torch.Tensor:
+        """log p of the targets (N, n) by the features at their columns, 0 where not wanted."""
+        targets = columns.targets
+        wanted = columns.predicts
+        log_probs = self.target_log_probs(features[wanted], targets[wanted])
 
-        Caches of models of transformers and of ours are looked at where they are used. Others are measured once.
+        result = torch.zeros(targets.shape, dtype=log_probs.dtype, device=targets.device)
+        result[wanted] = log_probs
+        return result
+
+    def target_log_probs(self, features: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """log p of `targets` (N,) by the features of `read` at the columns that predict them."""
+        head = self.causal_lm.get_output_embeddings() if self.has_trunk else None
+        if is_plain_linear(head):
+            excluded = self.excluded_rows(len(head.weight), targets.device)
+            return linear_log_probs(features, head, targets, excluded)
+
+        # Any other head has to be called, and features of other models are logits already.
+        project = self.causal_lm.projection() if self.has_trunk else at_least_float32
+        rows = project(features[:0]).shape[-1]
+        excluded = self.excluded_rows(rows, targets.device)
+        size = max(1, self.LOGIT_BYTES // (4 * rows))
+        return projected_log_probs(features, project, targets, excluded, size)
+
+    def excluded_rows(self, rows: int, device: torch.device) -> torch.Tensor:
+        """(rows,) bool: the rows of the model's vocabulary that the denoiser cannot emit.
+
+        Raises:
+            ValueError: an id that it can emit has no row.
+        """
+        emitted = (~self.never_emitted).nonzero()
+        highest = int(emitted.max()) if len(emitted) else -1
+        if rows <= highest:
+            raise ValueError(
+                f"The denoiser can emit ids up to {highest}, but the autoregressive energy model "
+                f"has only {rows} rows. Use a causal language model of the same vocabulary."
+            )
+
+        # Rows that the denoiser does not have are left out too.
+        known = self.never_emitted[:rows]
+        excluded = nn.functional.pad(known, (0, rows - len(known)), value=True)
+        return excluded.to(device)
+
+    def check_length(self, length: int) -> None:
+        """Raise ValueError if the model cannot read texts of so many tokens."""
+        limit = longest_text(self.causal_lm)
+        if limit is not None and length > limit:
+            raise ValueError(
+                f"The autoregressive energy model reads at most {limit} tokens, but the text has "
+                f"{length}. Use a causal language model as long as the denoiser's texts, or "
+                "shorter texts."
+            )
+
+    def may_continue(self, text_length: int, device: torch.device) -> bool:
+        """Whether the model may read the beginning of such a text first, then go on from its cache.
+
+        Caches of models of transformers and of ours are checked where they are used. Models of
+        others are measured once.
         """
         if self.network not in LONGEST_TEXT:
             exact = cache_argument(self.network) is not None
             if exact and not is_of_transformers(self.network):
-                exact = continues_exactly(self.read, self.texts(device))
-            LONGEST_TEXT[self.network] = longest_text_with_fixed_frequencies(self.network) if exact else 0
+                exact = continues_exactly(self.read, self.random_texts(device))
+            limit = longest_text_with_fixed_frequencies(self.network) if exact else 0
+            LONGEST_TEXT[self.network] = limit
         return text_length <= LONGEST_TEXT[self.network]
 
-    def texts(self, device: torch.device) -> torch.LongTensor:
+    def random_texts(self, device: torch.device) -> torch.LongTensor:
         """Two texts of random tokens, as long as the shortest prefix that is shared."""
-        shape = 2, SHORTEST_SHARED_PREFIX
+        shape = (2, SHORTEST_SHARED_PREFIX)
         generator = torch.Generator().manual_seed(0)
-        emitted = (~self.not_emitted).nonzero().squeeze(-1)
-        return emitted[torch.randint(len(emitted), shape, generator=generator, device="cpu")].to(device)
-
-    def score(self, features: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """log p of `targets` (N,) by the features of `read` at the positions that predict them: (N,)."""
-        head = self.causal_lm.get_output_embeddings() if self.has_trunk else None
-        if is_plain_linear(head):
-            excluded = self.excluded(len(head.weight), targets.device)
-            return linear_log_probs(features, head, targets, excluded)
-
-        project = self.causal_lm.projection() if self.has_trunk else at_least_float32
-        rows = project(features[:0]).shape[-1]
-        excluded = self.excluded(rows, targets.device)
-        return projected_log_probs(features, project, targets, excluded, max(1, self.LOGIT_BYTES // (4 * rows)))
-
-    def excluded(self, rows: int, device: torch.device) -> torch.Tensor:
-        """(rows,) bool: the rows of the model's vocabulary that the denoiser cannot emit.
-
-        Raises:
-            ValueError: a row is missing for what it can emit.
-        """
-        emitted = (~self.not_emitted).nonzero()
-        highest = int(emitted.max()) if len(emitted) else -1
-        if rows <= highest:
-            raise ValueError(
-                f"The denoiser can emit ids up to {highest}, but the autoregressive energy model has only {rows} rows. "
-                "Use a causal language model of the same vocabulary."
-            )
-        known = self.not_emitted[:rows]
-        return nn.functional.pad(known, (0, rows - len(known)), value=True).to(device)
-
-    def check_length(self, length: int) -> None:
-        limit = longest_text(self.causal_lm)
-        if limit is not None and length > limit:
-            raise ValueError(
-                f"The autoregressive energy model reads at most {limit} tokens, but the text has {length}. Use a "
-                "causal language model as long as the denoiser's texts, or shorter texts."
-            )
+        emitted = (~self.never_emitted).nonzero().squeeze(-1)
+        chosen = torch.randint(len(emitted), shape, generator=generator, device="cpu")
+        return emitted[chosen].to(device)
 
 
 def is_of_transformers(module: nn.Module) -> bool:
-    """Whether the class of a module is one of transformers or of this package, and not of somebody else's code."""
-    return isinstance(module, MDLMPreTrainedModel) or type(module).__module__.startswith("transformers.")
+    """Whether the code of a module is in transformers or in this package."""
+    if isinstance(module, MDLMPreTrainedModel):
+        return True
+    return type(module).__module__.startswith("transformers.")
 
 
 def as_output_object(module: nn.Module) -> dict[str, bool]:
-    """`return_dict=True` for models of transformers and ours, whose configuration may ask for tuples."""
+    """`return_dict=True` for models of transformers and ours, which may return tuples."""
     return {"return_dict": True} if is_of_transformers(module) else {}
 
 
