@@ -24,7 +24,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForMaskedLM, AutoTokenizer, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 
-from edlm_hf.benchmarks.quality import TextSet
+from edlm_hf.benchmarks.text_sets import TextSet
 from edlm_hf.checkpoints import locate
 from edlm_hf.data import load_corpus, to_blocks
 from edlm_hf.evaluation import discrete_nelbo, sampler_bound

@@ -11,7 +11,7 @@ import math
 import sys
 from pathlib import Path
 
-from edlm_hf.benchmarks.report import new_figure, save_figure
+from edlm_hf.benchmarks.figures import new_figure, save_figure
 from edlm_hf.training import last_complete_checkpoint
 
 KINDS = ("autoregressive", "denoiser", "denoiser-continued", "energy")

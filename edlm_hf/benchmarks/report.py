@@ -1,8 +1,7 @@
-"""What every benchmark reports: where it ran, results that are never half a file, parts that survive interruption."""
+"""What every benchmark reports: where it ran, how far it is, and results that are never half a file."""
 
+import dataclasses
 import datetime
-import hashlib
-import json
 import os
 import platform
 import sys
@@ -12,13 +11,13 @@ from pathlib import Path
 import torch
 import transformers
 
+from edlm_hf.evaluation import Estimate
 from edlm_hf.files import to_json, write_atomically
 from edlm_hf.hidden_secrets import hide_in_command, hide_in_values, hide_secrets
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
 
 def environment(device: torch.device) -> dict:
+    """Date, versions, hardware and the command, without secrets that stand in it."""
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "python": platform.python_version(),
@@ -30,58 +29,54 @@ def environment(device: torch.device) -> dict:
 
 
 def hardware(device: torch.device) -> str:
+    """The name of the GPU, or of the processor with its cores and the threads in use."""
     if device.type == "cuda":
         return f"{torch.cuda.get_device_name(device)}, CUDA {torch.version.cuda}"
-    name, info = platform.processor() or platform.machine(), Path("/proc/cpuinfo")
-    if info.exists():
-        models = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if "model name" in line]
+
+    name = platform.processor() or platform.machine()
+    facts = Path("/proc/cpuinfo")
+    if facts.exists():
+        lines = facts.read_text().splitlines()
+        models = [line.split(":", 1)[1].strip() for line in lines if "model name" in line]
         name = models[0] if models else name
     return f"{name}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
 
 
-class Parts:
-    """Finished parts of a long measurement in a folder: one JSON file each, found again by all that it depends on."""
+class Progress:
+    """The number of finished measurements, and the one that runs.
 
-    def __init__(self, folder: Path):
-        self.folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
+    Args:
+        advance: called with (measurements finished, all of them, what runs now).
+        total: number of measurements.
+    """
 
-    def __call__(self, kind: str, inputs: dict, compute: Callable[[], dict]) -> dict:
-        """The stored result of `compute` for these `inputs` (what JSON can hold), computed if there is none.
+    def __init__(self, advance: Callable[[int, int, str], None], total: int):
+        self.advance = advance
+        self.total = total
+        self.finished = 0
+        self.label = ""
 
-        Numbers that are not finite come back as None.
-        """
-        key = to_json(inputs, sort_keys=True)
-        path = self.folder / f"{kind}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
-        if not path.exists():
-            content = {"inputs": inputs, "result": compute()}
-            write_atomically(path, to_json(content).encode())
-        return json.loads(path.read_text())["result"]
+    def start(self, label: str) -> None:
+        """Say what runs from now on."""
+        self.label = label
+        self.advance(self.finished, self.total, self.label)
+
+    def finish_one(self) -> None:
+        self.finished += 1
+        self.advance(self.finished, self.total, self.label)
+
+
+def as_dict(estimate: Estimate | None) -> dict | None:
+    """Value, standard error, number of samples and unit of an estimate of any kind."""
+    if estimate is None:
+        return None
+    return {field.name: getattr(estimate, field.name) for field in dataclasses.fields(Estimate)}
 
 
 def write_results(result: dict, markdown: str, output: Path) -> None:
-    """The result as JSON and as a page; secrets that were in a name or a command are hidden."""
+    """Write the result as JSON and as a page. Secrets in a name or a command are hidden."""
     write_atomically(output / "results.json", to_json(hide_in_values(result), indent=1).encode())
     write_atomically(output / "results.md", hide_secrets(markdown).encode())
 
 
-def new_figure(width: float, height: float):
-    """An empty matplotlib figure of so many inches, which needs no display; None without matplotlib."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        return None
-    return Figure(figsize=(width, height), dpi=150, layout="constrained")
-
-
-def save_figure(figure, path: Path) -> str:
-    """Write a PNG, never half of one; returns its name."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-    picture = path.with_name(f".{path.name}")
-    FigureCanvasAgg(figure).print_png(picture)
-    os.replace(picture, path)
-    return path.name
-
-
-__all__ = ["Parts", "environment", "hardware", "new_figure", "save_figure", "write_results"]
+__all__ = ["Progress", "as_dict", "environment", "hardware", "write_results"]

@@ -1,21 +1,17 @@
-"""The results of `edlm benchmark samplers` as Markdown tables and as a plot. They hold numbers only."""
+"""The page of `edlm benchmark samplers`: a table of bounds, and a table of samples with their cost."""
 
-from pathlib import Path
-
-from edlm_hf.benchmarks.quality_report import number, plain_ticks, steps_of, table, value
-from edlm_hf.benchmarks.report import new_figure, save_figure
-
-ERROR = "standard_error"
+from edlm_hf.benchmarks.tables import estimate, number, steps, table, text
 
 
 def markdown(result: dict) -> str:
-    """Two tables: bounds, and samples with their cost."""
-    facts, settings = result["environment"], result["settings"]
-    places = sorted({row["hardware"] for row in result["bounds"]})
+    """The page of a result."""
+    facts = result["environment"]
+    settings = result["settings"]
+    measured_on = sorted({row["hardware"] for row in result["bounds"]})
     lines = [
         "# Samplers of one model without an energy",
         "",
-        f"{facts['date']}, torch {facts['torch']}, transformers {facts['transformers']}, {'; '.join(places)}. "
+        f"{facts['date']}, torch {facts['torch']}, transformers {facts['transformers']}, {'; '.join(measured_on)}. "
         f"Model {settings['model']}, L = {result['length']}, {settings['dtype']}, seed {settings['seed']}, batches of "
         f"{settings['batch_size']}.",
         "",
@@ -39,140 +35,75 @@ def markdown(result: dict) -> str:
     return "\n".join(lines) + "\n"
 
 
-def signed(found: dict | None) -> str:
+def bits_per_character(row: dict) -> str:
+    bound = row["bits_per_character"]
+    return f"{bound['value']:.3f} ± {bound['standard_error']:.3f}"
+
+
+def minus_ancestral(row: dict, steps: int | None) -> dict | None:
+    """The difference of a bound to ancestral sampling at this T, None where it was not measured."""
+    for pair in row["minus_ancestral"]:
+        if pair["steps"] == steps:
+            return pair["difference"]
+    return None
+
+
+def less_ancestral(row: dict) -> str:
+    return "-" if row["steps"] is None else signed(minus_ancestral(row, row["steps"]))
+
+
+def less_limit(row: dict) -> str:
+    return signed(minus_ancestral(row, None))
+
+
+def signed(difference: dict | None) -> str:
     """A difference with its sign and three digits."""
-    if found is None:
+    if difference is None:
         return "-"
-    return f"{found['value']:+.3f} ± {found[ERROR]:.3f}"
-
-
-def minus(row: dict, steps: int | None) -> dict | None:
-    """The difference of a bound to ancestral sampling with T = `steps`, None where it was not measured."""
-    matches = [pair["difference"] for pair in row["minus_ancestral"] if pair["steps"] == steps]
-    return matches[0] if matches else None
-
-
-def minus_same(row: dict) -> str:
-    return "-" if row["steps"] is None else signed(minus(row, row["steps"]))
+    return f"{difference['value']:+.3f} ± {difference['standard_error']:.3f}"
 
 
 def worth(row: dict) -> str:
-    """The smallest T of ancestral sampling whose bound is not above that of a row; > the largest if there is none."""
+    """The smallest T of ancestral sampling whose bound is not above the bound of this row.
+
+    Beyond the largest T that was measured it is ∞ if the limit reaches the bound, otherwise "more than" the last one.
+    """
     if row["rule"] in ("ancestral", "first_hitting"):
         return "-"
+
     pairs = [pair for pair in row["minus_ancestral"] if pair["steps"] is not None]
-    pairs = sorted(pairs, key=lambda pair: pair["steps"])
-    reaching = [pair["steps"] for pair in pairs if pair["difference"]["value"] >= 0]
-    if reaching:
-        return str(reaching[0])
-    limit = minus(row, None)
-    if limit is not None and limit["value"] >= 0:
-        return "∞"
-    return "more than ∞" if limit is not None else f"more than {pairs[-1]['steps']}" if pairs else "-"
+    pairs.sort(key=lambda pair: pair["steps"])
+    for pair in pairs:
+        if pair["difference"]["value"] >= 0:
+            return str(pair["steps"])
+
+    limit = minus_ancestral(row, None)
+    if limit is not None:
+        return "∞" if limit["value"] >= 0 else "more than ∞"
+    return f"more than {pairs[-1]['steps']}" if pairs else "-"
 
 
-def steps_column(row: dict) -> str:
-    return "∞" if row["rule"] == "first_hitting" else steps_of(row)
-
+steps_of_rule = steps(is_limit=lambda row: row["rule"] == "first_hitting")
 
 BOUND_COLUMNS = {
-    "data": lambda row: row["data"],
-    "sampler": lambda row: row["rule"],
-    "T": steps_column,
+    "data": text("data"),
+    "sampler": text("rule"),
+    "T": steps_of_rule,
     "n": lambda row: str(row["bits_per_character"]["num_samples"]),
-    "bits/char": lambda row: f"{row['bits_per_character']['value']:.3f} ± {row['bits_per_character'][ERROR]:.3f}",
-    "less ancestral, same T": minus_same,
-    "less ancestral, ∞": lambda row: signed(minus(row, None)),
+    "bits/char": bits_per_character,
+    "less ancestral, same T": less_ancestral,
+    "less ancestral, ∞": less_limit,
     "worth": worth,
 }
 SAMPLE_COLUMNS = {
-    "sampler": lambda row: row["rule"],
-    "T": steps_column,
-    "n": lambda row: str(row["num_samples"]),
-    "bits/char of the judge": value("judge_bits"),
-    "known words": value("known_words"),
-    "entropy (bits)": value("unigram_entropy"),
-    "calls": value("calls"),
+    "sampler": text("rule"),
+    "T": steps_of_rule,
+    "n": text("num_samples"),
+    "bits/char of the judge": estimate("judge_bits"),
+    "known words": estimate("known_words"),
+    "entropy (bits)": estimate("unigram_entropy"),
+    "calls": estimate("calls"),
     "seconds": number("seconds_per_sample"),
 }
 
-
-def plot(result: dict, output: Path) -> list[str]:
-    """The frontier of quality and time; none without matplotlib or without samples."""
-    figure = frontier_figure(result)
-    return [] if figure is None else [save_figure(figure, output / "frontier.png")]
-
-
-def frontier_figure(result: dict):
-    """Bounds and judged samples against seconds per sample, a line per rule with its name at the line's end."""
-    samples = [row for row in result["samples"] if "seconds_per_sample" in row]
-    figure = new_figure(13, 5.4)
-    if figure is None or not samples:
-        return None
-    seconds = {(row["rule"], row["steps"]): row["seconds_per_sample"] for row in samples}
-    first = result["bounds"][0]["data"]
-    bounds = [row for row in result["bounds"] if row["data"] == first and (row["rule"], row["steps"]) in seconds]
-
-    panels = figure.subplots(1, 2)
-    draw_panel(
-        panels[0], bounds, seconds, "bits_per_character", f"bits per character of {first} (bound), less is better"
-    )
-    draw_panel(panels[1], samples, seconds, "judge_bits", "bits per character of samples under the AR judge")
-    for row in result["samples"]:
-        if "seconds_per_sample" not in row and row["rule"] == f"text: {first}":
-            panels[1].axhline(row["judge_bits"]["value"], color="0.4", linestyle=":", linewidth=1)
-            at = (0.99, row["judge_bits"]["value"])
-            style = {"xycoords": panels[1].get_yaxis_transform(), "fontsize": "small", "color": "0.4"}
-            panels[1].annotate("real text", at, (0, 3), textcoords="offset points", ha="right", **style)
-    figure.suptitle("What a second buys: numbers at the points are steps T, bars one standard error", fontsize="medium")
-    return figure
-
-
-def draw_panel(axes, rows: list[dict], seconds: dict, name: str, label: str) -> None:
-    """One line per rule, labelled where it ends."""
-    rules = list(dict.fromkeys(row["rule"] for row in rows))
-    ends = []
-    for number_of_rule, rule in enumerate(rules):
-        points = [row for row in rows if row["rule"] == rule]
-        points = sorted(points, key=lambda row: seconds[rule, row["steps"]])
-        x = [seconds[rule, row["steps"]] for row in points]
-        y = [row[name]["value"] for row in points]
-        spread = [row[name][ERROR] for row in points]
-
-        colour = "black" if rule == "ancestral" else f"C{number_of_rule % 10}"
-        style = {"marker": "o", "markersize": 4, "linewidth": 1.4, "elinewidth": 0.7, "capsize": 2}
-        axes.errorbar(x, y, yerr=spread, color=colour, **style)
-        for row, left, height in zip(points, x, y, strict=True):
-            if row["steps"] is not None:
-                style = {"textcoords": "offset points", "fontsize": "x-small", "color": colour}
-                axes.annotate(str(row["steps"]), (left, height), (3, 4), **style)
-        ends.append((y[-1], x[-1], short(rule), colour))
-
-    axes.set(xscale="log", xlabel="seconds per sample", ylabel=label)
-    plain_ticks(axes.xaxis)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(alpha=0.25, linewidth=0.6)
-    label_ends(axes, ends)
-
-
-def label_ends(axes, ends: list[tuple]) -> None:
-    """Write every name at the right of the panel, at the height of its line's end but never over another name."""
-    low, high = axes.get_ylim()
-    gap = (high - low) * 0.045
-    heights = [height for height, *_ in sorted(ends)]
-    for number_of_name in range(1, len(heights)):
-        heights[number_of_name] = max(heights[number_of_name], heights[number_of_name - 1] + gap)
-
-    right = axes.get_xlim()[1]
-    for (y, x, name, colour), height in zip(sorted(ends), heights, strict=True):
-        arrow = {"arrowstyle": "-", "color": colour, "linewidth": 0.5, "alpha": 0.5}
-        place = {"xytext": (right * 1.1, height), "annotation_clip": False, "va": "center", "fontsize": "small"}
-        axes.annotate(name, (x, y), color=colour, arrowprops=arrow, **place)
-
-
-def short(rule: str) -> str:
-    """The rule without the names of its parameters: `spaced entropy 8`."""
-    return " ".join(word.split("=")[-1] for word in rule.split())
-
-
-__all__ = ["markdown", "plot"]
+__all__ = ["markdown", "worth"]

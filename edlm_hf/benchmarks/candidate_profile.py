@@ -1,0 +1,77 @@
+"""How unequally an energy weights its candidates, step by step: effective sample size, and standard deviation of E."""
+
+import math
+
+from edlm_hf.evaluation.log_partition import finite_sd
+from edlm_hf.modeling.generation_edlm import EDLMGenerationOutput
+
+Sums = dict[str, list[float]]
+
+
+def sums_of_steps(output: EDLMGenerationOutput) -> Sums | None:
+    """Sums over the samples of a batch, one of each kind for each of T steps. None without an energy.
+
+    `count` is the number of samples with candidates, `size` and `size_squares` sum their effective sample sizes and the
+    squares, `energy_sd` the standard deviations of their energies.
+    """
+    if output.energies is None:
+        return None
+
+    # (T, B), NaN where a sample had nothing to reveal
+    sizes = output.effective_sample_size.double().cpu()
+    weighted = sizes.isfinite()
+    sizes = sizes.where(weighted, 0.0)
+
+    # (T, B, k) -> (T, B)
+    energies = output.energies.double().cpu()
+    deviations = finite_sd(energies.flatten(0, 1)).view(sizes.shape).where(weighted, 0.0)
+
+    sums = {"count": weighted, "size": sizes, "size_squares": sizes.square(), "energy_sd": deviations}
+    return {name: values.sum(-1).tolist() for name, values in sums.items()}
+
+
+def add_sums(batches: list[Sums | None]) -> Sums | None:
+    """The sums over all batches. Batches without an energy are left out."""
+    batches = [batch for batch in batches if batch is not None]
+    if not batches:
+        return None
+
+    added = {}
+    for name in batches[0]:
+        by_step = zip(*(batch[name] for batch in batches), strict=True)
+        added[name] = [math.fsum(values) for values in by_step]
+    return added
+
+
+def profile(sums: Sums | None) -> list[dict]:
+    """Mean effective sample size and sd(E) at the time t where each step starts, of the steps with candidates."""
+    if sums is None:
+        return []
+
+    rows = []
+    num_steps = len(sums["count"])
+    for i in range(num_steps):
+        count = sums["count"][i]
+        if not count:
+            continue
+        mean = sums["size"][i] / count
+        row = {
+            "t": 1 - i / num_steps,
+            "num_samples": int(count),
+            "effective_sample_size": mean,
+            "standard_error": standard_error(count, mean, sums["size_squares"][i]),
+            "energy_sd": sums["energy_sd"][i] / count,
+        }
+        rows.append(row)
+    return rows
+
+
+def standard_error(count: float, mean: float, sum_of_squares: float) -> float | None:
+    """Standard error of a mean, None for a single value."""
+    if count <= 1:
+        return None
+    variance = max(0.0, sum_of_squares / count - mean**2)
+    return math.sqrt(variance / (count - 1))
+
+
+__all__ = ["add_sums", "profile", "sums_of_steps"]

@@ -1,0 +1,58 @@
+"""Finished parts of a long measurement: one file each, found again by everything that they depend on.
+
+The same command goes on after an interruption, and one that asks for more computes only the new parts.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from edlm_hf.files import to_json, write_atomically
+
+
+class Parts:
+    """A folder of finished parts. The name of each file is a hash of the part's inputs."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def __call__(self, kind: str, inputs: dict, compute: Callable[[], dict]) -> dict:
+        """Return the stored result of `compute` for these `inputs`. Compute and store it if there is none.
+
+        Numbers that are not finite come back as None.
+
+        Args:
+            kind: the first word of the file's name.
+            inputs: everything that the result depends on, the machine excepted, in values that JSON can hold.
+        """
+        key = to_json(inputs, sort_keys=True)
+        identity = hashlib.sha256(key.encode()).hexdigest()[:16]
+        path = self.folder / f"{kind}-{identity}.json"
+
+        if not path.exists():
+            content = {"inputs": inputs, "result": compute()}
+            write_atomically(path, to_json(content).encode())
+        return json.loads(path.read_text())["result"]
+
+
+def digest_of_weights(model: nn.Module) -> str:
+    """Hash of all weights with their names, types and shapes."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        values = tensor.detach().cpu().contiguous().flatten()
+        digest.update(values.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def digest_of_rows(rows: Sequence[Sequence[int]]) -> str:
+    """Hash of rows of token ids."""
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+
+
+__all__ = ["Parts", "digest_of_rows", "digest_of_weights"]

@@ -1,0 +1,112 @@
+"""Samples of an arm at T: token ids, network calls, seconds, and how its energy weighted the candidates."""
+
+import torch
+from transformers import GenerationConfig
+
+from edlm_hf.benchmarks.candidate_profile import add_sums, sums_of_steps
+from edlm_hf.benchmarks.quality_arms import Arm
+from edlm_hf.benchmarks.report import hardware
+from edlm_hf.benchmarks.study import Study
+from edlm_hf.benchmarks.timing import seconds_now
+from edlm_hf.modeling.generation_edlm import EDLMGenerationOutput
+
+
+def generate_samples(study: Study, arm: Arm, steps: int | None, seed: int) -> dict:
+    """`num_generated` samples in batches, after a warm-up. The start token is not stored.
+
+    Args:
+        steps: T, None for the AR model.
+        seed: of the global generator too, from which `generate()` of the AR model draws.
+    """
+    count = study.settings.num_generated
+    size = study.settings.batch_size
+    generator = torch.Generator(study.device).manual_seed(seed)
+    warm_up_steps = None if steps is None else min(steps, 2)
+
+    outputs = []
+    cuda_devices = [study.device] if study.device.type == "cuda" else []
+    with torch.random.fork_rng(cuda_devices):
+        sample_batch(study, arm, warm_up_steps, min(count, size), torch.Generator(study.device))
+
+        torch.manual_seed(seed)
+        began = seconds_now(study.device)
+        for finished in range(0, count, size):
+            batch = min(size, count - finished)
+            outputs.append(sample_batch(study, arm, steps, batch, generator))
+        seconds = seconds_now(study.device) - began
+
+    return {
+        "ids": [row for output in outputs for row in output.sequences.tolist()],
+        "denoiser_calls": torch.cat([output.num_denoiser_calls for output in outputs]).tolist(),
+        "energy_calls": torch.cat([output.num_energy_calls for output in outputs]).tolist(),
+        "seconds": seconds,
+        "hardware": hardware(study.device),
+        "steps": add_sums([sums_of_steps(output) for output in outputs]),
+    }
+
+
+def sample_batch(
+    study: Study, arm: Arm, steps: int | None, count: int, generator: torch.Generator
+) -> EDLMGenerationOutput:
+    """`count` samples (count, L) without the start token in front of them."""
+    if arm.causal:
+        return sample_left_to_right(study, count)
+
+    prompt = torch.tensor(study.prompt, dtype=torch.long, device=study.device)
+    output = arm.model.generate(
+        prompt.expand(count, -1),
+        max_new_tokens=study.length - len(study.prompt),
+        max_denoising_steps=steps,
+        num_candidates=study.settings.num_candidates,
+        energy_window=study.settings.window,
+        eos_token_id=None,
+        generator=generator,
+        return_dict_in_generate=True,
+    )
+    output.sequences = output.sequences[:, len(study.prompt) :]
+    return output
+
+
+def sample_left_to_right(study: Study, count: int) -> EDLMGenerationOutput:
+    """`count` samples of the AR model, each of as many tokens as those of the denoiser. A call is one token."""
+    options = left_to_right_options(study)
+    start = torch.full((count, 1), options.bos_token_id, device=study.device)
+    rows = study.causal.generate(start, attention_mask=torch.ones_like(start), generation_config=options)
+
+    kept = study.length - len(study.prompt)
+    calls = torch.full((count,), options.max_new_tokens)
+    return EDLMGenerationOutput(
+        sequences=rows[:, rows.shape[1] - kept :],
+        num_denoiser_calls=calls,
+        num_energy_calls=torch.zeros_like(calls),
+    )
+
+
+def left_to_right_options(study: Study) -> GenerationConfig:
+    """Plain sampling of complete rows, without the tokens that the denoiser cannot emit and without a second start."""
+    config = study.mdlm.config
+    causal_config = study.causal.config
+    start = study.causal_start
+
+    # The start token may come again where it is also the end of a text
+    forbidden = {config.mask_token_id, *range(config.vocab_size, causal_config.vocab_size)}
+    if start != study.tokenizer.eos_token_id:
+        forbidden.add(start)
+    suppressed = sorted(token for token in forbidden if token < causal_config.vocab_size)
+
+    # Whether the start token is one of the L tokens
+    counts_start = bool(study.prompt) or study.wraps
+    return GenerationConfig(
+        do_sample=True,
+        temperature=1.0,
+        top_k=0,
+        top_p=1.0,
+        bos_token_id=start,
+        pad_token_id=start,
+        eos_token_id=[],  # None would mean the end token of the model, which ends rows early
+        max_new_tokens=study.length - counts_start,
+        suppress_tokens=suppressed,
+    )
+
+
+__all__ = ["generate_samples"]

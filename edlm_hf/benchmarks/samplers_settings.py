@@ -1,0 +1,173 @@
+"""The settings of `edlm benchmark samplers`, and samplers written in one line."""
+
+import functools
+from dataclasses import dataclass, field
+
+import torch
+
+from edlm_hf.benchmarks.settings import StudySettings, check_distinct, check_positive
+from edlm_hf.modeling.sampler_choice import make_sampler
+from edlm_hf.options import value_of
+
+# The rules, with their values of T after @ where they are not those of `SamplerSettings.steps`
+SAMPLERS = (
+    "ancestral @2,4,8,16,32,64,128,256,1024",
+    "first_hitting",
+    "dilated",
+    "spaced score=random distance=8",
+    "spaced score=entropy distance=4",
+    "spaced score=entropy distance=8",
+    "spaced score=entropy distance=16",
+    "spaced score=confidence distance=8",
+    "spaced score=margin distance=8",
+    "top_k score=entropy",
+    "entropy_bound gamma=0.1",
+    "entropy_bound gamma=1.0",
+    "entropy_bound gamma=4.0",
+    "threshold threshold=0.9",
+    "factor factor=1.0",
+    "klass",
+)
+
+
+@dataclass(frozen=True)
+class SamplerSettings(StudySettings):
+    """The samplers that are compared, on which texts and samples.
+
+    Args:
+        model: an energy of a composite plays no part.
+        samplers: each a name, parameters, and values of T: `spaced distance=8 score=entropy @8,16`.
+        steps: values of T of the samplers that do not name any.
+        num_generated: samples for each sampler and T, 0 for bounds alone.
+        sampled: the samplers that make samples, all of them unless given.
+        others: see `StudySettings`.
+
+    Raises:
+        ValueError: a value is out of range, or a sampler does not exist or is given twice.
+    """
+
+    autoregressive: str = field()  # required here
+    num_texts: int = 256
+    batch_size: int = 32
+    samplers: tuple[str, ...] = SAMPLERS
+    steps: tuple[int, ...] = (4, 8, 16, 32)
+    num_generated: int = 256
+    sampled: tuple[str, ...] = ()
+    seed: int = 0
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_distinct(self, ("steps",))
+        check_positive(self, ("steps",))
+        if self.num_generated < 0 or self.num_generated == 1:
+            raise ValueError(f"num_generated is {self.num_generated}, but it must be 0, or 2 and more for an error.")
+
+        labels = [arm.label for arm in self.arms()]
+        repeated = sorted({label for label in labels if labels.count(label) > 1})
+        if repeated:
+            raise ValueError(f"samplers has {', '.join(repeated)} more than once. Give each sampler and T once.")
+
+        unknown = sorted(set(self.sampled) - set(self.samplers))
+        if unknown:
+            raise ValueError(
+                f"sampled has {', '.join(unknown)}, but each must stand in samplers too, letter by letter."
+            )
+
+    def arms(self) -> list["SamplerArm"]:
+        """Every sampler at every T."""
+        return [arm for line in self.samplers for arm in arms_of_line(line, self.steps)]
+
+    def sampled_arms(self) -> list["SamplerArm"]:
+        """The arms that make samples."""
+        if not self.num_generated:
+            return []
+        return [arm for arm in self.arms() if not self.sampled or arm.line in self.sampled]
+
+
+@dataclass(frozen=True)
+class SamplerArm:
+    """A sampler with its parameters and T, None where the number of its calls does not depend on T.
+
+    `line` is how the settings write it.
+    """
+
+    line: str
+    sampler: str
+    parameters: tuple[tuple[str, object], ...]
+    steps: int | None
+
+    @property
+    def rule(self) -> str:
+        """The sampler and its parameters in words, without T."""
+        return " ".join([self.sampler, *(f"{name}={value}" for name, value in self.parameters)])
+
+    @property
+    def label(self) -> str:
+        return self.rule if self.steps is None else f"{self.rule} T={self.steps}"
+
+    def identity(self) -> dict:
+        """What a measurement depends on, beside the model and the texts."""
+        return {"sampler": self.sampler, "parameters": dict(self.parameters), "steps": self.steps}
+
+    def options(self, name_of_steps: str) -> dict:
+        """Arguments of `generate()` or of a bound, which have different names for T."""
+        options = {"sampler": self.sampler, "num_candidates": 1, **dict(self.parameters)}
+        if self.steps is not None:
+            options[name_of_steps] = self.steps
+        return options
+
+
+def arms_of_line(line: str, steps: tuple[int, ...]) -> list[SamplerArm]:
+    """The arms of `NAME [parameter=value ...] [@T,T,...]`, one for every T.
+
+    >>> [arm.label for arm in arms_of_line("spaced distance=8 @4,8", steps=(16,))]
+    ['spaced distance=8 T=4', 'spaced distance=8 T=8']
+
+    Raises:
+        ValueError: the line does not have this form, or the sampler refuses a parameter.
+    """
+    rule, at, numbers = line.partition("@")
+    name, *words = rule.split() or [""]
+    parameters = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals:
+            raise ValueError(f"{line!r} is not a sampler like 'spaced distance=8 score=entropy @8,16'.")
+        parameters[key] = value_of(value)
+
+    if at:
+        steps = steps_of_line(line, numbers)
+    if min(steps) < 1:
+        raise ValueError(f"{line!r} has T = {min(steps)}, but T must be positive.")
+    if not depends_on_steps(name, parameters):
+        steps = (None,)
+    return [SamplerArm(line, name, tuple(parameters.items()), number) for number in steps]
+
+
+def steps_of_line(line: str, numbers: str) -> tuple[int, ...]:
+    """The values of T after the @ of a line."""
+    try:
+        return tuple(int(number) for number in numbers.split(","))
+    except ValueError:
+        raise ValueError(f"{line!r} must end with numbers of steps like @8,16, or without @.") from None
+
+
+def depends_on_steps(name: str, parameters: dict) -> bool:
+    """Whether the number of calls of a sampler depends on T."""
+    masked = torch.ones(1, 8, dtype=torch.bool, device="cpu")
+    calls = [make_sampler(name, num_steps, parameters=parameters).steps_in(masked) for num_steps in (2, 3)]
+    return calls[0] != calls[1]
+
+
+# A first look
+QUICK = functools.partial(
+    SamplerSettings,
+    samplers=("ancestral", "first_hitting", "dilated", "spaced distance=8 score=entropy"),
+    steps=(4, 8),
+    num_texts=8,
+    noise_samples=2,
+    num_generated=8,
+    batch_size=8,
+)
+
+__all__ = ["QUICK", "SAMPLERS", "SamplerArm", "SamplerSettings", "arms_of_line"]

@@ -1,0 +1,155 @@
+"""The settings of `edlm benchmark speed`, and the comparisons that follow from them."""
+
+import dataclasses
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from edlm_hf.benchmarks.settings import check_dtype, check_positive
+
+MODES = ("mdlm", "ar", "first_hitting", "planned")
+PUBLISHED, OURS = "published", "ours"
+
+# T of the planner -> the largest measured T whose ancestral bound is not better (256 texts, results/samplers)
+EQUAL_BOUND = {8: 32, 16: 64}
+
+# The sizes that are varied one at a time, and their fields in `Comparison`
+AXES = {"L": "length", "V": "vocab_size", "k": "num_candidates", "T": "steps", "B": "batch_size"}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One mode at one size. `steps` is T of the published sampler, `own_steps` is T of ours."""
+
+    mode: str
+    vocab_size: int
+    length: int
+    steps: int
+    batch_size: int
+    num_candidates: int
+    own_steps: int
+
+    def steps_of(self, side: str) -> int:
+        return self.own_steps if side == OURS else self.steps
+
+
+@dataclass(frozen=True)
+class SpeedSettings:
+    """What is measured: every combination of vocabulary, batch size, number of steps and mode.
+
+    Args:
+        modes: `mdlm` has no energy (k = 1). `ar` weighs `candidates` complete sequences by the autoregressive energy
+            in the window [1 - w, 1]. `first_hitting` reveals one token per call, the distribution of T -> infinity,
+            and is compared with published MDLM at the largest T. `planned` is the spaced planner, least entropy first,
+            at T of `planned_steps` against published MDLM at the T whose bound is not better (`EQUAL_BOUND`).
+        vocab_sizes: V, the mask among them.
+        steps: values of T.
+        length: L.
+        width, blocks: of both networks.
+        candidates: k of the energy.
+        window: w.
+        repeats: timed runs of each side.
+        scaling: measure also the time of ours against each size alone.
+        seed: of the weights.
+
+    Raises:
+        ValueError: a value is out of range.
+    """
+
+    modes: tuple[str, ...] = MODES
+    vocab_sizes: tuple[int, ...] = (28, 50258)
+    steps: tuple[int, ...] = (16, 64, 128, 256, 1024)
+    planned_steps: tuple[int, ...] = tuple(EQUAL_BOUND)
+    batch_sizes: tuple[int, ...] = (1, 8, 32)
+    length: int = 256
+    width: int = 256
+    blocks: int = 8
+    candidates: int = 8
+    window: float = 1.0
+    repeats: int = 5
+    dtype: str = "float32"
+    device: str = "cpu"
+    compile: bool = False
+    scaling: bool = False
+    seed: int = 0
+
+    def __post_init__(self):
+        lists = ("modes", "vocab_sizes", "steps", "planned_steps", "batch_sizes")
+        for name in lists:
+            if not getattr(self, name):
+                raise ValueError(f"{name} is empty. Give at least one value, separated by commas.")
+        check_positive(self, (*lists[1:], "length", "width", "blocks", "candidates", "repeats"))
+
+        for mode in self.modes:
+            if mode not in MODES:
+                raise ValueError(f"modes has {mode!r}, but there are only {', '.join(MODES)}.")
+        for steps in self.planned_steps:
+            if steps not in EQUAL_BOUND:
+                known = " and ".join(map(str, EQUAL_BOUND))
+                raise ValueError(f"planned_steps has {steps}, but equal bounds are known for {known} only.")
+
+        check_dtype(self.dtype)
+        if min(self.vocab_sizes) < 3:
+            raise ValueError(f"vocab_sizes has {min(self.vocab_sizes)}, but two tokens and the mask are needed.")
+        if not 0 <= self.window <= 1:
+            raise ValueError(f"window is {self.window}, but it must lie in [0, 1].")
+
+    def comparisons(self) -> Iterator[Comparison]:
+        sizes = itertools.product(self.vocab_sizes, self.batch_sizes, self.modes)
+        for vocab_size, batch_size, mode in sizes:
+            k = self.candidates_of(mode)
+            for steps, own_steps in self.pairs_of_steps(mode):
+                yield Comparison(mode, vocab_size, self.length, steps, batch_size, k, own_steps)
+
+    def candidates_of(self, mode: str) -> int:
+        return self.candidates if mode == "ar" else 1
+
+    def pairs_of_steps(self, mode: str) -> list[tuple[int, int]]:
+        """The values of T of the published sampler and of ours that are compared with each other."""
+        if mode == "planned":
+            return [(EQUAL_BOUND[steps], steps) for steps in self.planned_steps]
+        compared = (max(self.steps),) if mode == "first_hitting" else self.steps
+        return [(steps, steps) for steps in compared]
+
+    def scaling_comparisons(self) -> Iterator[tuple[str, Comparison]]:
+        """Each size alone at 1/4, 1/2, 1 and 2 times (B: 1, 2 and 4 times) a middle one, with its letter.
+
+        The middle has the largest V, the smallest B, the median of T, and the energy if `ar` is among the modes.
+        """
+        mode = "ar" if "ar" in self.modes else self.modes[0]
+        steps = sorted(self.steps)[len(self.steps) // 2]
+        middle = Comparison(
+            mode=mode,
+            vocab_size=max(self.vocab_sizes),
+            length=self.length,
+            steps=steps,
+            batch_size=min(self.batch_sizes),
+            num_candidates=self.candidates_of(mode),
+            own_steps=steps,
+        )
+
+        for axis, name in AXES.items():
+            for value in sizes_along(axis, getattr(middle, name), mode):
+                changes = {name: value}
+                if axis == "T":
+                    changes["own_steps"] = value
+                yield axis, dataclasses.replace(middle, **changes)
+
+
+def sizes_along(axis: str, middle: int, mode: str) -> list[int]:
+    """The values of one size around its middle."""
+    factors = (1, 2, 4) if axis == "B" else (0.25, 0.5, 1, 2)
+    smallest = 3 if axis == "V" else 1
+    sizes = sorted({max(smallest, round(middle * factor)) for factor in factors})
+
+    # One candidate needs no energy, which is another algorithm
+    if axis == "k":
+        return [size for size in sizes if size > 1] if mode == "ar" else []
+    return sizes
+
+
+QUICK = SpeedSettings(
+    vocab_sizes=(28, 8192), steps=(16, 64), batch_sizes=(1,), length=64, width=128, blocks=4, candidates=4, repeats=3
+)
+
+__all__ = ["AXES", "OURS", "PUBLISHED", "QUICK", "Comparison", "SpeedSettings"]

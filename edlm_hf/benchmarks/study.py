@@ -1,0 +1,128 @@
+"""What the studies of quality and of samplers share: the networks, the texts, and how samples are read."""
+
+import functools
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from edlm_hf.benchmarks.parts import Parts, digest_of_weights
+from edlm_hf.benchmarks.settings import DTYPES, StudySettings
+from edlm_hf.benchmarks.text_sets import TextSet, load_texts, named_source
+from edlm_hf.data import to_blocks
+from edlm_hf.evaluation import Estimate, spelling_accuracy, vocabulary_of
+from edlm_hf.evaluation.texts import read_texts
+from edlm_hf.loading import load_causal, load_masked, load_tokenizer
+from edlm_hf.modeling.modeling_edlm import EDLMForMaskedDiffusion
+
+
+class Study:
+    """The networks and texts of a study. A part that is finished is not repeated.
+
+    Args:
+        output: folder of the results. The finished parts are in its folder `parts`.
+
+    Attributes:
+        network: `settings.model` as it was loaded, a denoiser or an EDLM composite.
+        denoiser: the denoiser alone.
+        mdlm: the denoiser as a sampler without an energy.
+        identity: hash of the denoiser's weights, and its noise schedule.
+        causal: the AR model, None without one.
+        causal_start: the token that the AR model begins with.
+        length: L, the start token among them.
+        prompt: the start token where the denoiser has one, otherwise nothing.
+        wraps: whether texts begin and end with tokens that are modelled.
+
+    Raises:
+        ValueError: the model does not say how long its texts are, or the AR model has no start token.
+    """
+
+    def __init__(self, settings: StudySettings, output: Path):
+        self.settings = settings
+        self.parts = Parts(output / "parts")
+        self.device = torch.device(settings.device)
+
+        self.tokenizer = load_tokenizer(settings.model)
+        self.network = self.load(settings.model)
+        self.denoiser = getattr(self.network, "denoiser", self.network)
+        self.causal = self.load_autoregressive()
+
+        composite = EDLMForMaskedDiffusion.from_components(self.denoiser, tokenizer=self.tokenizer)
+        self.mdlm = composite.to(self.device)
+        config = self.mdlm.config
+        schedule = json.dumps([config.noise_schedule, config.noise_schedule_params])
+        self.identity = (digest_of_weights(self.denoiser), schedule)
+
+        self.length = config.max_position_embeddings
+        if self.length is None:
+            raise ValueError(f"{settings.model} does not say how long its texts are (max_position_embeddings).")
+        self.prompt = [] if config.bos_token_id is None else [config.bos_token_id]
+        self.wraps = (self.tokenizer.eos_token_id, self.tokenizer.sep_token_id) != (None, None)
+        if self.causal is not None:
+            self.causal_start = self.start_of_causal()
+
+    def load(self, name: str) -> nn.Module:
+        """A denoiser or an EDLM composite, in the precision of the study."""
+        return load_masked(name, self.tokenizer, dtype=DTYPES[self.settings.dtype])
+
+    def load_autoregressive(self) -> nn.Module | None:
+        """The AR model of the settings, otherwise that of the composite, otherwise None."""
+        if self.settings.autoregressive is not None:
+            causal = load_causal(self.settings.autoregressive, dtype=DTYPES[self.settings.dtype])
+            return getattr(causal, "energy_model", causal)
+        if getattr(self.network.config, "energy_type", "none") in ("ar", "coar"):
+            return self.network.energy_model
+        return None
+
+    def start_of_causal(self) -> int:
+        """The AR model's own start token. Without one it is the tokenizer's, as wrapped blocks have it."""
+        start = self.causal.config.bos_token_id
+        if start is None and self.wraps:
+            start = self.tokenizer.bos_token_id
+        if start is None:
+            raise ValueError("The AR model has no start token to sample from: set config.bos_token_id.")
+        return start
+
+    @functools.cached_property
+    def causal_digest(self) -> str:
+        return digest_of_weights(self.causal)
+
+    @functools.cached_property
+    def texts(self) -> list[TextSet]:
+        """The sets of texts, cut into blocks of L tokens."""
+        return [self.cut(source) for source in self.settings.data]
+
+    def cut(self, source: str) -> TextSet:
+        corpus = load_texts(source, self.tokenizer)
+        style = "wrap" if self.wraps else "crop"
+        start_token = bool(self.prompt) and not self.wraps
+        blocks = to_blocks(corpus, self.tokenizer, self.length, style=style, start_token=start_token)
+        return TextSet(named_source(source)[0], blocks)
+
+    def without_prompt(self, rows: Sequence[list[int]]) -> list[list[int]]:
+        """Rows of texts as samples are stored: the start token is not among them."""
+        return [row[len(self.prompt) :] for row in rows]
+
+    def decode(self, rows: Sequence[Sequence[int]], keep_special: bool = False) -> list[str]:
+        options = {"skip_special_tokens": not keep_special, "clean_up_tokenization_spaces": False}
+        return self.tokenizer.batch_decode(rows, **options)
+
+    def scored(self, rows: list[list[int]]) -> list[torch.Tensor]:
+        """The tokens that count for the denoiser, so that every likelihood is divided by the same number."""
+        return read_texts(self.mdlm.config, rows).scored
+
+    def known_words(self, texts: list[str]) -> Estimate | None:
+        """The share of words that the vocabulary has, None without a vocabulary."""
+        if not self.settings.vocabulary:
+            return None
+        return spelling_accuracy(texts, self.vocabulary)
+
+    @functools.cached_property
+    def vocabulary(self) -> frozenset[str]:
+        corpus = load_texts(self.settings.vocabulary, self.tokenizer, split="train")
+        return vocabulary_of(corpus["text"])
+
+
+__all__ = ["Study"]

@@ -1,0 +1,51 @@
+"""Markdown tables of results. A column is a function from a row of the results to the text in its cell."""
+
+import math
+from collections.abc import Callable
+
+from edlm_hf.evaluation import Estimate
+
+Column = Callable[[dict], str]
+
+
+def table(columns: dict[str, Column], rows: list[dict]) -> str:
+    """A table with a line for each row, its columns under their names."""
+    lines = [list(columns), ["---"] * len(columns)]
+    for row in rows:
+        lines.append([column(row) for column in columns.values()])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def text(name: str) -> Column:
+    """The column of a word or a whole number."""
+    return lambda row: str(row[name])
+
+
+def number(name: str) -> Column:
+    """The column of a number with three digits, a dash where there is none."""
+    return lambda row: f"{row[name]:.3g}" if name in row else "-"
+
+
+def estimate(name: str) -> Column:
+    """The column of an estimate, `value ± standard error`, a dash where there is none."""
+    return lambda row: "-" if row.get(name) is None else rounded(row[name])
+
+
+def rounded(stored: dict) -> str:
+    """A stored estimate to the first digit of its standard error."""
+    error = math.nan if stored["standard_error"] is None else stored["standard_error"]
+    return Estimate(stored["value"], error, stored["num_samples"], stored["unit"]).rounded()
+
+
+def steps(is_limit: Callable[[dict], bool]) -> Column:
+    """The column of T: ∞ in rows that are the limit of many steps, a dash where T plays no part."""
+
+    def column(row: dict) -> str:
+        if row["steps"] is not None:
+            return str(row["steps"])
+        return "∞" if is_limit(row) else "-"
+
+    return column
+
+
+__all__ = ["Column", "estimate", "number", "rounded", "steps", "table", "text"]
