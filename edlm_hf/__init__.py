@@ -14,6 +14,7 @@ from edlm_hf.modeling.energy_edlm import EDLMEnergyModel
 from edlm_hf.modeling.generation_edlm import EDLMGenerationConfig
 from edlm_hf.modeling.modeling_edlm import EDLMForMaskedDiffusion
 from edlm_hf.modeling.modeling_mdlm import CheckpointingMixin, MDLMForCausalLM, MDLMForMaskedLM, MDLMModel
+from edlm_hf.published_denoisers import load_published_denoiser, load_published_tokenizer
 
 AutoConfig.register("mdlm", MDLMConfig, exist_ok=True)
 AutoConfig.register("edlm", EDLMConfig, exist_ok=True)
@@ -39,4 +40,6 @@ __all__ = [
     "MDLMForMaskedLM",
     "MDLMModel",
     "checkpoint",
+    "load_published_denoiser",
+    "load_published_tokenizer",
 ]

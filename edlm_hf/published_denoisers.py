@@ -1,0 +1,191 @@
+"""LLaDA, Dream and their kin from their published files, without the code that is published with them.
+
+    denoiser = load_published_denoiser("GSAI-ML/LLaDA-8B-Base", dtype="bfloat16")
+    tokenizer = load_published_tokenizer("GSAI-ML/LLaDA-8B-Base")
+    model = EDLMForMaskedDiffusion.from_components(denoiser, tokenizer=tokenizer)
+
+Of a folder or a repository of the Hub, config.json, the weights (safetensors) and the files of the
+tokenizer are read. The model becomes one of a class of transformers (see published_layouts.py), which
+is saved and loaded like any other.
+"""
+
+import json
+from pathlib import Path
+
+import transformers
+from safetensors import safe_open
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import cached_file
+
+from edlm_hf.modeling.components import HUB_ARGUMENTS
+from edlm_hf.published_layouts import FOLLOWS_FROM_CONFIGURATION, Layout, layout_of
+from edlm_hf.terminal import list_names
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+
+
+def load_published_denoiser(name: str, *, mask_token_id: int | None = None, **kwargs) -> PreTrainedModel:
+    """The denoiser of LLaDA, LLaDA-MoE, Dream, DiffuGPT, DiffuLLaMA, or of dLLM's A2D models.
+
+    No code of the repository runs, and nothing but safetensors is read of the weights.
+
+    Args:
+        name: folder, or repository of the Hub.
+        mask_token_id: taken from config.json, or else from the tokenizer, unless given.
+        kwargs: of any `from_pretrained`: `dtype`, `device_map`, `revision`, `token`, ...
+
+    Returns:
+        A decoder of transformers without a causal mask, in eval mode. Its configuration says
+        `mask_token_id` and `logits_shift`, which `from_components` and `custom_generate` read.
+
+    Raises:
+        ValueError: the model is none of these, its weights do not fit its config.json, or nothing says
+            which token is the mask.
+    """
+    where = hub_arguments(kwargs)
+    published = read_config(name, where)
+    weights = weight_files(name, where)
+    layout = layout_of(published, weights)
+
+    # 1. The configuration of the class that computes the same
+    if mask_token_id is None:
+        mask_token_id = published.get("mask_token_id")
+    if mask_token_id is None:
+        mask_token_id = load_published_tokenizer(name, **where).mask_token_id
+    rows = None
+    if layout.embedding is not None:
+        rows = rows_of(name, weights, layout.embedding, where)
+    config = layout.configuration(published, mask_token_id, rows)
+
+    # 2. The weights, under the names of that class
+    tokens = {token: getattr(config, token) for token in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    options = kwargs | {
+        "config": config,
+        "generation_config": GenerationConfig(**tokens),
+        "key_mapping": dict(layout.renames),
+        "use_safetensors": True,
+        "trust_remote_code": False,
+        "ignore_mismatched_sizes": True,  # they are refused below, by name
+        "output_loading_info": True,
+    }
+    model, info = layout.network_class().from_pretrained(name, **options)
+    check_complete(name, layout, info)
+
+    # 3. From now on saved under these names. Otherwise save_pretrained would write the published ones.
+    model._weight_conversions = None
+    return model.eval()
+
+
+def load_published_tokenizer(name: str, **kwargs) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model that `load_published_denoiser` loads, with its mask token.
+
+    Args:
+        name: folder, or repository of the Hub.
+        kwargs: of any `from_pretrained`: `revision`, `token`, `padding_side`, ...
+
+    Raises:
+        ValueError: there is no tokenizer, or nothing says which token is the mask.
+    """
+    where = hub_arguments(kwargs)
+    published = read_config(name, where)
+    layout = layout_of(published, weight_files(name, where))
+
+    tokenizer_class = layout.tokenizer_class
+    if find_file(name, "tokenizer.json", where) is not None:
+        tokenizer_class = "PreTrainedTokenizerFast"
+    if tokenizer_class is None:
+        raise ValueError(f"{name} has no tokenizer.json. Load the tokenizer of the model it was made of.")
+    tokenizer = getattr(transformers, tokenizer_class).from_pretrained(name, **kwargs)
+
+    if tokenizer.mask_token is None:
+        mask_token = mask_token_of(tokenizer, published, layout)
+        if mask_token is None:
+            raise ValueError(
+                f"Neither config.json nor the tokenizer of {name} says which token is the mask. Pass "
+                "mask_token_id=... to load_published_denoiser, and set tokenizer.mask_token."
+            )
+        tokenizer.add_special_tokens({"mask_token": mask_token})
+    return tokenizer
+
+
+def mask_token_of(tokenizer: PreTrainedTokenizerBase, published: dict, layout: Layout) -> str | None:
+    """The mask of a tokenizer that does not say which it is, None if that is not known."""
+    index = published.get("mask_token_id")
+    if index is not None:
+        return tokenizer.convert_ids_to_tokens(index)
+    return layout.mask_token if layout.mask_token in tokenizer.get_vocab() else None
+
+
+# --------------------------------------------------------------------------------------------- files
+
+
+def hub_arguments(kwargs: dict) -> dict:
+    """The arguments of `from_pretrained` that say where the files are."""
+    return {key: kwargs[key] for key in (*HUB_ARGUMENTS, "revision") if key in kwargs}
+
+
+def read_config(name: str, where: dict) -> dict:
+    """The contents of config.json.
+
+    Raises:
+        ValueError: there is none.
+    """
+    published, _ = PreTrainedConfig.get_config_dict(name, **where)
+    if not published:
+        raise ValueError(f"{name} has no config.json, which says what the model is.")
+    return published
+
+
+def weight_files(name: str, where: dict) -> dict[str, str]:
+    """The names of the weights, each with the file that it is in.
+
+    Raises:
+        ValueError: there are no weights in the safetensors format.
+    """
+    index = find_file(name, INDEX, where)
+    if index is not None:
+        return json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"]
+
+    single = find_file(name, WEIGHTS, where)
+    if single is None:
+        raise ValueError(
+            f"{name} has neither {INDEX} nor {WEIGHTS}. Weights in the format of PyTorch (.bin) are not "
+            "read, since they can hold code: convert them with safetensors first."
+        )
+    with safe_open(single, framework="pt") as weights:
+        return dict.fromkeys(weights.keys(), WEIGHTS)
+
+
+def rows_of(name: str, weights: dict[str, str], weight: str, where: dict) -> int:
+    """The number of rows of a weight, of which nothing else is read.
+
+    Raises:
+        ValueError: there is no such weight.
+    """
+    if weight not in weights:
+        raise ValueError(f"The weights of {name} have no {weight}, the embedding of the vocabulary.")
+    with safe_open(find_file(name, weights[weight], where), framework="pt") as file:
+        return file.get_slice(weight).get_shape()[0]
+
+
+def find_file(name: str, file: str, where: dict) -> str | None:
+    """The path of a file of a folder or repository, None where it has no such file."""
+    return cached_file(name, file, _raise_exceptions_for_missing_entries=False, **where)
+
+
+def check_complete(name: str, layout: Layout, info: dict) -> None:
+    """Raise ValueError unless the files had every weight of the class in its shape, and no other."""
+    extra = [key for key in info["unexpected_keys"] if not FOLLOWS_FROM_CONFIGURATION.search(key)]
+    sizes = [f"{key} {tuple(stored)}, not {tuple(needed)}" for key, stored, needed in info["mismatched_keys"]]
+    faults = {"Missing": info["missing_keys"], "Left over": extra, "Of another shape": sizes}
+
+    found = [list_names(title, sorted(names)) for title, names in faults.items() if names]
+    if found:
+        raise ValueError(
+            f"The weights of {name} are not those of the {layout.name} in its config.json, under the "
+            f"names of {layout.model_class}. {' '.join(found)}"
+        )
+
+
+__all__ = ["load_published_denoiser", "load_published_tokenizer"]

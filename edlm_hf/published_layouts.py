@@ -1,0 +1,311 @@
+"""Published layouts of masked diffusion models, and the classes of transformers that compute the same.
+
+LLaDA, Dream and their kin ship modelling code of their own, written for transformers 4. The networks
+are decoders that transformers has, with the causal mask left out (`is_causal=False` in the
+configuration). Here are the differences: names of settings, names of weights, and conventions.
+
+All functions are pure functions of config.json and of the names of the weights.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+import transformers
+from transformers import PreTrainedConfig, PreTrainedModel
+
+# Settings of config.json that speak of the published code, or that are decided here
+NOT_OF_THE_NETWORK = ("architectures", "auto_map", "model_type", "transformers_version")
+NOT_OF_THE_NETWORK += ("dtype", "torch_dtype", "use_cache", "_name_or_path")
+
+# Buffers that old versions stored: they follow from the configuration.
+FOLLOWS_FROM_CONFIGURATION = re.compile(r"rotary_emb\.inv_freq$|\.attn\.(masked_)?bias$")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a family of models is published.
+
+    Args:
+        name: of the family.
+        model_types: in config.json, in lower case.
+        model_class: the class of transformers that computes the same.
+        settings: from config.json to the arguments of that class's configuration. It raises
+            ValueError for a setting that the class cannot have.
+        renames: patterns in the published names of weights, and what replaces them, in this order.
+        logits_shift: 1 if the logits at position i - 1 predict token i.
+        mask_token: the mask in the tokenizer, for where neither the tokenizer nor config.json says.
+        tokenizer_class: of transformers, for repositories without tokenizer.json.
+        setting: one that config.json has, where families share a model_type.
+        prefix: of the names of some weights, where models that are causal have the same model_type.
+        embedding: the published name of the embedding, for families whose config.json may be out of
+            date about the number of its rows.
+    """
+
+    name: str
+    model_types: tuple[str, ...]
+    model_class: str
+    settings: Callable[[dict], dict]
+    renames: Mapping[str, str] = field(default_factory=dict)
+    logits_shift: int = 0
+    mask_token: str | None = None
+    tokenizer_class: str | None = None
+    setting: str = "vocab_size"
+    prefix: str = ""
+    embedding: str | None = None
+
+    def matches(self, published: dict, weights: Iterable[str]) -> bool:
+        """Whether a config.json and the names of the weights are of this family."""
+        model_type = str(published.get("model_type", "")).lower()
+        if model_type not in self.model_types or self.setting not in published:
+            return False
+        return any(name.startswith(self.prefix) for name in weights)
+
+    def network_class(self) -> type[PreTrainedModel]:
+        return getattr(transformers, self.model_class)
+
+    def configuration(self, published: dict, mask_token_id: int | None, rows: int | None = None) -> PreTrainedConfig:
+        """The configuration of the class.
+
+        Args:
+            published: config.json. rows: of the embedding, where the weights say so.
+
+        Raises:
+            ValueError: the published network computes something else than the class.
+        """
+        try:
+            settings = self.settings(published)
+        except KeyError as missing:
+            raise ValueError(
+                f"config.json has no {missing.args[0]}, which every {self.name} has. Download it again."
+            ) from None
+        if rows is not None:
+            settings["vocab_size"] = rows
+
+        # Unless they are named, the classes have special tokens of their own.
+        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            settings[name] = published.get(name)
+        settings["mask_token_id"] = mask_token_id
+        settings["logits_shift"] = self.logits_shift
+
+        settings["dtype"] = published.get("dtype") or published.get("torch_dtype")
+        settings["is_causal"] = False
+        settings["use_cache"] = False
+        return self.network_class().config_class(**settings)
+
+
+def layout_of(published: dict, weights: Iterable[str]) -> Layout:
+    """The layout of a model by its config.json and the names of its weights.
+
+    Raises:
+        ValueError: it is none of those that are known.
+    """
+    weights = list(weights)
+    for layout in LAYOUTS:
+        if layout.matches(published, weights):
+            return layout
+    known = ", ".join(layout.name for layout in LAYOUTS)
+    raise ValueError(
+        f"config.json and the names of the weights (model_type {published.get('model_type')!r}) are "
+        f"not of a published layout that is known here: {known}. Load models that transformers has "
+        "with from_pretrained. from_components takes any module that returns logits."
+    )
+
+
+# ------------------------------------------------------------------------------------------ settings
+
+
+def settings_as_they_are(published: dict) -> dict:
+    """Settings of a configuration that was made from one of transformers: the names are the same."""
+    return {name: value for name, value in published.items() if name not in NOT_OF_THE_NETWORK}
+
+
+def settings_without_window(published: dict) -> dict:
+    """The same for Qwen models, whose bidirectional versions see the whole text in every layer."""
+    settings = settings_as_they_are(published)
+    for name in ("layer_types", "sliding_window", "max_window_layers"):
+        settings.pop(name, None)
+    settings["use_sliding_window"] = False
+    return settings
+
+
+def settings_of_llada(published: dict) -> dict:
+    """LLaDA has names of its own for the settings of a Llama, and more of them than a Llama has."""
+    require(published, "block_type", "llama")
+    require(published, "activation_type", "silu")
+    require(published, "layer_norm_type", "rms")
+    require(published, "layer_norm_with_affine", True)
+    require(published, "rope", True)
+    require(published, "block_group_size", 1)
+    for name in ("alibi", "include_bias", "include_qkv_bias", "bias_for_layer_norm"):
+        require(published, name, False)
+    for name in ("attention_layer_norm", "input_emb_norm", "scale_logits"):
+        require(published, name, False)
+
+    width = published["d_model"]
+    heads = published["n_heads"]
+    kv_heads = published.get("n_kv_heads") or heads
+    if published.get("multi_query_attention"):
+        kv_heads = 1
+    vocabulary = published["vocab_size"]
+    rows = published.get("embedding_size") or vocabulary
+
+    settings = {
+        "vocab_size": rows,
+        "hidden_size": width,
+        "intermediate_size": published.get("mlp_hidden_size") or published["mlp_ratio"] * width,
+        "num_hidden_layers": published["n_layers"],
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "max_position_embeddings": published["max_sequence_length"],
+        "rms_norm_eps": published["rms_norm_eps"],
+        "rope_parameters": {"rope_type": "default", "rope_theta": published["rope_theta"]},
+        "tie_word_embeddings": published["weight_tying"],
+        "attention_dropout": published.get("attention_dropout", 0.0),
+    }
+    if rows > vocabulary:  # they fill the table up to a round number
+        settings["absent_token_ids"] = [[vocabulary, rows - 1]]
+    return settings
+
+
+def settings_of_llada_moe(published: dict) -> dict:
+    """LLaDA-MoE is a Qwen3-MoE in which the weights of the chosen experts need not sum to one."""
+    require(published, "qk_layernorm", True)
+    require(published, "attention_bias", False)
+    require(published, "clip_qkv")
+    require(published, "moe_router_enable_expert_bias", False)
+    require(published, "moe_router_score_function", "softmax")
+    require(published, "shared_expert_intermediate_size")
+    require(published, "routed_scaling_factor", 1)
+    require(published, "partial_rotary_factor", 1)
+
+    num_layers = published["num_hidden_layers"]
+    heads = published["num_attention_heads"]
+    is_sparse = published.get("moe_layer_freq") or [1] * num_layers
+    expert_size = published["expert_intermediate_size"]
+
+    settings = settings_as_they_are(published)
+    for name in [name for name in settings if name.startswith(("moe_", "router_", "routed_"))]:
+        del settings[name]
+    for name in ("dense_intermediate_size", "expert_intermediate_size", "qk_layernorm", "clip_qkv"):
+        settings.pop(name, None)
+    return settings | {
+        "intermediate_size": published.get("dense_intermediate_size") or expert_size,
+        "moe_intermediate_size": expert_size,
+        "mlp_only_layers": [layer for layer in range(num_layers) if not is_sparse[layer]],
+        "decoder_sparse_step": 1,
+        "head_dim": published["hidden_size"] // heads,
+        "num_key_value_heads": published.get("num_key_value_heads") or heads,
+        "norm_topk_prob": False,
+        "output_router_logits": False,
+    }
+
+
+def require(published: dict, name: str, *allowed) -> None:
+    """Raise ValueError if a setting is there with a value that the class does not compute."""
+    value = published.get(name)
+    if value is not None and value not in allowed:
+        choices = " or ".join(map(repr, (*allowed, None)))
+        raise ValueError(
+            f"{name} is {value!r} in config.json, but transformers has a class for {choices} only. "
+            "This model needs the code that is published with it."
+        )
+
+
+# ------------------------------------------------------------------------------------------- layouts
+
+LLADA = Layout(
+    name="LLaDA",
+    model_types=("llada",),
+    setting="d_model",
+    model_class="LlamaForCausalLM",
+    settings=settings_of_llada,
+    renames={
+        r"^model\.transformer\.ff_out\.": "lm_head.",
+        r"^model\.transformer\.wte\.": "model.embed_tokens.",
+        r"^model\.transformer\.ln_f\.": "model.norm.",
+        r"^model\.transformer\.blocks\.": "model.layers.",
+        r"\.attn_norm\.": ".input_layernorm.",
+        r"\.q_proj\.": ".self_attn.q_proj.",
+        r"\.k_proj\.": ".self_attn.k_proj.",
+        r"\.v_proj\.": ".self_attn.v_proj.",
+        r"\.attn_out\.": ".self_attn.o_proj.",
+        r"\.ff_norm\.": ".post_attention_layernorm.",
+        r"\.ff_proj\.": ".mlp.gate_proj.",
+        r"\.up_proj\.": ".mlp.up_proj.",
+        r"\.ff_out\.": ".mlp.down_proj.",
+    },
+    mask_token="<|mdm_mask|>",
+)
+
+LLADA_MOE = Layout(
+    name="LLaDA-MoE",
+    model_types=("llada", "lladamoe"),
+    setting="num_experts",
+    model_class="Qwen3MoeForCausalLM",
+    settings=settings_of_llada_moe,
+    mask_token="<|mask|>",
+)
+
+DREAM = Layout(
+    name="Dream",
+    model_types=("dream",),
+    model_class="Qwen2ForCausalLM",
+    settings=settings_without_window,
+    logits_shift=1,
+    mask_token="<|mask|>",
+    tokenizer_class="Qwen2Tokenizer",
+)
+
+# What dLLM makes of causal models (A2D)
+A2D_LLAMA = Layout(
+    name="A2D-Llama",
+    model_types=("a2d-llama",),
+    model_class="LlamaForCausalLM",
+    settings=settings_as_they_are,
+    mask_token="<|mask|>",
+)
+A2D_QWEN2 = Layout(
+    name="A2D-Qwen2",
+    model_types=("a2d-qwen2",),
+    model_class="Qwen2ForCausalLM",
+    settings=settings_without_window,
+    mask_token="<|mask|>",
+    tokenizer_class="Qwen2Tokenizer",
+)
+A2D_QWEN3 = Layout(
+    name="A2D-Qwen3",
+    model_types=("a2d-qwen3",),
+    model_class="Qwen3ForCausalLM",
+    settings=settings_without_window,
+    mask_token="<|mask|>",
+    tokenizer_class="Qwen2Tokenizer",
+)
+
+DIFFUGPT = Layout(
+    name="DiffuGPT",
+    model_types=("gpt2",),
+    prefix="denoise_model.",
+    model_class="GPT2LMHeadModel",
+    settings=settings_as_they_are,
+    renames={r"^denoise_model\.": "transformer.", r"^embed_tokens\.": "transformer.wte."},
+    logits_shift=1,
+    tokenizer_class="GPT2Tokenizer",
+    embedding="embed_tokens.weight",
+)
+DIFFULLAMA = Layout(
+    name="DiffuLLaMA",
+    model_types=("llama",),
+    prefix="denoise_model.",
+    model_class="LlamaForCausalLM",
+    settings=settings_as_they_are,
+    renames={r"^denoise_model\.": "model.", r"^embed_tokens\.": "model.embed_tokens."},
+    logits_shift=1,
+    tokenizer_class="LlamaTokenizer",
+    embedding="embed_tokens.weight",
+)
+
+LAYOUTS = (LLADA, LLADA_MOE, DREAM, A2D_LLAMA, A2D_QWEN2, A2D_QWEN3, DIFFUGPT, DIFFULLAMA)
+
+
+__all__ = ["FOLLOWS_FROM_CONFIGURATION", "LAYOUTS", "Layout", "layout_of"]
