@@ -59,7 +59,7 @@ def autoregressive_log_probs(
         never_emitted: (V,) bool, the ids that the denoiser cannot emit, of the V that it has.
         start: None for a model without one.
         attention_mask: (B, L), 0 at padding on either side.
-        chunk_size: candidates per call; bounded by memory unless given.
+        chunk_size: candidates per call, bounded by memory unless given.
 
     Returns:
         (B, k, L) log-probabilities in at least float32, 0 where not scored.
@@ -239,7 +239,7 @@ class TokenScorer:
     """Scores tokens under a causal language model without the logits of a whole batch.
 
     Args:
-        causal_lm: a causal language model; one with `projection` (ours) never builds logits that
+        causal_lm: a causal language model. One with `projection` (ours) never builds logits that
             are not asked for.
         never_emitted: (V,) bool, the ids that the denoiser cannot emit. The softmax runs over the
             others alone.
@@ -303,7 +303,7 @@ class TokenScorer:
         """Features that predict the next tokens of ids (N, n), and the cache if it is to be kept.
 
         Returns:
-            Hidden states (N, n, H) of our models, logits (N, n, V) of others; a cache or None.
+            Hidden states (N, n, H) of our models, logits (N, n, V) of others. A cache or None.
         """
         arguments = {"input_ids": input_ids, "attention_mask": None}
         arguments.update(as_output_object(self.network))

@@ -13,8 +13,8 @@ HEAD_KEYS = r"output_layer\.linear\.(weight|bias)$"
 # Keys that a message names
 NUM_EXAMPLES = 8
 
-# Arguments of from_pretrained that say where a configuration is
-LOCATION_ARGUMENTS = (
+# Arguments of from_pretrained by which a configuration is found
+CONFIG_ARGUMENTS = (
     "cache_dir",
     "force_download",
     "local_files_only",
@@ -70,7 +70,7 @@ def auto_map(
 
 
 def composite_part(cls: type[PreTrainedModel], path, kwargs: dict) -> dict:
-    """Arguments of `from_pretrained` that load one part of an EDLM composite; none for other paths.
+    """Arguments of `from_pretrained` that load one part of an EDLM composite, none for other paths.
 
     Args:
         cls: the class of the part `cls._composite_part`, `denoiser` or `energy_model`.
@@ -79,13 +79,15 @@ def composite_part(cls: type[PreTrainedModel], path, kwargs: dict) -> dict:
     Raises:
         ValueError: the composite has another kind of part.
     """
+    # 1. Is the path a composite?
     if "config" in kwargs or kwargs.get("gguf_file"):
         return {}
-    location = {name: kwargs[name] for name in LOCATION_ARGUMENTS if name in kwargs}
+    location = {name: kwargs[name] for name in CONFIG_ARGUMENTS if name in kwargs}
     stored, _ = MDLMConfig.get_config_dict(path, **location)
     if stored.get("model_type") != "edlm":
         return {}
 
+    # 2. The configuration of the part inside the one of the whole
     part = cls._composite_part
     config_name = "denoiser_config" if part == "denoiser" else "energy_config"
     config = stored.get(config_name) or {}
@@ -96,6 +98,7 @@ def composite_part(cls: type[PreTrainedModel], path, kwargs: dict) -> dict:
             f"with EDLMForMaskedDiffusion.from_pretrained and take `.{part}` of it."
         )
 
+    # 3. Its keys are the keys of the whole without the name of the part in front.
     without_prefix = {rf"^{part}\.": ""}
     return {
         "config": MDLMConfig(**config),
@@ -121,6 +124,7 @@ def check_loaded_keys(model: PreTrainedModel, info: dict, path, of_composite: bo
     missing = set(info["missing_keys"])
     unexpected = set(info["unexpected_keys"])
 
+    # The differences that are allowed
     if of_composite:
         of_parts = r"(denoiser|energy_model)\."
         unexpected = {name for name in unexpected if not re.match(of_parts, name)}

@@ -19,6 +19,7 @@ def check_parts(denoiser: nn.Module, energy: nn.Module | None, energy_type: str)
     Raises:
         ValueError: energy and `energy_type` contradict each other, or a part is of another kind.
     """
+    # An NCE energy may be left out: a new one starts from the denoiser.
     starts_from_denoiser = energy is None and energy_type == "nce"
     contradicts = (energy is None) != (energy_type == "none")
     if contradicts and not starts_from_denoiser:

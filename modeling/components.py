@@ -40,7 +40,7 @@ def build_denoiser(config: EDLMConfig) -> PreTrainedModel:
 
 
 def build_energy(config: EDLMConfig, denoiser: nn.Module) -> PreTrainedModel | None:
-    """An energy with random weights; None without one, or where it is kept by reference."""
+    """An energy with random weights. None without one, or where it is kept by reference."""
     if config.energy_type == "none" or config.energy_name_or_path is not None:
         return None
     if config.energy_weights == "shared":
@@ -64,6 +64,7 @@ def load_denoiser(name: str, **kwargs) -> PreTrainedModel:
     Raises:
         ValueError: the name belongs to something else than a language model.
     """
+    # A class counts if transformers knows it, or if the repository brings its own code for it.
     config = AutoConfig.from_pretrained(name, **location_of(kwargs))
     in_own_code = getattr(config, "auto_map", None) or {}
     for auto_class in (AutoModelForMaskedLM, AutoModelForCausalLM, AutoModel):
@@ -89,14 +90,17 @@ def load_energy(
     Raises:
         ValueError: the energy needs code that is not trusted, or the type is not known.
     """
+    # 1. The tokenizer, which may need code of a repository too
     name = tokenizer if isinstance(tokenizer, str) else energy
     with explained_trust(name):
         tokenizer = load_tokenizer(tokenizer, energy, kwargs)
 
+    # 2. The type, which decides the class of a named energy
     if energy_type is None:
         energy_type = default_energy_type(energy)
     check_choice("energy_type", energy_type, ENERGY_TYPES)
 
+    # 3. The energy
     if isinstance(energy, str) and energy_type == "nce":
         energy = EDLMEnergyModel.from_pretrained(energy, **kwargs)
     elif isinstance(energy, str):
@@ -105,7 +109,7 @@ def load_energy(
 
 
 def default_energy_type(energy: nn.Module | str | None) -> str:
-    """The type that follows from an energy; a name stands for a causal language model."""
+    """The type that follows from an energy. A name stands for a causal language model."""
     if energy is None:
         return "none"
     return "nce" if isinstance(energy, EDLMEnergyModel) else "ar"
@@ -126,7 +130,7 @@ def config_of_parts(
     if choices["mask_token_id"] is None and getattr(denoiser_config, "mask_token_id", None) is None:
         choices["mask_token_id"] = getattr(tokenizer, "mask_token_id", None)
 
-    # The parts are built already and keep their attention: setting it here would change theirs.
+    # The attention with which the parts were built: another one would be set in them too.
     attention = {
         "": attention_of_part(denoiser),
         "denoiser_config": attention_of_part(denoiser),
@@ -177,7 +181,7 @@ def explained_trust(energy: str | None) -> Iterator[None]:
 
 
 def load_tokenizer(tokenizer, component, kwargs: dict):
-    """The given tokenizer, or the one that belongs to a component; None if there is none.
+    """The given tokenizer, or the one that belongs to a component, or None.
 
     Args:
         tokenizer: a tokenizer, a name, or None for the one beside the component.
@@ -190,6 +194,7 @@ def load_tokenizer(tokenizer, component, kwargs: dict):
     if tokenizer is not None or not isinstance(component, str):
         return tokenizer
 
+    # A repository without a tokenizer is not asked for one.
     where = {name: value for name, value in location.items() if name != "trust_remote_code"}
     for file in TOKENIZER_FILES:
         path = cached_file(component, file, _raise_exceptions_for_missing_entries=False, **where)

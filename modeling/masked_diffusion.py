@@ -233,7 +233,7 @@ def token_log_probs(logits: torch.Tensor, mask_token_id: int) -> torch.Tensor:
         logits: (..., V) raw network output.
 
     Returns:
-        (..., V), at least float32; -inf at the mask token.
+        (..., V) in at least float32, -inf at the mask token.
     """
     logits = at_least_float32(logits)
     is_mask = torch.arange(logits.shape[-1], device=logits.device) == mask_token_id
@@ -316,7 +316,7 @@ def reverse_posterior(
         alpha_s, alpha_t: scalars or (B, 1, 1).
 
     Returns:
-        (B, L, V) probabilities; visible tokens are kept.
+        (B, L, V) probabilities. Visible tokens are kept.
     """
     probs = log_probs.exp()
     r = reveal_probability(alpha_s, alpha_t)
@@ -358,7 +358,7 @@ def sample_categorical(
     event rarer than about 2^-24 and so lower the entropy of large vocabularies.
 
     Args:
-        logits: (N, V) unnormalised log-probabilities in at least float32; -inf is never drawn.
+        logits: (N, V) unnormalised log-probabilities in at least float32. -inf is never drawn.
         uniforms: (N, k) float64 on [0, 1).
 
     Returns:
@@ -390,7 +390,7 @@ def sample_categorical(
 
 
 def check_tokens_left(has_token: torch.Tensor) -> None:
-    """Raise ValueError unless every row of a proposal has a token to take; NaN compares false."""
+    """Raise ValueError unless every row of a proposal has a token to take. NaN compares false."""
     if not bool(has_token.all()):
         raise ValueError(
             "A row of the proposal has no token left (top_k, top_p or a logits processor removed all of them) or NaN."
@@ -423,7 +423,7 @@ def importance_weights(energies: torch.Tensor, temperature: float = 1.0) -> torc
 
 
 def log_weights(energies: torch.Tensor, temperature: float) -> torch.Tensor:
-    """Unnormalised log w_j = -(E_j - min E) / tau (..., k); -inf for E_j = +inf, whatever tau is."""
+    """Unnormalised log w_j = -(E_j - min E) / tau (..., k), and -inf for E_j = +inf at any tau."""
     excess = energies - energies.amin(-1, keepdim=True)
     return torch.where(energies == torch.inf, -torch.inf, -excess / temperature)
 

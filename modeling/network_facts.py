@@ -67,11 +67,11 @@ COUNTS_FROM_PADDING = {
 
 
 def longest_text(network) -> int | None:
-    """The most tokens that a network reads; None where it does not say, as for relative positions.
+    """The most tokens that a network reads, None where its configuration names no length.
 
     A network with learned positions reads as many tokens as its table has rows for, a RoBERTa two
-    fewer than its `max_position_embeddings`. For rotary or relative positions it is the length that
-    the configuration names, the one of training.
+    fewer than its `max_position_embeddings`. Rotary and relative positions have no such limit: the
+    length that the configuration names counts, the one of training.
 
     Args:
         network: a model or a configuration. The table of positions of a model counts where it is
@@ -173,7 +173,7 @@ def vocabulary_size(config) -> int | None:
 
 
 def input_embedding(model) -> nn.Module | None:
-    """The embedding of the tokens; None for modules of others that do not tell."""
+    """The embedding of the tokens, None for modules of others that do not tell."""
     try:
         return model.get_input_embeddings()
     except (AttributeError, NotImplementedError):
@@ -235,7 +235,7 @@ def special_ids(config) -> set[int]:
 
 
 def token_ids(config, name: str) -> list[int]:
-    """The ids, one or several, under the name of a special token; empty if there are none."""
+    """The ids, one or several, under the name of a special token. Empty if there are none."""
     for part in text_configs(config):
         value = getattr(part, name, None)
         if value is not None:

@@ -162,7 +162,7 @@ def without_padding(
 
 
 def shortest_text(attention_mask: torch.Tensor) -> int:
-    """Tokens of the shortest row that has any; the width if no row has."""
+    """Tokens of the shortest row that has any, the width if no row has."""
     lengths = attention_mask.sum(-1)
     width = attention_mask.shape[1]
     return int(lengths.masked_fill(lengths == 0, width).min())
@@ -198,7 +198,7 @@ def equal_up_to_rounding(one: torch.Tensor, other: torch.Tensor) -> bool:
 
 
 def timesteps_of_rows(timesteps: torch.Tensor | None, rows: torch.Tensor) -> torch.Tensor | None:
-    """Sigma of some rows; one value for all stays."""
+    """Sigma of some rows. One value for all rows stays as it is."""
     if timesteps is None or timesteps.numel() == 1:
         return timesteps
     return timesteps[rows]

@@ -26,7 +26,7 @@ class Noise:
 
     def per_draw(self, rows: torch.Tensor, where: torch.Tensor, k: int) -> torch.Tensor:
         """k uniforms for each of the N True positions of `where` (R, L) bool: (N, k)."""
-        num_positions = int(where.sum())
+        num_positions = int(where.sum())  # N
         return uniform((num_positions, k), where.device, self.generator)
 
     def per_row(self, rows: torch.Tensor, device: torch.device) -> torch.Tensor:

@@ -42,7 +42,7 @@ def is_plain_parameter(x) -> bool:
 
 
 def precision_of(module: nn.Module, otherwise: torch.dtype) -> torch.dtype:
-    """The precision of a module's inputs: that of its first parameter of 16 bits or more.
+    """The precision of a module's inputs, taken from its first parameter of 16 bits or more.
 
     Quantised layers may have no such parameter, or the scales alone: their weights say nothing
     about the inputs.
@@ -61,7 +61,7 @@ def full_precision(x: torch.Tensor) -> torch.autocast:
 def wide_projection(head: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
     """The map of `head` from hidden states (..., H) to logits (..., V) in at least float32.
 
-    The weights of a plain head in half precision are widened once; any other head is called.
+    The weights of a plain head in half precision are widened once. Any other head is called.
     """
     if is_plain_linear(head) and head.weight.dtype in HALF:
         weight = head.weight.float()
@@ -90,9 +90,9 @@ def linear_log_probs(
 
     Args:
         hidden: (N, H).
-        head: plain, H -> V; its weights are widened to at least float32 tile by tile.
+        head: plain, H -> V. Its weights are widened to at least float32 tile by tile.
         targets: (N,).
-        excluded: (V,) bool, left out of the softmax; its log-probability is -inf.
+        excluded: (V,) bool, left out of the softmax. Its log-probability is -inf.
 
     Returns:
         (N,), at least float32.
@@ -140,7 +140,7 @@ def projected_log_probs(
     Args:
         features: (N, ...).
         project: features -> logits (N, V) in at least float32.
-        excluded: (V,) bool, left out of the softmax; its log-probability is -inf.
+        excluded: (V,) bool, left out of the softmax. Its log-probability is -inf.
         size: how many features are projected at a time.
     """
     log_probs = []

@@ -24,7 +24,7 @@ def fit_to_tokenizer(model: nn.Module, tokenizer) -> None:
 
 
 def absent_ids(tokenizer, rows: int | None) -> list[list[int]] | None:
-    """The ids below `rows` that no token of a tokenizer has, as ranges [first, last]; None if none."""
+    """The ids below `rows` that no token of a tokenizer has, as ranges [first, last], or None."""
     try:
         vocabulary = tokenizer.get_vocab()
     except (AttributeError, NotImplementedError):  # tokenizers of bytes or characters have none
@@ -93,7 +93,7 @@ def check_mask_token(tokenizer, config, required: bool = True) -> None:
     """Refuse a tokenizer that means another token by "mask" than a model.
 
     Args:
-        config: the configuration of the model; one without a mask token fits every tokenizer.
+        config: the configuration of the model. One without a mask token fits every tokenizer.
         required: refuse a tokenizer without a mask token too (gpt2 has none for mdlm-owt).
 
     Raises:
@@ -146,7 +146,7 @@ def check_token_ids(
     most = int(values.max())
     too_high = vocab_size is not None and most >= max(vocab_size, mask_token_id + 1)
     if least < 0 or too_high:
-        last_id = (vocab_size or most + 1) - 1
+        last_id = most if vocab_size is None else vocab_size - 1
         raise ValueError(
             f"{name} holds ids from {least} to {most}, but the vocabulary has 0 to {last_id} "
             f"(mask token {mask_token_id}). Use the tokenizer of the model."
