@@ -22,6 +22,7 @@ class Planner(Sampler):
 
     sees = PROPOSAL
     num_steps: int | None = None
+    reveal_counts: str = "even"
 
     def steps_in(self, free):
         most = most_masks(free)
@@ -32,16 +33,19 @@ class Planner(Sampler):
         memory = {}
         left, index = total, 0
         while bool(left.any()):
-            rows = left.nonzero().squeeze(-1)
             counts = self.share(left, index)
-            yield Step(state.time_of(left, total), counts=counts, rows=rows, index=index, memory=memory)
-            left = state.masked.sum(-1).cpu()
+            rows = ((counts > 0) & (left > 0)).nonzero().squeeze(-1)
+            if len(rows):
+                yield Step(state.time_of(left, total), counts=counts, rows=rows, index=index, memory=memory)
+                left = state.masked.sum(-1).cpu()
             index = index + 1
 
     def share(self, left: torch.Tensor, index: int) -> torch.Tensor:
         """K (B,) for rows with `left` (B,) masks in step `index`; 1 for planners that have no T."""
         if self.num_steps is None:
             return torch.ones_like(left)
+        if self.reveal_counts == "dream":
+            return dream_share(left, index, self.num_steps)
         steps_left = max(self.num_steps - index, 1)
         return (left + steps_left - 1) // steps_left
 
@@ -58,13 +62,19 @@ class TopK(Planner):
     With temperature 0: LLaDA's `low_confidence` (arXiv 2502.09992); Dream's `maskgit_plus`, `topk_margin` and `entropy`
     (arXiv 2508.15487); the margin order of Kim et al. (arXiv 2502.06768). When tokens are drawn, neighbours of what is
     known are revealed together, and they depend on each other most: `Spaced` is far better then.
+
+    Args:
+        num_steps: T. score: confidence, entropy or margin.
+        reveal_counts: `even` for the even share, which is LLaDA's count too, or `dream` (see `dream_share`).
     """
 
     num_steps: int = 128
     score: str = "confidence"
+    reveal_counts: str = "even"
 
     def __post_init__(self):
         check_score(self.score, SCORES)
+        check_reveal_counts(self.reveal_counts)
 
     def reveal(self, step, proposal):
         return take_best(proposal.score(self.score), counts_of(step, proposal))
@@ -307,10 +317,17 @@ class LowConfidence(Planner):
 
     LLaDA's `low_confidence` and Dream's `maskgit_plus` with a temperature. S looks at what was drawn, so that the
     tokens that are kept are likelier than the proposal: the distribution is another one, and no likelihood is known.
+
+    Args:
+        num_steps: T. reveal_counts: as in `TopK`.
     """
 
     num_steps: int = 128
+    reveal_counts: str = "even"
     sees = TOKENS
+
+    def __post_init__(self):
+        check_reveal_counts(self.reveal_counts)
 
     def reveal(self, step, proposal):
         free = proposal.free
@@ -395,6 +412,24 @@ def bit_length(numbers: torch.LongTensor) -> torch.LongTensor:
     while bool((numbers >= 2**bits).any()):
         bits = bits + (numbers >= 2**bits).long()
     return bits
+
+
+def dream_share(left: torch.LongTensor, index: int, num_steps: int, last_time: float = 1e-3) -> torch.LongTensor:
+    """K = floor(left (1 - t_(n+1) / t_n)) on the times t_n = 1 - (1 - eps) n / T, in the last step all that are left.
+
+    Dream's count (arXiv 2508.15487, `generation_utils.py`) in step n = `index`, for every row by itself. Since eps is
+    positive, a step can reveal nothing, and the last one takes more: 1, 2, 2, 3 for 8 masks in 4 steps.
+    """
+    if index + 1 >= num_steps:
+        return left
+    step = (1 - last_time) / num_steps
+    start = 1 - index * step
+    return (left.double() * (step / start)).floor().long()
+
+
+def check_reveal_counts(reveal_counts: str) -> None:
+    if reveal_counts not in ("even", "dream"):
+        raise ValueError(f"reveal_counts is {reveal_counts!r}, but it must be even or dream.")
 
 
 def check_score(score: str, allowed) -> None:

@@ -48,10 +48,10 @@ def loaded(request, tmp_path_factory):
 
 
 def published_sampler(published, weights, ids, steps, block_length=None, gen_start=0):
-    """The tokens of LLaDA's loop, or of Dream's with an even share for shifted networks."""
+    """The tokens of LLaDA's loop, or of Dream's for shifted networks."""
     logits_of = published.denoiser(weights)
     if published.shift:
-        return published_samplers.dream(logits_of, ids, MASK, steps, "maskgit_plus", share="even")[0]
+        return published_samplers.dream(logits_of, ids, MASK, steps, "maskgit_plus")[0]
     return published_samplers.llada_low_confidence(logits_of, ids, MASK, steps, block_length, gen_start)[0]
 
 
@@ -83,7 +83,8 @@ def test_configuration_says_what_the_others_need(loaded):
 def test_greedy_tokens_are_those_of_the_published_sampler(loaded, steps):
     published, weights, denoiser = loaded
     model = build(denoiser)
-    options = GREEDY | {"sampler": "top_k", "max_denoising_steps": steps}
+    counts = "dream" if published.shift else "even"
+    options = GREEDY | {"sampler": "top_k", "max_denoising_steps": steps, "reveal_counts": counts}
 
     filled = model.generate(HOLES[None], **options)[0]
     assert torch.equal(filled, published_sampler(published, weights, HOLES, steps))
@@ -101,8 +102,8 @@ def test_greedy_tokens_are_those_of_the_published_sampler(loaded, steps):
 def test_dream_orders_are_those_of_its_sampler(loaded, score):
     published, weights, denoiser = loaded
     algorithm = {"confidence": "maskgit_plus", "margin": "topk_margin", "entropy": "entropy"}[score]
-    expected = published_samplers.dream(published.denoiser(weights), HOLES, MASK, 3, algorithm, share="even")[0]
-    options = GREEDY | {"sampler": "top_k", "score": score, "max_denoising_steps": 3}
+    expected = published_samplers.dream(published.denoiser(weights), HOLES, MASK, 3, algorithm)[0]
+    options = GREEDY | {"sampler": "top_k", "score": score, "max_denoising_steps": 3, "reveal_counts": "dream"}
     assert torch.equal(build(denoiser).generate(HOLES[None], **options)[0], expected)
 
 

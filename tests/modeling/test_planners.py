@@ -14,6 +14,7 @@ from hashed import MASK as HASHED_MASK
 
 from edlm_hf import EDLMForMaskedDiffusion
 from edlm_hf.evaluation import discrete_nelbo, nelbo, sampler_bound
+from edlm_hf.modeling.planners import TopK
 
 N, TV = 200_000, 0.012
 JOINT = random_joint(seed=3)
@@ -27,6 +28,7 @@ DETERMINISTIC = {
     "spaced, margin": {"sampler": "spaced", "distance": 3, "score": "margin", "max_denoising_steps": 3},
     "top_k": {"sampler": "top_k", "max_denoising_steps": 2},
     "top_k, entropy": {"sampler": "top_k", "score": "entropy", "max_denoising_steps": 3},
+    "top_k, counts of Dream": {"sampler": "top_k", "reveal_counts": "dream", "max_denoising_steps": 3},
     "entropy_bound 0": {"sampler": "entropy_bound", "gamma": 0.0},
     "entropy_bound .3": {"sampler": "entropy_bound", "gamma": 0.3},
     "entropy_bound 1": {"sampler": "entropy_bound", "gamma": 1.0},
@@ -222,6 +224,37 @@ def test_without_sampling_a_planner_is_its_published_loop(name):
     if "steps" in given:
         options = options | {"max_denoising_steps": given["steps"]}
     check_against(getattr(published_samplers, loop), rows_of(), given, **options)
+
+
+@pytest.mark.parametrize("sampler", ["top_k", "low_confidence"])
+@pytest.mark.parametrize("steps", [1, 3, 5, LENGTH, 3 * LENGTH])
+def test_counts_of_dream_are_those_of_its_loop(sampler, steps):
+    """The same reveal sets, without the calls of steps that reveal nothing."""
+
+    def loop(*args, **given):
+        tokens, _, reveal_sets = published_samplers.dream(*args, **given)
+        return tokens, sum(map(bool, reveal_sets)), reveal_sets
+
+    given = {"steps": steps, "alg": "maskgit_plus", "share": "dream"}
+    check_against(loop, rows_of(), given, sampler=sampler, max_denoising_steps=steps, reveal_counts="dream")
+
+
+def test_even_counts_are_those_of_llada():
+    """masks // T, and one more in the first masks % T steps (its `get_num_transfer_tokens`)."""
+    for masks in range(1, 30):
+        for steps in range(1, masks + 1):
+            left, counts = torch.tensor([masks]), []
+            for index in range(steps):
+                counts.append(int(TopK(num_steps=steps).share(left, index)))
+                left = left - counts[-1]
+            assert counts == [masks // steps + (n < masks % steps) for n in range(steps)]
+
+
+def test_unknown_counts_are_refused():
+    with pytest.raises(ValueError, match="reveal_counts is 'odd', but it must be even or dream"):
+        model().generate(TEXTS[:1], sampler="top_k", reveal_counts="odd")
+    with pytest.raises(ValueError, match="The sampler 'spaced' has no reveal_counts"):
+        model().generate(TEXTS[:1], sampler="spaced", reveal_counts="dream")
 
 
 @pytest.mark.parametrize(
