@@ -1,8 +1,11 @@
-"""How sure a proposal is of its positions, the likeliest tokens, and the positions that are taken first.
+"""How sure a proposal is of its positions, the likeliest tokens, and the positions that come first.
 
-Equal things are equal up to rounding: masks that see the same have the same confidence, but a network computes them in
-another order in every position and for every size of the batch. So whatever is within rounding of the highest ties with
-it, and the lowest index is taken. A row then gets the same tokens alone and in a batch.
+Equal things are equal up to rounding: masks that see the same have the same confidence, but a
+network computes them in another order in every position and for every size of the batch. So
+everything within rounding of the highest ties with it, and the lowest index is taken. A row then
+gets the same tokens alone and in a batch.
+
+Shapes: N positions, V vocabulary; R rows, L positions of a row.
 """
 
 from dataclasses import dataclass
@@ -11,13 +14,19 @@ import torch
 
 from .masked_diffusion import check_tokens_left
 
-# Logits of equal positions differed by up to 15 units of the last place, in networks of 12 layers and 1,024 tokens.
+# Logits of equal positions differed by up to 15 units of the last place, in networks of 12 layers
+# and 1,024 tokens.
 ROUNDINGS = 64
 
 
 @dataclass
 class Score:
-    """How sure a proposal is, the higher the surer, and the rounding error of that: both (N,), or (R, L)."""
+    """How sure a proposal is, the higher the surer.
+
+    Args:
+        values: (N,), or (R, L).
+        errors: the rounding errors of the values, of the same shape.
+    """
 
     values: torch.Tensor
     errors: torch.Tensor
@@ -26,45 +35,69 @@ class Score:
     def of(cls, name: str, logits: torch.Tensor, dtype: torch.dtype) -> "Score":
         """The score `name` of logits (N, V), which a network made in the precision `dtype`.
 
-        confidence: the log-odds log c - log(1 - c) of the likeliest token. They order as c = max p does, and their
-            error is that of the logits wherever c lies.
+        confidence: the log-odds log c - log(1 - c) of the likeliest token. They order as
+            c = max p does, and their error is the error of the logits wherever c lies.
         entropy: sum_v p(v) log p(v) = -H.
         margin: p_(1) - p_(2), the likeliest less the second (Kim et al., arXiv 2502.06768).
         """
-        highest = logits.amax(-1, keepdim=True)
+        highest = logits.amax(-1, keepdim=True)  # (N, 1)
         check_tokens_left(highest.isfinite())
-        # A network in half precision adds in float32 and rounds the results to its own.
-        error = (rounding_of(logits.dtype) + torch.finfo(dtype).eps) * (1 + highest.abs())
-        return cls(*SCORES[name](logits, highest, error.squeeze(-1)))
+
+        # A network in half precision adds in float32 and rounds the results to its own
+        relative_error = rounding_of(logits.dtype) + torch.finfo(dtype).eps
+        error = relative_error * (1 + highest.abs()).squeeze(-1)
+        values, errors = SCORES[name](logits, highest, error)
+        return cls(values, errors)
 
     @classmethod
     def join(cls, parts: list["Score"]) -> "Score":
         """The scores of several parts of the N positions."""
-        return cls(torch.cat([part.values for part in parts]), torch.cat([part.errors for part in parts]))
+        values = torch.cat([part.values for part in parts])
+        errors = torch.cat([part.errors for part in parts])
+        return cls(values, errors)
 
-    def spread(self, at: torch.Tensor) -> "Score":
+    def scatter(self, at: torch.Tensor) -> "Score":
         """The N scores at their positions `at` (R, L) bool, -inf elsewhere."""
         nowhere = self.values.new_full(at.shape, -torch.inf)
-        return Score(nowhere.masked_scatter(at, self.values), torch.zeros_like(nowhere).masked_scatter(at, self.errors))
+        values = nowhere.masked_scatter(at, self.values)
+        errors = torch.zeros_like(nowhere).masked_scatter(at, self.errors)
+        return Score(values, errors)
 
 
-def log_odds(logits: torch.Tensor, highest: torch.Tensor, error: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def log_odds(
+    logits: torch.Tensor,
+    highest: torch.Tensor,
+    error: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
     """log c - log(1 - c) and its error, (N,) each."""
-    others = logits.scatter(-1, first_highest(logits, highest), -torch.inf).logsumexp(-1)
+    likeliest = first_highest(logits, highest)
+    others = logits.scatter(-1, likeliest, -torch.inf).logsumexp(-1)
     return highest.squeeze(-1) - others, error
 
 
-def negative_entropy(logits: torch.Tensor, highest: torch.Tensor, error: torch.Tensor):
-    """-H and its error, (N,) each: |dH| <= sum_v p(v) |log p(v) + H| |dl_v| <= 2 H |dl|, and H is a rounded sum."""
+def negative_entropy(
+    logits: torch.Tensor,
+    highest: torch.Tensor,
+    error: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """-H and its error, (N,) each.
+
+    |dH| <= sum_v p(v) |log p(v) + H| |dl_v| <= 2 H |dl|, and H itself is a rounded sum.
+    """
     entropy = torch.special.entr(logits.softmax(-1)).sum(-1)
     return -entropy, error * (1 + 2 * entropy)
 
 
-def margin(logits: torch.Tensor, highest: torch.Tensor, error: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """p_(1) - p_(2) and its error, (N,) each; a vocabulary of one token has the margin 1."""
-    first_two = logits.softmax(-1).topk(min(2, logits.shape[-1]), dim=-1).values
-    second = first_two[:, 1] if first_two.shape[1] > 1 else 0
-    return first_two[:, 0] - second, error
+def margin(
+    logits: torch.Tensor,
+    highest: torch.Tensor,
+    error: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """p_(1) - p_(2) and its error, (N,) each. A vocabulary of one token has the margin 1."""
+    num_tokens = min(2, logits.shape[-1])
+    highest_two = logits.softmax(-1).topk(num_tokens, dim=-1).values
+    second = highest_two[:, 1] if num_tokens > 1 else 0
+    return highest_two[:, 0] - second, error
 
 
 SCORES = {"confidence": log_odds, "entropy": negative_entropy, "margin": margin}
@@ -82,8 +115,9 @@ def likeliest_tokens(logits: torch.Tensor) -> torch.LongTensor:
 
 
 def first_highest(logits: torch.Tensor, highest: torch.Tensor) -> torch.LongTensor:
-    """The first entry of every row of `logits` (N, V) within rounding of the highest (N, 1): (N, 1)."""
-    return first_index(logits >= highest - rounding_of(logits.dtype) * (1 + highest.abs()))
+    """The first entry (N, 1) of a row of `logits` (N, V) within rounding of `highest` (N, 1)."""
+    error = rounding_of(logits.dtype) * (1 + highest.abs())
+    return first_index(logits >= highest - error)
 
 
 def rounding_of(dtype: torch.dtype) -> float:
@@ -92,22 +126,28 @@ def rounding_of(dtype: torch.dtype) -> float:
 
 
 def first_of(score: Score, left: torch.Tensor) -> torch.LongTensor:
-    """The first position of every row within its error of the highest score among those `left` (R, L) bool: (R, 1)."""
+    """The first position of every row within its error of the highest score: (R, 1).
+
+    Only the positions `left` (R, L) bool count.
+    """
     values = torch.where(left, score.values, -torch.inf)
     highest = values.amax(-1, keepdim=True)
     return first_index(left & (values >= highest - score.errors))
 
 
 def take_best(score: Score, counts: torch.Tensor) -> torch.Tensor:
-    """The positions (R, L) bool that are taken one after the other, `counts` (R,) of every row, the surest first."""
+    """The `counts` (R,) surest positions of every row, taken one after the other: (R, L) bool."""
     free = score.values > -torch.inf
-    everything = counts >= free.sum(-1)
-    taken = free & everything.unsqueeze(1)
-    counts = torch.where(everything, 0, counts)
+
+    # Rows that take all their positions need no order
+    takes_all = counts >= free.sum(-1)
+    taken = free & takes_all.unsqueeze(1)
+    counts = torch.where(takes_all, 0, counts)
 
     for n in range(int(counts.max()) if len(counts) else 0):
-        first = first_of(score, free & ~taken)
-        taken = taken.scatter(1, first, taken.gather(1, first) | (n < counts).unsqueeze(1))
+        first = first_of(score, free & ~taken)  # (R, 1)
+        takes_one = (n < counts).unsqueeze(1)
+        taken = taken.scatter(1, first, taken.gather(1, first) | takes_one)
     return taken
 
 

@@ -1,4 +1,4 @@
-"""What users hand to `generate()`, checked: a mistake is a ValueError that says what is allowed."""
+"""Checks of the arguments of `generate()`: a mistake is a ValueError that says what is allowed."""
 
 from collections.abc import Callable
 
@@ -7,6 +7,7 @@ from transformers import GenerationConfig, LogitsProcessorList
 
 from .vocabulary import suppress_impossible
 
+# Argument -> the types that it may have, and their name in messages
 TYPES = {
     "generation_config": (GenerationConfig, "an EDLMGenerationConfig"),
     "attention_mask": (torch.Tensor, "a tensor of the shape of input_ids"),
@@ -19,22 +20,24 @@ MOST_TOKENS = 2**26
 MOST_RECORDS = 2**28
 
 
-def check_types(**given) -> None:
+def check_types(**arguments) -> None:
     """Raise ValueError if an argument of `generate()` is of another type than it must be."""
-    for name, value in given.items():
-        kind, allowed = TYPES[name]
-        if value is not None and not isinstance(value, kind):
+    for name, value in arguments.items():
+        types, allowed = TYPES[name]
+        if value is not None and not isinstance(value, types):
             raise ValueError(f"{name} is a {type(value).__name__}, but it must be {allowed}.")
         if torch.is_tensor(value) and value.device.type == "meta":
             raise ValueError(f"{name} is on the device `meta`, where tensors hold no values. Make it elsewhere.")
 
 
 def check_streamer(streamer) -> None:
-    """Raise ValueError unless `streamer` is an object with `put` and `end`."""
+    """Raise ValueError unless `streamer` is None or an object with `put` and `end`."""
     if streamer is None:
         return
-    if isinstance(streamer, type) or not (hasattr(streamer, "put") and hasattr(streamer, "end")):
-        kind = "class" if isinstance(streamer, type) else type(streamer).__name__
+
+    is_class = isinstance(streamer, type)
+    if is_class or not (hasattr(streamer, "put") and hasattr(streamer, "end")):
+        kind = "class" if is_class else type(streamer).__name__
         raise ValueError(f"streamer is a {kind}, but it must be an object with put(tokens) and end().")
 
 
@@ -47,11 +50,12 @@ def check_callback(callback) -> None:
 
 
 def check_size(rows: int, length: int) -> None:
-    """Raise ValueError before memory is asked for that no machine has."""
+    """Raise ValueError if no machine has the memory for so many rows of a length."""
     if rows * max(length, 1) > MOST_TOKENS:
         raise ValueError(
-            f"{rows} rows of {length} tokens were asked for (candidates count as rows), but one call takes at most "
-            f"{MOST_TOKENS} tokens. Ask for fewer rows or candidates, or a smaller max_new_tokens or max_length."
+            f"{rows} rows of {length} tokens were asked for (candidates count as rows), but one "
+            f"call takes at most {MOST_TOKENS} tokens. Ask for fewer rows or candidates, or a "
+            "smaller max_new_tokens or max_length."
         )
 
 
@@ -59,16 +63,27 @@ def check_records(steps: int, per_step: int) -> None:
     """Raise ValueError if a record of every step would not fit into memory."""
     if steps * per_step > MOST_RECORDS:
         raise ValueError(
-            f"A record of {steps} steps with {per_step} numbers each was asked for, which does not fit. Leave "
-            "return_dict_in_generate and output_history out, lower max_denoising_steps, or use "
-            "sampler='first_hitting', the limit of many steps."
+            f"A record of {steps} steps with {per_step} numbers each was asked for, which does not "
+            "fit. Leave return_dict_in_generate and output_history out, lower max_denoising_steps, "
+            "or use sampler='first_hitting', the limit of many steps."
         )
 
 
-def aligned_token_types(
-    token_types: torch.Tensor | None, input_ids: torch.Tensor, taken: bool, num_types: int | None
+def checked_token_types(
+    token_types: torch.Tensor | None,
+    input_ids: torch.Tensor,
+    takes_types: bool,
+    num_types: int | None,
 ) -> torch.LongTensor | None:
-    """The given token types, None where there are none or the denoiser does not take them and they are all 0.
+    """The given token types (B, P) for the denoiser.
+
+    None where there are none, and where they are all 0 and the denoiser does not take them.
+
+    Args:
+        token_types: of the user.
+        input_ids: (B, P).
+        takes_types: whether the denoiser takes token types.
+        num_types: how many there are, None where that is not known.
 
     Raises:
         ValueError: they have another shape than input_ids, are not types, or would be lost.
@@ -81,16 +96,20 @@ def aligned_token_types(
         )
     if token_types.is_floating_point() or token_types.is_complex():
         raise ValueError(f"token_type_ids is of type {token_types.dtype}, but token types are integers.")
+
     types = token_types.to(input_ids.device).long()
-    if not taken and types.any():
-        raise ValueError("token_type_ids are not all 0, but the denoiser takes no token types. Leave them out.")
-    if not taken:
+    if not takes_types:
+        if types.any():
+            raise ValueError("token_type_ids are not all 0, but the denoiser takes no token types. Leave them out.")
         return None
-    if types.numel() and not 0 <= int(types.min()) <= int(types.max()) < (num_types or 2**31):
-        raise ValueError(
-            f"token_type_ids holds types from {int(types.min())} to {int(types.max())}, but the denoiser knows "
-            f"{num_types or 'those from 0 on'}."
-        )
+
+    if types.numel():
+        lowest, highest = int(types.min()), int(types.max())
+        if lowest < 0 or highest >= (num_types or 2**31):
+            raise ValueError(
+                f"token_type_ids holds types from {lowest} to {highest}, but the denoiser knows "
+                f"{num_types or 'those from 0 on'}."
+            )
     return types
 
 
@@ -112,8 +131,11 @@ class CheckedProcessor:
         """
         processed = self.processor(input_ids, scores)
         is_tensor = torch.is_tensor(processed)
+
         if not is_tensor or not processed.is_floating_point() or processed.shape != scores.shape:
-            given = f"{processed.dtype} of shape {tuple(processed.shape)}" if is_tensor else type(processed).__name__
+            given = type(processed).__name__
+            if is_tensor:
+                given = f"{processed.dtype} of shape {tuple(processed.shape)}"
             raise ValueError(
                 f"The logits processor {self.processor[0]!r} returned {given}, but scores of shape "
                 f"{tuple(scores.shape)} like those it was given are needed."
@@ -128,4 +150,5 @@ class ImpossibleTokens:
         self.config = config
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.Tensor) -> torch.Tensor:
-        return suppress_impossible(scores.clone(), self.config)  # the processor before may keep its scores
+        # A copy: the processor before may keep its scores
+        return suppress_impossible(scores.clone(), self.config)

@@ -1,4 +1,4 @@
-"""What a call of `generate()` starts from: the complete configuration, and the rows with their masks."""
+"""The start of a call of `generate()`: the complete configuration, and rows with masks."""
 
 import inspect
 
@@ -7,7 +7,7 @@ from transformers import GenerationConfig
 from transformers.utils import logging
 
 from .canvas_edlm import Canvas, real_positions
-from .generation_arguments import aligned_token_types, check_size
+from .generation_arguments import check_size, checked_token_types
 from .generation_config_edlm import SUPPORTED, EDLMGenerationConfig, whole_number_from
 from .network_facts import longest_text, num_ids
 from .sampler_choice import PARAMETERS, parameters_of
@@ -17,75 +17,123 @@ logger = logging.get_logger(__name__)
 
 
 class PreparationMixin:
-    """Merges configurations and prepares the canvas, for models that have a `config` and a `generation_config`."""
+    """Merges configurations and prepares the canvas.
 
-    def adjust_generation_fn(self, generation_config, from_auto_class, from_pipeline, name_or_path, *args, **kwargs):
-        super().adjust_generation_fn(generation_config, from_auto_class, from_pipeline, name_or_path, *args, **kwargs)
+    For models that have a `config` and a `generation_config`.
+    """
+
+    def adjust_generation_fn(self, *args, **kwargs):
+        """Called by `from_pretrained` of transformers: make `generation_config` one of ours."""
+        super().adjust_generation_fn(*args, **kwargs)
         if self.generation_config._from_model_config:
             self.generation_config = EDLMGenerationConfig.from_model_config(self.config)
         else:
-            self.generation_config = EDLMGenerationConfig.from_dict(self.generation_config.to_dict())
+            stored = self.generation_config.to_dict()
+            self.generation_config = EDLMGenerationConfig.from_dict(stored)
 
-    def _prepare_generation_config(self, generation_config: GenerationConfig | None, **kwargs) -> EDLMGenerationConfig:
-        """Defaults, overridden by the model's configuration, then the given one, then the keyword arguments."""
+    def _prepare_generation_config(
+        self,
+        generation_config: GenerationConfig | None,
+        **kwargs,
+    ) -> EDLMGenerationConfig:
+        """Defaults, overridden by the model's configuration, the given one, and keyword arguments.
+
+        Raises:
+            ValueError: an argument is unknown, or a value is not allowed.
+        """
+        given = {} if generation_config is None else set_values(generation_config)
         allowed = SUPPORTED | set(EDLMGenerationConfig.diffusion_defaults)
-        given = {} if generation_config is None else generation_config.to_diff_dict()
-        given = {name: value for name, value in given.items() if value is not None}
         metadata = {"transformers_version", "_from_model_config"}
         unknown = (set(given) - metadata | set(kwargs)) - allowed
         if unknown:
             raise ValueError(
-                f"generate() does not know {', '.join(sorted(unknown))}. Besides its own arguments it takes "
-                f"{', '.join(sorted(allowed))}."
+                f"generate() does not know {', '.join(sorted(unknown))}. Besides its own arguments "
+                f"it takes {', '.join(sorted(allowed))}."
             )
 
+        # None switches off what can be off (eos_token_id=None). For the rest it means "not given".
+        defaults = EDLMGenerationConfig.diffusion_defaults
+        always_set = {name for name, value in defaults.items() if value is not None} | {"do_sample"}
+        for name in always_set & set(kwargs):
+            if kwargs[name] is None:
+                del kwargs[name]
+
         config = EDLMGenerationConfig()
-        for values in (self.generation_config.to_diff_dict(), given):
-            config.update(**{name: x for name, x in values.items() if name in allowed and x is not None})
-        # An explicit None switches off what can be off (eos_token_id=None), and is "unset" for the rest.
-        always_set = {name for name, x in EDLMGenerationConfig.diffusion_defaults.items() if x is not None}
-        always_set.add("do_sample")
-        kwargs = {name: x for name, x in kwargs.items() if x is not None or name not in always_set}
+        of_model = set_values(self.generation_config)
+        config.update(**{name: value for name, value in of_model.items() if name in allowed})
+        config.update(**{name: value for name, value in given.items() if name in allowed})
         config.update(**kwargs)
+
         self._check_special_tokens(config, given | kwargs)
         self._drop_parameters_of_another_sampler(config, given | kwargs)
         config.make_sampler()
         return config
 
-    def _drop_parameters_of_another_sampler(self, config: EDLMGenerationConfig, given: dict) -> None:
-        """Leave out what the model's own configuration says of a sampler that this call does not use."""
-        own = parameters_of(config.sampler) if isinstance(config.sampler, str) else set()
-        for name in set(PARAMETERS) & set(vars(config)) - own - set(given):
+    def _drop_parameters_of_another_sampler(
+        self,
+        config: EDLMGenerationConfig,
+        given: dict,
+    ) -> None:
+        """Delete parameters in the model's configuration of a sampler that the call does not use.
+
+        `given` are the values of the call, which stay.
+        """
+        of_sampler = set()
+        if isinstance(config.sampler, str):
+            of_sampler = parameters_of(config.sampler)
+
+        stored = set(PARAMETERS) & set(vars(config))
+        for name in stored - of_sampler - set(given):
             if not name.startswith("corrector_"):
                 delattr(config, name)
 
     def _check_special_tokens(self, config: EDLMGenerationConfig, given: dict) -> None:
-        """Ids that a call gives must be tokens that can stand in a text. Those of the model are left out otherwise.
+        """Check that the special tokens of a call can stand in a text.
+
+        Those of the model's configuration are left out where they cannot.
 
         Raises:
-            ValueError: an end-of-text or padding token is outside the vocabulary, or the mask token.
+            ValueError: an end-of-text or padding token in the values `given` by a call is outside
+                the vocabulary, or the mask token.
         """
-        size, mask = num_ids(self), self.config.mask_token_id
+        vocab_size = num_ids(self)
+        mask = self.config.mask_token_id
         padding = [] if config.pad_token_id is None else [config.pad_token_id]
+
         for name, ids in (("eos_token_id", config.end_tokens), ("pad_token_id", padding)):
-            wrong = [i for i in ids if i < 0 or i == mask or size is not None and i >= size]
-            if wrong and given.get(name) is not None:
-                last = "..." if size is None else size - 1
+            wrong = []
+            for token in ids:
+                is_outside = token < 0 or (vocab_size is not None and token >= vocab_size)
+                if is_outside or token == mask:
+                    wrong.append(token)
+            if not wrong:
+                continue
+
+            if given.get(name) is not None:
+                last = "..." if vocab_size is None else vocab_size - 1
                 raise ValueError(
-                    f"{name} is {getattr(config, name)}, but a text holds ids from 0 to {last} without "
-                    f"the mask token {mask}. Use the tokenizer of the model."
+                    f"{name} is {getattr(config, name)}, but a text holds ids from 0 to {last} "
+                    f"without the mask token {mask}. Use the tokenizer of the model."
                 )
-            if wrong:
-                setattr(config, name, [i for i in ids if i not in wrong] or None)
+            setattr(config, name, [token for token in ids if token not in wrong] or None)
 
     def _prepare_canvas(
-        self, input_ids, attention_mask, config: EDLMGenerationConfig, batch_size: int = 1, token_type_ids=None
+        self,
+        input_ids,
+        attention_mask,
+        config: EDLMGenerationConfig,
+        batch_size: int = 1,
+        token_type_ids=None,
     ) -> Canvas:
-        """The rows to fill, with masks appended to them. Nothing large is made before sizes are checked.
+        """The rows to fill, with masks appended to them.
+
+        Nothing large is made before sizes are checked.
 
         Raises:
-            ValueError: ids, attention mask or token types are not what they must be, or the text is too long.
+            ValueError: ids, attention mask or token types are not what they must be, or the text is
+                too long.
         """
+        # 1. Given ids (B, P), or rows from nothing (B, 0), and the number of masks to append
         batch_size = whole_number_from("batch_size", batch_size, 1) or 1
         input_ids = self._prepare_input_ids(input_ids, batch_size)
         new = self._num_new_tokens(input_ids, config)
@@ -94,16 +142,22 @@ class PreparationMixin:
             check_size(batch_size, new)
             input_ids = torch.empty(batch_size, 0, dtype=torch.long, device=self.device)
 
-        # (B, P) each: the ids, where they are text, and their types
+        # 2. Where they are text, and their types, (B, P) each
         real = real_positions(input_ids, attention_mask)
-        types = aligned_token_types(token_type_ids, input_ids, *self._token_types())
-        self._check_length(int(real.sum(-1).max()) if len(real) else 0, new, config.block_length)
+        takes_types, num_types = self._token_types()
+        types = checked_token_types(token_type_ids, input_ids, takes_types, num_types)
+        longest_prompt = int(real.sum(-1).max()) if len(real) else 0
+        self._check_length(longest_prompt, new, config.block_length)
 
+        # 3. Several rows for every given one
         repeats = config.num_return_sequences or 1
         check_size(len(input_ids) * repeats, input_ids.shape[1] + new)
-        input_ids, real = (x.repeat_interleave(repeats, 0) for x in (input_ids, real))
-        types = None if types is None else types.repeat_interleave(repeats, 0)
+        input_ids = input_ids.repeat_interleave(repeats, 0)
+        real = real.repeat_interleave(repeats, 0)
+        if types is not None:
+            types = types.repeat_interleave(repeats, 0)
 
+        # 4. The canvas
         pad = config.pad_token_id
         if pad is None and config.end_tokens:
             pad = config.end_tokens[0]
@@ -112,37 +166,43 @@ class PreparationMixin:
             logger.warning_once("There is nothing to generate: no mask token in input_ids and no max_new_tokens.")
         return canvas
 
-    def _prepare_input_ids(self, input_ids, batch_size: int) -> torch.Tensor | None:
+    def _prepare_input_ids(self, input_ids, batch_size: int) -> torch.LongTensor | None:
         """The given ids (B, P), checked, on the device of the model."""
         if input_ids is None:
             return None
+
         check_token_ids("input_ids", input_ids, num_ids(self), self.config.mask_token_id)
         if input_ids.dim() != 2:
             raise ValueError(f"input_ids has shape {tuple(input_ids.shape)}, but (batch, length) is needed.")
         if batch_size not in (1, len(input_ids)):
             raise ValueError(
-                f"batch_size is {batch_size}, but input_ids has {len(input_ids)} rows. batch_size is for texts "
-                "from nothing; for several texts per row there is num_return_sequences."
+                f"batch_size is {batch_size}, but input_ids has {len(input_ids)} rows. batch_size "
+                "is for texts from nothing; for several texts per row there is "
+                "num_return_sequences."
             )
-        device = input_ids.device if self.device.type == "meta" else self.device  # meta: offloaded weights
+
+        has_no_device = self.device.type == "meta"  # its weights are offloaded
+        device = input_ids.device if has_no_device else self.device
         return input_ids.to(device, torch.long)
 
     def _num_new_tokens(self, input_ids: torch.Tensor | None, config: EDLMGenerationConfig) -> int:
         """How many masks are appended to every row."""
         if config.max_new_tokens is not None:
             return config.max_new_tokens
+
         if input_ids is None:
             new = config.max_length or longest_text(self)
             if new is None:
                 raise ValueError("The model does not say how long its texts are: pass max_length or max_new_tokens.")
             return new
+
         if config.max_length is None:
             return 0
         new = config.max_length - input_ids.shape[1]
         if new < 0:
             raise ValueError(
-                f"The prompt has {input_ids.shape[1]} tokens but max_length is {config.max_length}. Raise it, or "
-                "pass max_new_tokens."
+                f"The prompt has {input_ids.shape[1]} tokens but max_length is "
+                f"{config.max_length}. Raise it, or pass max_new_tokens."
             )
         return new
 
@@ -151,20 +211,29 @@ class PreparationMixin:
         denoiser = getattr(self, "denoiser", self)
         if hasattr(denoiser, "get_base_model"):  # under an adapter of PEFT
             denoiser = denoiser.get_base_model()
-        taken = "token_type_ids" in inspect.signature(denoiser.forward).parameters
-        return taken, getattr(getattr(denoiser, "config", None), "type_vocab_size", None)
+
+        takes_types = "token_type_ids" in inspect.signature(denoiser.forward).parameters
+        config = getattr(denoiser, "config", None)
+        return takes_types, getattr(config, "type_vocab_size", None)
 
     def _check_length(self, prompt: int, new: int, block_length: int | None) -> None:
-        """Raise ValueError if the longest row does not fit the model."""
+        """Raise ValueError if the longest row, of `prompt` and `new` tokens, does not fit."""
         limit = longest_text(self)
         if limit is None:
             return
+
         if prompt > limit:
             raise ValueError(f"The prompt has {prompt} tokens but the model takes at most {limit}. Shorten it.")
         if prompt + new > limit and block_length is None:
             raise ValueError(
-                f"{prompt} tokens and {new} new ones are more than the model's {limit}. Ask for fewer, or pass "
-                "block_length to generate block after block with as much context as fits."
+                f"{prompt} tokens and {new} new ones are more than the model's {limit}. Ask for "
+                "fewer, or pass block_length to generate block after block with as much context "
+                "as fits."
             )
         if block_length is not None and block_length > limit:
             raise ValueError(f"block_length is {block_length}, but the model takes at most {limit} tokens.")
+
+
+def set_values(config: GenerationConfig) -> dict:
+    """The values of a configuration that differ from the defaults of transformers, without None."""
+    return {name: value for name, value in config.to_diff_dict().items() if value is not None}

@@ -1,7 +1,8 @@
 """Samplers of the user: a function, or an object with at least `steps` and `reveal`.
 
-What such an object does not say has the values of `Sampler` or is what promises least, and what it returns is checked:
-a sampler that looks at no tokens reveals masks alone, and nothing is masked at the end.
+Attributes that such an object lacks have the values of `Sampler`, or those that promise least. What
+it returns is checked: a sampler that looks at no tokens reveals masks alone, and no mask is left at
+the end.
 """
 
 from collections.abc import Callable
@@ -23,9 +24,10 @@ def is_sampler(sampler) -> bool:
 
 @dataclass(frozen=True)
 class OwnFunction(Planner):
-    """A function (step, proposal) -> (R, L) bool. The last of T steps reveals what is left.
+    """A function (step, proposal) -> (R, L) bool. The last of T steps reveals all that is left.
 
-    Its attributes `sees` and `is_deterministic` count if it has them, otherwise it sees the proposal and may be random.
+    Its attributes `sees` and `is_deterministic` count if it has them. Otherwise it sees the
+    proposal and may be random.
 
     Raises:
         ValueError: it returns something else.
@@ -56,12 +58,13 @@ class OwnFunction(Planner):
 
 @dataclass(frozen=True)
 class OwnSampler(Sampler):
-    """An object with `steps(state, noise)`, which yields `Step`s, and `reveal(step, proposal)` -> (R, L) bool.
+    """An object with `steps(state, noise)`, which yields `Step`s, and `reveal(step, proposal)`.
 
     Masks that are left after its last step are revealed in one more.
 
     Args:
-        base: the object. num_steps: T, the number of steps that is shown unless `base` has `steps_in`.
+        base: the object.
+        num_steps: T, the number of steps that is shown unless `base` has `steps_in`.
     """
 
     base: Any
@@ -86,10 +89,14 @@ class OwnSampler(Sampler):
         return self.base.steps_in(free) if hasattr(self.base, "steps_in") else self.num_steps
 
     def looks_at(self, state, rows):
-        return (self.base if hasattr(self.base, "looks_at") else super()).looks_at(state, rows)
+        if hasattr(self.base, "looks_at"):
+            return self.base.looks_at(state, rows)
+        return super().looks_at(state, rows)
 
     def jump(self, free, point, noise, schedule):
-        return (self.base if hasattr(self.base, "jump") else super()).jump(free, point, noise, schedule)
+        if hasattr(self.base, "jump"):
+            return self.base.jump(free, point, noise, schedule)
+        return super().jump(free, point, noise, schedule)
 
     def steps(self, state, noise):
         index = -1
@@ -98,25 +105,31 @@ class OwnSampler(Sampler):
             index = number if step.index is None else step.index
             yield step
 
-        # What is left, in one more step
-        if bool((masked := state.masked.cpu()).any()):
-            yield Step(state.time_of(masked.sum(-1), state.free.sum(-1).cpu()), masked, index=index + 1)
+        # All masks that are left, in one more step
+        masked = state.masked.cpu()
+        if bool(masked.any()):
+            t = state.time_of(masked.sum(-1), state.free.sum(-1).cpu())
+            yield Step(t, masked, index=index + 1)
 
     def checked(self, step: Step, state: State) -> Step:
-        """A step that does nothing to what was given."""
+        """A step that leaves given tokens alone, and masked ones unless the sampler sees tokens."""
         if step.reveal is None:
             if self.sees == MASKS:
                 raise ValueError(
-                    f"The sampler {self.base!r} has sees = {MASKS!r}, but yields a step without `reveal`, the "
-                    f"positions (B, L) that it reveals. Give it sees = {PROPOSAL!r}: then its method `reveal` is "
-                    "called when the proposal is there."
+                    f"The sampler {self.base!r} has sees = {MASKS!r}, but yields a step without "
+                    "`reveal`, the positions (B, L) that it reveals. Give it sees = "
+                    f"{PROPOSAL!r}: then its method `reveal` is called when the proposal is there."
                 )
             return step
-        within = state.free if self.sees == TOKENS else state.masked
-        reveal = check_bools("steps() yielded reveal =", step.reveal, state.ids.shape).cpu() & within.cpu()
+
+        shape = state.ids.shape
+        may_reveal = state.free if self.sees == TOKENS else state.masked
+        reveal = check_bools("steps() yielded reveal =", step.reveal, shape).cpu()
+        reveal = reveal & may_reveal.cpu()
+
         mask_again = step.mask_again
         if mask_again is not None:
-            mask_again = check_bools("steps() yielded mask_again =", mask_again, state.ids.shape).cpu()
+            mask_again = check_bools("steps() yielded mask_again =", mask_again, shape).cpu()
             mask_again = mask_again & state.free.cpu()
         return replace(step, reveal=reveal, mask_again=mask_again, rows=rows_with(reveal))
 
@@ -125,27 +138,28 @@ class OwnSampler(Sampler):
 
 
 def allowed_set(revealed, proposal, sees: str) -> torch.Tensor:
-    """S (R, L) bool as a sampler gives it, without what it must not touch."""
-    revealed = check_bools("sampler returned", revealed, proposal.ids.shape).to(proposal.ids.device)
-    return revealed & (proposal.at if sees == TOKENS else proposal.free)
+    """S (R, L) bool as a sampler returned it, without positions that it must not touch."""
+    revealed = check_bools("sampler returned", revealed, proposal.ids.shape)
+    may_reveal = proposal.at if sees == TOKENS else proposal.free
+    return revealed.to(proposal.ids.device) & may_reveal
 
 
-def check_bools(what: str, value, shape) -> torch.Tensor:
-    """`value`, bools of a shape.
+def check_bools(source: str, value, shape) -> torch.Tensor:
+    """Give `value` back if it is a tensor of bools of a shape.
 
     Raises:
-        ValueError: it is anything else.
+        ValueError: it is anything else. The message begins with `source`.
     """
     is_tensor = torch.is_tensor(value)
     if is_tensor and value.dtype == torch.bool and value.shape == shape:
         return value
     given = f"{value.dtype} {tuple(value.shape)}" if is_tensor else type(value).__name__
     raise ValueError(
-        f"{what} {given}, but bools of shape {tuple(shape)} are needed, True where the step reveals a position."
+        f"{source} {given}, but bools of shape {tuple(shape)} are needed, True where the step reveals a position."
     )
 
 
 def check_sees(sees: str) -> None:
-    """Raise ValueError unless a sampler sees something that there is."""
+    """Raise ValueError unless `sees` is one of `SEES`."""
     if sees not in SEES:
         raise ValueError(f"The sampler has sees = {sees!r}, but it must be one of {', '.join(SEES)}.")

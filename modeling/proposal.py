@@ -1,9 +1,10 @@
 """The proposal p_theta(. | x_t): the denoiser's distribution of the clean token, at few positions.
 
-Here is everything that is known about it: what the logits are made of, how many of them exist at a time, which ids can
-never be drawn, the filters of the user, draws, log-probabilities and scores of confidence.
+All that is known about it stands here: what the logits are made of, how many of them exist at a
+time, which ids can never be drawn, the filters of the user, draws, log-probabilities and scores.
 
-Shapes: R rows, L positions, N of these at which the proposal is wanted, V vocabulary (mask included), k draws.
+Shapes: R rows, L positions, N of these at which the proposal is wanted, n of the N, V vocabulary
+(mask included), k draws.
 """
 
 import functools
@@ -28,14 +29,16 @@ class Proposal:
     """p_theta(. | x_t) at the N positions `at`.
 
     Args:
-        ids: (R, L) x_t. at: (R, L) bool.
+        ids: (R, L) x_t.
+        at: (R, L) bool.
         config: of the model, names the mask token and the ids without a token.
         vocab_size: V.
         hidden: (N, ...) what the logits are made of; None where no network was asked.
         project: the map from some rows of `hidden` to new logits (n, V) in at least float32.
-        attention_mask: (R, L), 0 at padding; None where nothing is padding. timesteps: (R,) total noise sigma.
+        attention_mask: (R, L), 0 at padding; None where nothing is padding.
+        timesteps: (R,) total noise sigma.
         processors: of the user, called as (ids (n, L), logits (n, V)).
-        free: (R, L) bool, the positions of `at` that a step may reveal; all of them where it is None.
+        free: (R, L) bool, the positions of `at` that a step may reveal. Unless given, all of them.
         drawn: (R, L) the tokens that were drawn, for samplers that look at them.
     """
 
@@ -53,10 +56,24 @@ class Proposal:
     scores: dict[str, Score] = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
-    def of_logits(cls, ids: torch.LongTensor, at: torch.Tensor, logits: torch.Tensor, config, **inputs) -> "Proposal":
-        """The proposal of logits (R, L, V) that are there already."""
-        hidden, vocab_size = logits[at], logits.shape[-1]
-        return cls(ids, at, config, vocab_size, hidden, copy_of_logits, **inputs)
+    def of_logits(
+        cls,
+        ids: torch.LongTensor,
+        at: torch.Tensor,
+        logits: torch.Tensor,
+        config: PreTrainedConfig,
+        **inputs,
+    ) -> "Proposal":
+        """The proposal of logits (R, L, V) that exist already."""
+        return cls(
+            ids=ids,
+            at=at,
+            config=config,
+            vocab_size=logits.shape[-1],
+            hidden=logits[at],
+            project=copy_of_logits,
+            **inputs,
+        )
 
     @functools.cached_property
     def row_of(self) -> torch.LongTensor:
@@ -66,54 +83,79 @@ class Proposal:
     @functools.cached_property
     def present(self) -> torch.LongTensor:
         """(R, L), 1 where a row has text and 0 at padding."""
-        return torch.ones_like(self.ids) if self.attention_mask is None else self.attention_mask.long()
+        if self.attention_mask is None:
+            return torch.ones_like(self.ids)
+        return self.attention_mask.long()
 
     @functools.cached_property
     def masked(self) -> torch.Tensor:
         """(R, L) bool, M(x_t)."""
         return self.present.bool() & (self.ids == self.config.mask_token_id)
 
-    def numbers(self, within: torch.Tensor | None) -> torch.LongTensor:
-        """Indices (n,) into the N positions of those inside `within` (R, L) bool, a subset of `at`; None: all."""
-        chosen = self.at if within is None else within
-        return chosen[self.at].nonzero().squeeze(-1)
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision of the network, in which logits were made."""
+        return self.hidden.dtype
 
     def select(self, rows: torch.Tensor) -> "Proposal":
         """The proposal of the rows chosen by a bool mask (R,)."""
-        chosen = {name: getattr(self, name) for name in ("ids", "at", "attention_mask", "timesteps", "free", "drawn")}
-        chosen = {name: None if x is None else x[rows] for name, x in chosen.items()}
-        return replace(self, hidden=self.hidden[rows[self.row_of]], **chosen)
+        of_rows = {}
+        for name in ("ids", "at", "attention_mask", "timesteps", "free", "drawn"):
+            values = getattr(self, name)
+            of_rows[name] = None if values is None else values[rows]
+        return replace(self, hidden=self.hidden[rows[self.row_of]], **of_rows)
+
+    def numbers(self, within: torch.Tensor | None) -> torch.LongTensor:
+        """The numbers (n,) among the N positions of those inside `within`.
+
+        Args:
+            within: (R, L) bool, a subset of `at`. All of it where it is None.
+        """
+        chosen = self.at if within is None else within
+        return chosen[self.at].nonzero().squeeze(-1)
 
     def logits(self, numbers: torch.LongTensor) -> Iterator[tuple[slice, torch.Tensor]]:
-        """Logits (n, V) of the positions `numbers` (n,), part by part; the first part may be empty."""
+        """Logits of the positions `numbers` (n,), in parts: (slice of the n, logits of these).
+
+        The first part may be empty.
+        """
         size = max(1, MOST_LOGITS // self.vocab_size)
         for begin in range(0, max(len(numbers), 1), size):
             part = slice(begin, begin + size)
             yield part, self.logits_of(numbers[part])
 
     def logits_of(self, numbers: torch.LongTensor) -> torch.Tensor:
-        """Logits (n, V): neither the mask nor ids without a token, then the user's processors.
+        """Logits (n, V) of the positions `numbers` (n,), after the user's processors."""
+        if len(self.hidden) * self.vocab_size > MOST_LOGITS:
+            return self.processed(self.hidden[numbers], self.row_of[numbers])
 
-        Those of all positions are kept where they are few, since planners ask for scores first and for tokens then.
-        """
-        if len(self.hidden) * self.vocab_size <= MOST_LOGITS:
-            everywhere = len(numbers) == len(self.hidden)  # then no copy is made
-            return self.all_logits if everywhere else self.all_logits[numbers]
-        return self.processed(self.hidden[numbers], self.row_of[numbers])
+        # Few logits are kept, since planners ask for scores first and for tokens afterwards
+        if len(numbers) == len(self.hidden):
+            return self.all_logits  # no copy
+        return self.all_logits[numbers]
 
     @functools.cached_property
     def all_logits(self) -> torch.Tensor:
+        """Logits (N, V) of all positions."""
         return self.processed(self.hidden, self.row_of)
 
     def processed(self, hidden: torch.Tensor, row_of: torch.LongTensor) -> torch.Tensor:
+        """Logits (n, V) of `hidden` (n, ...): the mask and ids without a token are impossible."""
         logits = suppress_impossible(self.project(hidden), self.config)
-        return self.processors(self.ids[row_of], logits) if self.processors else logits
+        if self.processors:
+            logits = self.processors(self.ids[row_of], logits)
+        return logits
 
-    def sample(self, uniforms: torch.Tensor, within: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    def sample(
+        self,
+        uniforms: torch.Tensor,
+        within: torch.Tensor | None = None,
+    ) -> tuple[torch.LongTensor, torch.Tensor]:
         """k independent tokens at every position (of `within`) and their log-probabilities.
 
         Args:
-            uniforms: (n, k) on [0, 1). within: (R, L) bool, the n positions; all unless given.
+            uniforms: (n, k) on [0, 1).
+            within: (R, L) bool, the n positions. Unless given, all of them.
 
         Returns:
             Ids (n, k) and log-probabilities (n, k).
@@ -121,42 +163,68 @@ class Proposal:
         Raises:
             ValueError: no token is left at a position, or NaN.
         """
-        numbers = self.numbers(within)
-        drawn = [sample_categorical(logits, uniforms[part]) for part, logits in self.logits(numbers)]
-        tokens, log_probs = zip(*drawn, strict=True)
+        tokens, log_probs = [], []
+        for part, logits in self.logits(self.numbers(within)):
+            tokens_of_part, log_probs_of_part = sample_categorical(logits, uniforms[part])
+            tokens.append(tokens_of_part)
+            log_probs.append(log_probs_of_part)
         return torch.cat(tokens), torch.cat(log_probs)
 
     def likeliest(self, within: torch.Tensor | None = None) -> torch.LongTensor:
-        """The likeliest token (n,) at every position (of `within`), the lowest id where several are."""
-        return torch.cat([likeliest_tokens(logits) for _, logits in self.logits(self.numbers(within))])
+        """The likeliest token (n,) at every position (of `within`), the lowest id among equals."""
+        parts = [likeliest_tokens(logits) for _, logits in self.logits(self.numbers(within))]
+        return torch.cat(parts)
 
-    def log_probs(self, tokens: torch.LongTensor) -> torch.Tensor:
-        """log p_theta of k tokens (R, k, L) at every position: (R, k, L), 0 outside `at`."""
-        return self.log_probs_within(tokens, self.at)
+    def log_probs(
+        self,
+        tokens: torch.LongTensor,
+        within: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """log p_theta of k tokens (R, k, L) at every position (of `within` (R, L) bool).
 
-    def nats(self, text: torch.LongTensor, within: torch.Tensor | None = None) -> torch.Tensor:
-        """-log p_theta of a text (R, L) at every position (of `within` (R, L) bool): (R, L), 0 elsewhere."""
-        return -self.log_probs_within(text.unsqueeze(1), self.at if within is None else within)[:, 0]
+        Returns:
+            (R, k, L), 0 elsewhere.
+        """
+        within = self.at if within is None else within
+        # (n, k): any id will do for a mask, of which the logits may have no entry
+        tokens = tokens.transpose(1, 2)[within]
+        tokens = tokens.clamp(0, self.vocab_size - 1)
 
-    def log_probs_within(self, tokens: torch.LongTensor, within: torch.Tensor) -> torch.Tensor:
-        """log p_theta of k tokens (R, k, L) at the n positions `within` (R, L) bool: (R, k, L), 0 elsewhere."""
-        wanted = tokens.transpose(1, 2)[within].clamp(0, self.vocab_size - 1)  # (n, k)
+        # log p(v) = l_v - log sum_u exp(l_u)
         parts = []
         for part, logits in self.logits(self.numbers(within)):
-            parts.append(logits.gather(-1, wanted[part]) - logits.logsumexp(-1, keepdim=True))
-        values = torch.cat(parts)
+            of_tokens = logits.gather(-1, tokens[part])
+            log_normalizer = logits.logsumexp(-1, keepdim=True)
+            parts.append(of_tokens - log_normalizer)
+        log_probs = torch.cat(parts)
 
-        # (R, L, k): row and position first, as in `values`
-        filled = values.new_zeros(*within.shape, values.shape[1])
-        filled[within] = values
+        # (R, L, k): row and position first, as in `log_probs` (n, k)
+        filled = log_probs.new_zeros(*within.shape, log_probs.shape[1])
+        filled[within] = log_probs
         return filled.transpose(1, 2).contiguous()
 
+    def nats(self, text: torch.LongTensor, within: torch.Tensor | None = None) -> torch.Tensor:
+        """-log p_theta of a text (R, L) at every position (of `within` (R, L) bool).
+
+        Returns:
+            (R, L), 0 elsewhere.
+        """
+        return -self.log_probs(text.unsqueeze(1), within)[:, 0]
+
     def score(self, name: str) -> Score:
-        """How sure the proposal is of every free position: `confidence`, `entropy` or `margin` (see confidence.py)."""
+        """How sure the proposal is of every free position: (R, L), -inf elsewhere.
+
+        Args:
+            name: `confidence`, `entropy` or `margin` (see confidence.py).
+        """
         if name not in self.scores:
             free = self.at if self.free is None else self.free
-            parts = [Score.of(name, logits, self.dtype) for _, logits in self.logits(self.numbers(free))]
-            self.scores[name] = Score.join(parts).spread(free)
+
+            # (n,) values and errors, scattered to (R, L)
+            parts = []
+            for _, logits in self.logits(self.numbers(free)):
+                parts.append(Score.of(name, logits, self.dtype))
+            self.scores[name] = Score.join(parts).scatter(free)
         return self.scores[name]
 
     def entropy(self) -> torch.Tensor:
@@ -167,25 +235,23 @@ class Proposal:
         """c_i = max_v p_i(v): (R, L), 0 where nothing is free."""
         return self.score("confidence").values.sigmoid()
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """The precision of the network, in which logits were made."""
-        return self.hidden.dtype
-
     def guided(self, other: "Proposal", scale: float) -> "Proposal":
-        """Classifier-free guidance: logits of this proposal and of `other` (without the prompt) with a `scale` of ours.
+        """Classifier-free guidance by the proposal `other` of the same rows without their prompts.
 
-        log p = log p_other + scale (log p_this - log p_other) up to a constant (Ho and Salimans, arXiv 2207.12598;
-        the convention of transformers, in which LLaDA's cfg_scale is scale - 1).
+        log p = log p_other + scale (log p_this - log p_other) up to a constant (Ho and Salimans,
+        arXiv 2207.12598). This is the convention of transformers. LLaDA's cfg_scale is scale - 1.
         """
-        ours, theirs = self.project, other.project
+        project_this = self.project
+        project_other = other.project
 
-        def project(both: torch.Tensor) -> torch.Tensor:
-            this = ours(both[:, 0]).clamp_min(-LARGE)
-            that = theirs(both[:, 1]).clamp_min(-LARGE)
-            return that + scale * (this - that)
+        def project(hidden: torch.Tensor) -> torch.Tensor:
+            """Logits (n, V) of the two hidden states (n, 2, ...)."""
+            this = project_this(hidden[:, 0]).clamp_min(-LARGE)
+            without_prompt = project_other(hidden[:, 1]).clamp_min(-LARGE)
+            return without_prompt + scale * (this - without_prompt)
 
-        return replace(self, hidden=torch.stack([self.hidden, other.hidden], dim=1), project=project)
+        both = torch.stack([self.hidden, other.hidden], dim=1)
+        return replace(self, hidden=both, project=project)
 
 
 class ProposingMixin:
@@ -200,35 +266,66 @@ class ProposingMixin:
         processors: LogitsProcessorList | None = None,
         **inputs,
     ) -> Proposal:
-        """The proposal at the positions `at` (R, L) bool of rows `ids` (R, L) that are aligned left.
+        """The proposal at some positions of rows that are aligned left.
 
-        The projection to the vocabulary is the largest part of a call when few positions matter: a network with
-        `hidden_at` projects these alone. `inputs` are further arguments of the denoiser.
+        The projection to the vocabulary is the largest part of a call when few positions matter: a
+        network with `hidden_at` projects these alone.
+
+        Args:
+            ids: (R, L) x_t.
+            at: (R, L) bool, the positions.
+            attention_mask: (R, L), 0 at padding.
+            timesteps: (R,) total noise sigma.
+            processors: of the user.
+            inputs: further arguments of the denoiser.
         """
-        given = {"attention_mask": attention_mask, "timesteps": timesteps}
-        network = self.projecting_network()
         processors = processors or LogitsProcessorList()
+        conditions = {"attention_mask": attention_mask, "timesteps": timesteps}
+        network = self.projecting_network()
+
+        # Logits of all L positions, of which N are kept
         if network is None:
-            logits = self.text_logits(ids, **given, **inputs)
-            return Proposal.of_logits(ids, at, logits, self.config, processors=processors, **given)
+            logits = self.text_logits(ids, **conditions, **inputs)
+            return Proposal.of_logits(
+                ids,
+                at,
+                logits,
+                self.config,
+                processors=processors,
+                **conditions,
+            )
+
+        # Hidden states of N positions, from which logits are made when they are asked for
         return Proposal(
             ids=ids,
             at=at,
             config=self.config,
             vocab_size=network.config.vocab_size,
-            hidden=network.hidden_at(at, ids, **given, **inputs),
+            hidden=network.hidden_at(at, ids, **conditions, **inputs),
             project=network.projection(),
             processors=processors,
-            **given,
+            **conditions,
         )
 
     def projecting_network(self):
-        """The network whose hidden states can be projected at few positions alone, None where there is none."""
+        """The network that can project few positions alone, None where there is none."""
         return self if hasattr(self, "hidden_at") else None
 
-    def text_logits(self, input_ids: torch.LongTensor, attention_mask=None, timesteps=None, **inputs) -> torch.Tensor:
+    def text_logits(
+        self,
+        input_ids: torch.LongTensor,
+        attention_mask: torch.Tensor | None = None,
+        timesteps: torch.Tensor | None = None,
+        **inputs,
+    ) -> torch.Tensor:
         """Logits (R, L, V) of rows that are aligned left, in which padding takes no part."""
-        return self(input_ids=input_ids, attention_mask=attention_mask, timesteps=timesteps, **inputs).logits
+        output = self(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            timesteps=timesteps,
+            **inputs,
+        )
+        return output.logits
 
 
 def copy_of_logits(logits: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Samplers that take back what they have filled: visible tokens become masks again, or are replaced.
+"""Samplers that mask visible tokens again, or replace them.
 
 Shapes: B rows of a batch, R rows of a step, L positions.
 """
@@ -19,17 +19,23 @@ MOST_SWEEPS = 10**6
 
 @dataclass(frozen=True)
 class ReMDM(Sampler):
-    """`Ancestral` in which visible tokens become masks again with sigma_t, so that masks keep their marginals.
+    """`Ancestral` in which visible tokens become masks again with the chance sigma_t.
 
     ReMDM (arXiv 2503.00307): a token stays with 1 - sigma, and a mask is revealed with
-    (alpha_s - (1 - sigma) alpha_t) / (1 - alpha_t). sigma_max = min(1, (1 - alpha_s) / alpha_t);
-    `cap`: sigma = min(eta, sigma_max), `rescale`: sigma = eta sigma_max. `loop`: as `cap`, and alpha stands still at
-    `loop_alpha` inside the window, before which it rises from 0 and after which to 1, both along straight lines.
+    (alpha_s - (1 - sigma) alpha_t) / (1 - alpha_t), so that masks keep their marginals. With
+    sigma_max = min(1, (1 - alpha_s) / alpha_t):
+
+    cap: sigma = min(eta, sigma_max).
+    rescale: sigma = eta sigma_max.
+    loop: as `cap`, and alpha stands still at `loop_alpha` inside the window. Before the window it
+        rises from 0, and after it to 1, both along straight lines.
 
     Args:
-        num_steps: T. remasking: cap, rescale or loop. eta: in [0, 1]; 0 is `Ancestral` (but for `loop`).
-        remasking_window: tokens become masks again in steps that start at low < t <= high. All of them unless given,
-            and (0.05, 0.55) for `loop`.
+        num_steps: T.
+        remasking: cap, rescale or loop.
+        eta: in [0, 1]. With 0 this is `Ancestral` (but for `loop`).
+        remasking_window: tokens become masks again in steps that start at low < t <= high. All of
+            them unless given, and (0.05, 0.55) for `loop`.
         loop_alpha: the share of tokens that are visible inside the window of `loop`.
     """
 
@@ -45,9 +51,14 @@ class ReMDM(Sampler):
             raise ValueError(f"remasking is {self.remasking!r}, but it must be cap, rescale or loop.")
         check_range("eta", self.eta, 0, 1)
         check_range("loop_alpha", self.loop_alpha, 0, 1 - 1e-9)
+
         low, high = self.window
-        if not 0 <= low < high <= 1 or (self.remasking == "loop" and not 0 < low < high < 1):
-            allowed = "0 < low < high < 1" if self.remasking == "loop" else "0 <= low < high <= 1"
+        fits = 0 <= low < high <= 1
+        allowed = "0 <= low < high <= 1"
+        if self.remasking == "loop":
+            fits = 0 < low < high < 1
+            allowed = "0 < low < high < 1"
+        if not fits:
             raise ValueError(f"remasking_window is {self.remasking_window!r}, but it must be (low, high), {allowed}.")
 
     @property
@@ -61,12 +72,18 @@ class ReMDM(Sampler):
         return self.num_steps
 
     def steps(self, state, noise):
-        """A mask stays while u < survival, the product of 1 - r over its steps; one that comes back starts anew."""
+        """A mask stays while u < survival, the product of 1 - r over the steps it has been through.
+
+        A token that becomes a mask again starts anew, with survival times a uniform as its u.
+        """
         free = state.free.cpu()
         all_rows = torch.arange(len(free), device="cpu")
+        masked = free.clone()
         u = reveal_times(free, noise)
-        masked, survival = free.clone(), 1.0
+        survival = 1.0
+
         for n in range(self.num_steps, 0, -1):
+            # 1. S, with the chance r = (alpha_s - (1 - sigma) alpha_t) / (1 - alpha_t)
             alpha_s, alpha_t = self.alphas(n, state)
             sigma = self.sigma(alpha_s, alpha_t, n / self.num_steps)
             if sigma == 0 and survival == 1 - alpha_t:
@@ -74,15 +91,19 @@ class ReMDM(Sampler):
             else:
                 survival = survival * (1 - reveal_probability(alpha_s + sigma * alpha_t, alpha_t))
             revealed = masked & (u >= survival)
+
+            # Only the ratio of u and survival matters
             if survival < SMALL:
                 u = u / survival if survival > 0 else u
                 survival = 1.0
 
+            # 2. The tokens that become masks again, with sigma
             again = torch.zeros_like(free)
             if sigma > 0:
                 visible = free & ~masked
                 again = visible & (noise.per_position(all_rows, free) < sigma)
                 u = torch.where(again, survival * noise.per_position(all_rows, free), u)
+
             masked = (masked & ~revealed) | again
             if bool(revealed.any() | again.any()):
                 t = same_time(self.time(n, alpha_t, state), free)
@@ -105,7 +126,10 @@ class ReMDM(Sampler):
         return 1 - (1 - self.loop_alpha) * t / low
 
     def time(self, n: int, alpha_t: float, state: State) -> float:
-        """The time of step n for the networks: for `loop` the one at which as many masks are expected."""
+        """The time of step n for the networks.
+
+        For `loop` it is the time at which the schedule of the model expects as many masks.
+        """
         if self.remasking != "loop":
             return n / self.num_steps
         share = torch.tensor(1 - alpha_t, dtype=torch.float64, device="cpu")
@@ -116,20 +140,21 @@ class ReMDM(Sampler):
         low, high = self.window
         if not low < t <= high or alpha_t == 0:
             return 0.0
-        most = min(1.0, (1 - alpha_s) / alpha_t)
-        return self.eta * most if self.remasking == "rescale" else min(self.eta, most)
+        sigma_max = min(1.0, (1 - alpha_s) / alpha_t)
+        return self.eta * sigma_max if self.remasking == "rescale" else min(self.eta, sigma_max)
 
 
 @dataclass(frozen=True)
 class Gibbs(Sampler):
-    """A corrector after another sampler: K of the filled positions become masks again and are drawn anew, n times over.
+    """A corrector after another sampler: K filled positions are drawn anew, many times over.
 
-    Positions are picked at random, which leaves the distribution of a consistent denoiser as it is where K = 1 (random
-    scan; Koh et al. 2024, arXiv 2411.06438, pick by entropy). An energy weighs these steps as any other. Every row has
-    as many steps as it needs for itself.
+    Positions are picked at random, which leaves the distribution of a consistent denoiser as it is
+    where K = 1 (random scan; Koh et al. 2024, arXiv 2411.06438, pick by entropy). An energy weighs
+    these steps as any other. Every row has as many steps as it needs for itself.
 
     Args:
-        base: the sampler that fills the masks. sweeps: how often every position is expected to be drawn anew.
+        base: the sampler that fills the masks.
+        sweeps: how often every position is expected to be drawn anew.
         positions: K, for every step.
     """
 
@@ -149,32 +174,38 @@ class Gibbs(Sampler):
     def is_deterministic(self):
         return False
 
-    def corrections(self, free: torch.Tensor) -> torch.Tensor:
+    def corrections(self, free: torch.Tensor) -> torch.LongTensor:
         """How many steps (B,) the sweeps take in every row."""
-        return torch.ceil(self.sweeps * free.sum(-1).double() / self.positions).long()
+        num_masks = free.sum(-1).double()
+        return torch.ceil(self.sweeps * num_masks / self.positions).long()
 
     def steps_in(self, free):
         corrections = self.corrections(free)
-        return self.base.steps_in(free) + (int(corrections.max()) if len(corrections) else 0)
+        most = int(corrections.max()) if len(corrections) else 0
+        return self.base.steps_in(free) + most
 
     def looks_at(self, state, rows):
         return self.base.looks_at(state, rows)
 
     def steps(self, state, noise):
-        before = self.base.steps_in(state.free.cpu())
+        steps_before = self.base.steps_in(state.free.cpu())
         yield from self.base.steps(state, noise)
 
         free = state.free.cpu()
         total = free.sum(-1)
         corrections = self.corrections(free)
         for n in range(int(corrections.max()) if len(free) else 0):
+            # The K positions (B, L) with the highest of random priorities, in rows that go on
             rows = (n < corrections).nonzero().squeeze(-1)
-            order = torch.full(free.shape, -torch.inf, dtype=torch.float64, device="cpu")
-            order[rows] = torch.where(free[rows], noise.per_position(rows, free[rows]).cpu(), -torch.inf)
-            picked = take_best(Score(order, torch.zeros_like(order)), total.clamp_max(self.positions))
+            uniforms = noise.per_position(rows, free[rows]).cpu()
+            priorities = torch.full(free.shape, -torch.inf, dtype=torch.float64, device="cpu")
+            priorities[rows] = torch.where(free[rows], uniforms, -torch.inf)
+            score = Score(priorities, torch.zeros_like(priorities))
+            picked = take_best(score, total.clamp_max(self.positions))
+
             state.mask_again(picked)
             t = state.time_of(picked.sum(-1), total)
-            yield Step(t, picked, index=before + n if self.base.has_clock else None)
+            yield Step(t, picked, index=steps_before + n if self.base.has_clock else None)
 
     def reveal(self, step, proposal):
         return self.base.reveal(step, proposal)
@@ -182,12 +213,16 @@ class Gibbs(Sampler):
 
 @dataclass(frozen=True)
 class Edit(Planner):
-    """As `Threshold`, and a generated token is replaced where another one is drawn with p > `editing_threshold`.
+    """As `Threshold`, and a generated token is replaced where another one is likely enough.
 
-    LLaDA2.1. It ends when no mask is left and no token has changed, or after T steps.
+    LLaDA2.1: the token that is drawn at a visible position takes its place if its probability is
+    above `editing_threshold`. The chain ends when no mask is left and no token has changed, or
+    after T steps.
 
     Args:
-        threshold: theta. editing_threshold: 0 < p <= 1. num_steps: T, at most.
+        threshold: theta.
+        editing_threshold: 0 < p <= 1.
+        num_steps: T, at most.
     """
 
     threshold: float = 0.9
@@ -207,24 +242,35 @@ class Edit(Planner):
 
     def steps(self, state, noise):
         total = state.free.sum(-1).cpu()
-        active, before = total > 0, None
+        active = total > 0  # (B,)
+        ids_before = None
+
         for index in range(self.num_steps):
             left = state.masked.sum(-1).cpu()
-            if before is not None:
-                active = active & ((left > 0) | (state.ids != before).any(-1).cpu())
+            if ids_before is not None:
+                has_changed = (state.ids != ids_before).any(-1).cpu()
+                active = active & ((left > 0) | has_changed)
             if not bool(active.any()):
                 return
-            before = state.ids
+
+            ids_before = state.ids
+            rows = active.nonzero().squeeze(-1)
             counts = self.share(left, index)
-            yield Step(state.time_of(left, total), counts=counts, rows=active.nonzero().squeeze(-1), index=index)
+            yield Step(state.time_of(left, total), counts=counts, rows=rows, index=index)
 
     def reveal(self, step, proposal):
+        # (R, L) log-probability of the drawn tokens, and p
+        log_probs = torch.where(proposal.at, -proposal.nats(proposal.drawn), -torch.inf)
+        probs = log_probs.exp()
+
+        # 1. Masks: all that are sure enough, and the K surest
         masked = proposal.masked & proposal.at
-        chance = torch.where(proposal.at, -proposal.nats(proposal.drawn), -torch.inf)
-        hidden = torch.where(masked, chance, -torch.inf)
+        sure = masked & (probs >= self.threshold)
         counts = torch.minimum(counts_of(step, proposal), masked.sum(-1))
-        errors = rounding_errors(chance)
-        sure = masked & (chance.exp() >= self.threshold)
-        revealed = sure | take_best(Score(hidden, errors), counts)
-        changed = proposal.at & ~masked & (proposal.drawn != proposal.ids) & (chance.exp() > self.editing_threshold)
-        return revealed | changed
+        of_masks = torch.where(masked, log_probs, -torch.inf)
+        surest = take_best(Score(of_masks, rounding_errors(log_probs)), counts)
+
+        # 2. Tokens that another one replaces
+        differs = proposal.drawn != proposal.ids
+        replaced = proposal.at & ~masked & differs & (probs > self.editing_threshold)
+        return sure | surest | replaced

@@ -33,7 +33,7 @@ SAMPLERS: dict[str, type[Sampler]] = {
     "edit": Edit,
 }
 
-# What a corrector takes, whatever sampler it follows
+# Parameters of the corrector, whatever sampler it follows
 CORRECTOR = ("corrector_sweeps", "corrector_positions")
 # Fields of the classes that are no parameters of a call
 INTERNAL = {"num_steps", "importance"}
@@ -47,60 +47,78 @@ def parameters_of(name: str) -> set[str]:
 PARAMETERS = set(CORRECTOR).union(*(parameters_of(name) for name in SAMPLERS))
 
 
-def check_sampler(sampler) -> None:
-    """Raise ValueError unless `sampler` is a name, a `Sampler`, or a function (step, proposal) -> bool (R, L)."""
-    if isinstance(sampler, str) and sampler in SAMPLERS:
-        return
-    if isinstance(sampler, str) or isinstance(sampler, type) or not (is_sampler(sampler) or callable(sampler)):
-        raise ValueError(
-            f"sampler is {sampler!r}, but it must be one of {', '.join(SAMPLERS)}, or an object of your own: "
-            "a Sampler, or a function (step, proposal) that returns bools of the shape of proposal.ids."
-        )
-
-
-def make_sampler(sampler, num_steps: int, do_sample: bool = True, parameters: dict | None = None) -> Sampler:
+def make_sampler(
+    sampler,
+    num_steps: int,
+    do_sample: bool = True,
+    parameters: dict | None = None,
+) -> Sampler:
     """The sampler with a name and its `parameters`, or the one that the user made.
 
     Args:
-        num_steps: T, for samplers that take so many steps.
-        do_sample: without it `ancestral` and `first_hitting` reveal the surest masks in place of random ones.
+        sampler: a name in `SAMPLERS`, a `Sampler`, an object like one, or a function.
+        num_steps: T, for samplers that have such a parameter.
+        do_sample: without it `ancestral` and `first_hitting` reveal the surest masks in place of
+            random ones.
+        parameters: of the sampler and of the corrector, by name.
 
     Raises:
-        ValueError: an unknown name, a parameter that the sampler does not have, or a value out of range.
+        ValueError: an unknown name, a parameter that the sampler does not have, or a value out of
+            range.
     """
     check_sampler(sampler)
-    correction = {name: x for name, x in (parameters or {}).items() if name in CORRECTOR}
-    parameters = {name: x for name, x in (parameters or {}).items() if name not in CORRECTOR}
-    check_parameters(sampler, parameters)
+    given = parameters or {}
+    of_corrector = {name: value for name, value in given.items() if name in CORRECTOR}
+    of_sampler = {name: value for name, value in given.items() if name not in CORRECTOR}
+    check_parameters(sampler, of_sampler)
 
     if isinstance(sampler, str):
-        made = sampler_by_name(sampler, num_steps, do_sample, parameters)
+        made = sampler_by_name(sampler, num_steps, do_sample, of_sampler)
     elif type(sampler) in SAMPLERS.values():
         made = sampler
+    elif is_sampler(sampler):
+        made = OwnSampler(sampler, num_steps)
     else:
-        made = OwnSampler(sampler, num_steps) if is_sampler(sampler) else OwnFunction(sampler, num_steps)
-    return corrected(made, **correction)
+        made = OwnFunction(sampler, num_steps)
+    return with_corrector(made, **of_corrector)
 
 
 def sampler_by_name(name: str, num_steps: int, do_sample: bool, parameters: dict) -> Sampler:
-    """One of `SAMPLERS`, or what takes its place where nothing is drawn."""
-    if not do_sample and name in ("ancestral", "first_hitting"):
-        return MostConfident(num_steps if name == "ancestral" else None)
-    steps = {"num_steps": num_steps} if takes_steps(SAMPLERS[name]) else {}
-    return SAMPLERS[name](**steps, **parameters)
+    """One of `SAMPLERS`, or the one that takes its place where nothing is drawn."""
+    if not do_sample and name == "ancestral":
+        return MostConfident(num_steps)
+    if not do_sample and name == "first_hitting":
+        return MostConfident(None)
+
+    sampler_class = SAMPLERS[name]
+    if "num_steps" in {field.name for field in dataclasses.fields(sampler_class)}:
+        return sampler_class(num_steps=num_steps, **parameters)
+    return sampler_class(**parameters)
 
 
-def corrected(sampler: Sampler, corrector_sweeps: float = 0.0, corrector_positions: int = 1) -> Sampler:
-    """The sampler with a corrector behind it, if there are any sweeps."""
+def with_corrector(
+    sampler: Sampler,
+    corrector_sweeps: float = 0.0,
+    corrector_positions: int = 1,
+) -> Sampler:
+    """The sampler, followed by a corrector if there are any sweeps."""
     check_type("corrector_sweeps", corrector_sweeps, float)
     check_type("corrector_positions", corrector_positions, int)
-    with_corrector = Gibbs(sampler, corrector_sweeps, corrector_positions)
-    return with_corrector if corrector_sweeps > 0 else sampler
+    corrected = Gibbs(sampler, corrector_sweeps, corrector_positions)  # checks the ranges
+    return corrected if corrector_sweeps > 0 else sampler
 
 
-def takes_steps(sampler: type[Sampler]) -> bool:
-    """Whether T is a parameter of a sampler."""
-    return "num_steps" in {field.name for field in dataclasses.fields(sampler)}
+def check_sampler(sampler) -> None:
+    """Raise ValueError unless `sampler` is a name, a `Sampler`, or a function (step, proposal)."""
+    is_name = isinstance(sampler, str)
+    if is_name and sampler in SAMPLERS:
+        return
+    if is_name or isinstance(sampler, type) or not (is_sampler(sampler) or callable(sampler)):
+        raise ValueError(
+            f"sampler is {sampler!r}, but it must be one of {', '.join(SAMPLERS)}, or an object of "
+            "your own: a Sampler, or a function (step, proposal) that returns bools of the shape "
+            "of proposal.ids."
+        )
 
 
 def check_parameters(sampler, parameters: dict) -> None:
@@ -108,20 +126,23 @@ def check_parameters(sampler, parameters: dict) -> None:
     if not isinstance(sampler, str):
         if parameters:
             raise ValueError(
-                f"There is no use for {', '.join(sorted(parameters))}: sampler is an object, {sampler!r}. Give it its "
-                "parameters when it is made."
+                f"There is no use for {', '.join(sorted(parameters))}: sampler is an object, "
+                f"{sampler!r}. Give it its parameters when it is made."
             )
         return
+
     allowed = parameters_of(sampler)
-    if unknown := sorted(set(parameters) - allowed):
+    unknown = sorted(set(parameters) - allowed)
+    if unknown:
         known = f"takes {', '.join(sorted(allowed))}" if allowed else "has no parameters"
         raise ValueError(f"The sampler {sampler!r} has no {', '.join(unknown)}: it {known}.")
+
     kinds = {field.name: field.type for field in dataclasses.fields(SAMPLERS[sampler])}
     for name, value in parameters.items():
         check_type(name, value, kinds[name])
 
 
-# Kind of a parameter -> the types that it may have, in words
+# Kind of a parameter -> the types that it may have, and their name in messages
 ALLOWED = {
     int: (Integral, "a whole number"),
     int | None: (Integral, "a whole number"),
@@ -133,9 +154,11 @@ ALLOWED = {
 
 
 def check_type(name: str, value, kind) -> None:
-    """Raise ValueError unless a parameter has its type."""
+    """Raise ValueError unless the value of a parameter is of the `kind` of its field."""
     types, allowed = ALLOWED[kind]
-    fits = isinstance(value, types) and (not isinstance(value, bool) or kind is bool)
+    fits = isinstance(value, types)
+    if isinstance(value, bool):
+        fits = kind is bool
     if fits and isinstance(value, (tuple, list)):
         fits = len(value) == 2 and all(isinstance(time, Real) for time in value)
     if not fits:
