@@ -1,8 +1,9 @@
-"""What several texts begin with runs once: key/value caches, and where they give exactly what whole texts give.
+"""Key/value caches of a common prefix, and the models for which they are exact.
 
-An ordinary cache holds the keys and values of every token that was read. Models with convolutions or recurrent states,
-with windows of attention shorter than the text, or with frequencies that depend on its length, keep something else or
-too little: they read every text as a whole.
+Several texts that begin alike read their beginning once. That is exact where the cache of a model
+is ordinary: it holds the keys and values of every token that was read. Models with convolutions or
+recurrent states, with windows of attention shorter than the text, or with frequencies that depend
+on its length, keep something else or too little: they read every text as a whole.
 """
 
 import copy
@@ -15,20 +16,23 @@ import torch
 from torch import nn
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
-# What the cache is called as an argument and in the output of a model: since transformers 5.24, and before.
+# Names of the cache, as an argument and in the output of a model: since transformers 5.24, before
 CACHE_NAMES = ("cache", "past_key_values")
 
-# Rotary frequencies that are the same for a text and for what it begins with.
+# Rotary frequencies that are the same for a text and for its beginning
 FIXED_FREQUENCIES = {"default", "linear", "llama3", "yarn", "proportional"}
 
-# Model -> the longest text that may be cut in two for it, as far as is known: 0 for none.
+# Model -> the longest text that it may read in two parts, as far as is known: 0 for none
 LONGEST_TEXT = weakref.WeakKeyDictionary()
 
 
 def cache_argument(module: nn.Module) -> str | None:
-    """The parameter of the forward of `module` that takes a cache; None if it names none."""
+    """The parameter of the forward of `module` that takes a cache, None if there is none."""
     parameters = inspect.signature(module.forward).parameters
-    return next((name for name in CACHE_NAMES if name in parameters), None)
+    for name in CACHE_NAMES:
+        if name in parameters:
+            return name
+    return None
 
 
 def given_cache(cache: Cache | None, past_key_values: Cache | None) -> Cache | None:
@@ -44,15 +48,18 @@ def given_cache(cache: Cache | None, past_key_values: Cache | None) -> Cache | N
 
 def returned_cache(output) -> Cache | None:
     """The cache in the output of a model."""
-    caches = (getattr(output, name, None) for name in CACHE_NAMES)
-    return next((cache for cache in caches if cache is not None), None)
+    for name in CACHE_NAMES:
+        cache = getattr(output, name, None)
+        if cache is not None:
+            return cache
+    return None
 
 
 def is_ordinary(cache: Cache | None, rows: int, columns: int, length: int) -> bool:
-    """Whether a cache has all that tokens after it need, up to a text of `length` tokens.
+    """Whether a cache has all that later tokens need, in texts of up to `length` tokens.
 
     Args:
-        cache: what a model returned for ids (rows, columns).
+        cache: returned by a model for ids (rows, columns).
     """
     if type(cache) is not DynamicCache or getattr(cache, "offloading", False) or not cache.layers:
         return False
@@ -60,18 +67,21 @@ def is_ordinary(cache: Cache | None, rows: int, columns: int, length: int) -> bo
 
 
 def holds_every_token(layer, rows: int, columns: int, length: int) -> bool:
-    """Whether a layer has keys and values (rows, heads, columns, head_dim), and no window shorter than the text."""
-    if type(layer) is DynamicSlidingWindowLayer:
-        known = length < layer.sliding_window
-    else:
-        known = type(layer) is DynamicLayer
-    if not known or not layer.is_initialized:
+    """Whether a layer has the keys and values of all tokens, in texts of up to `length` tokens."""
+    if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer) or not layer.is_initialized:
         return False
-    return all(x.dim() == 4 and (x.shape[0], x.shape[2]) == (rows, columns) for x in (layer.keys, layer.values))
+    if type(layer) is DynamicSlidingWindowLayer and length >= layer.sliding_window:
+        return False
+
+    # (rows, heads, columns, head_dim)
+    for states in (layer.keys, layer.values):
+        if states.dim() != 4 or states.shape[0] != rows or states.shape[2] != columns:
+            return False
+    return True
 
 
 def select_rows(cache: Cache, rows: torch.Tensor) -> Cache:
-    """A copy of an ordinary cache with the given rows, each as often as it is named; the cache stays as it is."""
+    """A copy of an ordinary cache with the given rows, which may repeat. The cache itself stays."""
     selected = copy.copy(cache)
     selected.layers = [copy.copy(layer) for layer in cache.layers]
     selected.batch_select_indices(rows)
@@ -79,39 +89,51 @@ def select_rows(cache: Cache, rows: torch.Tensor) -> Cache:
 
 
 def longest_text_with_fixed_frequencies(model: nn.Module) -> float:
-    """Up to which length the rotary frequencies of a model do not depend on the length of the text."""
+    """The length of a text up to which the rotary frequencies of a model do not depend on it."""
     config = getattr(model, "config", None)
     parameters = getattr(config, "rope_parameters", None) or {}
-    # one set of parameters, or one for each type of layer
-    sets = [parameters, *(inner for inner in parameters.values() if isinstance(inner, dict))]
-    changing = [x for x in sets if (x.get("rope_type") or "default") not in FIXED_FREQUENCIES]
-    limits = [
-        x.get("original_max_position_embeddings") or getattr(config, "max_position_embeddings", 0) for x in changing
-    ]
-    return min(limits, default=math.inf)
+
+    # One set of parameters, or one for each type of layer
+    sets = [parameters]
+    sets += [inner for inner in parameters.values() if isinstance(inner, dict)]
+
+    longest = math.inf
+    for rope in sets:
+        kind = rope.get("rope_type") or "default"
+        if kind in FIXED_FREQUENCIES:
+            continue
+        limit = rope.get("original_max_position_embeddings")
+        longest = min(longest, limit or getattr(config, "max_position_embeddings", 0))
+    return longest
 
 
 def continues_exactly(read: Callable, ids: torch.LongTensor) -> bool:
-    """Whether a model computes the same for the second half of texts when the first comes from its cache.
+    """Whether a model computes the same for the second half of texts with the first from its cache.
 
     Args:
-        read: (ids, cache, keep_cache) -> what the model makes of ids (N, L, D), and its cache.
+        read: (ids, cache, keep_cache) -> features (N, L, D) of ids (N, L), and the cache.
         ids: (N, 2 n) texts of any tokens.
     """
     half = ids.shape[1] // 2
-    first, second = ids[:, :half], ids[:, half:]
-    whole = read(ids, None, False)[0][:, half:]
-    cache = read(first, None, True)[1]
+    first = ids[:, :half]
+    second = ids[:, half:]
+
+    # 1. The second half in whole texts, and the cache of the first half
+    features, _ = read(ids, None, False)
+    whole = features[:, half:]
+    _, cache = read(first, None, True)
     if not is_ordinary(cache, *first.shape, ids.shape[1]):
         return False
 
-    # every row once more in another order: rows are chosen from a cache
+    # 2. The second half after the cache, rows in another order: rows are chosen from caches
     rows = torch.arange(len(ids), device=ids.device).flip(0)
-    continued = read(second[rows], select_rows(cache, rows), False)[0]
-    without = read(second, None, False)[0]
+    continued, _ = read(second[rows], select_rows(cache, rows), False)
+    error = (whole[rows] - continued).abs().max()
 
-    # what the first half changes in the second is the measure of what may be lost
-    effect = (whole - without).abs().max()
-    lost = (whole[rows] - continued).abs().max()
-    rounded = whole.dtype in (torch.float16, torch.bfloat16) or torch.get_float32_matmul_precision() != "highest"
-    return bool(lost <= (0.05 if rounded else 1e-3) * effect)
+    # 3. The effect of the first half on the second is the measure of what may be lost.
+    alone, _ = read(second, None, False)
+    effect = (whole - alone).abs().max()
+    in_half = whole.dtype in (torch.float16, torch.bfloat16)
+    rounded = in_half or torch.get_float32_matmul_precision() != "highest"
+    tolerance = 0.05 if rounded else 1e-3
+    return bool(error <= tolerance * effect)
