@@ -321,9 +321,9 @@ def reverse_posterior(
     probs = log_probs.exp()
     r = reveal_probability(alpha_s, alpha_t)
 
+    # r p_theta(v), and 1 - r more for the mask
     posterior = r * probs
-    stays_masked = (1 - r).expand(posterior.shape[:-1] + (1,)).squeeze(-1)  # (B, L)
-    posterior[..., mask_token_id] += stays_masked
+    posterior[..., mask_token_id : mask_token_id + 1] += 1 - r
 
     masked = (noisy_ids == mask_token_id).unsqueeze(-1)  # (B, L, 1)
     return torch.where(masked, posterior, probs)

@@ -109,17 +109,21 @@ def sees_padding(
     of_text = {name: x[:, :length] for name, x in of_row.items()}
 
     # 3. Its logits alone, and with its padding: as it is, and with two other ids in it
+    fillers = [ids, torch.zeros_like(ids), torch.ones_like(ids)]
+    padded_rows = [torch.where(real == 0, filler, ids) for filler in fillers]
+
     def alone_and_padded() -> list[torch.Tensor]:
         logits = [logits_of(ids[:, :length], None, sigma, **of_text)]
-        for padded in (ids, ids.masked_fill(real == 0, 0), ids.masked_fill(real == 0, 1)):
-            logits.append(logits_of(padded, real, sigma, **of_row)[:, :length])
+        for padded in padded_rows:
+            beside_padding = logits_of(padded, real, sigma, **of_row)
+            logits.append(beside_padding[:, :length])
         return logits
 
     logits = probe(network, alone_and_padded, input_ids.device)
     if logits is None:
         return False
-    alone, *beside_padding = logits
-    has_effect = not all(equal_up_to_rounding(alone, other) for other in beside_padding)
+    alone, *padded = logits
+    has_effect = not all(equal_up_to_rounding(alone, other) for other in padded)
 
     # 4. Remember it
     with _lock:

@@ -74,10 +74,8 @@ def holds_every_token(layer, rows: int, columns: int, length: int) -> bool:
         return False
 
     # (rows, heads, columns, head_dim)
-    for states in (layer.keys, layer.values):
-        if states.dim() != 4 or states.shape[0] != rows or states.shape[2] != columns:
-            return False
-    return True
+    states = (layer.keys, layer.values)
+    return all(x.dim() == 4 and (x.shape[0], x.shape[2]) == (rows, columns) for x in states)
 
 
 def select_rows(cache: Cache, rows: torch.Tensor) -> Cache:
