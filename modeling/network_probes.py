@@ -1,4 +1,4 @@
-"""Facts about a network that only a trial can tell: is it causal, and does padding change the text?
+"""Facts about a network that only a trial can tell: is it causal, does padding change its logits?
 
 Probes run in eval mode, leave the network and the global random numbers as they are, and decide
 nothing where the network does not accept their input. Shapes: B rows, L positions, V vocabulary.
