@@ -1,4 +1,4 @@
-"""How unequally an energy weights its candidates, step by step: effective sample size, and standard deviation of E."""
+"""How unequally an energy weights its candidates, step by step: effective sample size and sd(E)."""
 
 import math
 
@@ -9,10 +9,10 @@ Sums = dict[str, list[float]]
 
 
 def sums_of_steps(output: EDLMGenerationOutput) -> Sums | None:
-    """Sums over the samples of a batch, one of each kind for each of T steps. None without an energy.
+    """Sums over the samples of a batch for each of T steps. None without an energy.
 
-    `count` is the number of samples with candidates, `size` and `size_squares` sum their effective sample sizes and the
-    squares, `energy_sd` the standard deviations of their energies.
+    `count` is the number of samples with candidates, `size` and `size_squares` sum their effective
+    sample sizes and the squares, `energy_sd` the standard deviations of their energies.
     """
     if output.energies is None:
         return None
@@ -26,7 +26,12 @@ def sums_of_steps(output: EDLMGenerationOutput) -> Sums | None:
     energies = output.energies.double().cpu()
     deviations = finite_sd(energies.flatten(0, 1)).view(sizes.shape).where(weighted, 0.0)
 
-    sums = {"count": weighted, "size": sizes, "size_squares": sizes.square(), "energy_sd": deviations}
+    sums = {
+        "count": weighted,
+        "size": sizes,
+        "size_squares": sizes.square(),
+        "energy_sd": deviations,
+    }
     return {name: values.sum(-1).tolist() for name, values in sums.items()}
 
 
@@ -44,7 +49,7 @@ def add_sums(batches: list[Sums | None]) -> Sums | None:
 
 
 def profile(sums: Sums | None) -> list[dict]:
-    """Mean effective sample size and sd(E) at the time t where each step starts, of the steps with candidates."""
+    """Mean effective sample size and sd(E) of every step with candidates, and t where it starts."""
     if sums is None:
         return []
 

@@ -24,7 +24,7 @@ def save_figure(figure, path: Path) -> str:
 
 
 def plain_ticks(axis) -> None:
-    """Write numbers, not powers of ten, on a logarithmic axis. Few decades get ticks between them."""
+    """Write numbers on a logarithmic axis, not powers of ten, and more of them on a short one."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
     low, high = axis.get_view_interval()

@@ -1,6 +1,6 @@
-"""Finished parts of a long measurement: one file each, found again by everything that they depend on.
+"""Finished parts of a long measurement, found again by everything that they depend on.
 
-The same command goes on after an interruption, and one that asks for more computes only the new parts.
+The same command goes on after an interruption. One that asks for more computes the new parts only.
 """
 
 import hashlib
@@ -22,13 +22,14 @@ class Parts:
         folder.mkdir(parents=True, exist_ok=True)
 
     def __call__(self, kind: str, inputs: dict, compute: Callable[[], dict]) -> dict:
-        """Return the stored result of `compute` for these `inputs`. Compute and store it if there is none.
+        """Return the stored result for these `inputs`. If there is none, compute and store it.
 
         Numbers that are not finite come back as None.
 
         Args:
             kind: the first word of the file's name.
-            inputs: everything that the result depends on, the machine excepted, in values that JSON can hold.
+            inputs: everything that the result depends on, the machine excepted, in values that JSON
+                can hold.
         """
         key = to_json(inputs, sort_keys=True)
         identity = hashlib.sha256(key.encode()).hexdigest()[:16]

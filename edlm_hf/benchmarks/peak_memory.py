@@ -1,7 +1,8 @@
 """The most memory that tensors take while a function runs, above what they take at its start.
 
-On CUDA this is the allocator's own maximum. On the CPU it is the running sum of all allocations and releases of torch's
-allocator, temporaries inside operators included, as torch.profiler records them.
+On CUDA this is the allocator's own maximum. On the CPU it is the running sum of all allocations and
+releases of torch's allocator, temporaries inside operators included, as torch.profiler records
+them.
 """
 
 import os
@@ -19,13 +20,16 @@ def peak_bytes(function: Callable[[], object], device: torch.device) -> int:
     if device.type == "cuda":
         return peak_on_cuda(function, device)
 
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or the profiler writes a line at every start and stop
+    # Otherwise the profiler writes a line at every start and stop
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         function()
 
-    events = [event for event in recorded.profiler.kineto_results.events() if event.name() == "[memory]"]
-    events.sort(key=lambda event: event.start_ns())
-    changes = [event.nbytes() for event in events]
+    # Bytes that each allocation adds and each release takes away, in the order of time
+    events = recorded.profiler.kineto_results.events()
+    of_memory = [event for event in events if event.name() == "[memory]"]
+    of_memory.sort(key=lambda event: event.start_ns())
+    changes = [event.nbytes() for event in of_memory]
     return int(np.cumsum([0, *changes], dtype=np.int64).max())
 
 

@@ -1,37 +1,44 @@
-"""The published samplers, written from the papers: the baseline of `generate()` in distribution and in speed.
+"""The published samplers, written from the papers: the baseline of `generate()`.
 
-MDLM (arXiv 2406.07524) draws x_s ~ q(x_s | x_t) over the whole vocabulary at every position and step. EDLM
-(arXiv 2410.21357, Algorithm 1) draws k complete candidates in the window, picks one by its energy, and then draws
-x_s ~ q(x_s | x_t, x_0). Shapes: B rows, L positions, V vocabulary with the mask, k candidates.
+MDLM (arXiv 2406.07524) draws x_s ~ q(x_s | x_t) over the whole vocabulary at every position and
+step. EDLM (arXiv 2410.21357, Algorithm 1) draws k complete candidates in the window, picks one by
+its energy, and then draws x_s ~ q(x_s | x_t, x_0). Shapes: B rows, L positions, V vocabulary with
+the mask, k candidates.
 
-The baseline must not be slower than the official code (`diffusion.py` of MinkaiXu/Energy-Diffusion-LLM, whose loop
-without an energy is the one of kuleshov-group/mdlm), or a comparison with it would flatter `generate()`. Line by line,
-"official" before "here":
+The baseline must not be slower than the official code (`diffusion.py` of
+MinkaiXu/Energy-Diffusion-LLM, whose loop without an energy is the one of kuleshov-group/mdlm), or a
+comparison with it would flatter `generate()`. Line by line, "official" before "here":
 
 Calls
-- Denoiser. Official: one after each change of x_t, for the whole batch, and one more at the end, where t = 1e-5, for
-  what is still masked. Here: the same without the last one. The last step ends at t = 0 and reveals everything.
-- Energy. Official: one after each change of x_t, in the window. The chosen candidate is kept for the steps in which
-  nothing changes. Here: the same. It is exact, because whether a step reveals a position does not depend on the
-  candidate.
-- Draws of x_s in the window. Official: one that is thrown away, and one from the chosen candidate. Here: the second.
+- Denoiser. Official: one after each change of x_t, for the whole batch, and one more at the end,
+  where t = 1e-5, for what is still masked. Here: the same without the last one. The last step ends
+  at t = 0 and reveals everything.
+- Energy. Official: one after each change of x_t, in the window. The chosen candidate is kept for
+  the steps in which nothing changes. Here: the same. It is exact, because whether a step reveals a
+  position does not depend on the candidate.
+- Draws of x_s in the window. Official: one that is thrown away, and one from the chosen candidate.
+  Here: the second.
 
 Caches
 - Keys and values. Official: none. Here: none.
 
 Tensors of shape (B, L, V), or (k B, L, V) for candidates
-- Denoiser. Official: logits, logits less their logsumexp, exp. Here: as many, log_softmax in one operation.
-- Draw. Official: a copy of the probabilities, noise, three operations on it, a quotient. Here: no copy.
-- log p_theta of the candidates. Official: another copy of the probabilities. Here: none, they are a view.
+- Denoiser. Official: logits, logits less their logsumexp, exp. Here: as many, log_softmax in one
+  operation.
+- Draw. Official: a copy of the probabilities, noise, three operations on it, a quotient. Here: no
+  copy.
+- log p_theta of the candidates. Official: another copy of the probabilities. Here: none, they are a
+  view.
 - Chosen candidate. Official: one-hot in int64, then in float32. Here: float32 at once.
-- Energy. Official: logits, logits less their logsumexp, of L - 1 tokens, because the first one has no score. Here: as
-  many, of L tokens, so that the first one has a score.
+- Energy. Official: logits, logits less their logsumexp, of L - 1 tokens, because the first one has
+  no score. Here: as many, of L tokens, so that the first one has a score.
 
 Waiting for the device
-- Official: for one comparison of x_s with x_t, and for the positions of visible tokens. Here: the same.
+- Official: for one comparison of x_s with x_t, and for the positions of visible tokens. Here: the
+  same.
 
-Where the official code departs from the paper this one does not: it prefers low energies, it adds logarithms of
-p_theta, and after the window it draws from p_theta and not from a candidate that was kept.
+Where the official code departs from the paper this one does not: it prefers low energies, it adds
+logarithms of p_theta, and after the window it draws from p_theta, not from a kept candidate.
 """
 
 from collections.abc import Callable
@@ -64,13 +71,13 @@ def sample_published(
     generator: torch.Generator | None = None,
     float64: bool = False,
 ) -> Sample:
-    """MDLM ancestral sampling. With an energy, the paper's EDLM at the steps that start at t in [1 - w, 1].
+    """MDLM ancestral sampling. With an energy, EDLM at the steps that start at t in [1 - w, 1].
 
     Args:
         denoiser: returns `.logits` (B, L, V) for ids (B, L). It is not conditioned on time.
         ids: (B, L), x_t at t = 1. Visible tokens are kept.
         energy: (candidates (k, B, L), x_t (B, L), log p_theta (k, B)) -> (k, B), low = likely.
-        float64: draw in float64 instead of the published float32, so that the distribution is exact.
+        float64: draw in float64, so that the distribution is exact. Published is float32.
     """
     dtype = torch.float64 if float64 else torch.float32
     x = ids
@@ -120,21 +127,21 @@ def clean_probs(denoiser: nn.Module, x: torch.LongTensor, mask_token_id: int, dt
 
 
 def sample_categorical(weights: torch.Tensor, generator: torch.Generator | None) -> torch.LongTensor:
-    """Draw from unnormalised weights q (..., V) as published: argmax q / (1e-10 - log(u + 1e-10))."""
+    """Draw from unnormalised weights q (..., V): argmax q / (1e-10 - log(u + 1e-10))."""
     u = torch.rand(weights.shape, dtype=weights.dtype, device=weights.device, generator=generator)
     exponential = 1e-10 - (u + 1e-10).log()
     return (weights / exponential).argmax(-1)
 
 
 def reverse_step(p_x0, x, t: float, s: float, mask_token_id: int, generator) -> torch.LongTensor:
-    """x_s (B, L) from q(x_s | x_t): p_x0 (t - s) for the tokens, s for the mask. Visible tokens are kept."""
+    """x_s (B, L) ~ q(x_s | x_t), in proportion p_x0 (t - s) for the tokens and s for the mask."""
     q_xs = p_x0 * (t - s)
     q_xs[..., mask_token_id] = s
     return torch.where(x == mask_token_id, sample_categorical(q_xs, generator), x)
 
 
 def choose_candidate(p_x0, x, energy: Callable, num_candidates: int, generator) -> torch.LongTensor:
-    """One (B, L) of k complete candidates ~ p_theta(. | x_t), chosen with probability softmax(-E)."""
+    """One (B, L) of k candidates ~ p_theta(. | x_t), chosen with probability softmax(-E)."""
     # (k, B, L, V), a view
     p_x0 = p_x0.expand(num_candidates, *p_x0.shape)
     candidates = sample_categorical(p_x0, generator)
@@ -155,10 +162,12 @@ def one_hot(ids: torch.LongTensor, like: torch.Tensor) -> torch.Tensor:
 
 
 class AutoregressiveEnergy:
-    """E_AR = -log p_AR(x_0) + log p_theta(x_0 | x_t). With `carry_over` E_coAR, where visible tokens count nothing.
+    """E_AR = -log p_AR(x_0) + log p_theta(x_0 | x_t).
 
-    All k B sequences run at once, with logits and log-softmax of shape (k B, L, V). The softmax leaves out what the
-    denoiser cannot emit: the mask, and ids from `vocab_size` on.
+    With `carry_over` it is E_coAR, where visible tokens count nothing in log p_AR.
+
+    All k B sequences run at once, with logits and log-softmax of shape (k B, L, V). The softmax
+    leaves out what the denoiser cannot emit: the mask, and ids from `vocab_size` on.
     """
 
     def __init__(self, causal_lm, vocab_size: int, mask_token_id: int, start_token_id: int, carry_over: bool = False):
@@ -188,7 +197,7 @@ class AutoregressiveEnergy:
 
 
 def raw_logits(network: nn.Module, ids: torch.LongTensor) -> torch.Tensor:
-    """(B, L, V) logits. Our own networks give theirs without the copies of their forward, and build no cache."""
+    """(B, L, V) logits. Our own networks make no copy of them and build no cache of keys."""
     if hasattr(network, "backbone"):
         hidden = network.backbone(input_ids=ids, use_cache=False).last_hidden_state
         return network.get_output_embeddings()(hidden)

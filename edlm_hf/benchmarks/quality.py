@@ -1,8 +1,9 @@
-"""`edlm benchmark quality`: MDLM, EDLM with every energy there is, and the AR model on the same texts and equal work.
+"""`edlm benchmark quality`: MDLM, EDLM with every energy, and the AR model at equal work.
 
-Each sampler ("arm") runs at every number of steps T: a bound of its likelihood on every set of texts, and samples with
-their generative perplexity, entropy and cost. Work is network FLOPs (calls times the operations of a forward pass) and
-seconds. The same command goes on after an interruption, see `parts.py`.
+Each sampler ("arm") runs at every number of steps T: a bound of its likelihood on every set of
+texts, and samples with their generative perplexity, entropy and cost. Work is network FLOPs (calls
+times the operations of a forward pass) and seconds. The same command goes on after an interruption,
+see `parts.py`.
 """
 
 import dataclasses
@@ -42,8 +43,8 @@ class QualityStudy(Study):
     """The measurements of every arm.
 
     Raises:
-        ValueError: nothing to judge with, a composite without an NCE energy or of another denoiser, two NCE energies of
-            one scope, or as `Study`.
+        ValueError: nothing to judge with, a composite without an NCE energy or of another denoiser,
+            two NCE energies of one scope, or as `Study`.
     """
 
     settings: QualitySettings
@@ -59,7 +60,7 @@ class QualityStudy(Study):
         self.arms = arms_of(self, composites)
 
     def arms_and_steps(self) -> Iterator[tuple[Arm, int | None]]:
-        """Every arm at every T. T is None for the AR model, and for MDLM in continuous time (a bound only)."""
+        """Every arm at every T: None for the AR model and for MDLM in continuous time."""
         for arm in self.arms:
             if not arm.causal:
                 for steps in self.settings.steps:
@@ -99,7 +100,7 @@ class QualityStudy(Study):
         return self.parts("samples", inputs, lambda: generate_samples(self, arm, steps, seed))
 
     def quality(self, rows: list[list[int]]) -> dict:
-        """Quality and diversity of samples without start tokens. None where there are too few words."""
+        """Quality and diversity of samples, None where there are too few words."""
         inputs = {
             "version": edlm_hf.__version__,
             "rows": digest_of_rows(rows),
@@ -120,15 +121,17 @@ class QualityStudy(Study):
         }
 
     def perplexity(self, rows: list[list[int]]) -> Estimate:
-        """Perplexity under the judge, or token by token under the AR model. Standard errors are over samples."""
+        """Perplexity under the judge or the AR model, with its standard error over samples."""
         batch_size = self.settings.batch_size
         if self.settings.judge is None:
             causal = self.causal.to(self.device)
             nll = autoregressive_nll(causal, rows, scored=self.scored(rows), batch_size=batch_size)
             value = nll.perplexity.value
+
+            # d exp(nll) = exp(nll) d nll, with the error over texts
             return Estimate(value, value * nll.text_standard_error, len(rows), "perplexity")
 
-        # A judge that reads texts with a start token gets one, and the ends of texts if it knows them
+        # The judge gets the start token that it begins texts with, and the ends of texts that it knows
         judge, tokenizer = self.judge
         has_start = tokenizer("a").input_ids[:1] == [tokenizer.bos_token_id]
         same_end = tokenizer.eos_token == self.tokenizer.eos_token
@@ -218,7 +221,7 @@ class QualityStudy(Study):
             by_sample = [number for batch in batches for number in batch[name]]
             calls[name] = mean_estimate(by_sample, "calls/sample")
 
-        # The operations of the AR model are given for a whole sample
+        # Each call counts as a whole forward pass. The AR model's operations are of a whole sample.
         passes = 1 if arm.causal else calls["denoiser_calls"].value
         energies = calls["energy_calls"].value * self.settings.num_candidates
         flops = passes * arm.flops + energies * arm.energy_flops
@@ -239,7 +242,7 @@ class QualityStudy(Study):
 
 
 def run_study(settings: QualitySettings, output: Path, advance: Callable[[int, int, str], None]) -> dict:
-    """Measure everything. results.json and results.md in `output` are renewed after every arm and T.
+    """Measure everything, and renew results.json and results.md after every arm and T.
 
     Args:
         advance: called with (parts finished, parts in all, what runs now).
@@ -290,7 +293,7 @@ def is_sampled(arm: Arm, steps: int | None) -> bool:
 
 
 def number_of_parts(study: QualityStudy) -> int:
-    """Parts in all: samples of every seed and their quality, and bounds and quality of every set of texts."""
+    """Samples of every seed and their quality, bounds, and the quality of every set of texts."""
     parts = len(study.texts)
     for arm, steps in study.arms_and_steps():
         if is_sampled(arm, steps):
@@ -300,9 +303,10 @@ def number_of_parts(study: QualityStudy) -> int:
 
 
 def minus_mdlm(bound: dict, others: list[dict]) -> dict | None:
-    """Nats per token of a bound less the bound of MDLM at the same T, on the same texts and with the same noise.
+    """Nats per token of a bound less the bound of MDLM at the same T.
 
-    The standard error, over texts, is of the paired difference. None if `others` hold no such bound of MDLM.
+    Texts and noise are the same. The standard error, over texts, is of the paired difference. None
+    if `others` hold no such bound of MDLM.
     """
     if bound["arm"] == MDLM or bound["steps"] is None:
         return None

@@ -1,4 +1,4 @@
-"""The samplers that the study of quality compares ("arms"), and the operations that a call of their networks takes."""
+"""The samplers that the study of quality compares ("arms"), and what their networks compute."""
 
 from dataclasses import dataclass
 
@@ -39,7 +39,7 @@ class Arm:
 
 
 def arms_of(study: Study, composites: list[EDLMForMaskedDiffusion]) -> list[Arm]:
-    """MDLM, an arm for each composite with an NCE energy, and with an AR model EDLM-AR, EDLM-coAR and AR.
+    """MDLM, an arm for each composite, and with an AR model EDLM-AR, EDLM-coAR and AR.
 
     Raises:
         ValueError: a composite without an NCE energy or of another denoiser, or two of one scope.
@@ -90,11 +90,12 @@ def autoregressive_arms(study: Study, flops: float) -> list[Arm]:
 
 
 def forward_flops(config, length: int, *, causal: bool = False, energy: bool = False) -> float:
-    """Floating-point operations of one forward pass over `length` tokens, two for each multiply-add.
+    """Floating-point operations of one forward pass over L tokens, two for each multiply-add.
 
-    A transformer with N blocks of width d and feed-forward layers of width 4 d takes 2 L (12 N d^2 + head) in linear
-    layers and 4 N d in each pair of tokens that attend to each other. The head is d V at every position, or three
-    products of the width with itself in an `energy` network. MDLM on OpenWebText with L = 1024: 292 GFLOP.
+    A transformer with N blocks of width d and feed-forward layers of width 4 d takes
+    2 L (12 N d^2 + head) in linear layers, and 4 N d for each pair of tokens that attend to each
+    other. The head is d V, in an `energy` network 3 d^2. MDLM on OpenWebText with L = 1024 takes
+    292 GFLOP.
 
     `generate()` leaves out many of these operations. The count does not.
     """

@@ -147,7 +147,7 @@ def sample_size_figure(result: dict):
 
 
 def panel_of_sample_sizes(axes, rows: list[dict]) -> None:
-    """A line for each T, with a band of one standard error. The colours go from few steps to many."""
+    """A line for each T with a band of one standard error, coloured from few steps to many."""
     from matplotlib import colormaps
 
     for i, row in enumerate(rows):
@@ -166,7 +166,7 @@ def panel_of_sample_sizes(axes, rows: list[dict]) -> None:
 
 
 def bound_figure(result: dict):
-    """Bounds against T, a panel for each set of texts. Energies are shown with the most inner copies."""
+    """Bounds against T with the most inner copies, a panel for each set of texts."""
     names = list(dict.fromkeys(row["data"] for row in result["bounds"]))
     figure = new_figure(2 + 4.2 * max(1, len(names)), 4)
     if figure is None or not names:

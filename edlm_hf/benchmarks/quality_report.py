@@ -1,4 +1,4 @@
-"""The page of `edlm benchmark quality`: a table of samples with their cost, and a table of bounds."""
+"""The page of `edlm benchmark quality`: a table of samples and their cost, and one of bounds."""
 
 from edlm_hf.benchmarks.tables import Column, estimate, number, rounded, steps, table, text
 

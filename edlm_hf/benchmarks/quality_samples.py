@@ -1,4 +1,4 @@
-"""Samples of an arm at T: token ids, network calls, seconds, and how its energy weighted the candidates."""
+"""Samples of an arm at T: token ids, network calls, seconds, and the weights of its candidates."""
 
 import torch
 from transformers import GenerationConfig
@@ -68,7 +68,7 @@ def sample_batch(
 
 
 def sample_left_to_right(study: Study, count: int) -> EDLMGenerationOutput:
-    """`count` samples of the AR model, each of as many tokens as those of the denoiser. A call is one token."""
+    """`count` samples of the AR model, as long as samples of the denoiser. A call is one token."""
     options = left_to_right_options(study)
     start = torch.full((count, 1), options.bos_token_id, device=study.device)
     rows = study.causal.generate(start, attention_mask=torch.ones_like(start), generation_config=options)
@@ -83,7 +83,7 @@ def sample_left_to_right(study: Study, count: int) -> EDLMGenerationOutput:
 
 
 def left_to_right_options(study: Study) -> GenerationConfig:
-    """Plain sampling of complete rows, without the tokens that the denoiser cannot emit and without a second start."""
+    """Plain sampling of complete rows, from the tokens that the denoiser can emit."""
     config = study.mdlm.config
     causal_config = study.causal.config
     start = study.causal_start

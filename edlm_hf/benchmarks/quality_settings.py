@@ -10,9 +10,10 @@ class QualitySettings(StudySettings):
     """The energies that are compared, on which texts and samples.
 
     Args:
-        autoregressive: the AR model: an arm, the energy of EDLM-AR and EDLM-coAR, the judge unless `judge` is given.
-        nce: EDLM composites with an NCE energy of the same denoiser, one per scope. If `model` is such a composite,
-            its own energy takes part too.
+        autoregressive: the AR model: an arm, the energy of EDLM-AR and EDLM-coAR, the judge unless
+            `judge` is given.
+        nce: EDLM composites with an NCE energy of the same denoiser, one per scope. If `model` is
+            such a composite, its own energy takes part too.
         judge: causal language model for the generative perplexity.
         steps: values of T.
         num_candidates: k.

@@ -1,4 +1,4 @@
-"""What every benchmark reports: where it ran, how far it is, and results that are never half a file."""
+"""What every benchmark reports: where it ran, how far it is, and results as whole files."""
 
 import dataclasses
 import datetime

@@ -1,8 +1,9 @@
 """`edlm benchmark samplers`: the likelihood, samples and time of each rule of revealing masks.
 
-Every sampler runs on the same model without an energy. Bounds are on the same texts, and their differences to ancestral
-sampling are paired text by text. Samples come with their quality, calls and seconds. The same command goes on after an
-interruption, and one with more samplers computes only the new ones, see `parts.py`.
+Every sampler runs on the same model without an energy. Bounds are on the same texts, and their
+differences to ancestral sampling are paired text by text. Samples come with their quality, calls
+and seconds. The same command goes on after an interruption, and one with more samplers computes
+only the new ones, see `parts.py`.
 """
 
 import dataclasses
@@ -67,6 +68,7 @@ class SamplerStudy(Study):
             **arm.options("num_steps"),
         )
 
+        # Texts are the clusters: a ratio of sums, with its error over texts
         characters = [len(text) for text in self.decode(rows)]
         per_character = ratio_estimate(bits(nll.sequence_nats), characters, PER_CHARACTER)
         return {
@@ -98,6 +100,7 @@ class SamplerStudy(Study):
             warm_up = dataclasses.replace(arm, steps=min(arm.steps, 2))
         self.sample_batch(warm_up, 1, seed=0)
 
+        # Every batch has a seed of its own, so that the number of batches does not change the others
         outputs = []
         seconds = []
         for number, finished in enumerate(range(0, count, size)):
@@ -150,7 +153,7 @@ class SamplerStudy(Study):
         }
 
     def sample_row(self, arm: SamplerArm) -> dict:
-        """Quality and cost of the samples of an arm. The last batch counts for the time only if it is a whole one."""
+        """Quality and cost of the samples of an arm. Seconds are the median over whole batches."""
         samples = self.samples(arm)
         size = self.settings.batch_size
         num_samples = len(samples["ids"])
@@ -229,10 +232,11 @@ def bits(nats: Sequence[float]) -> list[float]:
 
 
 def add_differences(bounds: list[dict]) -> None:
-    """Give every bound its differences to ancestral sampling on the same texts, as `minus_ancestral`.
+    """Give every bound `minus_ancestral`, its differences to ancestral sampling on the same texts.
 
-    They are a list of {steps: T of ancestral sampling, None for infinitely many; difference: bits per character with
-    the standard error of the paired difference over texts, the noise of both bounds included}.
+    They are a list of dictionaries. `steps` is T of ancestral sampling, None for infinitely many.
+    `difference` is in bits per character, with the standard error of the paired difference over
+    texts, the noise of both bounds included.
     """
     for row in bounds:
         row["minus_ancestral"] = [
@@ -243,7 +247,7 @@ def add_differences(bounds: list[dict]) -> None:
 
 
 def ancestral_bounds(bounds: list[dict], data: str) -> list[dict]:
-    """The bounds of ancestral sampling on one set of texts, its limit for infinitely many steps among them."""
+    """The bounds of ancestral sampling on one set of texts, and of its limit for many steps."""
     return [row for row in bounds if row["data"] == data and row["rule"] in (ANCESTRAL, FIRST_HITTING)]
 
 

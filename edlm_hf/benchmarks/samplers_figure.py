@@ -68,7 +68,7 @@ def plot_rules(axes, rows: list[dict], seconds: dict[tuple, float], name: str) -
 
 
 def label_ends(axes, ends: list[tuple]) -> None:
-    """Write every name at the right of the axes, at the height where its line ends but never over another name.
+    """Write every name at the right, where its line ends but never over another name.
 
     Args:
         ends: (height, seconds, name, colour) of each line.

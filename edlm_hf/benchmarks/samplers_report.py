@@ -1,4 +1,4 @@
-"""The page of `edlm benchmark samplers`: a table of bounds, and a table of samples with their cost."""
+"""The page of `edlm benchmark samplers`: a table of bounds, and one of samples and their cost."""
 
 from edlm_hf.benchmarks.tables import estimate, number, steps, table, text
 
@@ -66,7 +66,8 @@ def signed(difference: dict | None) -> str:
 def worth(row: dict) -> str:
     """The smallest T of ancestral sampling whose bound is not above the bound of this row.
 
-    Beyond the largest T that was measured it is ∞ if the limit reaches the bound, otherwise "more than" the last one.
+    Beyond the largest T that was measured it is ∞ if the limit reaches the bound, otherwise "more
+    than" the last one.
     """
     if row["rule"] in ("ancestral", "first_hitting"):
         return "-"
@@ -77,6 +78,7 @@ def worth(row: dict) -> str:
         if pair["difference"]["value"] >= 0:
             return str(pair["steps"])
 
+    # No measured T reaches it
     limit = minus_ancestral(row, None)
     if limit is not None:
         return "∞" if limit["value"] >= 0 else "more than ∞"

@@ -48,9 +48,10 @@ class StudySettings:
 
     Args:
         model: folder or Hub repository of the denoiser and its tokenizer, or of an EDLM composite.
-        data: the sets of texts, each a protocol (`edlm_hf.data.PROTOCOLS`), a Hub dataset or files, or `name=source`.
-            A set named after a protocol is cleaned like it (`wikitext2=test.parquet`). The split is the evaluation
-            split of a protocol, otherwise "test".
+        data: the sets of texts, each a protocol (`edlm_hf.data.PROTOCOLS`), a Hub dataset or files,
+            or `name=source`. A set named after a protocol is cleaned like it
+            (`wikitext2=test.parquet`). The split is the evaluation split of a protocol, otherwise
+            "test".
         autoregressive: the AR model, which judges samples.
         vocabulary: corpus whose training split has the words that are spelled right.
         num_texts: blocks of each set that are scored.

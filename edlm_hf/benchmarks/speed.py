@@ -1,10 +1,12 @@
-"""`edlm benchmark speed`: `generate()` against the published samplers on the same weights, in one process and one run.
+"""`edlm benchmark speed`: `generate()` against the published samplers on the same weights.
 
-The two sides of a comparison run alternately (published, ours, published, ours, ...) after one warm-up each, so that a
-machine that gets slower or faster meanwhile hits both: read the ratios, not the seconds.
+The two sides of a comparison run in one process and alternately (published, ours, published, ours,
+...) after one warm-up each, so that a machine that gets slower or faster meanwhile hits both. Read
+the ratios, not the seconds.
 
-Peak memory (`peak_memory.py`) is measured in a run of its own, of both sides in the same way, and with at most 128
-steps: the published samplers take the same memory at every T, and ours less with more steps, which reveal less each.
+Peak memory (`peak_memory.py`) is measured in a run of its own, of both sides in the same way, and
+with at most 128 steps: the published samplers take the same memory at every T, and ours less with
+more steps, which reveal less each.
 """
 
 import dataclasses
@@ -25,7 +27,7 @@ WARM_UP_STEPS, MEMORY_STEPS = 4, 128
 
 
 def run_benchmark(settings: SpeedSettings, output: Path, advance: Callable[[int, int, str], None]) -> dict:
-    """Measure everything. results.json and results.md in `output` are renewed after every comparison.
+    """Measure everything, and renew results.json and results.md after every comparison.
 
     Args:
         advance: called with (runs finished, runs in all, what runs now).
@@ -70,7 +72,7 @@ def label_of(comparison: Comparison) -> str:
 
 
 def number_of_runs(settings: SpeedSettings) -> int:
-    """Runs in all: a warm-up, the timed ones and one for the memory of both sides; no memory for the scaling."""
+    """A warm-up, the timed runs and one for the memory of each side. Scaling has no memory."""
     runs = len(list(settings.comparisons())) * 2 * (settings.repeats + 2)
     if settings.scaling:
         runs += len(list(settings.scaling_comparisons())) * (settings.repeats + 1)
@@ -78,7 +80,7 @@ def number_of_runs(settings: SpeedSettings) -> int:
 
 
 def compare(contest: Contest, progress: Progress) -> dict:
-    """Medians of both sides in one comparison and their ratios. A side that does not fit into memory is left out."""
+    """Medians of both sides and their ratios. A side that does not fit into memory is left out."""
     comparison = contest.comparison
     needed = published_bytes(comparison)
     free = free_bytes(contest.device)
@@ -117,7 +119,8 @@ def peak_bytes_of(contest: Contest, side: str) -> int:
 def ratios(published: dict, ours: dict) -> dict:
     """How many times faster ours is, and its part of the memory.
 
-    The range is over pairs of runs. The ratio of the fastest runs is the least touched by other work of the machine.
+    The range is over pairs of runs. The ratio of the fastest runs is the least touched by other
+    work of the machine.
     """
     pairs = zip(published["all_seconds"], ours["all_seconds"], strict=True)
     of_pairs = [seconds / own_seconds for seconds, own_seconds in pairs]
@@ -166,7 +169,7 @@ def measure_scaling(settings: SpeedSettings, progress: Progress) -> dict:
 
 
 def fit_exponents(rows: list[dict]) -> dict[str, float]:
-    """Least squares of log seconds against the log of each varied size: seconds ~ size ** exponent."""
+    """Least squares of log seconds against the log of each size: seconds ~ size ** exponent."""
     exponents = {}
     for axis in dict.fromkeys(row["axis"] for row in rows):
         of_axis = [(row["value"], row["seconds"]) for row in rows if row["axis"] == axis]

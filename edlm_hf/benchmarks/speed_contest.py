@@ -1,4 +1,4 @@
-"""The two sides of a comparison: the published sampler and `generate()` on the same random networks."""
+"""Both sides of a comparison: the published sampler and `generate()` on the same networks."""
 
 from dataclasses import dataclass
 
@@ -22,7 +22,7 @@ OWN_SAMPLERS = {
 
 
 def random_model(comparison: Comparison, settings: SpeedSettings) -> EDLMForMaskedDiffusion:
-    """Denoiser and autoregressive energy with normal noise on every parameter, so that no logits are constant.
+    """Denoiser and AR energy, with normal noise on every parameter so that no logits are constant.
 
     The energy's start token is an id of its own, after the denoiser's vocabulary.
     """
@@ -39,6 +39,7 @@ def random_model(comparison: Comparison, settings: SpeedSettings) -> EDLMForMask
     energy_config = MDLMConfig(vocab_size=vocab_size + 1, causal=True, bos_token_id=vocab_size, **sizes)
     energy = MDLMForCausalLM(energy_config)
 
+    # As constructed, the last layer of both networks is zero
     generator = torch.Generator().manual_seed(settings.seed)
     with torch.no_grad():
         for parameter in (*denoiser.parameters(), *energy.parameters()):
@@ -75,7 +76,8 @@ class Contest:
         shape = (comparison.batch_size, comparison.length)
         self.ids = torch.full(shape, mask_token_id, device=self.device)
 
-        # Both energies are timed. Ours takes the place of the model's method, also after an earlier contest.
+        # Both energies are timed. Ours takes the place of the model's method, which an earlier
+        # contest may have replaced.
         model.__dict__.pop("own_energy", None)
         own_energy = Stopwatch(model.own_energy("sequence"), self.device)
         model.own_energy = lambda *_: own_energy

@@ -87,7 +87,7 @@ COLUMNS = SIZES | {
 
 
 def scaling_table(result: dict) -> str:
-    """A row for each size that was varied: its values, the seconds there, and the fitted exponent."""
+    """A row for each size that was varied: its values, the seconds, and the fitted exponent."""
     rows = []
     for axis, exponent in result["scaling"]["exponents"].items():
         measured = [row for row in result["scaling"]["measurements"] if row["axis"] == axis]
@@ -104,7 +104,7 @@ def scaling_table(result: dict) -> str:
 
 
 def plot(result: dict, output: Path) -> list[str]:
-    """Write time and peak memory against T, one picture per vocabulary. Nothing without matplotlib."""
+    """Write time and peak memory against T, a picture for each V. Nothing without matplotlib."""
     written = []
     for vocab_size in result["settings"]["vocab_sizes"]:
         rows = [row for row in result["comparisons"] if row["vocab_size"] == vocab_size]
@@ -124,7 +124,7 @@ def plot(result: dict, output: Path) -> list[str]:
 
 
 def plot_sides(axes, rows: list[dict], name: str, scale: float) -> None:
-    """A colour for each mode and batch size, a broken line for the published sampler and a solid one for ours."""
+    """A colour for each mode and batch size, broken lines for published and solid ones for ours."""
     kinds = list(dict.fromkeys((row["mode"], row["batch_size"]) for row in rows))
     for i, (mode, batch_size) in enumerate(kinds):
         of_kind = [row for row in rows if (row["mode"], row["batch_size"]) == (mode, batch_size)]

@@ -10,7 +10,8 @@ from edlm_hf.benchmarks.settings import check_dtype, check_positive
 MODES = ("mdlm", "ar", "first_hitting", "planned")
 PUBLISHED, OURS = "published", "ours"
 
-# T of the planner -> the largest measured T whose ancestral bound is not better (256 texts, results/samplers)
+# T of the planner -> the largest measured T whose ancestral bound is not better
+# (256 texts, results/samplers)
 EQUAL_BOUND = {8: 32, 16: 64}
 
 # The sizes that are varied one at a time, and their fields in `Comparison`
@@ -38,10 +39,11 @@ class SpeedSettings:
     """What is measured: every combination of vocabulary, batch size, number of steps and mode.
 
     Args:
-        modes: `mdlm` has no energy (k = 1). `ar` weighs `candidates` complete sequences by the autoregressive energy
-            in the window [1 - w, 1]. `first_hitting` reveals one token per call, the distribution of T -> infinity,
-            and is compared with published MDLM at the largest T. `planned` is the spaced planner, least entropy first,
-            at T of `planned_steps` against published MDLM at the T whose bound is not better (`EQUAL_BOUND`).
+        modes: `mdlm` has no energy (k = 1). `ar` weighs `candidates` complete sequences by the
+            autoregressive energy in the window [1 - w, 1]. `first_hitting` reveals one token per
+            call, the distribution of T -> infinity, and is compared with published MDLM at the
+            largest T. `planned` is the spaced planner, least entropy first, at T of `planned_steps`
+            against published MDLM at the T whose bound is not better (`EQUAL_BOUND`).
         vocab_sizes: V, the mask among them.
         steps: values of T.
         length: L.
@@ -105,16 +107,17 @@ class SpeedSettings:
         return self.candidates if mode == "ar" else 1
 
     def pairs_of_steps(self, mode: str) -> list[tuple[int, int]]:
-        """The values of T of the published sampler and of ours that are compared with each other."""
+        """The values of T, of the published sampler and of ours, that are compared."""
         if mode == "planned":
             return [(EQUAL_BOUND[steps], steps) for steps in self.planned_steps]
         compared = (max(self.steps),) if mode == "first_hitting" else self.steps
         return [(steps, steps) for steps in compared]
 
     def scaling_comparisons(self) -> Iterator[tuple[str, Comparison]]:
-        """Each size alone at 1/4, 1/2, 1 and 2 times (B: 1, 2 and 4 times) a middle one, with its letter.
+        """Each size alone at 1/4, 1/2, 1 and 2 times (B: 1, 2 and 4 times) a middle one.
 
-        The middle has the largest V, the smallest B, the median of T, and the energy if `ar` is among the modes.
+        The middle has the largest V, the smallest B, the median of T, and the energy if `ar` is
+        among the modes.
         """
         mode = "ar" if "ar" in self.modes else self.modes[0]
         steps = sorted(self.steps)[len(self.steps) // 2]

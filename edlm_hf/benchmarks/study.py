@@ -1,4 +1,4 @@
-"""What the studies of quality and of samplers share: the networks, the texts, and how samples are read."""
+"""The common part of the studies of quality and of samplers: networks, texts, and decoding."""
 
 import functools
 import json
@@ -36,7 +36,8 @@ class Study:
         wraps: whether texts begin and end with tokens that are modelled.
 
     Raises:
-        ValueError: the model does not say how long its texts are, or the AR model has no start token.
+        ValueError: the model does not say how long its texts are, or the AR model has no start
+            token.
     """
 
     def __init__(self, settings: StudySettings, output: Path):
@@ -44,6 +45,7 @@ class Study:
         self.parts = Parts(output / "parts")
         self.device = torch.device(settings.device)
 
+        # 1. The networks
         self.tokenizer = load_tokenizer(settings.model)
         self.network = self.load(settings.model)
         self.denoiser = getattr(self.network, "denoiser", self.network)
@@ -51,10 +53,13 @@ class Study:
 
         composite = EDLMForMaskedDiffusion.from_components(self.denoiser, tokenizer=self.tokenizer)
         self.mdlm = composite.to(self.device)
+
+        # 2. What every measurement of the denoiser depends on, in the hash of each part
         config = self.mdlm.config
         schedule = json.dumps([config.noise_schedule, config.noise_schedule_params])
         self.identity = (digest_of_weights(self.denoiser), schedule)
 
+        # 3. The form of the texts
         self.length = config.max_position_embeddings
         if self.length is None:
             raise ValueError(f"{settings.model} does not say how long its texts are (max_position_embeddings).")
@@ -68,7 +73,7 @@ class Study:
         return load_masked(name, self.tokenizer, dtype=DTYPES[self.settings.dtype])
 
     def load_autoregressive(self) -> nn.Module | None:
-        """The AR model of the settings, otherwise that of the composite, otherwise None."""
+        """The AR model of the settings, otherwise the one inside the composite, otherwise None."""
         if self.settings.autoregressive is not None:
             causal = load_causal(self.settings.autoregressive, dtype=DTYPES[self.settings.dtype])
             return getattr(causal, "energy_model", causal)
@@ -77,7 +82,7 @@ class Study:
         return None
 
     def start_of_causal(self) -> int:
-        """The AR model's own start token. Without one it is the tokenizer's, as wrapped blocks have it."""
+        """The AR model's own start token, or the tokenizer's one, which wrapped blocks begin with."""
         start = self.causal.config.bos_token_id
         if start is None and self.wraps:
             start = self.tokenizer.bos_token_id
@@ -110,7 +115,7 @@ class Study:
         return self.tokenizer.batch_decode(rows, **options)
 
     def scored(self, rows: list[list[int]]) -> list[torch.Tensor]:
-        """The tokens that count for the denoiser, so that every likelihood is divided by the same number."""
+        """The tokens that count for the denoiser, so that all likelihoods are per the same tokens."""
         return read_texts(self.mdlm.config, rows).scored
 
     def known_words(self, texts: list[str]) -> Estimate | None:

@@ -1,4 +1,5 @@
-"""Markdown tables of results. A column is a function from a row of the results to the text in its cell."""
+"""Markdown tables of results. A column is a function from a row of the results to the text in its
+cell."""
 
 import math
 from collections.abc import Callable

@@ -1,4 +1,5 @@
-"""Sets of texts by name: a corpus in the alphabet of the tokenizer, cut into blocks of equal length."""
+"""Sets of texts by name: a corpus in the alphabet of the tokenizer, cut into blocks of equal
+length."""
 
 import functools
 from collections.abc import Callable
@@ -13,7 +14,8 @@ from edlm_hf.tokenization import is_text8, normalize_text8
 
 
 class TextSet(NamedTuple):
-    """Blocks `input_ids` of equal length, with the start token in front where the models have one."""
+    """Blocks `input_ids` of equal length, with the start token in front where the models have
+    one."""
 
     name: str
     blocks: Dataset
@@ -40,8 +42,9 @@ def named_source(text: str) -> tuple[str, str]:
 def load_texts(text: str, tokenizer: PreTrainedTokenizerBase, split: str | None = None) -> Dataset:
     """Load the corpus of `source` or `name=source`.
 
-    A set that is named after a protocol is cleaned like it, and the text8 alphabet is applied where the tokenizer has
-    no other characters. The split is the evaluation split of the protocol, or "test", unless given.
+    A set that is named after a protocol is cleaned like it, and the text8 alphabet is applied where
+    the tokenizer has no other characters. The split is the evaluation split of the protocol, or
+    "test", unless given.
     """
     name, source = named_source(text)
     cleaning = []
@@ -57,7 +60,8 @@ def load_texts(text: str, tokenizer: PreTrainedTokenizerBase, split: str | None 
 
 
 def apply_all(functions: tuple[Callable[[str], str], ...], text: str) -> str:
-    """The functions one after the other. At the top of a module, so that other processes can load it."""
+    """The functions one after the other. At the top of a module, so that other processes can load
+    it."""
     for function in functions:
         text = function(text)
     return text

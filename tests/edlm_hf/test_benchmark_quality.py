@@ -1,4 +1,4 @@
-"""The study of quality: every arm is measured, equal work is counted right, and nothing is measured twice."""
+"""The study of quality: every arm is measured, work is counted, and nothing is measured twice."""
 
 import dataclasses
 import json
@@ -42,8 +42,9 @@ def write_models(folder, kind: str = "start") -> dict:
     """A denoiser with its tokenizer, an AR model, an NCE composite and a small corpus.
 
     Args:
-        kind: "start": texts begin with a start token, which is context. "no start": only the AR model knows one.
-            "wrap": rows begin and end with an end-of-text token that is modelled, and the AR model is a GPT-2.
+        kind: "start": texts begin with a start token, which is context. "no start": only the AR
+            model knows one. "wrap": rows begin and end with an end-of-text token that is modelled,
+            and the AR model is a GPT-2.
     """
     tokenizer = text8_tokenizer(LENGTH)
     sizes = {"vocab_size": len(tokenizer), "model_length": LENGTH}

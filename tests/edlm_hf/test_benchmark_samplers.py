@@ -1,4 +1,4 @@
-"""The study of samplers: differences are paired, nothing is measured twice, and every rule is called as it is named."""
+"""The study of samplers: differences are paired, and nothing is measured twice."""
 
 import json
 import math
@@ -36,7 +36,7 @@ TINY = {"samplers": RULES, "num_texts": 5, "noise_samples": 2, "num_generated": 
 
 
 def write_models(folder) -> dict:
-    """A denoiser with its tokenizer, an AR model and a small corpus, whose texts begin with a start token."""
+    """A denoiser with its tokenizer, an AR model, and a corpus whose texts have a start token."""
     tokenizer = text8_tokenizer(LENGTH)
     sizes = {
         "vocab_size": len(tokenizer),

@@ -1,4 +1,4 @@
-"""The measurements of speed and memory: both sides run the same networks, and the page says what was measured."""
+"""Speed and memory: both sides run the same networks, and the page says what was measured."""
 
 import json
 import sys

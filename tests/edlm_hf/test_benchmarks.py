@@ -1,4 +1,4 @@
-"""The published samplers of the benchmark of speed: their enumerated distribution, and no more work than published."""
+"""The published samplers as a baseline: their enumerated distribution, and no more calls."""
 
 import numpy as np
 import pytest
@@ -33,7 +33,7 @@ PRODUCTS = np.stack([product_law(PROPOSAL, s) for s in range(len(STATES))])
 
 
 def sample(num_steps, ids=None, **arguments):
-    """N samples from the table PROPOSAL, all positions masked at first unless `ids` says otherwise."""
+    """N samples from the table PROPOSAL, all positions masked at first unless `ids` are given."""
     ids = torch.full((N, L), MASK) if ids is None else ids
     generator = torch.Generator().manual_seed(0)
     denoiser = TableDenoiser(PROPOSAL)
@@ -144,7 +144,7 @@ def test_calls_are_those_of_the_official_loop(energy_window, seed, monkeypatch):
 
 
 def test_a_kept_candidate_changes_no_distribution():
-    """Rows alone, of one masked position. Most of their steps change nothing, inside the window and after it."""
+    """Rows alone, of one masked position: most of their steps change nothing."""
     num_rows, num_steps = 3000, 8
     start = torch.tensor([[1, MASK, 0, 2]])
     generator = torch.Generator().manual_seed(0)
