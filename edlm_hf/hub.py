@@ -39,7 +39,8 @@ tags:
 
 Exact ancestral or first-hitting sampling, infilling of any mask pattern, batches of ragged prompts, blocks, and
 proposals weighed by an energy ([EDLM](https://arxiv.org/abs/2410.21357)), for LLaDA, Dream and other masked diffusion
-models. The model is used as it is: nothing is trained or changed.
+models. The model is used as it is: nothing is trained or changed. The code that LLaDA and Dream ship is written for
+transformers 4. Under 5, `edlm_hf.load_published_denoiser` loads their weights without it.
 
 ```python
 from transformers import AutoModelForMaskedLM, AutoTokenizer, GenerationMixin
@@ -69,7 +70,7 @@ Arguments besides those of transformers (`attention_mask`, `max_new_tokens`, `ma
 | `energy_window` | w: the energy acts at times in [1 - w, 1] (1.0) |
 | `energy_temperature` | tau of the weights softmax(-E / tau) (1.0) |
 | `energy_scope` | `sequence`: complete sequences are weighed; `revealed`: what a step reveals |
-| `logits_shift` | 1 if the logits at position i - 1 predict token i; unless given 1 for the model type Dream, else 0 |
+| `logits_shift` | 1 if the logits at position i - 1 predict token i; unless given, by the config, 1 for Dream |
 | `mask_token_id` | the mask token, where neither config nor generation_config of the model says it |
 | `generator` | a `torch.Generator`: the same seed and batch give the same tokens |
 

@@ -13,10 +13,11 @@ ENERGY_TYPES = ("none", "ar", "coar", "nce")
 ENERGY_SCOPES = ("sequence", "revealed")
 ENERGY_WEIGHTS = ("own", "shared")
 
-try:  # a process without the package must know the sub-configuration of a checkpoint that travels with its code
-    AutoConfig.register(MDLMConfig.model_type, MDLMConfig)
-except ValueError:
-    pass  # known already
+# A process without the package must know the sub-configuration of a checkpoint that travels with its code. A copy of
+# this file that came with a checkpoint leaves the class of an installed package where it is.
+known = CONFIG_MAPPING[MDLMConfig.model_type] if MDLMConfig.model_type in CONFIG_MAPPING else None
+if known is None or known.__module__.startswith("transformers_modules."):
+    AutoConfig.register(MDLMConfig.model_type, MDLMConfig, exist_ok=True)
 
 
 @checked

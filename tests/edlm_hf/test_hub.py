@@ -6,9 +6,10 @@ import foreign_models as foreign
 import pytest
 import torch
 from bare import BarePython
-from published import tiny_causal
+from published import tiny_causal, tiny_denoiser
+from transformers import AutoModelForMaskedLM, GenerationMixin
 
-from edlm_hf import EDLMForMaskedDiffusion
+from edlm_hf import EDLMForMaskedDiffusion, MDLMForMaskedLM
 from edlm_hf.hub import save_custom_generate
 from edlm_hf.modeling.custom_generate import generate
 
@@ -206,6 +207,16 @@ def test_folder_holds_code_needs_and_card(tmp_path):
     assert [path.name for path in folder.parent.iterdir()] == ["folder"]
     for file in (folder / "custom_generate").glob("*.py"):
         assert "edlm_hf.modeling" not in file.read_text().replace("`edlm_hf.modeling`", ""), file.name
+
+
+def test_engine_leaves_the_classes_of_the_package_registered(tmp_path):
+    folder = save_custom_generate(tmp_path / "engine")
+    engine = GenerationMixin().load_custom_generate(str(folder), trust_remote_code=True)
+    rows = engine(tiny_denoiser(), PROMPT, max_denoising_steps=2)
+    assert MASK not in rows
+
+    tiny_denoiser().save_pretrained(tmp_path / "mdlm")
+    assert isinstance(AutoModelForMaskedLM.from_pretrained(tmp_path / "mdlm"), MDLMForMaskedLM)
 
 
 def test_folder_that_is_not_empty_is_refused(tmp_path):

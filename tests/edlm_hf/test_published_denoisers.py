@@ -1,12 +1,10 @@
 """Published layouts of LLaDA, Dream and their kin: loaded without their code, they compute and sample as published."""
 
 import json
-import shutil
 
 import published_samplers
 import pytest
 import torch
-import transformers
 from published import randomised
 from published_networks import (
     END,
@@ -19,8 +17,8 @@ from published_networks import (
     llada_shapes,
     write_weights,
 )
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from published_tokenizers import FEW_LETTERS, write_fast, write_slow
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 import edlm_hf
 from edlm_hf import EDLMForMaskedDiffusion, load_published_denoiser, load_published_tokenizer
@@ -206,7 +204,7 @@ def test_llada_8b_has_the_published_names_and_bytes():
     shapes = llada_shapes(LLADA_8B)
     config = layout_of(LLADA_8B, shapes).configuration(LLADA_8B, LLADA_8B["mask_token_id"])
     with torch.device("meta"):
-        model = transformers.LlamaForCausalLM(config)
+        model = LlamaForCausalLM(config)
     parameters = dict(model.named_parameters())
     assert 2 * sum(weight.numel() for weight in parameters.values()) == LLADA_8B_BYTES
     assert len(parameters) == len(shapes) == 291
@@ -279,20 +277,12 @@ def test_files_that_are_missing_are_named(tmp_path):
 # ----------------------------------------------------------------------------------------------------------- tokenizers
 
 
-def byte_tokenizer(*special: str) -> Tokenizer:
-    """Eighteen letters and a few bytes, then special tokens from END on."""
-    letters = ["Ġ", *"abcdefghijklmnopqrs"]
-    backend = Tokenizer(models.BPE({letter: i for i, letter in enumerate(letters)}, []))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    backend.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in special])
-    return backend
+SPECIAL = ["<|mask|>", "<|endoftext|>", "<|startoftext|>"]  # MASK, END and START
 
 
 def test_mask_of_llada_is_the_token_that_its_configuration_names(tmp_path):
     PUBLISHED["LLaDA"].write(tmp_path)
-    backend = byte_tokenizer("<|mdm_mask|>", "<|endoftext|>", "<|startoftext|>")
-    PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|endoftext|>").save_pretrained(tmp_path)
+    write_fast(tmp_path, FEW_LETTERS, ["<|mdm_mask|>", *SPECIAL[1:]], eos_token="<|endoftext|>")
     tokenizer = load_published_tokenizer(str(tmp_path))
     assert (tokenizer.mask_token, tokenizer.mask_token_id, tokenizer.eos_token_id) == ("<|mdm_mask|>", MASK, END)
     assert len(tokenizer) == 23
@@ -308,13 +298,11 @@ def test_mask_that_only_the_tokenizer_knows_is_taken_from_it(tmp_path):
         folder = tmp_path / name
         PUBLISHED[name].write(folder)
         stated = {"mask_token": "<|mask|>"} if name == "DiffuGPT" else {}
-        backend = byte_tokenizer("<|mask|>", "<|endoftext|>", "<|startoftext|>")
-        PreTrainedTokenizerFast(tokenizer_object=backend, **stated).save_pretrained(folder)
+        write_fast(folder, FEW_LETTERS, SPECIAL, **stated)
         assert load_published_denoiser(str(folder)).config.mask_token_id == MASK
         assert load_published_tokenizer(str(folder)).mask_token_id == MASK
 
-    backend = byte_tokenizer("<|endoftext|>")
-    PreTrainedTokenizerFast(tokenizer_object=backend).save_pretrained(folder)
+    write_fast(folder, FEW_LETTERS, SPECIAL[1:])
     with pytest.raises(ValueError, match="says which token is the mask.*mask_token_id="):
         load_published_denoiser(str(folder))
 
@@ -322,30 +310,15 @@ def test_mask_that_only_the_tokenizer_knows_is_taken_from_it(tmp_path):
 def test_tokenizer_of_dream_needs_no_code(tmp_path):
     """vocab.json, merges.txt and the table of added tokens, in a class that transformers has."""
     PUBLISHED["Dream"].write(tmp_path)
-    letters = ["Ġ", *"abcdefghijklmnopqrs"]
-    (tmp_path / "vocab.json").write_text(json.dumps({letter: i for i, letter in enumerate(letters)}))
-    (tmp_path / "merges.txt").write_text("#version: 0.2\n")
-    added = {MASK: "<|mask|>", END: "<|endoftext|>", START: "<|beginoftext|>"}
-    decoder = {str(i): {"content": token, "special": True, "normalized": False} for i, token in added.items()}
-    settings = {"tokenizer_class": "DreamTokenizer", "added_tokens_decoder": decoder, "mask_token": "<|mask|>"}
-    settings |= {"auto_map": {"AutoTokenizer": ["tokenization_dream.DreamTokenizer", None]}}
-    settings |= {"eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>", "bos_token": "<|beginoftext|>"}
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
-    (tmp_path / "tokenization_dream.py").write_text("raise RuntimeError('this ran')")
+    named = {"mask_token": "<|mask|>", "eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"}
+    write_slow(tmp_path, FEW_LETTERS, SPECIAL, **named, bos_token="<|startoftext|>")
 
     tokenizer = load_published_tokenizer(str(tmp_path))
     assert (tokenizer.mask_token_id, tokenizer.pad_token_id, tokenizer.bos_token_id) == (MASK, END, START)
     ids = tokenizer("abc <|mask|>d").input_ids
     assert ids == [1, 2, 3, 0, MASK, 4] and tokenizer.decode(ids) == "abc <|mask|>d"
     tokenizer.save_pretrained(tmp_path / "again")
-    assert load_published_tokenizer_again(tmp_path) == ids
-
-
-def load_published_tokenizer_again(folder):
-    """The ids of the same text by the tokenizer that was saved."""
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder / "again")
-    shutil.rmtree(folder / "again")
-    return tokenizer("abc <|mask|>d").input_ids
+    assert AutoTokenizer.from_pretrained(tmp_path / "again")("abc <|mask|>d").input_ids == ids
 
 
 def test_llada_moe_is_told_from_llada_by_its_settings():

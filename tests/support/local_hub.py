@@ -8,13 +8,22 @@ lengths and weights are those of tests, and the tokenizers know single character
 import itertools
 import json
 import string
+from dataclasses import replace
 from pathlib import Path
 
-from foreign_models import LLaDAConfig, LLaDAModelLM
 from published import GOLDEN, randomised, tiny_gpt2
+from published_networks import PUBLISHED, Published
+from published_tokenizers import ALL_BYTES, write_fast, write_slow
 from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-from transformers import BertConfig, BertForMaskedLM, BertTokenizerFast, PreTrainedTokenizerFast
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    BertTokenizerFast,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
 from edlm_hf import MDLMConfig, MDLMForMaskedLM
 
@@ -67,11 +76,40 @@ def write_hub(cache: Path) -> None:
 
     write_bert(snapshot(cache, "google-bert/bert-base-uncased"))
 
+    write_published(cache)
+
+
+def write_published(cache: Path) -> None:
+    """LLaDA, Dream and DiffuGPT in their published layouts, and the causal model that Dream was made of."""
+    mask, end, start = range(len(ALL_BYTES), len(ALL_BYTES) + 3)
+    ends = {"eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"}
+    tokens = {"mask_token_id": mask, "eos_token_id": end, "pad_token_id": end}
+
     folder = snapshot(cache, "GSAI-ML/LLaDA-8B-Instruct")
-    tokenizer = letters()
+    write_fast(folder, ALL_BYTES, ["<|mdm_mask|>", "<|endoftext|>", "<|startoftext|>"], **ends)
+    resized("LLaDA", vocab_size=start + 1, embedding_size=start + 6, **tokens).write(folder, num_files=2)
+
+    folder = snapshot(cache, "Dream-org/Dream-v0-Base-7B")
+    named = {"mask_token": "<|mask|>", "bos_token": "<|beginoftext|>"}
+    write_slow(folder, ALL_BYTES, ["<|mask|>", "<|endoftext|>", "<|beginoftext|>"], **ends, **named)
+    resized("Dream", vocab_size=start + 1, bos_token_id=end, **tokens).write(folder, num_files=2)
+
+    folder = snapshot(cache, "Qwen/Qwen2.5-7B")
+    sizes = {"vocab_size": start + 1, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
+    sizes |= {"num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 3 * LENGTH}
+    Qwen2ForCausalLM(Qwen2Config(**sizes, bos_token_id=end, eos_token_id=end)).save_pretrained(folder)
+
+    folder = snapshot(cache, "diffusionfamily/diffugpt-s")
+    diffugpt = resized("DiffuGPT", rows=50_257, vocab_size=50_257, bos_token_id=50_256, eos_token_id=50_256)
+    diffugpt.write(folder)
+    tokenizer = gpt2_tokenizer()
+    tokenizer.add_special_tokens({"mask_token": tokenizer.convert_ids_to_tokens(10_541)})
     tokenizer.save_pretrained(folder)
-    config = LLaDAConfig(vocab_size=len(tokenizer), mask_token_id=tokenizer.mask_token_id)
-    LLaDAModelLM(config).save_pretrained(folder)
+
+
+def resized(name: str, **changes) -> Published:
+    """A published family with other settings in its config.json."""
+    return replace(PUBLISHED[name], config=PUBLISHED[name].config | changes)
 
 
 def letters() -> BertTokenizerFast:

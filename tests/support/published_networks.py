@@ -392,7 +392,8 @@ def diffullama_shapes(config: dict) -> dict[str, tuple[int, ...]]:
 
 def diffugpt_shapes(config: dict) -> dict[str, tuple[int, ...]]:
     width = config["n_embd"]
-    shapes = {"embed_tokens.weight": (VOCABULARY, width), "denoise_model.wpe.weight": (config["n_positions"], width)}
+    rows = config.get("rows", VOCABULARY)
+    shapes = {"embed_tokens.weight": (rows, width), "denoise_model.wpe.weight": (config["n_positions"], width)}
     wide = {"attn.c_attn": (width, 3 * width), "attn.c_proj": (width, width)}
     wide |= {"mlp.c_fc": (width, 4 * width), "mlp.c_proj": (4 * width, width)}
     norms = ["denoise_model.ln_f"]
