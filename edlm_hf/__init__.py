@@ -8,12 +8,13 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelF
 
 from edlm_hf import sharing
 from edlm_hf.checkpoints import checkpoint
+from edlm_hf.modeling.checkpoints import CheckpointingMixin
 from edlm_hf.modeling.configuration_edlm import EDLMConfig
 from edlm_hf.modeling.configuration_mdlm import MDLMConfig
 from edlm_hf.modeling.energy_edlm import EDLMEnergyModel
 from edlm_hf.modeling.generation_edlm import EDLMGenerationConfig
 from edlm_hf.modeling.modeling_edlm import EDLMForMaskedDiffusion
-from edlm_hf.modeling.modeling_mdlm import CheckpointingMixin, MDLMForCausalLM, MDLMForMaskedLM, MDLMModel
+from edlm_hf.modeling.modeling_mdlm import MDLMForCausalLM, MDLMForMaskedLM, MDLMModel
 from edlm_hf.published_denoisers import load_published_denoiser, load_published_tokenizer
 
 AutoConfig.register("mdlm", MDLMConfig, exist_ok=True)
