@@ -29,6 +29,7 @@ from edlm_hf.modeling.generation_edlm import EDLMGenerationConfig
 from edlm_hf.modeling.modeling_edlm import EDLMForMaskedDiffusion
 from edlm_hf.modeling.modeling_mdlm import MDLMForMaskedLM
 from edlm_hf.modeling.vocabulary import fit_to_tokenizer
+from edlm_hf.published_denoisers import published_family
 from edlm_hf.tokenization import add_mask_token
 
 OURS = ("mdlm", "edlm")
@@ -162,6 +163,11 @@ def load(loader: Callable, name: str, **kwargs):
         if is_out_of_memory(error):
             raise
         check_files(place)
+        if family := published_family(place, **kwargs):
+            raise ValueError(
+                f"{name} is a {family} with code for transformers 4. Load it in Python with "
+                "edlm_hf.load_published_denoiser, and save the whole (docs/published_models.md)."
+            ) from error
         if loader != AutoConfig.from_pretrained:
             check_configurations(place)
         raise ValueError(why_not_loaded(error, loader, place, kwargs)) from error

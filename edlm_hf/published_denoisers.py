@@ -109,6 +109,15 @@ def load_published_tokenizer(name: str, **kwargs) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def published_family(name: str, **kwargs) -> str | None:
+    """The family of a folder or repository that `load_published_denoiser` knows, None for all others."""
+    where = hub_arguments(kwargs)
+    try:
+        return layout_of(read_config(name, where), weight_files(name, where)).name
+    except (ValueError, OSError):
+        return None
+
+
 def mask_token_of(tokenizer: PreTrainedTokenizerBase, published: dict, layout: Layout) -> str | None:
     """The mask of a tokenizer that does not say which it is, None if that is not known."""
     index = published.get("mask_token_id")
@@ -188,4 +197,4 @@ def check_complete(name: str, layout: Layout, info: dict) -> None:
         )
 
 
-__all__ = ["load_published_denoiser", "load_published_tokenizer"]
+__all__ = ["load_published_denoiser", "load_published_tokenizer", "published_family"]

@@ -22,6 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, 
 
 import edlm_hf
 from edlm_hf import EDLMForMaskedDiffusion, load_published_denoiser, load_published_tokenizer
+from edlm_hf.loading import load_with_tokenizer
 from edlm_hf.modeling.custom_generate import generate
 from edlm_hf.published_layouts import LLADA, layout_of
 
@@ -218,6 +219,15 @@ def test_code_in_the_repository_is_not_run(tmp_path):
     denoiser = load_published_denoiser(str(tmp_path), trust_remote_code=True)
     assert denoiser.dtype == torch.bfloat16  # as config.json says
     assert edlm_hf.load_published_denoiser is load_published_denoiser
+
+
+@pytest.mark.parametrize("trusting", [False, True])
+@pytest.mark.parametrize("name", ["LLaDA", "Dream", "A2D-Qwen2"])
+def test_commands_say_how_a_published_model_is_loaded(name, trusting, tmp_path):
+    PUBLISHED[name].write(tmp_path)
+    (tmp_path / "configuration_llada.py").write_text("raise RuntimeError('this ran')")
+    with pytest.raises(ValueError, match=f"is a {name} with code for transformers 4.*load_published_denoiser"):
+        load_with_tokenizer(str(tmp_path), trust_remote_code=trusting)
 
 
 def test_rows_without_a_token_are_never_drawn(tmp_path):
