@@ -1,9 +1,10 @@
-r"""Detokenisers: text that a corpus ships as tokens between spaces, back to running text.
+r"""Detokenisers: from the tokens between spaces that a corpus has back to running text.
 
-Pure functions of one document. They give what the published zero-shot evaluation (SEDD, MDLM, EDLM) gives, its oddities
-included (in WikiText an opening quote after an s is read as a possessive, every N as a number), because perplexities
-per token can be compared only on the same characters. Apply them once: `wikitext` and `lm1b` pair up quotes, and would
-pair those they have joined differently. AG News is evaluated as it is.
+They are pure functions of one document. Their results are those of the published zero-shot evaluation
+(SEDD, MDLM, EDLM), its oddities included (in WikiText an opening quote after an s is read as a
+possessive, every N as a number), because perplexities per token can be compared only on the same
+characters. Apply them once: `wikitext` and `lm1b` pair up quotes, and a second time they would pair
+the joined ones differently. AG News is evaluated as it is.
 """
 
 import re
@@ -16,17 +17,26 @@ def wikitext(text: str) -> str:
     ' == Early life ==\nHe said: "3,500 km" (about).\n'
     """
     text = text.replace("s '", "s'")
+
+    # Marks inside numbers and words, then marks between words
     for mark in "-,.":
         text = text.replace(f" @{mark}@ ", mark)
     for mark in ":;.!?,":
         text = text.replace(f" {mark} ", f"{mark} ")
+
+    # Brackets and quotes
     for opening, closing in ("()", "[]", "{}", '""', "''"):
         inside = rf"\s*([^{re.escape(closing)}]*?)\s*"
         text = re.sub(re.escape(opening) + inside + re.escape(closing), rf"{opening}\1{closing}", text)
+
+    # Headings, from ==== to ==
     for level in (4, 3, 2):
         text = text.replace(" ".join("=" * level), "=" * level)
-    for tokens, plain in ((" \N{DEGREE SIGN} ", "\N{DEGREE SIGN}"), (" \n", "\n"), ("\n ", "\n"), (" N ", " 1 ")):
-        text = text.replace(tokens, plain)
+
+    text = text.replace(" \N{DEGREE SIGN} ", "\N{DEGREE SIGN}")
+    text = text.replace(" \n", "\n")
+    text = text.replace("\n ", "\n")
+    text = text.replace(" N ", " 1 ")
     return text.replace(" 's", "'s")
 
 
@@ -36,10 +46,17 @@ def ptb(text: str) -> str:
     >>> ptb("the <unk> 's stock did n't fall $ N \\/ share")
     "the ?'s stock didn't fall $1 / share"
     """
-    for tokens, plain in ((" 's", "'s"), ("s ' ", "s' "), (" n't", "n't"), (" \n ", "\n"), (r"\/", "/")):
-        text = text.replace(tokens, plain)
+    text = text.replace(" 's", "'s")
+    text = text.replace("s ' ", "s' ")
+    text = text.replace(" n't", "n't")
+    text = text.replace(" \n ", "\n")
+    text = text.replace(r"\/", "/")
+
+    # Numbers
     text = re.sub(" N(?= )", " 1", text)
-    return text.replace("$ 1", "$1").replace("# 1", "#1").replace("<unk>", "?")
+    text = text.replace("$ 1", "$1")
+    text = text.replace("# 1", "#1")
+    return text.replace("<unk>", "?")
 
 
 def lm1b(text: str) -> str:
@@ -50,6 +67,8 @@ def lm1b(text: str) -> str:
     """
     text = re.sub("(https?) : / / ", r"\1://", text)
     text = re.sub(r" '(\w+)", r"'\1", text)
+
+    # Marks between words, and at the end
     text = re.sub(r" (\w+) \. ", r" \1. ", text)
     text = re.sub(r" (\w+) \.$", r" \1.", text)
     for mark in "?!":
@@ -58,10 +77,15 @@ def lm1b(text: str) -> str:
     for mark in ",:;":
         text = text.replace(f" {mark} ", f"{mark} ")
     text = text.replace(" / ", "/")
+
+    # Quotes and brackets
     for opening, closing in ('""', "''", "()", "[]"):
         inside = f" ([^{re.escape(opening + closing)}]+) "
         text = re.sub(re.escape(opening) + inside + re.escape(closing), rf"{opening}\1{closing}", text)
-    return text.replace("$ ", "$").replace("\N{POUND SIGN} ", "\N{POUND SIGN}")
+
+    # Amounts of money
+    text = text.replace("$ ", "$")
+    return text.replace("\N{POUND SIGN} ", "\N{POUND SIGN}")
 
 
 def lambada(text: str) -> str:
@@ -70,9 +94,10 @@ def lambada(text: str) -> str:
     >>> lambada(" \u201cNo,\u201d he said. ")
     '\n"No," he said.'
     """
-    return "\n" + re.sub("[\N{LEFT DOUBLE QUOTATION MARK}\N{RIGHT DOUBLE QUOTATION MARK}]", '"', text).strip()
+    text = re.sub("[\N{LEFT DOUBLE QUOTATION MARK}\N{RIGHT DOUBLE QUOTATION MARK}]", '"', text)
+    return "\n" + text.strip()
 
 
 def scientific_papers(text: str) -> str:
-    """The articles of Pubmed and Arxiv: the rules of WikiText, then those of One Billion Words."""
+    """The articles of Pubmed and Arxiv: the rules of WikiText, then the rules of One Billion Words."""
     return lm1b(wikitext(text))

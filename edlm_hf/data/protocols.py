@@ -1,13 +1,14 @@
-"""The corpora of the papers as data: where each is on the Hub, how its text is cleaned and cut, what is reported.
+"""The corpora of the papers as data: their place on the Hub, how text is cleaned and cut, and the unit of results.
 
-The choices are those of the published evaluation (MDLM, arXiv 2406.07524, whose code EDLM, arXiv 2410.21357, builds
-on): models trained on OpenWebText are tested without further training on seven other corpora, all cut into wrapped
-blocks of 1,024 GPT-2 tokens with an end-of-text token after every row of the dataset; Text8 is cut into plain blocks of
-256 characters. One thing differs: published code drops the incomplete block at the end of every 1,000 rows, here only
-the one at the end of the corpus is dropped.
+They follow the published evaluation (MDLM, arXiv 2406.07524, whose code EDLM, arXiv 2410.21357, builds
+on). Models trained on OpenWebText are tested without further training on seven other corpora, all cut
+into wrapped blocks of 1,024 GPT-2 tokens with an end-of-text token after every row of the dataset.
+Text8 is cut into plain blocks of 256 characters. One thing differs: published code drops the
+incomplete block at the end of every 1,000 rows. Here only the one at the end of the corpus is dropped.
 
-Several of the original datasets are loading scripts, which `datasets` no longer runs. Those are read from files that
-the Hub keeps beside them: its own conversion to parquet (the branch `refs/convert/parquet`), or a commit with the data.
+Several of the original datasets are loading scripts, which `datasets` no longer runs. They are read
+from files that the Hub keeps beside them: its own conversion to parquet (the branch
+`refs/convert/parquet`), or a commit with the data.
 """
 
 from collections.abc import Callable
@@ -22,23 +23,23 @@ class Protocol:
     """How one corpus is loaded, cut and reported.
 
     Attributes:
-        name: what `load_corpus` knows it by.
+        name: under which `load_corpus` finds it.
         path: the dataset on the Hub, "owner/name".
-        splits: those that can be loaded.
+        splits: the splits that can be loaded.
         evaluation: the split whose likelihood the papers report.
         config: configuration of the dataset, where it has several.
         revision: branch or commit; the newest unless given.
-        files: pattern of the files of a split ("{split}" in it) at that revision, where the dataset itself cannot be
-            loaded.
+        files: pattern of the files of a split ("{split}" in it) at that revision, where the dataset
+            itself cannot be loaded.
         text_column: the column with the text.
-        clean: from the text as the dataset has it to the text that is modelled.
-        held_out: this many rows at the end of the "train" split are the validation split, the rows before the training
-            split; 0 where the dataset brings its own splits.
+        clean: function from the text of the dataset to the text that is modelled.
+        held_out: this many rows at the end of the "train" split are the validation split, the rows
+            before them the training split. 0 where the dataset has its own splits.
         rows: rows of the "train" split, needed to find the end of a stream; with `held_out` only.
         style: how `to_blocks` cuts it, "wrap" or "crop".
         length: tokens per block.
-        unit: what the papers report: perplexity per token, or bits per character.
-        source: where the numbers and splits come from, and what to know before comparing.
+        unit: of the results in the papers: perplexity per token, or bits per character.
+        source: the origin of the numbers and splits, and what to know before comparing.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Protocol:
     source: str
 
 
+# The branch of a dataset on which the Hub keeps its conversion to parquet
 CONVERTED = "refs/convert/parquet"
 
 PROTOCOLS: dict[str, Protocol] = {

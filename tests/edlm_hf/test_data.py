@@ -164,8 +164,8 @@ def test_a_second_call_reads_the_cache(tmp_path, monkeypatch):
 
     first = make()
     calls = []
-    monkeypatch.setattr(blocks, "_tokenize", lambda *arguments, **_: calls.append("tokenize"))
-    monkeypatch.setattr(blocks, "_cut", lambda *arguments, **_: calls.append("cut"))
+    monkeypatch.setattr(blocks, "tokenize_documents", lambda *arguments, **_: calls.append("tokenize"))
+    monkeypatch.setattr(blocks, "cut_rows", lambda *arguments, **_: calls.append("cut"))
     second = make()
     assert not calls
     assert second.cache_files == first.cache_files

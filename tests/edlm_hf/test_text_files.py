@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from edlm_hf.cli import app
 from edlm_hf.data import files as text_files
 from edlm_hf.data import load_corpus
+from edlm_hf.data.file_faults import fault_of_text
 
 TEXT = "day and night"
 
@@ -143,4 +144,4 @@ def test_the_command_line_says_it_in_one_line(tmp_path, name):
 def test_a_character_that_lies_across_two_chunks_is_no_fault(tmp_path, monkeypatch):
     monkeypatch.setattr(text_files, "CHUNK", 4)
     (tmp_path / "a.txt").write_text("abc\u00e9def\u6771")
-    assert text_files.fault_of_text(tmp_path / "a.txt") is None
+    assert fault_of_text(tmp_path / "a.txt") is None
