@@ -9,27 +9,28 @@ from transformers import TrainerCallback
 
 
 class ExponentialMovingAverage(TrainerCallback):
-    """Shadow weights s <- d s + (1 - d) w after every optimizer step n, with d = min(decay, (1 + n) / (10 + n)).
+    """Average s <- d s + (1 - d) w of the weights w after every optimizer step n.
 
-    The warm-up of d (published with MDLM) lets the average forget the initialisation. n is the global step, so nothing
-    but the shadow weights has to be stored.
+    d = min(decay, (1 + n) / (10 + n)). This warm-up (published with MDLM) lets the average forget
+    the initialisation. n is the global step, so that a checkpoint needs the average alone.
 
     Args:
         decay: d after the warm-up, in [0, 1).
 
     Raises:
-        ValueError: decay out of range.
+        ValueError: `decay` is out of range.
     """
 
     def __init__(self, decay: float):
         if not 0 <= decay < 1:
-            raise ValueError(f"ema_decay is {decay}, but it must lie in [0, 1); 0 switches averaging off.")
+            allowed = "it must lie in [0, 1); 0 switches averaging off"
+            raise ValueError(f"ema_decay is {decay}, but {allowed}.")
         self.decay = decay
         self.shadow: list[torch.Tensor] | None = None
 
     def restart(self, model: nn.Module) -> None:
         """Take the present weights of `model` as the average."""
-        self.shadow = [parameter.detach().clone() for parameter in trainable(model)]
+        self.shadow = [weight.detach().clone() for weight in trainable(model)]
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
         if self.shadow is None or state.global_step == 0:
@@ -37,15 +38,20 @@ class ExponentialMovingAverage(TrainerCallback):
 
     @torch.no_grad()
     def on_step_end(self, args, state, control, model=None, **kwargs):
-        decay = min(self.decay, (1 + state.global_step) / (10 + state.global_step))
-        torch._foreach_lerp_(self.shadow, [parameter.detach() for parameter in trainable(model)], 1 - decay)
+        step = state.global_step
+        decay = min(self.decay, (1 + step) / (10 + step))
+
+        # s + (1 - d) (w - s)
+        present = [weight.detach() for weight in trainable(model)]
+        torch._foreach_lerp_(self.shadow, present, 1 - decay)
 
     @contextmanager
     def applied(self, model: nn.Module) -> Iterator[None]:
-        """The averaged weights in place of the present ones; those are back afterwards."""
+        """Put the average in place of the present weights, which come back afterwards."""
         if self.shadow is None:
             yield
             return
+
         self.swap(model)
         try:
             yield
@@ -54,14 +60,15 @@ class ExponentialMovingAverage(TrainerCallback):
 
     @torch.no_grad()
     def swap(self, model: nn.Module) -> None:
-        for shadow, parameter in zip(self.shadow, trainable(model), strict=True):
-            present = parameter.detach().clone()
-            parameter.copy_(shadow)
-            shadow.copy_(present)
+        """Exchange the average and the present weights."""
+        for average, weight in zip(self.shadow, trainable(model), strict=True):
+            present = weight.detach().clone()
+            weight.copy_(average)
+            average.copy_(present)
 
 
 def trainable(model: nn.Module) -> list[nn.Parameter]:
-    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return [weight for weight in model.parameters() if weight.requires_grad]
 
 
 __all__ = ["ExponentialMovingAverage"]

@@ -1,33 +1,43 @@
-"""The uniforms by which rows are noised: a function of a key, the row and the position, however rows are batched."""
+"""The uniforms that noise rows: a function of a key, the row and the position, in any batch."""
 
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 
+Shape = tuple[int, ...]
 
-def row_uniforms(key: Sequence[int], rows: Sequence[int], *shapes: tuple[int, ...]) -> Iterator[torch.Tensor]:
-    """One uniform on [0, 1) common to all rows, then (B, *shape) for every shape, float64.
 
-    The numbers come from a counter-based generator (Philox; Salmon et al., 2011) with the row in its key. They depend
-    neither on the other rows of `rows` nor on the first dimension of a shape: a longer row begins with the numbers of
-    a shorter one, so padding changes nothing.
+def row_uniforms(key: Sequence[int], rows: Sequence[int], *shapes: Shape) -> Iterator[torch.Tensor]:
+    """Yield one uniform on [0, 1) common to all rows, then (B, *shape) for every shape, float64.
+
+    The numbers come from a counter-based generator (Philox, Salmon et al., 2011) with the row in
+    its key. They do not depend on the other rows of `rows`. Nor do they depend on the first
+    dimension of a shape: a longer row begins with the numbers of a shorter one, so padding changes
+    nothing.
 
     Args:
-        key: what else the numbers are a function of, the seed first. rows: B row numbers.
+        key: the seed, and all else that the numbers are a function of.
+        rows: B row numbers.
+        shapes: of the numbers of one row.
     """
-    source = np.random.Philox(np.random.SeedSequence(key[0], spawn_key=tuple(key[1:])))
-    generator, state = np.random.Generator(source), source.state
+    # 1. The seed and the rest of the key, and the number for all rows
+    seed, *rest = key
+    philox = np.random.Philox(np.random.SeedSequence(seed, spawn_key=tuple(rest)))
+    generator = np.random.Generator(philox)
+    state = philox.state  # the start, before any number
     yield torch.tensor(generator.random(), dtype=torch.float64, device="cpu")
 
+    # 2. Every row and shape: the same start with the row in the key, the shape in the counter.
+    # A new state is several times faster than a new generator.
     for number, shape in enumerate(shapes, 1):
-        drawn = np.empty((len(rows), *shape))
+        uniforms = np.empty((len(rows), *shape))
         state["state"]["counter"][3] = number
         for i, row in enumerate(rows):
             state["state"]["key"][1] = row
-            source.state = state  # starts anew: several times faster than a new generator
-            drawn[i] = generator.random(shape)
-        yield torch.from_numpy(drawn)
+            philox.state = state
+            uniforms[i] = generator.random(shape)
+        yield torch.from_numpy(uniforms)
 
 
 __all__ = ["row_uniforms"]
