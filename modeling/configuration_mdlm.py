@@ -1,62 +1,75 @@
-"""Configuration of the masked diffusion transformer (denoiser) and of its causal twin (autoregressive baseline)."""
+"""Configuration of the transformer of MDLM: the denoiser, and the causal baseline."""
 
 from huggingface_hub.dataclasses import strict
-from huggingface_hub.errors import StrictDataclassClassValidationError, StrictDataclassFieldValidationError
+from huggingface_hub.errors import (
+    StrictDataclassClassValidationError,
+    StrictDataclassFieldValidationError,
+)
 from transformers import PreTrainedConfig
 
 from .masked_diffusion import canonical_schedule_name, make_schedule
 from .vocabulary import check_absent_ids
 
 
-def checked(config_class: type[PreTrainedConfig]) -> type[PreTrainedConfig]:
-    """Make a strict dataclass of a configuration, in which everything wrong is a ValueError.
+def strict_config(config_class: type[PreTrainedConfig]) -> type[PreTrainedConfig]:
+    """Make a strict dataclass of a configuration, which raises ValueError for all that is wrong.
 
-    The errors of `strict` are of another type, both for a field that is set and for the checks before saving.
+    The errors of `strict` are of other types, both for a field that is set and for the checks
+    before saving.
     """
     config_class = strict(config_class)
-    set_field, validate = config_class.__setattr__, config_class.validate
+    set_field = config_class.__setattr__
+    validate = config_class.validate
 
-    def __setattr__(self, name, value):
+    def set_field_or_value_error(self, name, value):
         try:
             set_field(self, name, value)
         except StrictDataclassFieldValidationError as error:
             allowed = self.__dataclass_fields__[name].type
-            allowed = getattr(allowed, "__name__", allowed) if isinstance(allowed, type) else allowed
-            raise ValueError(f"{name} is {value!r}, but a value of type {allowed} is needed.") from error
+            if isinstance(allowed, type):
+                allowed = getattr(allowed, "__name__", allowed)
+            message = f"{name} is {value!r}, but a value of type {allowed} is needed."
+            raise ValueError(message) from error
 
-    def checked_validate(self):
+    def validate_or_value_error(self):
         try:
             validate(self)
         except StrictDataclassClassValidationError as error:
             raise ValueError(str(error.__cause__)) from error
 
-    checked_validate.__is_defined_by_strict_decorator__ = True  # a subclass may be strict as well
-    config_class.__setattr__ = __setattr__
-    config_class.validate = checked_validate
+    # With this mark a subclass may be strict as well
+    validate_or_value_error.__is_defined_by_strict_decorator__ = True
+    config_class.__setattr__ = set_field_or_value_error
+    config_class.validate = validate_or_value_error
     return config_class
 
 
-@checked
+@strict_config
 class MDLMConfig(PreTrainedConfig):
-    r"""Field names are those of the published `kuleshov-group/mdlm-owt` configuration (arXiv 2406.07524).
+    r"""Configuration of MDLM networks (arXiv 2406.07524).
+
+    Fields have the names of the published configuration of `kuleshov-group/mdlm-owt`.
 
     Args:
         vocab_size: rows of the embedding, the mask token included.
         hidden_dim: width of the residual stream.
         cond_dim: width of the conditioning vector (unused when `causal`).
         n_blocks: number of transformer blocks.
-        n_heads: attention heads; `hidden_dim / n_heads` must be an even integer (rotary embedding).
+        n_heads: attention heads. `hidden_dim / n_heads` must be an even integer (rotary embedding).
         model_length: longest sequence the model accepts.
         dropout: dropout of the two residual branches of a block.
-        time_conditioning: whether the network sees the noise level sigma. Off: the conditioning vector is a constant.
+        time_conditioning: whether the network sees the noise level sigma. If not, the conditioning
+            vector is a constant.
         mask_token_id: id of the mask token, `vocab_size - 1` unless given.
-        absent_token_ids: ranges [first, last] of ids that the tokenizer lacks, which are never drawn.
+        absent_token_ids: ranges [first, last] of ids that the tokenizer lacks, which are never
+            drawn.
         causal: the paper's autoregressive baseline: causal attention, no conditioning.
         noise_schedule: `loglinear`, `cosine`, `cosinesqr`, `geometric` or `linear`.
-        noise_schedule_params: keyword arguments of the schedule (`eps`, or `sigma_min` and `sigma_max`).
+        noise_schedule_params: keyword arguments of the schedule (`eps`, or `sigma_min` and
+            `sigma_max`).
 
     Raises:
-        ValueError: a field is out of range; the message says what is allowed.
+        ValueError: a field is out of range.
     """
 
     model_type = "mdlm"
@@ -92,16 +105,20 @@ class MDLMConfig(PreTrainedConfig):
             self.mask_token_id = self.vocab_size - 1
         self.noise_schedule = canonical_schedule_name(self.noise_schedule)
         super().__post_init__(**kwargs)
+
         # Published files store `return_dict: false`, which would turn every output into a tuple.
         self.return_dict = True
         self.validate_architecture()
         self.validate_token_ids()
 
     def validate_architecture(self):
-        """Sizes fit together (called at construction and before saving)."""
+        """Raise ValueError unless the sizes fit together, at construction and before saving."""
         for name in ("vocab_size", "hidden_dim", "cond_dim", "n_blocks", "n_heads", "model_length"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, but it must be a positive integer.")
+            value = getattr(self, name)
+            if value < 1:
+                raise ValueError(f"{name} is {value}, but it must be a positive integer.")
+
+        # Rotary embedding turns pairs of channels
         if self.hidden_dim % self.n_heads or (self.hidden_dim // self.n_heads) % 2:
             raise ValueError(
                 f"hidden_dim={self.hidden_dim} and n_heads={self.n_heads}: each head needs an even, whole number of "
@@ -109,10 +126,12 @@ class MDLMConfig(PreTrainedConfig):
             )
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout is {self.dropout}, but it must lie in [0, 1).")
+
+        # The schedule checks its own parameters
         make_schedule(self.noise_schedule, **(self.noise_schedule_params or {}))
 
     def validate_token_ids(self):
-        """The mask token is a row of the embedding."""
+        """Raise ValueError unless the mask token is a row of the embedding."""
         if not 0 <= self.mask_token_id < self.vocab_size:
             raise ValueError(
                 f"mask_token_id is {self.mask_token_id}, but the vocabulary has ids 0 to {self.vocab_size - 1}. "
@@ -120,6 +139,3 @@ class MDLMConfig(PreTrainedConfig):
             )
         check_absent_ids(self.absent_token_ids, self.vocab_size)
         super().validate_token_ids()
-
-
-__all__ = ["MDLMConfig"]
