@@ -4,19 +4,10 @@ import dataclasses
 from numbers import Integral, Real
 
 from .own_sampler import OwnFunction, OwnSampler, is_sampler
-from .planners import (
-    Dilated,
-    EntropyBound,
-    Factor,
-    Klass,
-    LowConfidence,
-    MostConfident,
-    Spaced,
-    Threshold,
-    TopK,
-)
+from .planners import EntropyBound, Factor, Klass, LowConfidence, MostConfident, Threshold, TopK
 from .remasking import Edit, Gibbs, ReMDM
 from .samplers import Ancestral, FirstHitting, Sampler
+from .spacing import Dilated, Spaced
 
 SAMPLERS: dict[str, type[Sampler]] = {
     "ancestral": Ancestral,

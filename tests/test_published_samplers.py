@@ -80,6 +80,7 @@ LOOPS = {
     "dilated": (dilated, {"steps": 5, "offset": 3}),
     "spaced": (spaced, {"steps": 3, "distance": 5}),
     "spaced by margin": (spaced, {"steps": 20, "distance": 5, "score": "margin"}),
+    "evenly spaced": (spaced, {"steps": 4}),
     "threshold": (fast_dllm_threshold, {"threshold": 0.9}),
     "threshold in blocks": (fast_dllm_threshold, {"threshold": 0.9, "block_length": 5}),
     "factor": (fast_dllm_factor, {"factor": 1.0}),
@@ -303,13 +304,22 @@ def test_spaced_keeps_its_distance_within_a_step():
     rising = list(range(8))
     assert spaced(network, masks(8), MASK, 4, distance=4, score=rising)[1:] == (4, [{0, 4}, {1, 5}, {2, 6}, {3, 7}])
     assert spaced(network, masks(8), MASK, 8, distance=4, score=rising)[2] == [{i} for i in range(8)]
-    # 0 and 4, then nothing is 4 away from both: d = 2 lets 2 and 6 in
-    assert spaced(network, masks(8), MASK, 2, distance=4, score=rising)[2] == [{0, 4, 2, 6}, {1, 5, 3, 7}]
-    # 3, then none is 5 away: d = 2 lets 1 and 5 in, d = 1 all others. With K = 3 of five masks: 3, 1, 5
+    # 0 and 4, then nothing is 4 away from both: 7 is 3 away, then 2 is
+    assert spaced(network, masks(8), MASK, 2, distance=4, score=rising)[2] == [{0, 4, 7, 2}, {1, 5, 3, 6}]
+    # 3, then no mask is 5 away: 0 is 3 away from it, 5 is 2. With K = 3 of five masks: 3, 0, 5
     scores = [5, 1, 4, 0, 3, 2]
     assert spaced(always(sure(*[0.5] * 6)), masks(6), MASK, 1, distance=5, score=scores)[2] == [{0, 1, 2, 3, 4, 5}]
     ids = torch.tensor([MASK, MASK, 0, MASK, MASK, MASK])
-    assert spaced(always(sure(*[0.5] * 6)), ids, MASK, 2, distance=5, score=scores)[2] == [{3, 1, 5}, {4, 0}]
+    assert spaced(always(sure(*[0.5] * 6)), ids, MASK, 2, distance=5, score=scores)[2] == [{3, 0, 5}, {1, 4}]
+
+
+def test_without_a_distance_the_positions_of_a_step_fill_the_span():
+    network = always(sure(*[0.5] * 8))
+    rising = list(range(8))
+    # d = ceil(8 / 2), and ceil(6 / 2) for masks at 1, ..., 6
+    assert spaced(network, masks(8), MASK, 4, score=rising)[2] == [{0, 4}, {1, 5}, {2, 6}, {3, 7}]
+    ids = torch.tensor([0, MASK, MASK, MASK, MASK, MASK, MASK, 0])
+    assert spaced(network, ids, MASK, 3, score=rising)[2] == [{1, 4}, {2, 5}, {3, 6}]
 
 
 @pytest.mark.parametrize(("score", "first"), [("confidence", 2), ("margin", 0), ("entropy", 4)])

@@ -25,6 +25,7 @@ DETERMINISTIC = {
     "dilated": {"sampler": "dilated", "offset": 0, "max_denoising_steps": 2},
     "dilated, 3 steps": {"sampler": "dilated", "offset": 1, "max_denoising_steps": 3},
     "spaced": {"sampler": "spaced", "distance": 2, "max_denoising_steps": 2},
+    "spaced evenly": {"sampler": "spaced", "max_denoising_steps": 2},
     "spaced, margin": {"sampler": "spaced", "distance": 3, "score": "margin", "max_denoising_steps": 3},
     "top_k": {"sampler": "top_k", "max_denoising_steps": 2},
     "top_k, entropy": {"sampler": "top_k", "score": "entropy", "max_denoising_steps": 3},
@@ -181,6 +182,7 @@ S6 = {
         {"sampler": "low_confidence"},
     ),
     "spaced": ("spaced", {"steps": 4, "distance": 3}, {"sampler": "spaced", "distance": 3}),
+    "spaced evenly": ("spaced", {"steps": 4}, {"sampler": "spaced"}),
     "spaced far": (
         "spaced",
         {"steps": 2, "distance": 9, "score": "margin"},

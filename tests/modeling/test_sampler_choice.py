@@ -9,9 +9,9 @@ from hashed import LENGTH, MASK, HashedDenoiser
 from edlm_hf import EDLMForMaskedDiffusion
 from edlm_hf.evaluation import sampler_bound
 from edlm_hf.modeling.generation_config_edlm import EDLMGenerationConfig
-from edlm_hf.modeling.planners import Spaced
 from edlm_hf.modeling.sampler_choice import SAMPLERS
 from edlm_hf.modeling.samplers import Step
+from edlm_hf.modeling.spacing import Spaced
 
 EMPTY = torch.full((3, LENGTH), MASK)
 PROMPT = torch.tensor([[1, MASK, MASK, 3, MASK, MASK, 2, MASK, MASK, MASK, 0, MASK]])

@@ -173,15 +173,16 @@ def dilated(logits_of, ids, mask_token_id, steps, offset=0):
     return row.result()
 
 
-def spaced(logits_of, ids, mask_token_id, steps, distance, score="entropy"):
+def spaced(logits_of, ids, mask_token_id, steps, distance=None, score="entropy"):
     """The surest masks far from each other, K_n in a step. Not published: the rule that this package proposes.
 
     A step starts with d = `distance` and an empty set. While the set has fewer than K_n positions, it takes the surest
-    of the masks that are at least d positions away from everything in the set. Where there is none, d becomes
-    max(1, d // 2) and stays so for the rest of the step. At d = 1 every mask will do. What earlier steps revealed and
-    the known tokens keep nobody away.
+    of the masks that are at least d positions away from everything in the set. Where there is none, d becomes the
+    distance of the mask that is farthest from the set, and stays so for the rest of the step. Tokens that earlier steps
+    revealed or that were known keep no mask away.
 
     Args:
+        distance: without one, a step starts with the spacing at which K_n positions fill the span of its masks.
         score: "entropy", "confidence" or "margin", or L numbers of which the least goes first.
     """
     row = Row(logits_of, ids, mask_token_id)
@@ -195,13 +196,13 @@ def spaced(logits_of, ids, mask_token_id, steps, distance, score="entropy"):
         else:
             costs = [float(cost) for cost in score]
 
-        taken, d = [], distance
-        while len(taken) < even_share(len(masks), steps - n):
-            free = [i for i in masks if i not in taken and all(abs(i - j) >= d for j in taken)]
-            if free:
-                taken.append(min(free, key=lambda i: (costs[i], i)))
-            else:
-                d = max(1, d // 2)
+        count = even_share(len(masks), steps - n)
+        d = distance or math.ceil((max(masks) - min(masks) + 1) / count)
+        taken = [min(masks, key=lambda i: (costs[i], i))]
+        while len(taken) < count:
+            gaps = {i: min(abs(i - j) for j in taken) for i in masks if i not in taken}
+            d = min(d, max(gaps.values()))
+            taken.append(min((i for i in gaps if gaps[i] >= d), key=lambda i: (costs[i], i)))
         row.reveal(taken, p)
     return row.result()
 
