@@ -1,4 +1,4 @@
-"""Stopping criteria of transformers, asked about the finished beginning of every row after each block."""
+"""Stopping criteria of transformers, asked about the finished beginning of rows after each block."""
 
 from collections.abc import Callable
 
@@ -9,7 +9,7 @@ from .canvas_edlm import Canvas, View
 from .samplers import State
 
 # These look at the last token alone, so they are asked about every token that a block has filled.
-LOOK_AT_THE_LAST_TOKEN = (EosTokenCriteria, StopStringCriteria)
+LAST_TOKEN_CRITERIA = (EosTokenCriteria, StopStringCriteria)
 
 
 def stopping_criteria_list(given) -> list[Callable]:
@@ -31,56 +31,64 @@ def stopping_criteria_list(given) -> list[Callable]:
 
 
 def lengths_when_stopped(criteria: list[Callable], canvas: Canvas, view: View) -> torch.Tensor:
-    """The length (B,) at which a criterion ends a row after the block of a view was filled, its full width if none.
+    """The length (B,) at which a criterion ends a row, after the block of a view was filled.
 
-    Every criterion is called with the first n tokens of all rows, once for every n at which a row is to be asked. A row
-    is asked about its finished tokens, which hold no mask. Its answers at other lengths do not count.
+    It is the full width for a row that goes on. Every criterion is called with the first n tokens of
+    all rows, once for every n at which a row is asked. A row is asked about its finished tokens,
+    which hold no mask. Its answers at other lengths do not count.
     """
-    filled = canvas.filled(view)  # (B, W)
-    columns = torch.arange(filled.shape[1], device=filled.device)
-    finished = canvas.finished_lengths.unsqueeze(1) - 1 == columns
-    lengths = torch.full((len(filled),), filled.shape[1], device=filled.device)
+    # (B, W): the tokens of this block, and the last finished one of a row in which there are any
+    filled = canvas.filled(view)
+    batch, width = filled.shape
+    columns = torch.arange(width, device=filled.device)
+    last_finished = columns == canvas.finished_lengths.unsqueeze(1) - 1
+    last_finished = last_finished & filled.any(-1, keepdim=True)
+
+    lengths = torch.full((batch,), width, device=filled.device)
     for criterion in criteria:
-        asked = finished & filled.any(-1, keepdim=True)
-        if isinstance(criterion, LOOK_AT_THE_LAST_TOKEN):
-            asked = filled
-        for length in (asked.any(0).nonzero().squeeze(-1) + 1).tolist():
-            stops = answers_of(criterion, canvas.beginnings(length)) & asked[:, length - 1]
+        asked = filled if isinstance(criterion, LAST_TOKEN_CRITERIA) else last_finished
+        asked_columns = asked.any(0).nonzero().squeeze(-1)
+        for column in asked_columns.tolist():
+            length = column + 1
+            answers = answers_of(criterion, canvas.beginnings(length))
+            stops = answers & asked[:, column]
             lengths = torch.where(stops, lengths.clamp_max(length), lengths)
     return lengths
 
 
 def stop_ended_rows(state: State, view: View, end_tokens: list[int]) -> None:
-    """Fill no more of the rows whose text is finished: all masks that are left stand after their first end of text.
+    """Stop filling rows in which all masks that are left stand after the first end of the text.
 
-    They become padding when the block is done, so that nothing changes but the number of calls. Position 0 and given
-    tokens do not count as an end.
+    These masks become padding when the block is done, so that nothing changes but the number of
+    calls. Position 0 and given tokens do not count as an end.
     """
-    ends = torch.isin(state.ids, torch.tensor(end_tokens, device=state.ids.device))
-    ends = ends & state.free & (view.index > 0)
-    ended = ends.long().cumsum(-1) > 0  # from the first end on
-    finished = ~(state.masked & ~ended).any(-1, keepdim=True)
+    end_tokens = torch.tensor(end_tokens, device=state.ids.device)
+    is_end = torch.isin(state.ids, end_tokens) & state.free & (view.index > 0)
+    ended = is_end.long().cumsum(-1) > 0  # from the first end on
+
+    needed = state.masked & ~ended
+    finished = ~needed.any(-1, keepdim=True)  # (B, 1)
     state.free = state.free & ~(finished & ended & state.masked)
 
 
 def answers_of(criterion: Callable, ids: torch.LongTensor) -> torch.Tensor:
-    """What a criterion says of every row of `ids` (B, n): (B,) bool.
+    """The answers (B,) bool of a criterion for every row of `ids` (B, n).
 
     Raises:
-        ValueError: it does not say yes or no for every row or for all of them.
+        ValueError: they are not a bool for every row, or one for all.
     """
     answer = criterion(ids, None)
     try:
         flags = torch.as_tensor(answer, device=ids.device)
     except (TypeError, ValueError, RuntimeError):
         flags = None
+
     if flags is None or flags.is_floating_point() or flags.numel() not in (1, len(ids)):
-        shape = type(answer).__name__ if flags is None else f"{flags.dtype} of shape {tuple(flags.shape)}"
+        given = type(answer).__name__
+        if flags is not None:
+            given = f"{flags.dtype} of shape {tuple(flags.shape)}"
         raise ValueError(
-            f"A stopping criterion returned {shape}, but a bool for every row is needed, shape ({len(ids)},), or one "
+            f"A stopping criterion returned {given}, but a bool for every row is needed, shape ({len(ids)},), or one "
             "for all."
         )
     return flags.bool().flatten().expand(len(ids))
-
-
-__all__ = ["stopping_criteria_list", "lengths_when_stopped"]
