@@ -201,7 +201,7 @@ def test_lists_may_be_lists_in_the_file(config, given, steps, data):
     command = dict(commands())["benchmark", "quality"]
     file = config(output="out", model="m", window=1, **given)
     params = command.make_context("quality", ["--config", str(file), "--candidates", "3"]).params
-    assert (params["steps"], params["data"], params["window"], params["candidates"]) == (steps, data, 1.0, 3)
+    assert (params["steps"], list(params["data"]), params["window"], params["candidates"]) == (steps, data, 1.0, 3)
 
 
 def test_every_command_takes_a_file_and_prints_json():
