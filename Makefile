@@ -4,41 +4,46 @@ PYTHON ?= python3
 # Test processes: `auto` is one per core, each on a single thread; JOBS=0 runs the tests one after another.
 JOBS ?= auto
 
-BIN := .venv/bin
-INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
+# The versions that are installed: constraints.txt, or constraints/floors.txt or constraints/newest.txt, each of which has
+# an environment of its own (.venv-floors, .venv-newest).
+CONSTRAINTS ?= constraints.txt
+
+VENV := .venv$(if $(filter-out constraints.txt,$(CONSTRAINTS)),-$(basename $(notdir $(CONSTRAINTS))))
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c $(CONSTRAINTS)
 
 .PHONY: demo test notebooks bad-inputs nightly lint
 
-demo: .venv/installed
+demo: $(VENV)/installed
 	$(BIN)/edlm demo
 
-test: .venv/installed-test .venv/installed-notebooks
+test: $(VENV)/installed-test $(VENV)/installed-notebooks
 	$(BIN)/python tests/transformers_suite/fetch.py
 	$(if $(filter 0,$(JOBS)),,OMP_NUM_THREADS=1) $(BIN)/pytest -n $(JOBS) --nbmake notebooks tests
 
 # Run the notebooks and write what they print into them, as they are committed.
-notebooks: .venv/installed-notebooks
+notebooks: $(VENV)/installed-notebooks
 	$(if $(filter 0,$(JOBS)),,OMP_NUM_THREADS=1) $(BIN)/python notebooks/execute.py
 
 # Try every bad input of docs/bad_inputs.md and write the page from the messages.
-bad-inputs: .venv/installed-test
-	HF_HUB_OFFLINE=1 COLUMNS=500 $(BIN)/python tests/support/bad_inputs.py .venv/bad_inputs.json --page
+bad-inputs: $(VENV)/installed-test
+	HF_HUB_OFFLINE=1 COLUMNS=500 $(BIN)/python tests/support/bad_inputs.py $(VENV)/bad_inputs.json --page
 
 # What .ci/run leaves out: 10,000 random calls of generate() in place of 500, and what is in tests/nightly (the Space in a
 # browser needs Debian's chromium and chromium-driver and is skipped without them).
-nightly: .venv/installed-demo .venv/installed-test .venv/installed-nightly
+nightly: $(VENV)/installed-demo $(VENV)/installed-test $(VENV)/installed-nightly
 	EDLM_FUZZ_CASES=10000 $(BIN)/pytest -rs tests/modeling/test_generate_fuzz.py tests/nightly
 
-lint: .venv/installed-dev
+lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 
 # torch comes first, alone: where pip is set up with a CPU build of it, that one is taken.
-.venv/installed: pyproject.toml constraints.txt
-	$(PYTHON) -m venv .venv
+$(VENV)/installed: pyproject.toml $(CONSTRAINTS)
+	$(PYTHON) -m venv $(VENV)
 	$(INSTALL) torch
 	$(INSTALL) --editable .
 	touch $@
 
-.venv/installed-%: .venv/installed
+$(VENV)/installed-%: $(VENV)/installed
 	$(INSTALL) --editable ".[$*]"
 	touch $@

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from bare import BarePython
+from checkpointing import CHECKPOINTING
 from peft import LoraConfig, PeftModel, get_peft_model
 from published import tiny_denoiser
 from safetensors.torch import load_file
@@ -305,7 +306,7 @@ def test_every_part_of_an_adapter_is_trained_and_nothing_else_changes(tmp_path, 
 
 @SHARED
 def test_checkpointed_activations_change_no_loss(tmp_path, base):
-    runs = [adapter_trainer(tmp_path, base, 0.0, gradient_checkpointing=on, max_steps=4) for on in (False, True)]
+    runs = [adapter_trainer(tmp_path, base, 0.0, max_steps=4, **{CHECKPOINTING: on}) for on in (False, True)]
     for trainer in runs:
         trainer.train()
     assert all(block.gradient_checkpointing for block in runs[1].model.energy_model.blocks)

@@ -1,8 +1,13 @@
 import re
 import subprocess
 import sys
+import tomllib
 from importlib.metadata import requires, version
 from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 import edlm_hf
 
@@ -25,10 +30,20 @@ def test_version_is_that_of_the_distribution():
     assert edlm_hf.__version__ == version("edlm-hf")
 
 
-def test_every_requirement_has_a_tested_version():
-    pinned = (ROOT / "constraints.txt").read_text().splitlines()
+@pytest.mark.parametrize("file", ["constraints.txt", "constraints/floors.txt", "constraints/newest.txt"])
+def test_every_requirement_has_a_tested_version(file):
+    pinned = (ROOT / file).read_text().splitlines()
     assert all(line.startswith("#") or re.fullmatch(r"[\w.-]+==[\w.]+", line) for line in pinned)
     assert package_names(requires("edlm-hf")) <= package_names(pinned)
+
+
+def test_every_requirement_begins_at_the_oldest_tested_version():
+    pinned = (ROOT / "constraints" / "floors.txt").read_text().splitlines()
+    oldest = {canonicalize_name(name): version for name, _, version in (line.partition("==") for line in pinned)}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    for requirement in map(Requirement, sum(project["optional-dependencies"].values(), project["dependencies"])):
+        name = canonicalize_name(requirement.name)
+        assert str(requirement.specifier) == f">={oldest[name]}", f"{requirement} is tested from {oldest[name]} on"
 
 
 def test_space_runs_on_the_tested_gradio():

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from checkpointing import CHECKPOINTING
 from datasets import Dataset, IterableDataset
 from published import tiny_config, tiny_denoiser
 from training import arguments, denoiser_trainer, logged, random_blocks, rows_with_prompts, same, trainer_of
@@ -182,7 +183,7 @@ def test_how_an_evaluation_is_gathered_changes_nothing(tmp_path, kind, options):
         ({"average_tokens_across_devices": False}, 0),
         ({"remove_unused_columns": False}, 0),
         ({"dataloader_num_workers": 1}, 0),
-        ({"gradient_checkpointing": True}, 1e-5),
+        ({CHECKPOINTING: True}, 1e-5),
         ({"torch_compile": True, "torch_compile_backend": "aot_eager"}, 1e-5),
         ({"bf16": True}, 0.1),
     ],

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from checkpointing import switch_checkpointing
 from published import randomised, tiny_causal, tiny_config, tiny_denoiser
 from transformers.cache_utils import DynamicCache
 
@@ -201,7 +202,7 @@ def test_a_cache_is_given_once_and_to_causal_models(make):
 
 def test_a_checkpointed_model_in_training_leaves_a_cache_alone():
     model = tiny_causal().train()
-    model.gradient_checkpointing_enable()
+    switch_checkpointing(model, True)
     cache = DynamicCache()
     model(IDS, labels=IDS, cache=cache).loss.backward()
     assert cache.get_seq_length() == 0
@@ -223,7 +224,7 @@ def test_gradient_checkpointing_changes_no_gradient():
     model(IDS, labels=labels).loss.backward()
     plain = [p.grad.clone() for p in model.parameters() if p.grad is not None]
     model.zero_grad()
-    model.gradient_checkpointing_enable()
+    switch_checkpointing(model, True)
     model(IDS, labels=labels).loss.backward()
     again = [p.grad for p in model.parameters() if p.grad is not None]
     for one, two in zip(plain, again, strict=True):

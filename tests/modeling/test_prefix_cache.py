@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import transformers as hf
+from checkpointing import switch_checkpointing
 from published import randomised, tiny_causal, tiny_denoiser
 from torch import nn
 from transformers.cache_utils import DynamicCache
@@ -197,7 +198,7 @@ def test_a_model_with_checkpointing_on_has_the_energies_that_it_has_without(trai
     model = with_energy(causal)
     ids, noisy = candidates()
     expected = by_definition(model, ids, noisy)
-    causal.gradient_checkpointing_enable()
+    switch_checkpointing(causal, True)
     model.train(training)  # where checkpointing is on, no cache comes back
     torch.testing.assert_close(model.energy(ids, noisy), expected, rtol=0, atol=1e-3)
     model.eval()

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from accelerate import dispatch_model
+from checkpointing import switch_checkpointing
 from peft import LoraConfig, get_peft_model
 from published import randomised, tiny_config, tiny_denoiser
 from torch import nn
@@ -103,9 +104,9 @@ def test_checkpointing_is_what_it_was_set_to_last(rank):
     model = shared(rank).train()
     model.denoiser.requires_grad_(False)
     plain = saved_numbers(model)
-    model.activation_checkpointing_enable()
+    switch_checkpointing(model, True)
     assert saved_numbers(model) < 0.7 * plain
-    model.activation_checkpointing_disable()
+    switch_checkpointing(model, False)
     assert saved_numbers(model) == plain
 
 
@@ -116,7 +117,7 @@ def test_checkpointed_gradients_are_those_of_the_energy_and_not_of_the_denoiser(
         model = shared(rank, dropout=0.3).train()
         model.denoiser.requires_grad_(False).eval()
         if checkpointing:
-            model.activation_checkpointing_enable()
+            switch_checkpointing(model, True)
         torch.manual_seed(5)
         model(candidate_ids=CANDIDATES, input_ids=NOISY).energy.square().sum().backward()
         gradients.append({name: p.grad for name, p in model.named_parameters() if p.requires_grad})
