@@ -1,4 +1,4 @@
-"""`to_blocks`: documents to rows of L tokens, wrapped as in the OpenWebText protocol or cropped as in that of text8.
+"""`to_blocks`: documents to rows of L tokens, wrapped as for OpenWebText or cropped as for text8.
 
 The documents form one stream of tokens, in their order, and the stream is cut into rows. A row that
 is not complete goes on with the next document, across the batches in which the work is done, so that
@@ -55,8 +55,8 @@ def to_blocks(
             padding.
 
     Raises:
-        ValueError: no column "text"; an unknown style; a length without room for text; a special token
-            that the tokenizer does not have; a corpus too short for a single row (for a stream, when
+        ValueError: no column "text", an unknown style, a length without room for text, a special token
+            that the tokenizer does not have, or a corpus too short for a single row (for a stream, when
             its end is reached).
     """
     if style not in ("wrap", "crop"):

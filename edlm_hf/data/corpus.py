@@ -44,14 +44,14 @@ def load_corpus(
 
     Args:
         name_or_path: one of
-            - the name of a protocol (`PROTOCOLS`): its dataset, cleaned as published;
+            - the name of a protocol (`PROTOCOLS`): its dataset, cleaned as published,
             - a local file (.parquet, .jsonl, .json, .txt, .csv, .tsv, also compressed as .gz, .bz2,
               .xz or .zst), a pattern of such files, or a folder of them. A file or pattern *is* the
               split asked for. In a folder, names of files or subfolders decide the splits, as in
               `datasets`. A .txt file (UTF-8, or UTF-16 with a byte order mark) is one document, in the
-              other kinds every row is one;
+              other kinds every row is one,
             - a dataset on the Hub, "owner/name" or "owner/name:config".
-        split: "train", "validation" or "test" for a protocol; otherwise any split of `datasets`, such
+        split: "train", "validation" or "test" for a protocol, otherwise any split of `datasets`, such
             as "train[:1%]".
         streaming: an `IterableDataset`, read while it is used, instead of a `Dataset` on disk. The
             validation split of a protocol with held-out rows is then reached only by reading past all
@@ -61,9 +61,9 @@ def load_corpus(
         normalize: applied to every document last, for example `edlm_hf.tokenization.normalize_text8`.
 
     Raises:
-        ValueError: the name is unknown; the protocol has no such split; a folder has files of several
-            kinds; a file cannot be read, with what is wrong in it; there is no text column, or it is
-            not clear which one it is.
+        ValueError: the name is unknown, the protocol has no such split, a folder has files of several
+            kinds, a file cannot be read (the message gives its fault), there is no text column, or it
+            is not clear which one it is.
     """
     protocol = PROTOCOLS.get(name_or_path)
     if protocol is None:
@@ -125,7 +125,7 @@ def load_files_or_repository(name: str, split: str, streaming: bool) -> Corpus:
     """Local files, or a dataset of the Hub where there are none of this name.
 
     Raises:
-        ValueError: a file cannot be read, with what is wrong in it, or nothing has this name.
+        ValueError: a file cannot be read (the message gives its fault), or nothing has this name.
     """
     files = find_files(name, split)
     if not files:
@@ -151,7 +151,7 @@ def load_files_or_repository(name: str, split: str, streaming: bool) -> Corpus:
 
 
 def check_texts(files: dict[str, list[Path]], most_bytes: int | None = None) -> None:
-    """Raise ValueError with what is wrong if a file, or its first `most_bytes`, cannot be read."""
+    """Raise ValueError with the fault of the first file that, or whose first `most_bytes`, cannot be read."""
     for of_split in files.values():
         for file in of_split:
             if fault := fault_of_text(file, most_bytes):

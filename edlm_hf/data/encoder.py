@@ -1,4 +1,4 @@
-"""Texts to one array of token ids, by a table of bytes where the alphabet is that of text8."""
+"""Texts to one array of token ids, by a table of bytes for the alphabet of text8."""
 
 import json
 from itertools import chain

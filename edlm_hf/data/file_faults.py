@@ -1,4 +1,4 @@
-"""What is wrong with a local file of text, in words that end a sentence: "FILE is empty"."""
+"""Faults of local files of text, in words that end a sentence: "FILE is empty"."""
 
 import codecs
 import json
@@ -12,7 +12,7 @@ CONVERSION = "Convert it, for example with iconv -f latin1 -t utf-8"
 
 
 def fault_of_text(file: Path, most_bytes: int | None = None) -> str | None:
-    """What is wrong with a file of text, or with its first `most_bytes`; None if no fault was found."""
+    """The fault of a file of text, or of its first `most_bytes`. None if no fault was found."""
     try:
         if file.stat().st_size == 0:
             return "is empty"

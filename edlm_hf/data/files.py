@@ -35,7 +35,7 @@ BYTE_ORDER_MARKS = {codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"
 
 
 def find_files(name: str, split: str) -> dict[str, list[Path]]:
-    """Local files by split; an empty dictionary if there are none.
+    """Local files by split, an empty dictionary if there are none.
 
     A file, or the files that match a pattern, are the split asked for. In a folder, names of files or
     subfolders decide the splits, as in `datasets`.
@@ -53,10 +53,10 @@ def find_files(name: str, split: str) -> dict[str, list[Path]]:
 
 
 def files_of_folder(folder: Path) -> dict[str, list[Path]]:
-    """The files of a folder by split, without those of other kinds.
+    """The files of a folder by split, as far as they are of a kind that can be read.
 
     Raises:
-        ValueError: none is left.
+        ValueError: there are none.
     """
     base = escape(str(folder.absolute()))
     try:
@@ -75,7 +75,7 @@ def files_of_folder(folder: Path) -> dict[str, list[Path]]:
 
 
 def kind_of(path: Path, without_suffix: str | None = "text") -> str | None:
-    """The builder of `datasets` that reads a file, by its suffix in letters of any case; None for other files.
+    """The builder of `datasets` that reads a file, by its suffix in letters of any case. None for other files.
 
     Args:
         without_suffix: the answer for a file without a suffix.

@@ -28,18 +28,18 @@ class Protocol:
         splits: the splits that can be loaded.
         evaluation: the split whose likelihood the papers report.
         config: configuration of the dataset, where it has several.
-        revision: branch or commit; the newest unless given.
+        revision: branch or commit, the newest unless given.
         files: pattern of the files of a split ("{split}" in it) at that revision, where the dataset
             itself cannot be loaded.
         text_column: the column with the text.
         clean: function from the text of the dataset to the text that is modelled.
         held_out: this many rows at the end of the "train" split are the validation split, the rows
             before them the training split. 0 where the dataset has its own splits.
-        rows: rows of the "train" split, needed to find the end of a stream; with `held_out` only.
+        rows: of the "train" split, needed with `held_out` to find the end of a stream.
         style: how `to_blocks` cuts it, "wrap" or "crop".
         length: tokens per block.
         unit: of the results in the papers: perplexity per token, or bits per character.
-        source: the origin of the numbers and splits, and what to know before comparing.
+        source: the origin of the numbers and splits, and cautions before comparing.
     """
 
     name: str

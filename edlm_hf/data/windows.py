@@ -25,7 +25,7 @@ def document_windows(ids: torch.Tensor, length: int, stride: int | None = None) 
         windows (N, L) as `ids`, and scored (N, L) of bool, True n times in all.
 
     Raises:
-        ValueError: `ids` is not a document of at least one token; a length or stride that is not allowed.
+        ValueError: `ids` is not a document of at least one token, or length or stride is not allowed.
     """
     stride = length if stride is None else stride
     if ids.dim() != 1 or len(ids) == 0:
@@ -39,7 +39,7 @@ def document_windows(ids: torch.Tensor, length: int, stride: int | None = None) 
     num_steps = -(-last_begin // stride)
     begins = (torch.arange(num_steps + 1, device=ids.device) * stride).clamp(max=last_begin)
 
-    # Positions in the document, (N, L), of which each window scores those that the one before did not have
+    # Positions in the document, (N, L). Each window scores those after the end of the window before it.
     positions = begins[:, None] + torch.arange(length, device=ids.device)
     first_scored = torch.cat([begins[:1], begins[:-1] + length])
     return ids[positions], positions >= first_scored[:, None]

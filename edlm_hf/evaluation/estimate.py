@@ -31,6 +31,7 @@ class Estimate:
         if not (math.isfinite(error) and error > 0):
             return f"{self.value:.4g} ± {error:.4g}"
 
+        # The decimal place of the first digit of the error
         digits = max(0, -math.floor(math.log10(error)))
         return f"{self.value:.{digits}f} ± {error:.{digits}f}"
 
@@ -74,6 +75,7 @@ def ratio_estimate(
     if n == 1:
         return Estimate(ratio, math.nan, n, unit)
 
+    # To first order r - E[r] is the mean of y_i - r x_i over the mean of x_i
     residuals = y - ratio * x
     variance = float(residuals.square().sum()) * n / (n - 1)
     return Estimate(ratio, math.sqrt(variance) / total, n, unit)

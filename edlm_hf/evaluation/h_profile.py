@@ -1,4 +1,4 @@
-"""h(t), the cross-entropy per masked token at every time: its slope is what an energy can win back."""
+"""h(t), the cross-entropy per masked token at every time: its slope is the gap that an energy can close."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from torch import nn
 from edlm_hf.evaluation.estimate import Estimate, ratio_estimate
 from edlm_hf.evaluation.likelihood import PLAIN_SAMPLING, reverse_process
 from edlm_hf.evaluation.noising import Noised, Noising
-from edlm_hf.evaluation.scoring import check_finite, evaluated, nats_of_masked, sum_at
+from edlm_hf.evaluation.scoring import check_finite, in_eval_mode, nats_of_masked, sum_at
 from edlm_hf.evaluation.step_costs import propose
 from edlm_hf.evaluation.texts import read_texts
 from edlm_hf.modeling.network_facts import device_of
@@ -69,6 +69,7 @@ def h_profile(
     texts = read_texts(model.config, input_ids, attention_mask, scored)
     noising = Noising(texts, process.schedule, num_samples, batch_size, seed, distributed)
 
+    # sum_{i in M} -log p_theta^i, (B,)
     def nats(noised: Noised) -> torch.Tensor:
         proposal = propose(process, noised)
         return sum_at(noised.masked, proposal.nats(noised.clean))
@@ -77,7 +78,7 @@ def h_profile(
     for t in times:
         sums, counts = [], []
         batches = noising.masked_at(t, device_of(model))
-        for noised in evaluated(model, noising, batches, progress_bar):
+        for noised in in_eval_mode(model, noising, batches, progress_bar):
             sums.append(nats_of_masked(nats, noised))
             counts.append(noised.masked.sum(-1).cpu())
 

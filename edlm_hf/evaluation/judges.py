@@ -32,7 +32,7 @@ def load_judge(
 
 
 def context_length(judge: PreTrainedModel, max_length: int | None, stride: int | None) -> int | None:
-    """How many tokens the judge may be given at once; None if there is no limit.
+    """How many tokens the judge may be given at once, None without a limit.
 
     Raises:
         ValueError: `max_length` or `stride` is out of range.
@@ -65,6 +65,7 @@ def check_rows(
     add_start_token: bool,
 ) -> None:
     """Raise ValueError unless the judge can score every row of token ids."""
+    # Rows include the start token, and the first token of a row is context only
     vocab_size = judge.config.get_text_config().vocab_size
     for i, row in enumerate(rows):
         if len(row) < 2:

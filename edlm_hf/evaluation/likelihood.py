@@ -83,6 +83,7 @@ def nelbo(
     def nats(noised: Noised) -> torch.Tensor:
         return noised.weight * step_cost(process, noised, inner_copies=1)
 
+    # The steps of a sampler that reveals one token at a time
     sampler = FirstHitting(importance=importance_sampling)
     batches = noising.random_steps(sampler, device_of(model))
     return likelihood_estimate(model, noising, batches, nats, progress_bar)
@@ -185,14 +186,16 @@ def sampler_bound(
     if inner_copies < 1:
         raise ValueError(f"inner_copies is {inner_copies}, but it must be at least 1.")
     check_options(generation_options)
-    counts = {"max_denoising_steps": num_steps, "num_candidates": num_candidates}
-    process = reverse_process(model, generation_options | counts, energy)
+    options = generation_options | {"max_denoising_steps": num_steps, "num_candidates": num_candidates}
+    process = reverse_process(model, options, energy)
     texts = read_texts(model.config, input_ids, attention_mask, scored, text_numbers)
     noising = Noising(texts, process.schedule, num_samples, batch_size, seed, distributed)
     check_has_likelihood(process)
 
-    # A text has a single path where nothing is drawn
+    # One random step of a path, or all of them
     walks_path = whole_path or not has_independent_steps(process)
+
+    # Where nothing is drawn a text has a single path, so that one sample has no noise
     exact = walks_path and process.sampler.is_deterministic and process.energy is None
     if exact:
         noising.num_samples = 1
@@ -202,6 +205,7 @@ def sampler_bound(
             return path_cost(process, noised, inner_copies)
         return noised.weight * step_cost(process, noised, inner_copies)
 
+    # A path begins with a mask on every token
     device = device_of(model)
     if walks_path:
         batches = noising.all_masked(device)

@@ -98,14 +98,15 @@ def log_partition_bounds(energies: torch.Tensor) -> LogPartitionBounds:
     else:
         lower, upper = (mean_estimate(terms, "nats") for terms in partition_terms(rows))
 
+    # How uneven the weights are, and how far the energies are apart
     weights = (-rows).softmax(-1)
     sample_size = float((1 / weights.square().sum(-1)).mean())
     energy_sd = float(finite_sd(rows).mean())
 
     # The relative variance of exp(-E), as observed and as it would be for normal energies
-    observed = n / sample_size - 1
-    of_normal = math.expm1(min(energy_sd**2, LARGEST_EXPONENT))
-    trusted = max(observed, of_normal) / n <= MOST_EXCESS
+    observed_variance = n / sample_size - 1
+    normal_variance = math.expm1(min(energy_sd**2, LARGEST_EXPONENT))
+    trusted = max(observed_variance, normal_variance) / n <= MOST_EXCESS
     if not trusted:
         warnings.warn(
             f"log Z: the upper estimate is not to be trusted with n = {n} energies of standard deviation "

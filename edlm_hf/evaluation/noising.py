@@ -41,6 +41,7 @@ class RowNoise:
 
     def per_draw(self, rows: torch.Tensor, where: torch.Tensor, k: int) -> torch.Tensor:
         """k uniforms for each of the N True positions of `where` (R, L) bool: (N, k)."""
+        # Row by row, each from its own source
         counts = where.sum(-1).tolist()
         parts = []
         for row, count in zip(rows.tolist(), counts, strict=True):
@@ -111,7 +112,7 @@ class NoiseSample(NamedTuple):
     source: np.random.Generator
 
 
-# (scored (L,), uniform for the time, noise of the row) -> what is masked and revealed
+# (scored (L,), uniform for the time, noise of the row) -> the masks M and the reveal set S
 Masking = Callable[[torch.Tensor, float, RowNoise], Jump]
 
 
@@ -162,7 +163,7 @@ class Noising:
         return of_batches if self.world_size == 1 else gather_turns(of_batches)
 
     def random_steps(self, sampler: Sampler, device: torch.device) -> Iterator[Noised]:
-        """One step of a random trajectory, of a sampler that sees masks alone."""
+        """One random step of a trajectory, for a sampler that sees masks alone."""
 
         def masking(scored, uniform, noise):
             return sampler.jump(scored, uniform, noise, self.schedule)
@@ -172,7 +173,7 @@ class Noising:
     def masked_at(self, t: float, device: torch.device) -> Iterator[Noised]:
         """Masks of the forward process at time t."""
         alpha = self.schedule.alpha(torch.tensor(t, dtype=torch.float64, device="cpu"))
-        mask_rate = 1 - float(alpha)
+        mask_rate = 1 - float(alpha)  # of every position by itself
 
         def masking(scored, uniform, noise):
             masked = scored & (uniforms_of_row(scored, noise) < mask_rate)
@@ -190,8 +191,10 @@ class Noising:
 
     def batches(self, masking: Masking, device: torch.device) -> Iterator[Noised]:
         """The batches of this process."""
+        # Lists of batch_size samples, until one is empty
         samples = self.samples()
         all_batches = iter(lambda: list(islice(samples, self.batch_size)), [])
+
         for batch in islice(all_batches, self.rank, None, self.world_size):
             jumps = []
             for sample in batch:
@@ -208,8 +211,10 @@ class Noising:
                 source = np.random.default_rng([self.seed, number, i])
                 uniform = source.random()
                 if self.num_samples == 1:
+                    # A point of the lattice over all texts
                     uniform = (shift + number * GOLDEN_RATIO) % 1
                 else:
+                    # In stratum i // 2 of [0, 1)
                     uniform = (i // 2 + uniform) / strata
                 yield NoiseSample(text, uniform, source)
 

@@ -66,18 +66,18 @@ def generative_perplexity(
     or there is no end-of-text to count. Unlike in the published code all texts are scored, whatever
     the batch size, and padding never counts.
 
-    Meaningless alone: report it with `unigram_entropy`, as `sample_report` does.
+    The number means nothing alone: report it with `unigram_entropy`, as `sample_report` does.
 
     Args:
         judge: a causal language model or the name of one.
-        tokenizer: the judge's own tokenizer, or its name; unless given, found under the judge's name.
+        tokenizer: the judge's own tokenizer, or its name. Unless given, found under the judge's name.
         batch_size: changes the speed only.
-        max_length: the longest row that the judge is given, in tokens; unless given, the limit of its
+        max_length: the longest row that the judge is given, in tokens. Unless given, the limit of its
             configuration.
         stride: how far a window of `max_length` tokens is moved over longer texts. Every token is
             counted once, with at least `max_length - stride` tokens before it.
         add_start_token: put the judge's start token before each text, so that the first token counts.
-        device: where to move the judge; unless given, it stays where it is.
+        device: where to move the judge. Unless given, it stays where it is.
 
     Raises:
         ValueError: no texts, a text too short to score or longer than the context (without `stride`),
@@ -166,7 +166,9 @@ def judge_weight_mask(
 
 
 def windows(length: int, context: int | None, stride: int | None) -> Iterator[tuple[int, int, int]]:
-    """Windows (first, scored, stop) of at most `context` tokens, each `stride` on; each token but 0 is scored once.
+    """Windows (first, scored, stop) of at most `context` tokens that score every token but the first once.
+
+    Each is `stride` tokens further on, the last one less if the text ends before.
 
     >>> list(windows(10, 4, 3))
     [(0, 1, 4), (3, 4, 7), (6, 7, 10)]
@@ -175,6 +177,7 @@ def windows(length: int, context: int | None, stride: int | None) -> Iterator[tu
     stop = min(length, context or length)
     yield 0, scored, stop
 
+    # The next tokens, with as many of the earlier ones before them as fit
     while stop < length:
         scored = stop
         stop = min(stop + stride, length)
@@ -211,10 +214,11 @@ def next_token_nlls(judge: PreTrainedModel, rows: list[list[int]], scored: list[
     Returns:
         Per row (length - scored,), float64, on the CPU.
     """
+    # (B, L), and (B, L, V) logits
     ids = [torch.tensor(row, device=judge.device) for row in rows]
     padded = pad_sequence(ids, batch_first=True)
     mask = pad_sequence([torch.ones_like(row) for row in ids], batch_first=True)
-    logits = judge(input_ids=padded, attention_mask=mask, use_cache=False, return_dict=True).logits  # (B, L, V)
+    logits = judge(input_ids=padded, attention_mask=mask, use_cache=False, return_dict=True).logits
 
     # Row by row: there is never a second (B, L, V). The logits at position i are of token i + 1.
     nlls = []

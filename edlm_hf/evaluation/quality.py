@@ -59,10 +59,10 @@ def sample_report(
 
     Args:
         texts, ids: the same B samples as text and as tokens of the model that made them.
-        judge, judge_options: for `generative_perplexity`; without a judge there is none.
+        judge, judge_options: for `generative_perplexity`, which is left out without a judge.
         denoiser_calls, energy_calls: (B,) per sample, as `generate` counts them.
         seconds: for all samples together.
-        vocabulary: for `spelling_accuracy`; without one there is none.
+        vocabulary: for `spelling_accuracy`, which is left out without one.
 
     Raises:
         ValueError: the samples, texts and calls are not equally many, or a measure refuses them.
@@ -72,6 +72,7 @@ def sample_report(
     if len(set(sizes.values())) > 1:
         raise ValueError(f"These must be one per sample, but their lengths are {sizes}.")
 
+    # Measures that need more than the samples
     perplexity = None
     if judge is not None:
         perplexity = generative_perplexity(texts, judge, **judge_options)

@@ -62,9 +62,9 @@ class EDLMScorer:
 
     Args:
         model: one of ours, or any masked language model in `EDLMForMaskedDiffusion.from_components`.
-        bound: `nelbo`, of revealing one token at a time without energy; `discrete`, of `num_steps`
-            steps without energy; `sampler`, of `num_steps` steps of the sampler with the energy (see
-            `edlm_hf.evaluation`).
+        bound: `nelbo` (revealing one token at a time without energy), `discrete` (`num_steps` steps
+            without energy) or `sampler` (`num_steps` steps of the sampler with the energy), see
+            `edlm_hf.evaluation`.
         num_samples: noise samples per text, even or 1.
         num_steps: T of the bound, and of generated text (per block).
         inner_copies: m of the bound `sampler`.
@@ -102,7 +102,7 @@ class EDLMScorer:
             raise ValueError(f"bound is {bound!r}, but it must be one of {', '.join(BOUNDS)}.")
         if not isinstance(batch_size, int) or batch_size < 1:
             raise ValueError(f"batch_size is {batch_size!r}, but it must be a positive integer; nothing is detected.")
-        # Refuses options that are unknown or not allowed
+        # Raises ValueError for options that are unknown or not allowed
         model.reverse_process(max_denoising_steps=num_steps, **generation_options)
         if tokenizer.mask_token_id is not None:
             check_mask_token(tokenizer, model.config)
@@ -334,7 +334,7 @@ class EDLMScorer:
             room = self.max_length - len(self.start)
         context = last(context, max(room - len(continuation), 1))
 
-        # Windows that overlap by one token, and what each of them scores: (N, room) both
+        # Windows that overlap by one token, and the tokens that each of them scores: (N, room) both
         ids = torch.tensor(context + continuation, device="cpu")
         rows, scored = document_windows(ids, room, max(room - 1, 1))
         scored[0, : len(context)] = False

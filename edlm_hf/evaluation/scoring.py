@@ -81,10 +81,11 @@ def likelihood_estimate(
         nats: gives the values (B,) of a batch.
         exact: the values have no noise, so that the standard error is 0.
     """
+    # One value per text and noise sample, (n, M)
     values = []
-    for noised in evaluated(model, noising, batches, progress_bar):
+    for noised in in_eval_mode(model, noising, batches, progress_bar):
         values.append(nats_of_masked(nats, noised))
-    samples = torch.cat(noising.gather(values)).view(-1, noising.num_samples)  # (n, M)
+    samples = torch.cat(noising.gather(values)).view(-1, noising.num_samples)
     check_finite(samples)
 
     # The mean over noise samples, summed over texts, per token
@@ -92,6 +93,7 @@ def likelihood_estimate(
     text_tokens = noising.texts.counts
     value = float(text_nats.sum() / text_tokens.sum())
 
+    # The error of the noise; a single sample per text leaves only the spread over texts
     if exact:
         error = 0.0
     elif noising.num_samples == 1:
@@ -121,7 +123,7 @@ def paired_error(samples: torch.Tensor) -> torch.Tensor:
     return (differences.square().sum() / 4 / strata**2).sqrt()
 
 
-def evaluated(
+def in_eval_mode(
     model: nn.Module,
     noising: Noising,
     batches: Iterable[Noised],
@@ -138,6 +140,7 @@ def nats_of_masked(nats: Callable[[Noised], torch.Tensor], noised: Noised) -> to
     """The values of a batch, (B,) float64. Rows without masks are 0 and need no network."""
     active = noised.masked.any(-1).cpu()
     values = torch.zeros(len(active), dtype=torch.float64, device="cpu")
+
     if active.any():
         values[active] = nats(noised if active.all() else noised.select(active))
     return values

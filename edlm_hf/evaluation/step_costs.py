@@ -87,31 +87,35 @@ def path_cost(process: ReverseProcess, noised: Noised, inner_copies: int) -> tor
     Exact for a deterministic sampler without an energy, because a text then has one path only. With
     `block_length` the tokens that count are filled block by block.
     """
-    clean, scored = noised.clean, noised.scored
-    text = TextInPlace(process, clean, inner_copies, noised.noise)
-    ids = clean.masked_fill(scored, process.model.config.mask_token_id)
+    scored = noised.scored
+    text_in_place = TextInPlace(process, noised.clean, inner_copies, noised.noise)
+
+    # Every block begins with the text of the blocks before it
+    ids = noised.clean.masked_fill(scored, process.model.config.mask_token_id)
     for block in blocks_of(scored, process.config.block_length):
         state = process.state(ids, block, noised.real, generated=scored)
-        for _ in chain(process, state, text, noised.noise):
+        for _ in chain(process, state, text_in_place, noised.noise):
             pass
         ids = state.ids
-    return text.nats
+    return text_in_place.nats
 
 
 def blocks_of(scored: torch.Tensor, block_length: int | None) -> list[torch.Tensor]:
     """Cut the tokens that count (B, L) bool into blocks of `block_length`, from left to right."""
     if block_length is None:
         return [scored]
+
+    # (B, L), the block of every token that counts
     block_of = (scored.long().cumsum(-1) - 1) // block_length
     num_blocks = int(block_of.max()) + 1
     return [scored & (block_of == block) for block in range(num_blocks)]
 
 
 def step_cost(process: ReverseProcess, noised: Noised, inner_copies: int) -> torch.Tensor:
-    """The cost of one step of a path, averaged over its reveal set where that is known: (B,) float64."""
+    """The cost of one step of a path, averaged over S where its distribution is known: (B,) float64."""
     proposal = propose(process, noised)
 
-    # E_S sum_{i in S} -log p_theta^i, with P(i in S) in place of S
+    # E_S sum_{i in S} -log p_theta^i = sum_i P(i in S) (-log p_theta^i)
     nats = proposal.nats(noised.clean)
     cost = (noised.chance * nats.cpu().double()).sum(-1)
 

@@ -26,7 +26,7 @@ def unigram_entropy(ids: Sequence[Sequence[int]] | torch.Tensor) -> Estimate:
 
 
 def word_entropy(texts: Sequence[str]) -> Estimate:
-    """`unigram_entropy` of the words between white space; 0 bits for a text without words.
+    """`unigram_entropy` of the words of a text. A text without words has 0 bits.
 
     Raises:
         ValueError: no texts.
@@ -35,14 +35,14 @@ def word_entropy(texts: Sequence[str]) -> Estimate:
 
 
 def entropy_bits(tokens: Sequence) -> float:
-    """sum_v f_v log2(1 / f_v) of the frequencies f of the tokens (any hashable things); 0 of no tokens."""
+    """sum_v f_v log2(1 / f_v) of the frequencies f of the tokens (any hashable things), 0 without tokens."""
     total = len(tokens)
     counts = Counter(tokens).values()
     return sum(count / total * math.log2(total / count) for count in counts)
 
 
 def distinct_n(samples: Sequence[str] | Sequence[Sequence[int]] | torch.Tensor, n: int = 2) -> Estimate:
-    """Share of n-grams that are new within their sample, after Li et al. (arXiv 1510.03055); 1: no repetition.
+    """Share of n-grams that are new within their sample, 1 without repetition (Li et al., arXiv 1510.03055).
 
     Args:
         samples: texts, of which the words count, or token ids: (B, L), or B lists. A sample of fewer
@@ -60,8 +60,9 @@ def distinct_n(samples: Sequence[str] | Sequence[Sequence[int]] | torch.Tensor, 
     if not any(grams):
         raise ValueError(f"None of the {len(rows)} samples has {n} tokens: choose a smaller n.")
 
-    distinct = [len(set(of_sample)) for of_sample in grams]
-    total = [len(of_sample) for of_sample in grams]
+    # Per sample
+    distinct = [len(set(row_grams)) for row_grams in grams]
+    total = [len(row_grams) for row_grams in grams]
     return ratio_estimate(distinct, total, f"distinct {n}-grams")
 
 
@@ -75,7 +76,7 @@ def n_grams(tokens: Sequence, n: int) -> list[tuple]:
 
 
 def vocabulary_of(texts: Iterable[str], min_count: int = 1) -> frozenset[str]:
-    """The words between white space that occur at least `min_count` times in all."""
+    """The words that occur at least `min_count` times in all."""
     counts = Counter(word for text in texts for word in text.split())
     return frozenset(word for word, count in counts.items() if count >= min_count)
 
@@ -94,8 +95,9 @@ def spelling_accuracy(texts: Sequence[str], vocabulary: Collection[str]) -> Esti
     if not any(words):
         raise ValueError(f"There is not a word in the {len(words)} texts.")
 
-    known = [sum(word in vocabulary for word in of_text) for of_text in words]
-    total = [len(of_text) for of_text in words]
+    # Per text
+    known = [sum(word in vocabulary for word in text_words) for text_words in words]
+    total = [len(text_words) for text_words in words]
     return ratio_estimate(known, total, "known words")
 
 
@@ -119,6 +121,6 @@ def mauve(texts: Sequence[str], references: Sequence[str], **arguments) -> Estim
 
     texts = as_list(texts, "texts")
     references = as_list(references, "references")
-    arguments = {"verbose": False} | arguments
+    arguments = {"verbose": False} | arguments  # else the package prints its progress
     score = compute_mauve(p_text=references, q_text=texts, **arguments).mauve
     return Estimate(float(score), math.nan, len(texts), "MAUVE")

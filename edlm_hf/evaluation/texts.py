@@ -57,6 +57,7 @@ def read_texts(
     check_same_shape("attention_mask", attention_mask, input_ids)
     check_same_shape("scored", scored, input_ids)
 
+    # Special tokens do not count unless `scored` says so
     special = torch.tensor(sorted(special_ids(config)), dtype=torch.long, device="cpu")
     all_ids, all_scored = [], []
     for i, row in enumerate(input_ids):
