@@ -1,10 +1,10 @@
 r"""Detokenisers: from the tokens between spaces that a corpus has back to running text.
 
 They are pure functions of one document. They repeat the published zero-shot evaluation (SEDD, MDLM,
-EDLM), its oddities included (in WikiText an opening quote after an s is read as a
-possessive, every N as a number), because perplexities per token can be compared only on the same
-characters. Apply them once: `wikitext` and `lm1b` pair up quotes, and a second time they would pair
-the joined ones differently. AG News is evaluated as it is.
+EDLM), its oddities included (in WikiText an opening quote after an s is read as a possessive, every N
+as a number), because perplexities per token can be compared only on the same characters. Apply them
+once: `wikitext` and `lm1b` pair up quotes, and a second time they would pair the joined ones
+differently. AG News is evaluated as it is.
 """
 
 import re

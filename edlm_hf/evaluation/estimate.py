@@ -75,7 +75,7 @@ def ratio_estimate(
     if n == 1:
         return Estimate(ratio, math.nan, n, unit)
 
-    # To first order r - E[r] is the mean of y_i - r x_i over the mean of x_i
+    # To first order the error of r is the mean of y_i - r x_i over the mean of x_i
     residuals = y - ratio * x
     variance = float(residuals.square().sum()) * n / (n - 1)
     return Estimate(ratio, math.sqrt(variance) / total, n, unit)
