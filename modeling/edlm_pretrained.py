@@ -1,0 +1,166 @@
+"""The base class of composites: how their parts are loaded and saved as one checkpoint."""
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from .checkpoints import CheckpointingMixin, list_keys, set_auto_map
+from .components import HUB_ARGUMENTS, load_causal
+from .configuration_edlm import EDLMConfig
+from .foreign_denoisers import check_bidirectional
+from .mdlm_pretrained import MDLMPreTrainedModel
+from .network_facts import device_of
+
+
+class EDLMPreTrainedModel(CheckpointingMixin, PreTrainedModel):
+    """A model of two parts, `denoiser` and `energy_model`, of which the second may be None."""
+
+    config: EDLMConfig
+    supports_gradient_checkpointing = True
+    accepts_loss_kwargs = False
+    _supports_flash_attn = True
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+
+    def init_weights(self):
+        """Leave the parts as they are: they start and tie their weights when they are made."""
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path,
+        *model_args,
+        output_loading_info=False,
+        trust_energy_code: bool = False,
+        **kwargs,
+    ):
+        """Load the whole by `PreTrainedModel.from_pretrained`, and the AR energy that it refers to.
+
+        Args:
+            trust_energy_code: run the code in the repository of an energy that is kept by
+                reference. Whoever wrote the configuration chose that repository:
+                `trust_remote_code` does not reach it. Pin the code that you have read by
+                `energy_revision`.
+
+        Raises:
+            ValueError: the file lacks a weight of the model or has one too many, or the energy
+                needs code that is not trusted, or is itself a composite.
+        """
+        path = pretrained_model_name_or_path
+        model, info = super().from_pretrained(path, *model_args, output_loading_info=True, **kwargs)
+
+        missing = set(info["missing_keys"])
+        unexpected = set(info["unexpected_keys"])
+        if path is not None and (missing or unexpected):
+            raise ValueError(
+                f"The weights of {path} do not fit its configuration: "
+                f"{list_keys('missing', missing)}{list_keys('not part of the model', unexpected)}"
+                "Save it again with save_pretrained, or check energy_type and the two sub-configurations."
+            )
+
+        config = model.config
+        if config.energy_name_or_path is not None and model.energy_model is None:
+            of_networks = ("dtype", "torch_dtype", "device_map", "attn_implementation")
+            taken_over = (*of_networks, *HUB_ARGUMENTS)
+            model.energy_model = load_causal(
+                config.energy_name_or_path,
+                revision=config.energy_revision or "main",
+                trust_remote_code=trust_energy_code,
+                **{name: kwargs[name] for name in taken_over if name in kwargs},
+            )
+            config.energy_config = model.energy_model.config
+        return (model, info) if output_loading_info else model
+
+    def save_pretrained(self, save_directory, *args, **kwargs):
+        """Save the whole by `PreTrainedModel.save_pretrained`, with the code beside it.
+
+        Raises:
+            ValueError: the whole could not be loaded again: a part is neither from this package nor
+                from transformers, the denoiser's configuration is of a causal model, the parts have
+                different precisions, or the energy shares the weights of another denoiser.
+        """
+        stored = {"denoiser": self.denoiser}
+        energy_is_elsewhere = self.config.energy_name_or_path is not None
+        if self.energy_model is not None and not energy_is_elsewhere:
+            stored["energy_model"] = self.energy_model
+        self._check_loadable(stored)
+
+        # Configurations of the parts as they are now. The code of the whole is beside them.
+        self.config.denoiser_config = self.denoiser.config
+        if self.energy_model is not None and self.config.energy_weights == "own":
+            self.config.energy_config = self.energy_model.config
+        set_auto_map(self)
+        for part in stored.values():
+            part.config.dtype = part.dtype
+            part.config.__dict__.pop("auto_map", None)
+
+        if energy_is_elsewhere:
+            weights = kwargs.get("state_dict") or self.state_dict()
+            of_energy = {name for name in weights if name.startswith("energy_model.")}
+            kwargs["state_dict"] = {name: w for name, w in weights.items() if name not in of_energy}
+        super().save_pretrained(save_directory, *args, **kwargs)
+
+    def _check_loadable(self, stored: dict[str, nn.Module]) -> None:
+        """Refuse parts that would be stored, but could not be loaded again."""
+        for name, part in stored.items():
+            module = type(part).__module__
+            if not isinstance(part, MDLMPreTrainedModel) and not module.startswith("transformers."):
+                raise ValueError(
+                    f"The {name} is a {module}.{type(part).__name__}, whose code is not part of this "
+                    "package or of transformers, so the whole could not be loaded again. Save that part by itself and "
+                    "use from_components after loading it."
+                )
+        if not isinstance(self.denoiser, MDLMPreTrainedModel):
+            check_bidirectional(self.denoiser.config)
+
+        dtypes = {name: part.dtype for name, part in stored.items()}
+        if len(set(dtypes.values())) > 1:
+            raise ValueError(
+                f"The parts have different precisions ({dtypes}), but a checkpoint has one. Cast the whole, for "
+                "example with model.to(torch.bfloat16)."
+            )
+        shares = self.config.energy_weights == "shared"
+        if shares and self.energy_model.trunk is not self.denoiser.backbone:
+            raise ValueError(
+                "energy_weights='shared', but the energy reads the trunk of another denoiser than model.denoiser. Put "
+                "them together with from_components."
+            )
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.denoiser.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module):
+        self.denoiser.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module | None:
+        return self.denoiser.get_output_embeddings()
+
+    def set_output_embeddings(self, value: nn.Module):
+        self.denoiser.set_output_embeddings(value)
+
+    def resize_token_embeddings(self, *args, **kwargs) -> nn.Module:
+        """Resize the vocabulary of both parts. The mask token keeps its id."""
+        embeddings = self.denoiser.resize_token_embeddings(*args, **kwargs)
+        if self.energy_model is not None and self.config.energy_weights == "own":
+            self.energy_model.resize_token_embeddings(*args, **kwargs)
+        self.config.vocab_size = self.denoiser.config.vocab_size
+        return embeddings
+
+    @property
+    def vocab_size(self) -> int | None:
+        return self.config.vocab_size
+
+    @property
+    def device(self) -> torch.device:
+        """The device on which the parts compute, also while their weights are offloaded.
+
+        It is the CPU for parts without weights.
+        """
+        return device_of(self)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision of the first floating-point parameter or buffer."""
+        floats = (x.dtype for x in (*self.parameters(), *self.buffers()) if x.is_floating_point())
+        return next(floats, torch.get_default_dtype())
