@@ -1,4 +1,4 @@
-"""The canvas that masked diffusion fills: prompts, masks to fill, padding, blocks and ends of texts.
+"""The canvas that masked diffusion fills: prompts, masks, padding, blocks and ends of texts.
 
 It knows no network. Inside, every row is aligned left (text, then the masks appended to it, then
 padding), so that positions are right for every kind of model. Outside, the user's columns come
@@ -71,33 +71,38 @@ class Canvas:
         self.mask_token_id = mask_token_id
         self.pad_token_id = pad_token_id
 
-        # 1. Align left: the text of a row in its order, then its padding (the sort is stable)
-        order = (~given_real).long().argsort(dim=-1, stable=True)  # (B, P) aligned -> given column
-        self.aligned = order.argsort(dim=-1)  # (B, P) given -> aligned column
+        # 1. Align left: the text of a row in its order, then its padding (the sort is stable).
+        # (B, P) aligned -> given column, and the inverse of it
+        order = (~given_real).long().argsort(dim=-1, stable=True)
+        self.aligned = order.argsort(dim=-1)
         self.lengths = given_real.sum(-1)
 
         # 2. Append masks: (B, P + new), of which the first W columns are used
-        columns = torch.arange(input_ids.shape[1] + new_tokens, device=input_ids.device)
         begin = self.lengths.unsqueeze(1)
         end = begin + new_tokens
-        appended = (columns >= begin) & (columns < end)
-        text = F.pad(input_ids.gather(1, order), (0, new_tokens))
         width = int(end.max()) if len(input_ids) else 0
+        columns = torch.arange(input_ids.shape[1] + new_tokens, device=input_ids.device)
+        is_real = columns < end
+        is_appended = is_real & (columns >= begin)
+        text = F.pad(input_ids.gather(1, order), (0, new_tokens))
+        ids = torch.where(is_appended, mask_token_id, text)
 
-        self.ids = torch.where(appended, mask_token_id, text)[:, :width]
-        self.real = (columns < end)[:, :width]
-        self.appended = appended[:, :width]
+        # (B, W) each
+        self.ids = ids[:, :width]
+        self.real = is_real[:, :width]
+        self.appended = is_appended[:, :width]
         self.free = self.real & (self.ids == mask_token_id)
         self.generated = self.free.clone()
         self.log_probs = torch.full(self.ids.shape, torch.nan, device=self.ids.device)
 
-        # 3. The types of the text, and that of its last token after it
+        # 3. Token types: the new tokens have the type of the last given one, 0 without one
         self.token_types = None
         if token_types is not None:
             types = F.pad(token_types.gather(1, order), (0, new_tokens))
             if types.shape[1]:
-                last = types.gather(1, (begin - 1).clamp_min(0)).masked_fill(begin == 0, 0)
-                types = torch.where(columns < begin, types, last)
+                last_column = (begin - 1).clamp_min(0)
+                last_type = types.gather(1, last_column).masked_fill(begin == 0, 0)
+                types = torch.where(columns < begin, types, last_type)
             self.token_types = types[:, :width]
 
     def views(self, block_length: int | None, model_length: int | None) -> Iterator[View]:
@@ -106,24 +111,30 @@ class Canvas:
         The view of a row depends on that row alone. A row that fits the model is seen whole. A
         longer one is seen up to the end of the block, with as much of the text before it as fits.
         """
-        width = self.ids.shape[1]
-        whole = self.lengths + self.new_tokens  # (B,)
+        # (B,) the length of every row, and whether the model sees it whole
+        whole = self.lengths + self.new_tokens
         fits = torch.ones_like(whole, dtype=torch.bool)
         if model_length is not None:
             fits = whole <= model_length
+
+        width = self.ids.shape[1]
         num_seen = width if bool(fits.all()) else model_length
-        seen = torch.arange(num_seen, device=self.ids.device)
+        columns = torch.arange(num_seen, device=self.ids.device)
 
         for block, block_end in self.blocks(block_length):
-            # Columns from `start` to `end` (B,), as (B, W')
+            # (B,) the first column that is seen, and the one after the last
             end = torch.where(fits, whole, block_end)
-            start = torch.where(fits, 0, (end - num_seen).clamp_min(0))
-            index = start.unsqueeze(1) + seen
-            present = index < end.unsqueeze(1)
+            begin = torch.where(fits, 0, (end - num_seen).clamp_min(0))
 
+            # (B, W') each
+            index = begin.unsqueeze(1) + columns
+            present = index < end.unsqueeze(1)
             index = index.clamp_max(width - 1)
-            free = (block & self.free).gather(1, index) & present
-            types = None if self.token_types is None else self.token_types.gather(1, index)
+            free = present & (block & self.free).gather(1, index)
+
+            types = None
+            if self.token_types is not None:
+                types = self.token_types.gather(1, index)
             yield View(index, present, free, types)
 
     def blocks(self, block_length: int | None) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -139,17 +150,20 @@ class Canvas:
 
         # The new tokens of every row, `block_length` at a time
         columns = torch.arange(self.ids.shape[1], device=self.ids.device)
-        for begin in range(0, self.new_tokens, block_length):
-            first = self.lengths + begin
-            end = self.lengths + min(begin + block_length, self.new_tokens)
-            yield (columns >= first.unsqueeze(1)) & (columns < end.unsqueeze(1)), end
+        for num_before in range(0, self.new_tokens, block_length):
+            num_after = min(num_before + block_length, self.new_tokens)
+            begin = self.lengths + num_before
+            end = self.lengths + num_after
+            is_inside = (columns >= begin.unsqueeze(1)) & (columns < end.unsqueeze(1))
+            yield is_inside, end
 
     def num_blocks(self, block_length: int | None) -> int:
         """An upper limit of the number of blocks."""
         if block_length is None:
             return 1
-        of_new_tokens = -(-self.new_tokens // block_length)  # rounded up
-        return 1 + of_new_tokens
+        # One for the masks of the prompts, and the new tokens in blocks
+        rounded_up = -(-self.new_tokens // block_length)
+        return 1 + rounded_up
 
     def read(self, view: View) -> torch.LongTensor:
         """(B, W') the tokens of a view."""
@@ -184,8 +198,10 @@ class Canvas:
 
         A row with fewer finished tokens than `length` is padded on the left.
         """
+        # (B, length) columns that end with the finished tokens, negative where there are too few
         end = self.finished_lengths.clamp_max(length).unsqueeze(1)
-        index = end - length + torch.arange(length, device=self.ids.device)
+        columns = torch.arange(length, device=self.ids.device)
+        index = end - length + columns
 
         ids = self.ids.gather(1, index.clamp_min(0))
         padding = 0 if self.pad_token_id is None else self.pad_token_id
@@ -196,12 +212,14 @@ class Canvas:
 
         Position 0, given tokens, and tokens that are still masked do not count as an end.
         """
+        eos = torch.tensor(eos_token_ids, device=self.ids.device)
         may_end = self.generated & (self.ids != self.mask_token_id)
         may_end[:, :1] = False
-        eos = torch.tensor(eos_token_ids, device=self.ids.device)
-        is_end = (may_end & torch.isin(self.ids, eos)).long()
+        is_end = may_end & torch.isin(self.ids, eos)
 
-        ends_before = is_end.cumsum(-1) - is_end  # (B, W) how many stand before a position
+        # (B, W) how many ends stand before a position
+        is_end = is_end.long()
+        ends_before = is_end.cumsum(-1) - is_end
         self.pad(self.generated & (ends_before > 0))
 
     def cut(self, lengths: torch.Tensor) -> None:
@@ -211,7 +229,8 @@ class Canvas:
             ValueError: there is no padding token.
         """
         columns = torch.arange(self.ids.shape[1], device=self.ids.device)
-        self.pad(self.generated & (columns >= lengths.unsqueeze(1)))
+        is_after = columns >= lengths.unsqueeze(1)
+        self.pad(self.generated & is_after)
 
     def pad(self, where: torch.Tensor) -> None:
         """Turn the positions `where` (B, W) bool into padding, which is filled no more."""
@@ -245,10 +264,11 @@ class Canvas:
         width = self.given.shape[1] + self.new_tokens
         values = F.pad(values, (0, width - values.shape[1]), value=missing)
 
-        of_text = values.gather(1, self.aligned)  # (B, P)
+        # (B, P) of the given columns, and (B, new) after the text of every row
+        given = values.gather(1, self.aligned)
         new_columns = torch.arange(self.new_tokens, device=values.device)
-        of_new_tokens = values.gather(1, self.lengths.unsqueeze(1) + new_columns)  # (B, new)
-        return torch.cat([of_text, of_new_tokens], dim=1)
+        new = values.gather(1, self.lengths.unsqueeze(1) + new_columns)
+        return torch.cat([given, new], dim=1)
 
 
 def replace_free(values: torch.Tensor, view: View, replacement: torch.Tensor) -> torch.Tensor:
@@ -256,10 +276,14 @@ def replace_free(values: torch.Tensor, view: View, replacement: torch.Tensor) ->
     # What is not free goes to an additional last column, which is cut off
     width = values.shape[1]
     target = torch.where(view.free, view.index, width)
-    return F.pad(values, (0, 1)).scatter(1, target, replacement)[:, :width]
+    widened = F.pad(values, (0, 1))
+    return widened.scatter(1, target, replacement)[:, :width]
 
 
-def real_positions(input_ids: torch.LongTensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+def real_positions(
+    input_ids: torch.LongTensor,
+    attention_mask: torch.Tensor | None,
+) -> torch.Tensor:
     """Where the given ids (B, P) are text and not padding: (B, P) bool.
 
     Raises:
@@ -273,7 +297,8 @@ def real_positions(input_ids: torch.LongTensor, attention_mask: torch.Tensor | N
         )
 
     attention_mask = attention_mask.to(input_ids.device)
-    if not bool(((attention_mask == 0) | (attention_mask == 1)).all()):
+    is_zero_or_one = (attention_mask == 0) | (attention_mask == 1)
+    if not bool(is_zero_or_one.all()):
         raise ValueError(
             "attention_mask has values besides 0 and 1. Set it to 1 where input_ids are text and "
             "to 0 where they are padding."
@@ -283,4 +308,5 @@ def real_positions(input_ids: torch.LongTensor, attention_mask: torch.Tensor | N
 
 def first_true(flags: torch.Tensor) -> int:
     """Index of the first True of (N,), N if there is none."""
-    return int((flags.cumsum(-1) == 0).sum())
+    before_first = flags.cumsum(-1) == 0
+    return int(before_first.sum())

@@ -52,16 +52,19 @@ class Score:
     @classmethod
     def join(cls, parts: list["Score"]) -> "Score":
         """The scores of several parts of the N positions."""
-        values = torch.cat([part.values for part in parts])
-        errors = torch.cat([part.errors for part in parts])
-        return cls(values, errors)
+        return cls(
+            values=torch.cat([part.values for part in parts]),
+            errors=torch.cat([part.errors for part in parts]),
+        )
 
     def scatter(self, at: torch.Tensor) -> "Score":
         """The N scores at their positions `at` (R, L) bool, -inf elsewhere."""
-        nowhere = self.values.new_full(at.shape, -torch.inf)
-        values = nowhere.masked_scatter(at, self.values)
-        errors = torch.zeros_like(nowhere).masked_scatter(at, self.errors)
-        return Score(values, errors)
+        lowest = self.values.new_full(at.shape, -torch.inf)
+        exact = torch.zeros_like(lowest)
+        return Score(
+            values=lowest.masked_scatter(at, self.values),
+            errors=exact.masked_scatter(at, self.errors),
+        )
 
 
 def log_odds(
@@ -70,9 +73,11 @@ def log_odds(
     error: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """log c - log(1 - c) and its error, (N,) each."""
+    # log c - log(1 - c) = l_max - log sum_{v not likeliest} exp(l_v)
     likeliest = first_highest(logits, highest)
-    others = logits.scatter(-1, likeliest, -torch.inf).logsumexp(-1)
-    return highest.squeeze(-1) - others, error
+    others = logits.scatter(-1, likeliest, -torch.inf)
+    values = highest.squeeze(-1) - others.logsumexp(-1)
+    return values, error
 
 
 def negative_entropy(
@@ -84,7 +89,8 @@ def negative_entropy(
 
     |dH| <= sum_v p(v) |log p(v) + H| |dl_v| <= 2 H |dl|, and H itself is a rounded sum.
     """
-    entropy = torch.special.entr(logits.softmax(-1)).sum(-1)
+    probs = logits.softmax(-1)
+    entropy = torch.special.entr(probs).sum(-1)
     return -entropy, error * (1 + 2 * entropy)
 
 
@@ -94,8 +100,11 @@ def margin(
     error: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """p_(1) - p_(2) and its error, (N,) each. A vocabulary of one token has the margin 1."""
+    # (N, 2), or (N, 1)
     num_tokens = min(2, logits.shape[-1])
-    highest_two = logits.softmax(-1).topk(num_tokens, dim=-1).values
+    probs = logits.softmax(-1)
+    highest_two = probs.topk(num_tokens, dim=-1).values
+
     second = highest_two[:, 1] if num_tokens > 1 else 0
     return highest_two[:, 0] - second, error
 
@@ -132,7 +141,8 @@ def first_of(score: Score, left: torch.Tensor) -> torch.LongTensor:
     """
     values = torch.where(left, score.values, -torch.inf)
     highest = values.amax(-1, keepdim=True)
-    return first_index(left & (values >= highest - score.errors))
+    ties = values >= highest - score.errors
+    return first_index(left & ties)
 
 
 def take_best(score: Score, counts: torch.Tensor) -> torch.Tensor:
@@ -144,9 +154,11 @@ def take_best(score: Score, counts: torch.Tensor) -> torch.Tensor:
     taken = free & takes_all.unsqueeze(1)
     counts = torch.where(takes_all, 0, counts)
 
-    for n in range(int(counts.max()) if len(counts) else 0):
-        first = first_of(score, free & ~taken)  # (R, 1)
+    # The others take one position after the other, (R, 1) of all rows at a time
+    most = int(counts.max()) if len(counts) else 0
+    for n in range(most):
         takes_one = (n < counts).unsqueeze(1)
+        first = first_of(score, free & ~taken)
         taken = taken.scatter(1, first, taken.gather(1, first) | takes_one)
     return taken
 

@@ -97,6 +97,7 @@ def checked_token_types(
     if token_types.is_floating_point() or token_types.is_complex():
         raise ValueError(f"token_type_ids is of type {token_types.dtype}, but token types are integers.")
 
+    # Types that are all 0 mean the same as none
     types = token_types.to(input_ids.device).long()
     if not takes_types:
         if types.any():
@@ -104,7 +105,8 @@ def checked_token_types(
         return None
 
     if types.numel():
-        lowest, highest = int(types.min()), int(types.max())
+        lowest = int(types.min())
+        highest = int(types.max())
         if lowest < 0 or highest >= (num_types or 2**31):
             raise ValueError(
                 f"token_type_ids holds types from {lowest} to {highest}, but the denoiser knows "
@@ -130,8 +132,8 @@ class CheckedProcessor:
             ValueError: the processor returned anything else than scores.
         """
         processed = self.processor(input_ids, scores)
-        is_tensor = torch.is_tensor(processed)
 
+        is_tensor = torch.is_tensor(processed)
         if not is_tensor or not processed.is_floating_point() or processed.shape != scores.shape:
             given = type(processed).__name__
             if is_tensor:

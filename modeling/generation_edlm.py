@@ -132,13 +132,15 @@ class MaskedDiffusionGenerationMixin(PreparationMixin, ProposingMixin, Generatio
         config = self._prepare_generation_config(generation_config, **kwargs)
         canvas = self._prepare_canvas(input_ids, attention_mask, config, batch_size, token_type_ids)
         process = self.reverse_process(config, energy, logits_processor)
-        rows, width = canvas.ids.shape
-        check_size(rows * (1 if process.energy is None else config.num_candidates), width)
+        num_texts, width = canvas.ids.shape
+        if process.energy is not None:
+            num_texts = num_texts * config.num_candidates
+        check_size(num_texts, width)
+
+        # 3. Records of the steps, and the tokens that a step fills in: draws, or the likeliest ones
         most_steps = self._most_steps(canvas, process)
         records = Records(canvas, config, energy_has_a_part(process), most_steps)
         progress = Progress(canvas, streamer, progress_bar, self, callback_on_step_end)
-
-        # 3. The tokens that a step fills in: draws, or the likeliest ones
         noise = Noise(generator)
         if config.do_sample is False:
             choose = Likeliest(records)
@@ -147,6 +149,7 @@ class MaskedDiffusionGenerationMixin(PreparationMixin, ProposingMixin, Generatio
 
         # 4. Block after block. Rows that have ended are filled no more.
         for view in canvas.views(config.block_length, longest_text(self)):
+            # x_t (B, W'), and the positions that do not belong to the prompt
             ids = canvas.read(view)
             generated = canvas.generated.gather(1, view.index)
             state = process.state(ids, view.free, view.present, view.token_types, generated)
@@ -154,6 +157,7 @@ class MaskedDiffusionGenerationMixin(PreparationMixin, ProposingMixin, Generatio
             records.begin_block(state)
             progress.begin_block(view, steps_of_block)
 
+            # x_t -> x_s, step after step
             num_steps = 0
             for step in chain(process, state, choose, noise):
                 num_steps = step.index + 1
@@ -169,6 +173,7 @@ class MaskedDiffusionGenerationMixin(PreparationMixin, ProposingMixin, Generatio
             canvas.write(view, state.ids)
             records.end_block(view, num_steps)
 
+            # Ends of texts
             if config.end_tokens:
                 canvas.end_rows(config.end_tokens)
             if criteria:
@@ -222,6 +227,7 @@ class MaskedDiffusionGenerationMixin(PreparationMixin, ProposingMixin, Generatio
         schedule = make_schedule(self.config.noise_schedule, **schedule_params)
         schedule.check_reaches_full_mask()
 
+        # The function of the user, or the model's own energy
         own_scope = getattr(self.config, "energy_scope", "sequence")
         config.energy_scope = config.energy_scope or own_scope
         if energy is None:
@@ -229,6 +235,7 @@ class MaskedDiffusionGenerationMixin(PreparationMixin, ProposingMixin, Generatio
         else:
             energy = CallableEnergy(energy)
 
+        # k = 1 switches the energy off
         process = ReverseProcess(
             model=self,
             config=config,
@@ -284,6 +291,7 @@ def energy_has_a_part(process: ReverseProcess) -> bool:
 
 def check_energy_of_sampler(process: ReverseProcess) -> None:
     """Raise ValueError if the sampler and the energy do not go together."""
+    # Any energy goes with a reveal set that does not depend on the drawn tokens
     if process.sampler.sees != TOKENS or not energy_has_a_part(process):
         return
 

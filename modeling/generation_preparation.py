@@ -41,8 +41,10 @@ class PreparationMixin:
         Raises:
             ValueError: an argument is unknown, or a value is not allowed.
         """
+        # 1. The names that are known
         given = {} if generation_config is None else set_values(generation_config)
-        allowed = SUPPORTED | set(EDLMGenerationConfig.diffusion_defaults)
+        defaults = EDLMGenerationConfig.diffusion_defaults
+        allowed = SUPPORTED | set(defaults)
         metadata = {"transformers_version", "_from_model_config"}
         unknown = (set(given) - metadata | set(kwargs)) - allowed
         if unknown:
@@ -51,21 +53,24 @@ class PreparationMixin:
                 f"it takes {', '.join(sorted(allowed))}."
             )
 
-        # None switches off what can be off (eos_token_id=None). For the rest it means "not given".
-        defaults = EDLMGenerationConfig.diffusion_defaults
-        always_set = {name for name, value in defaults.items() if value is not None} | {"do_sample"}
+        # 2. None switches off what can be off (eos_token_id=None), else it means "not given"
+        always_set = {name for name, value in defaults.items() if value is not None}
+        always_set.add("do_sample")
         for name in always_set & set(kwargs):
             if kwargs[name] is None:
                 del kwargs[name]
 
+        # 3. The later values override the earlier ones
         config = EDLMGenerationConfig()
         of_model = set_values(self.generation_config)
         config.update(**{name: value for name, value in of_model.items() if name in allowed})
         config.update(**{name: value for name, value in given.items() if name in allowed})
         config.update(**kwargs)
 
-        self._check_special_tokens(config, given | kwargs)
-        self._drop_parameters_of_another_sampler(config, given | kwargs)
+        # 4. Values that belong together
+        of_call = given | kwargs
+        self._check_special_tokens(config, of_call)
+        self._drop_parameters_of_another_sampler(config, of_call)
         config.make_sampler()
         return config
 
@@ -100,22 +105,21 @@ class PreparationMixin:
         mask = self.config.mask_token_id
         padding = [] if config.pad_token_id is None else [config.pad_token_id]
 
-        for name, ids in (("eos_token_id", config.end_tokens), ("pad_token_id", padding)):
-            wrong = []
-            for token in ids:
-                is_outside = token < 0 or (vocab_size is not None and token >= vocab_size)
-                if is_outside or token == mask:
-                    wrong.append(token)
-            if not wrong:
-                continue
+        def is_wrong(token: int) -> bool:
+            is_outside = token < 0 or (vocab_size is not None and token >= vocab_size)
+            return is_outside or token == mask
 
+        for name, ids in (("eos_token_id", config.end_tokens), ("pad_token_id", padding)):
+            right = [token for token in ids if not is_wrong(token)]
+            if right == ids:
+                continue
             if given.get(name) is not None:
                 last = "..." if vocab_size is None else vocab_size - 1
                 raise ValueError(
                     f"{name} is {getattr(config, name)}, but a text holds ids from 0 to {last} "
                     f"without the mask token {mask}. Use the tokenizer of the model."
                 )
-            setattr(config, name, [token for token in ids if token not in wrong] or None)
+            setattr(config, name, right or None)
 
     def _prepare_canvas(
         self,
@@ -181,8 +185,8 @@ class PreparationMixin:
                 "num_return_sequences."
             )
 
-        has_no_device = self.device.type == "meta"  # its weights are offloaded
-        device = input_ids.device if has_no_device else self.device
+        # Offloaded weights are on the device `meta`
+        device = input_ids.device if self.device.type == "meta" else self.device
         return input_ids.to(device, torch.long)
 
     def _num_new_tokens(self, input_ids: torch.Tensor | None, config: EDLMGenerationConfig) -> int:
@@ -190,12 +194,14 @@ class PreparationMixin:
         if config.max_new_tokens is not None:
             return config.max_new_tokens
 
+        # Texts from nothing
         if input_ids is None:
             new = config.max_length or longest_text(self)
             if new is None:
                 raise ValueError("The model does not say how long its texts are: pass max_length or max_new_tokens.")
             return new
 
+        # Without a length the masks in the prompt alone are filled
         if config.max_length is None:
             return 0
         new = config.max_length - input_ids.shape[1]

@@ -20,10 +20,10 @@ class Progress:
 
     Args:
         canvas: the rows, whose finished beginnings are streamed.
-        streamer: has `put` and `end`, and may have `put_draft` and `put_step`; or None.
+        streamer: has `put` and `end`, and may have `put_draft` and `put_step`. None for no streamer.
         progress_bar: show one for every block.
         model: passed to the callback.
-        callback: called as callback(model, step, t, {"ids"}); or None.
+        callback: called as callback(model, step, t, {"ids"}). None for no callback.
     """
 
     def __init__(
@@ -40,18 +40,24 @@ class Progress:
         self.model = model
         self.callback = callback
 
-        self.earlier_steps = 0  # of the blocks before the present one
-        self.num_streamed = 0  # tokens of the first row that the streamer has got
+        # Steps of the blocks before the present one
+        self.earlier_steps = 0
+
+        # Tokens of the first row that the streamer has got: the prompt, to begin with
+        self.num_streamed = 0
         self.streams_row = streamer is not None and len(canvas.ids) > 0
         if self.streams_row:
-            self.stream_finished()  # the prompt
+            self.stream_finished()
 
     def begin_block(self, view: View, num_steps: int) -> None:
         """Begin a block that takes at most `num_steps` steps."""
         self.view = view
-        self.ids = self.canvas.read(view)  # (B, W) after the last step that changed something
         self.num_steps = num_steps
         self.num_done = 0
+
+        # (B, W') the view after the last step that changed something
+        self.ids = self.canvas.read(view)
+
         self.fills_row = self.streams_row and bool(view.free[0].any())
         self.bar = logging.tqdm(total=num_steps, desc="denoising", disable=not self.progress_bar)
 
@@ -67,6 +73,7 @@ class Progress:
 
     def advance_to(self, num_done: int) -> None:
         """Report the steps of the block up to `num_done`, which leave the text as it is."""
+        # Steps are numbered from 1. Of very many only the last one is shown.
         numbers = range(self.num_done + 1, num_done + 1)
         if self.num_steps > MOST_SHOWN_STEPS:
             numbers = numbers[-1:]
@@ -122,7 +129,9 @@ class Records:
     ):
         self.canvas = canvas
         self.batch_size = len(canvas.ids)
-        self.earlier_steps = 0  # of the blocks before the present one
+
+        # Steps of the blocks before the present one
+        self.earlier_steps = 0
 
         # (B,) calls that a row took part in
         self.denoiser_calls = torch.zeros(self.batch_size, dtype=torch.long, device="cpu")
@@ -194,7 +203,9 @@ class Records:
         They stand at the n positions `revealed` (R, L) bool.
         """
         if self.keeps_log_probs:
-            kept = self.state.log_probs[rows].masked_scatter(revealed, log_probs.float().flatten())
+            # (R, L), then (B, L)
+            log_probs = log_probs.float().flatten()
+            kept = self.state.log_probs[rows].masked_scatter(revealed, log_probs)
             self.state.log_probs = self.state.log_probs.index_copy(0, rows, kept)
 
     def end_block(self, view: View, num_steps: int) -> None:
@@ -218,10 +229,13 @@ class Records:
         """Stack records to (steps, ...), with `missing` at steps that have none."""
         if not records:
             return None
+
+        # (n, B, ...) of n steps, and the numbers (n,) of these
         kept = torch.stack(list(records.values()))
         numbers = torch.tensor(list(records), device=kept.device)
-        every_step = kept.new_full((self.earlier_steps, *kept.shape[1:]), missing)
-        return every_step.index_copy(0, numbers, kept)
+
+        shape = (self.earlier_steps, *kept.shape[1:])
+        return kept.new_full(shape, missing).index_copy(0, numbers, kept)
 
     def output(self) -> EDLMGenerationOutput:
         num_generated = self.canvas.generated.sum(-1).cpu()

@@ -47,10 +47,13 @@ class ImportanceSampling:
         chosen = resample(weights, noise.per_row(rows, weights.device))
 
         # 3. x^c (R, L), which the chain reveals at S
-        winner = torch.arange(len(chosen), device=chosen.device), chosen
+        numbers = torch.arange(len(chosen), device=chosen.device)
+        winner = candidates.ids[numbers, chosen]
+        log_probs = candidates.log_probs[numbers, chosen]
+
         records.keep_candidates(step, energies, weights, chosen)
-        records.keep_log_probs(rows, revealed, candidates.log_probs[winner][revealed])
-        return candidates.ids[winner]
+        records.keep_log_probs(rows, revealed, log_probs[revealed])
+        return winner
 
     def draw_once(
         self,
@@ -79,7 +82,9 @@ class Likeliest:
         revealed: torch.Tensor,
     ) -> torch.LongTensor:
         """Tokens (R, L) for some `rows` (R,), of which those at S count: `revealed` (R, L) bool."""
-        clean = proposal.ids.masked_scatter(revealed, proposal.likeliest(revealed))
+        tokens = proposal.likeliest(revealed)
+        clean = proposal.ids.masked_scatter(revealed, tokens)
+
         if self.records is not None and self.records.keeps_log_probs:
             nats = proposal.nats(clean, revealed)[revealed]
             self.records.keep_log_probs(rows, revealed, -nats)

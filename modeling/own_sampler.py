@@ -52,6 +52,8 @@ class OwnFunction(Planner):
 
     def reveal(self, step, proposal):
         revealed = allowed_set(self.function(step, proposal), proposal, self.sees)
+
+        # The last step reveals all that is left
         is_last = step.index + 1 >= self.num_steps
         return revealed | proposal.free if is_last else revealed
 
@@ -86,7 +88,9 @@ class OwnSampler(Sampler):
         return bool(getattr(self.base, "is_deterministic", False))
 
     def steps_in(self, free):
-        return self.base.steps_in(free) if hasattr(self.base, "steps_in") else self.num_steps
+        if hasattr(self.base, "steps_in"):
+            return self.base.steps_in(free)
+        return self.num_steps
 
     def looks_at(self, state, rows):
         if hasattr(self.base, "looks_at"):
@@ -108,11 +112,16 @@ class OwnSampler(Sampler):
         # All masks that are left, in one more step
         masked = state.masked.cpu()
         if bool(masked.any()):
-            t = state.time_of(masked.sum(-1), state.free.sum(-1).cpu())
-            yield Step(t, masked, index=index + 1)
+            total = state.free.sum(-1).cpu()
+            t = state.time_of(masked.sum(-1), total)
+            yield Step(t, reveal=masked, index=index + 1)
 
     def checked(self, step: Step, state: State) -> Step:
-        """A step that leaves given tokens alone, and masked ones unless the sampler sees tokens."""
+        """The step without positions that it must not touch.
+
+        Given tokens stay, and so do filled ones unless the sampler sees tokens.
+        """
+        # S follows from the proposal
         if step.reveal is None:
             if self.sees == MASKS:
                 raise ValueError(
@@ -122,6 +131,7 @@ class OwnSampler(Sampler):
                 )
             return step
 
+        # (B, L) each, on the CPU
         shape = state.ids.shape
         may_reveal = state.free if self.sees == TOKENS else state.masked
         reveal = check_bools("steps() yielded reveal =", step.reveal, shape).cpu()

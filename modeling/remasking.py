@@ -87,34 +87,40 @@ class ReMDM(Sampler):
             alpha_s, alpha_t = self.alphas(n, state)
             sigma = self.sigma(alpha_s, alpha_t, n / self.num_steps)
             if sigma == 0 and survival == 1 - alpha_t:
-                survival = 1 - alpha_s  # exactly, so that eta = 0 is `Ancestral`
+                # Exactly, so that eta = 0 is `Ancestral`
+                survival = 1 - alpha_s
             else:
-                survival = survival * (1 - reveal_probability(alpha_s + sigma * alpha_t, alpha_t))
+                r = reveal_probability(alpha_s + sigma * alpha_t, alpha_t)
+                survival = survival * (1 - r)
             revealed = masked & (u >= survival)
 
-            # Only the ratio of u and survival matters
+            # Only the ratio of u and survival matters: start anew before it underflows
             if survival < SMALL:
                 u = u / survival if survival > 0 else u
                 survival = 1.0
 
-            # 2. The tokens that become masks again, with sigma
+            # 2. The tokens that become masks again, with the chance sigma
             again = torch.zeros_like(free)
             if sigma > 0:
                 visible = free & ~masked
-                again = visible & (noise.per_position(all_rows, free) < sigma)
-                u = torch.where(again, survival * noise.per_position(all_rows, free), u)
+                coins = noise.per_position(all_rows, free)
+                again = visible & (coins < sigma)
+                fresh = noise.per_position(all_rows, free)
+                u = torch.where(again, survival * fresh, u)
 
+            # 3. Steps that do nothing are left out
             masked = (masked & ~revealed) | again
             if bool(revealed.any() | again.any()):
                 t = same_time(self.time(n, alpha_t, state), free)
-                yield Step(t, revealed, mask_again=again, index=self.num_steps - n)
+                index = self.num_steps - n
+                yield Step(t, reveal=revealed, mask_again=again, index=index)
 
     def alphas(self, n: int, state: State) -> tuple[float, float]:
         """alpha at the end and at the start of step n."""
-        times = torch.tensor([n - 1, n], dtype=torch.float64, device="cpu") / self.num_steps
+        s_and_t = torch.tensor([n - 1, n], dtype=torch.float64, device="cpu") / self.num_steps
         if self.remasking == "loop":
-            return tuple(self.alpha_of_loop(t) for t in times.tolist())
-        return tuple(state.schedule.alpha(times).tolist())
+            return tuple(self.alpha_of_loop(time) for time in s_and_t.tolist())
+        return tuple(state.schedule.alpha(s_and_t).tolist())
 
     def alpha_of_loop(self, t: float) -> float:
         """From 0 up to `loop_alpha`, which stands still inside the window, then up to 1."""
@@ -140,8 +146,12 @@ class ReMDM(Sampler):
         low, high = self.window
         if not low < t <= high or alpha_t == 0:
             return 0.0
+
+        # Beyond sigma_max the chance with which masks are revealed would exceed 1
         sigma_max = min(1.0, (1 - alpha_s) / alpha_t)
-        return self.eta * sigma_max if self.remasking == "rescale" else min(self.eta, sigma_max)
+        if self.remasking == "rescale":
+            return self.eta * sigma_max
+        return min(self.eta, sigma_max)
 
 
 @dataclass(frozen=True)
@@ -180,9 +190,13 @@ class Gibbs(Sampler):
         return torch.ceil(self.sweeps * num_masks / self.positions).long()
 
     def steps_in(self, free):
-        corrections = self.corrections(free)
-        most = int(corrections.max()) if len(corrections) else 0
-        return self.base.steps_in(free) + most
+        return self.base.steps_in(free) + self.most_corrections(free)
+
+    def most_corrections(self, free: torch.Tensor) -> int:
+        """How many steps the sweeps take in the row with the most of them."""
+        if not len(free):
+            return 0
+        return int(self.corrections(free).max())
 
     def looks_at(self, state, rows):
         return self.base.looks_at(state, rows)
@@ -194,18 +208,20 @@ class Gibbs(Sampler):
         free = state.free.cpu()
         total = free.sum(-1)
         corrections = self.corrections(free)
-        for n in range(int(corrections.max()) if len(free) else 0):
-            # The K positions (B, L) with the highest of random priorities, in rows that go on
+        for n in range(self.most_corrections(free)):
+            # (B, L) random priorities in the rows that go on, and the K positions with the highest
             rows = (n < corrections).nonzero().squeeze(-1)
             uniforms = noise.per_position(rows, free[rows]).cpu()
             priorities = torch.full(free.shape, -torch.inf, dtype=torch.float64, device="cpu")
             priorities[rows] = torch.where(free[rows], uniforms, -torch.inf)
-            score = Score(priorities, torch.zeros_like(priorities))
+            score = Score(priorities, errors=torch.zeros_like(priorities))
             picked = take_best(score, total.clamp_max(self.positions))
 
+            # They become masks, which the step reveals
             state.mask_again(picked)
             t = state.time_of(picked.sum(-1), total)
-            yield Step(t, picked, index=steps_before + n if self.base.has_clock else None)
+            index = steps_before + n if self.base.has_clock else None
+            yield Step(t, reveal=picked, index=index)
 
     def reveal(self, step, proposal):
         return self.base.reveal(step, proposal)
@@ -246,6 +262,7 @@ class Edit(Planner):
         ids_before = None
 
         for index in range(self.num_steps):
+            # Rows (B,) with masks, or with tokens that the last step has changed
             left = state.masked.sum(-1).cpu()
             if ids_before is not None:
                 has_changed = (state.ids != ids_before).any(-1).cpu()
@@ -256,10 +273,11 @@ class Edit(Planner):
             ids_before = state.ids
             rows = active.nonzero().squeeze(-1)
             counts = self.share(left, index)
-            yield Step(state.time_of(left, total), counts=counts, rows=rows, index=index)
+            t = state.time_of(left, total)
+            yield Step(t, counts=counts, rows=rows, index=index)
 
     def reveal(self, step, proposal):
-        # (R, L) log-probability of the drawn tokens, and p
+        # (R, L) log p and p of the drawn tokens
         log_probs = torch.where(proposal.at, -proposal.nats(proposal.drawn), -torch.inf)
         probs = log_probs.exp()
 

@@ -1,7 +1,13 @@
 """The reverse chain x_1 -> x_0, written once for generation and for likelihoods.
 
-A sampler says where a step reveals, `choose` says what: generation takes draws, a likelihood takes
-the text itself. `ReverseProcess` knows the networks.
+    for t from 1 to 0:
+        S   ~ q(S | x_t)              where: the sampler
+        x_0 ~ p(x_0 | x_t)            what: `choose`
+        x_s = x_0 at S, x_t elsewhere
+
+For generation `choose` draws from the proposal, with an energy by Algorithm 1 of the paper
+(importance_sampling.py). For a likelihood it takes the text itself. `ReverseProcess` knows the
+networks.
 """
 
 import functools
@@ -26,8 +32,11 @@ def chain(process: "ReverseProcess", state: State, choose: Choose, noise) -> Ite
     for number, step in enumerate(process.sampler.steps(state, noise)):
         step = step.complete(number, state)
 
+        # Rows inside the window of the energy, then the other rows
         for group in split_by_energy(process, step):
             take_step(process, state, group, choose)
+
+        # Remasking: visible tokens become masks again
         if step.mask_again is not None:
             state.mask_again(step.mask_again)
 
@@ -38,9 +47,11 @@ def take_step(process: "ReverseProcess", state: State, step: Step, choose: Choos
     """Bring the rows of a step from x_t to x_s.
 
     1. The denoiser proposes tokens, at S or wherever the sampler or the energy looks.
-    2. S is the step's own, or the sampler picks it by the proposal (or by tokens drawn from it).
+    2. S is known from the masks, or the sampler picks it by the proposal.
     3. `choose` gives the tokens x_0 at S: draws, the winner among k candidates, or the text itself.
-    4. They are revealed. All other positions stay as they are.
+    4. These are revealed. All other positions stay as they are.
+
+    A sampler that looks at drawn tokens needs 3 before 2.
     """
     rows = step.rows.to(state.ids.device)
 
@@ -49,13 +60,15 @@ def take_step(process: "ReverseProcess", state: State, step: Step, choose: Choos
     proposal = process.propose(state, rows, at, step.t[step.rows])
 
     if process.sampler.sees != TOKENS:
-        # 2. S (R, L) and 3. x_0 (R, L) at S
+        # 2. S (R, L) bool
         revealed = process.reveal_set(step, proposal)
+        # 3. x_0 (R, L), of which the tokens at S count
         clean = choose(step, rows, proposal, revealed)
     else:
-        # 3. x_0 (R, L) at all masks, and 2. S (R, L) by looking at it
+        # 3. x_0 (R, L) wherever the sampler looks
         log_probs = state.log_probs
         clean = choose(step, rows, proposal, proposal.at)
+        # 2. S (R, L) bool by these tokens. The tokens elsewhere are dropped.
         proposal.drawn = clean
         revealed = process.reveal_set(step, proposal)
         state.restore_log_probs(log_probs, rows, revealed)
@@ -114,28 +127,36 @@ class ReverseProcess:
             token_types: (B, L), for networks that take them.
             generated: (B, L) bool, all that does not belong to the prompt. Unless given, `free`.
         """
-        mask_token_id = self.model.config.mask_token_id
-        fillable = free if generated is None else generated
-        return State(ids, free, present, mask_token_id, self.schedule, token_types, fillable)
+        return State(
+            ids=ids,
+            free=free,
+            present=present,
+            mask_token_id=self.model.config.mask_token_id,
+            schedule=self.schedule,
+            token_types=token_types,
+            fillable=free if generated is None else generated,
+        )
 
     @functools.cached_property
     def window(self) -> tuple[float, float]:
-        """The times between which the energy acts; (1, 0), which is never, where there is none."""
-        return (1.0, 0.0) if self.energy is None else window_times(self.config.energy_window)
+        """The times between which the energy acts: (1, 0), which is never, without an energy."""
+        if self.energy is None:
+            return 1.0, 0.0
+        return window_times(self.config.energy_window)
 
     def energy_acts(self, t: torch.Tensor) -> torch.Tensor:
         """Whether the starting times `t` (B,) lie inside the window, ends included: (B,) bool."""
+        # Times are quotients of floats, such as 1 - w and n / T
         low, high = self.window
         return (t >= low - 1e-9) & (t <= high + 1e-9)
 
     def positions(self, step: Step, state: State, rows: torch.Tensor) -> torch.Tensor:
-        """Where the proposal of a step is needed, (R, L) bool.
-
-        An energy of scope `sequence` weighs complete texts, and a planner compares all masks of its
-        block. Otherwise the tokens at S are enough.
-        """
+        """Where the proposal of a step is needed, (R, L) bool."""
+        # An energy of scope `sequence` weighs complete texts: all masks, of other blocks too
         if step.energy_acts and self.config.energy_scope == "sequence":
             return state.present[rows] & (state.ids[rows] == state.mask_token_id)
+
+        # S, or where the sampler looks to find it: a planner compares all masks of its block
         if step.reveal is not None:
             return step.revealed(state.ids.device)
         return self.sampler.looks_at(state, rows)
@@ -163,9 +184,11 @@ class ReverseProcess:
         scale = self.config.guidance_scale
         if scale not in (None, 1):
             prompt = (state.present & ~state.fillable)[rows]
-            without_prompt = ids.masked_fill(prompt, state.mask_token_id)
-            proposal = proposal.guided(self.model.propose(without_prompt, **inputs), scale)
+            ids_without_prompt = ids.masked_fill(prompt, state.mask_token_id)
+            without_prompt = self.model.propose(ids_without_prompt, **inputs)
+            proposal = proposal.guided(without_prompt, scale)
 
+        # M(x_t) within the block: the positions that S may hold
         proposal.free = at & state.masked[rows]
         return proposal
 
@@ -174,7 +197,7 @@ class ReverseProcess:
         return self.schedule.total(t).float()
 
     def reveal_set(self, step: Step, proposal: Proposal) -> torch.Tensor:
-        """S (R, L) bool, where it is not the step's own: what the sampler makes of the proposal."""
+        """S (R, L) bool, known from the masks or picked by the sampler."""
         if step.reveal is not None:
             return step.revealed(proposal.ids.device)
         return self.sampler.reveal(step, proposal)

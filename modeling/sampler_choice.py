@@ -57,12 +57,14 @@ def make_sampler(
         ValueError: an unknown name, a parameter that the sampler does not have, or a value out of
             range.
     """
+    # 1. What is given, checked
     check_sampler(sampler)
     given = parameters or {}
     of_corrector = {name: value for name, value in given.items() if name in CORRECTOR}
     of_sampler = {name: value for name, value in given.items() if name not in CORRECTOR}
     check_parameters(sampler, of_sampler)
 
+    # 2. The sampler: one of ours by name or as an object, or an object or a function of the user
     if isinstance(sampler, str):
         made = sampler_by_name(sampler, num_steps, do_sample, of_sampler)
     elif type(sampler) in SAMPLERS.values():
@@ -76,6 +78,7 @@ def make_sampler(
 
 def sampler_by_name(name: str, num_steps: int, do_sample: bool, parameters: dict) -> Sampler:
     """One of `SAMPLERS`, or the one that takes its place where nothing is drawn."""
+    # The surest masks in place of random ones
     if not do_sample and name == "ancestral":
         return MostConfident(num_steps)
     if not do_sample and name == "first_hitting":
@@ -95,7 +98,8 @@ def with_corrector(
     """The sampler, followed by a corrector if there are any sweeps."""
     check_type("corrector_sweeps", corrector_sweeps, float)
     check_type("corrector_positions", corrector_positions, int)
-    corrected = Gibbs(sampler, corrector_sweeps, corrector_positions)  # checks the ranges
+    # Made in any case, which checks the ranges
+    corrected = Gibbs(sampler, corrector_sweeps, corrector_positions)
     return corrected if corrector_sweeps > 0 else sampler
 
 
@@ -114,6 +118,7 @@ def check_sampler(sampler) -> None:
 
 def check_parameters(sampler, parameters: dict) -> None:
     """Raise ValueError unless all parameters are of the sampler and of the right type."""
+    # An object has its parameters already
     if not isinstance(sampler, str):
         if parameters:
             raise ValueError(
@@ -146,10 +151,12 @@ ALLOWED = {
 
 def check_type(name: str, value, kind) -> None:
     """Raise ValueError unless the value of a parameter is of the `kind` of its field."""
+    # True is an instance of int, but not a whole number
     types, allowed = ALLOWED[kind]
     fits = isinstance(value, types)
     if isinstance(value, bool):
         fits = kind is bool
+
     if fits and isinstance(value, (tuple, list)):
         fits = len(value) == 2 and all(isinstance(time, Real) for time in value)
     if not fits:

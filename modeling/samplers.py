@@ -57,7 +57,9 @@ class State:
         It is None where nothing is padding, which lets networks take faster kernels.
         """
         present = self.present[rows]
-        return None if bool(present.all()) else present.long()
+        if bool(present.all()):
+            return None
+        return present.long()
 
     def time_of(self, left: torch.Tensor, total: torch.Tensor) -> torch.Tensor:
         """The times (B,) at which a row of `total` masks is expected to have `left` of them."""
@@ -151,7 +153,13 @@ class Jump:
     def none(cls, free: torch.Tensor) -> "Jump":
         """The step of a row without masks, which reveals nothing."""
         nothing = torch.zeros_like(free)
-        return cls(nothing, nothing, nothing.double(), 0.0, 0.0)
+        return cls(
+            masked=nothing,
+            revealed=nothing,
+            chance=nothing.double(),
+            t=0.0,
+            weight=0.0,
+        )
 
 
 class Sampler:
@@ -200,20 +208,25 @@ class Sampler:
             noise: the source of all other random numbers.
             schedule: relates times to shares of masks.
         """
-        # 1. A row of which only the masks are known: S does not depend on tokens, any id will do
+        # 1. A row (1, L) of which the masks are known. S does not depend on tokens: any will do.
         mask, token = 0, 1
-        row = torch.zeros(1, dtype=torch.long, device=free.device)
-        ids = torch.where(free, mask, token).unsqueeze(0)  # (1, L)
-        tokens = torch.full_like(ids, token)
-        present = torch.ones_like(free).unsqueeze(0)
-        state = State(ids, free.unsqueeze(0), present, mask, schedule)
+        ids = torch.where(free, mask, token).unsqueeze(0)
+        state = State(
+            ids=ids,
+            free=free.unsqueeze(0),
+            present=torch.ones_like(ids, dtype=torch.bool),
+            mask_token_id=mask,
+            schedule=schedule,
+        )
 
-        # 2. Its whole path: the masks before every step, S and t
+        # 2. The whole path of this row: the masks before every step, S and t
+        only_row = torch.zeros(1, dtype=torch.long, device=free.device)
+        tokens = torch.full_like(ids, token)
         path = []
         for step in self.steps(state, noise):
             masked = state.masked[0]
             if step.reveal is not None:
-                state.write(row, step.reveal, tokens)
+                state.write(only_row, step.reveal, tokens)
                 path.append((masked, step.reveal[0], float(step.t[0])))
             if step.mask_again is not None:
                 state.mask_again(step.mask_again)
@@ -222,16 +235,27 @@ class Sampler:
         num_steps = len(path)
         index = min(int(point * num_steps), num_steps - 1)
         masked, revealed, t = path[index]
-        return Jump(masked, revealed, revealed.double(), t, float(num_steps))
+        return Jump(
+            masked=masked,
+            revealed=revealed,
+            chance=revealed.double(),
+            t=t,
+            weight=float(num_steps),
+        )
 
 
 @dataclass(frozen=True)
 class Ancestral(Sampler):
     """The T-step chain on t_n = n / T, in which every mask is revealed with the chance r_n.
 
-    r_n = (alpha_s - alpha_t) / (1 - alpha_t) with t = t_n and s = t_{n-1}: MDLM (arXiv 2406.07524),
-    equation 7. Position i with a uniform u_i is revealed in the step n with 1 - alpha(t_{n-1}) <=
-    u_i < 1 - alpha(t_n): the same distribution as a coin per position and step.
+    r_n = (alpha_s - alpha_t) / (1 - alpha_t), t = t_n, s = t_{n-1}
+
+    This is equation 7 of MDLM (arXiv 2406.07524). Position i with a uniform u_i is revealed in the
+    step n with
+
+    1 - alpha(t_{n-1}) <= u_i < 1 - alpha(t_n),
+
+    which has the same distribution as a coin per position and step.
 
     Args:
         num_steps: T.
@@ -249,11 +273,14 @@ class Ancestral(Sampler):
         times = reveal_times(free, noise)
         numbers = reveal_steps(times, state.schedule, self.num_steps)
 
+        # Steps that reveal nothing are left out
         for n in reversed(numbers[free].unique().tolist()):
             t = same_time(n / self.num_steps, free)
-            yield Step(t, reveal=free & (numbers == n), index=self.num_steps - n)
+            revealed = free & (numbers == n)
+            yield Step(t, reveal=revealed, index=self.num_steps - n)
 
     def jump(self, free, point, noise, schedule):
+        # One of the T steps, each with the chance 1 / T
         n = min(int(point * self.num_steps) + 1, self.num_steps)
         s_and_t = torch.tensor([n - 1, n], dtype=torch.float64, device="cpu") / self.num_steps
         alpha_s, alpha_t = schedule.alpha(s_and_t)
@@ -265,7 +292,13 @@ class Ancestral(Sampler):
 
         # S is averaged out: P(i in S | x_t) = r_n
         chance = masked.double() * reveal_probability(alpha_s, alpha_t)
-        return Jump(masked, revealed, chance, n / self.num_steps, float(self.num_steps))
+        return Jump(
+            masked=masked,
+            revealed=revealed,
+            chance=chance,
+            t=n / self.num_steps,
+            weight=float(self.num_steps),
+        )
 
 
 @dataclass(frozen=True)
@@ -288,11 +321,14 @@ class FirstHitting(Sampler):
         times, positions = reveal_times(free, noise).sort(dim=-1, descending=True)
 
         for n in range(most_masks(free)):
-            share = times[:, n]
-            hit = share >= 0  # (B,) False where a row has no mask left
-            revealed = torch.zeros_like(free)
-            revealed = revealed.scatter(1, positions[:, n : n + 1], hit.unsqueeze(1))
-            yield Step(state.schedule.time(share.clamp_min(0)), reveal=revealed)
+            # (B, 1) the n-th mask of every row, where there is one
+            share = times[:, n : n + 1]
+            position = positions[:, n : n + 1]
+            has_mask = share >= 0
+
+            revealed = torch.zeros_like(free).scatter(1, position, has_mask)
+            t = state.schedule.time(share.clamp_min(0).squeeze(1))
+            yield Step(t, reveal=revealed)
 
     def jump(self, free, point, noise, schedule):
         """A step of the bound sum_n (1 / n) E[sum_{i in M} -log p_i | n masks], n = 1 .. L.
@@ -317,9 +353,13 @@ class FirstHitting(Sampler):
         revealed = free & (u == share)
 
         # 3. S is averaged out: P(i in S | x_t) = 1 / n
-        t = float(schedule.time(share))
-        weight = float(cdf[-1] / weights[n - 1])
-        return Jump(masked, revealed, masked.double() / n, t, weight)
+        return Jump(
+            masked=masked,
+            revealed=revealed,
+            chance=masked.double() / n,
+            t=float(schedule.time(share)),
+            weight=float(cdf[-1] / weights[n - 1]),
+        )
 
 
 def reveal_times(free: torch.Tensor, noise) -> torch.Tensor:
@@ -328,13 +368,14 @@ def reveal_times(free: torch.Tensor, noise) -> torch.Tensor:
     Position i stays masked while 1 - alpha_t > u_i.
     """
     rows = torch.arange(len(free), device=free.device)
-    return torch.where(free, noise.per_position(rows, free), -1.0)
+    uniforms = noise.per_position(rows, free)
+    return torch.where(free, uniforms, -1.0)
 
 
 def uniforms_of_row(free: torch.Tensor, noise) -> torch.Tensor:
     """A uniform for every mask of one row `free` (L,) bool: (L,), 2 elsewhere."""
-    row = torch.zeros(1, dtype=torch.long, device=free.device)
-    uniforms = noise.per_position(row, free.unsqueeze(0))  # (1, L)
+    only_row = torch.zeros(1, dtype=torch.long, device=free.device)
+    uniforms = noise.per_position(only_row, free.unsqueeze(0))
     return torch.where(free, uniforms[0], 2.0)
 
 
@@ -346,8 +387,8 @@ def reveal_steps(times: torch.Tensor, schedule: NoiseSchedule, num_steps: int) -
 
     while bool((high - low > 1).any()):
         middle = (low + high) // 2
-        masked_share = 1 - schedule.alpha(middle.double() / num_steps)
-        is_later = masked_share <= times
+        t = middle.double() / num_steps
+        is_later = 1 - schedule.alpha(t) <= times
         low = torch.where(is_later, middle, low)
         high = torch.where(is_later, high, middle)
     return high
@@ -355,7 +396,9 @@ def reveal_steps(times: torch.Tensor, schedule: NoiseSchedule, num_steps: int) -
 
 def most_masks(free: torch.Tensor) -> int:
     """The largest number of masks in a row of `free` (B, L)."""
-    return int(free.sum(-1).max()) if len(free) else 0
+    if not len(free):
+        return 0
+    return int(free.sum(-1).max())
 
 
 def rows_with(flags: torch.Tensor) -> torch.LongTensor:
