@@ -96,7 +96,7 @@ class Step:
 
     Args:
         t: (B,) float64, the time at which the step starts.
-        reveal: (B, L) bool, S; None where the sampler has to see the proposal first.
+        reveal: (B, L) bool, S. None where the sampler has to see the proposal first.
         counts: (B,) how many positions a row is to reveal, where a sampler decides this beforehand.
         mask_again: (B, L) bool, visible tokens that become masks again after the step.
         rows: (R,) the rows that reveal something, which need a network. Unless given, the rows
@@ -132,7 +132,7 @@ class Step:
 
 @dataclass
 class Jump:
-    """One step of a random trajectory of one row. A bound on its likelihood averages over them.
+    """One step of a random trajectory of one row. Bounds on likelihoods average over such steps.
 
     Args:
         masked: (L,) bool, the masks before the step.
@@ -248,12 +248,12 @@ class Sampler:
 class Ancestral(Sampler):
     """The T-step chain on t_n = n / T, in which every mask is revealed with the chance r_n.
 
-    r_n = (alpha_s - alpha_t) / (1 - alpha_t), t = t_n, s = t_{n-1}
+        r_n = (alpha_s - alpha_t) / (1 - alpha_t),  t = t_n,  s = t_{n-1}
 
     This is equation 7 of MDLM (arXiv 2406.07524). Position i with a uniform u_i is revealed in the
     step n with
 
-    1 - alpha(t_{n-1}) <= u_i < 1 - alpha(t_n),
+        1 - alpha(t_{n-1}) <= u_i < 1 - alpha(t_n),
 
     which has the same distribution as a coin per position and step.
 
@@ -303,7 +303,7 @@ class Ancestral(Sampler):
 
 @dataclass(frozen=True)
 class FirstHitting(Sampler):
-    """One position a row and call, at its own time: `Ancestral` for T -> infinity.
+    """Reveals one position per row and call, at its own time: `Ancestral` for T -> infinity.
 
     First-hitting sampling (arXiv 2409.02908). With n masks left the next reveal time is
     tau <- tau u^(1/n) for log-linear noise. These are the order statistics of n uniforms, so that
