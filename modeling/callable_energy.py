@@ -26,12 +26,14 @@ class CallableEnergy(Energy):
         self.function = function
 
     def __call__(self, candidates: Candidates, proposal: Proposal) -> torch.Tensor:
+        # Copies, which the function may change
         ids = candidates.ids
         noisy = proposal.ids
         log_p_theta = candidates.log_probs.sum(-1)  # (R, k)
         attention_mask = proposal.present
         energies = self.function(ids.clone(), noisy.clone(), log_p_theta, attention_mask.clone())
 
+        # The energies take no part in gradients
         check_energies_of_function(energies, shape=tuple(ids.shape[:2]))
         return at_least_float32(energies.detach()).to(ids.device)
 

@@ -66,20 +66,27 @@ class EDLMConfig(PreTrainedConfig):
     model_type = "edlm"
     sub_configs = {"denoiser_config": AutoConfig, "energy_config": AutoConfig}
 
+    # The two networks
     denoiser_config: PreTrainedConfig | dict | None = None
     energy_config: PreTrainedConfig | dict | None = None
+
+    # The energy
     energy_type: str = "none"
     energy_scope: str = "sequence"
     energy_weights: str = "own"
     energy_adapter_rank: int = 0
     energy_name_or_path: str | None = None
     energy_revision: str | None = None
+
+    # The proposal, which has the denoiser's values unless they are given
     vocab_size: int | None = None
     mask_token_id: int | None = None
     absent_token_ids: list[list[int]] | None = None
     logits_shift: int = 0
     noise_schedule: str | None = None
     noise_schedule_params: dict[str, float | int] | None = None
+
+    # Usual fields of transformers
     bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = None
     pad_token_id: int | None = None
@@ -96,6 +103,7 @@ class EDLMConfig(PreTrainedConfig):
         if has_own_network and starts_from_mdlm and self.energy_config is None:
             self.energy_config = copy.deepcopy(self.denoiser_config)
 
+        # Outputs are objects, as for MDLMConfig
         super().__post_init__(**kwargs)
         self.return_dict = True
         self.validate_architecture()
@@ -229,6 +237,7 @@ class EDLMConfig(PreTrainedConfig):
         rows = vocabulary_size(self.energy_config)
         if None in (rows, self.vocab_size, self.mask_token_id):
             return
+        # It reads the noisy text, mask tokens included
         highest = self.vocab_size - 1
         if rows <= max(highest, self.mask_token_id):
             raise ValueError(
@@ -257,6 +266,7 @@ class EDLMConfig(PreTrainedConfig):
                     f"model. Train both with one vocabulary (mask_token_id={self.mask_token_id})."
                 )
 
+        # The start token is put in front of texts
         start = start_token(self.energy_config)
         if start is not None and start >= rows:
             raise ValueError(
@@ -271,6 +281,7 @@ class EDLMConfig(PreTrainedConfig):
                 "mask_token_id is not known: the denoiser's configuration has none. Pass mask_token_id=..., for "
                 "example tokenizer.mask_token_id."
             )
+        # Two different mask tokens would leave one of them in the text
         denoisers_mask = getattr(self.denoiser_config, "mask_token_id", None)
         if denoisers_mask is not None and denoisers_mask != self.mask_token_id:
             raise ValueError(

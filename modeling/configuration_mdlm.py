@@ -25,6 +25,7 @@ def strict_config(config_class: type[PreTrainedConfig]) -> type[PreTrainedConfig
         try:
             set_field(self, name, value)
         except StrictDataclassFieldValidationError as error:
+            # `int` for the class, and the whole expression for a type such as `int | None`
             allowed = self.__dataclass_fields__[name].type
             if isinstance(allowed, type):
                 allowed = getattr(allowed, "__name__", allowed)
@@ -35,6 +36,7 @@ def strict_config(config_class: type[PreTrainedConfig]) -> type[PreTrainedConfig
         try:
             validate(self)
         except StrictDataclassClassValidationError as error:
+            # The cause is the ValueError of a method `validate_...`
             raise ValueError(str(error.__cause__)) from error
 
     # With this mark a subclass may be strict as well
@@ -81,6 +83,7 @@ class MDLMConfig(PreTrainedConfig):
         "max_position_embeddings": "model_length",
     }
 
+    # The published sizes of mdlm-owt, with the vocabulary of GPT-2 and a mask token
     vocab_size: int = 50258
     hidden_dim: int = 768
     cond_dim: int = 128
@@ -89,11 +92,15 @@ class MDLMConfig(PreTrainedConfig):
     model_length: int = 1024
     dropout: float | int = 0.1
     time_conditioning: bool = False
+
+    # Fields that the published configuration lacks
     mask_token_id: int | None = None
     absent_token_ids: list[list[int]] | None = None
     causal: bool = False
     noise_schedule: str = "loglinear"
     noise_schedule_params: dict[str, float | int] | None = None
+
+    # Usual fields of transformers
     bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = None
     pad_token_id: int | None = None

@@ -47,6 +47,7 @@ class EDLMPreTrainedModel(CheckpointingMixin, PreTrainedModel):
             ValueError: the file lacks a weight of the model or has one too many, or the energy
                 needs code that is not trusted, or is itself a composite.
         """
+        # 1. The stored parts, strictly
         path = pretrained_model_name_or_path
         model, info = super().from_pretrained(path, *model_args, output_loading_info=True, **kwargs)
 
@@ -59,6 +60,7 @@ class EDLMPreTrainedModel(CheckpointingMixin, PreTrainedModel):
                 "Save it again with save_pretrained, or check energy_type and the two sub-configurations."
             )
 
+        # 2. An energy that is kept by reference
         config = model.config
         if config.energy_name_or_path is not None and model.energy_model is None:
             of_networks = ("dtype", "torch_dtype", "device_map", "attn_implementation")
@@ -80,13 +82,14 @@ class EDLMPreTrainedModel(CheckpointingMixin, PreTrainedModel):
                 from transformers, the denoiser's configuration is of a causal model, the parts have
                 different precisions, or the energy shares the weights of another denoiser.
         """
+        # 1. The parts to store
         stored = {"denoiser": self.denoiser}
         energy_is_elsewhere = self.config.energy_name_or_path is not None
         if self.energy_model is not None and not energy_is_elsewhere:
             stored["energy_model"] = self.energy_model
         self._check_loadable(stored)
 
-        # Configurations of the parts as they are now. The code of the whole is beside them.
+        # 2. Their configurations as they are now. The code of the whole is beside them.
         self.config.denoiser_config = self.denoiser.config
         if self.energy_model is not None and self.config.energy_weights == "own":
             self.config.energy_config = self.energy_model.config
@@ -95,6 +98,7 @@ class EDLMPreTrainedModel(CheckpointingMixin, PreTrainedModel):
             part.config.dtype = part.dtype
             part.config.__dict__.pop("auto_map", None)
 
+        # 3. Their weights
         if energy_is_elsewhere:
             weights = kwargs.get("state_dict") or self.state_dict()
             of_energy = {name for name in weights if name.startswith("energy_model.")}
@@ -103,6 +107,7 @@ class EDLMPreTrainedModel(CheckpointingMixin, PreTrainedModel):
 
     def _check_loadable(self, stored: dict[str, nn.Module]) -> None:
         """Refuse parts that would be stored, but could not be loaded again."""
+        # Code that is neither beside the weights nor installed
         for name, part in stored.items():
             module = type(part).__module__
             if not isinstance(part, MDLMPreTrainedModel) and not module.startswith("transformers."):
@@ -114,12 +119,15 @@ class EDLMPreTrainedModel(CheckpointingMixin, PreTrainedModel):
         if not isinstance(self.denoiser, MDLMPreTrainedModel):
             check_bidirectional(self.denoiser.config)
 
+        # transformers loads all weights in the one precision that the configuration says
         dtypes = {name: part.dtype for name, part in stored.items()}
         if len(set(dtypes.values())) > 1:
             raise ValueError(
                 f"The parts have different precisions ({dtypes}), but a checkpoint has one. Cast the whole, for "
                 "example with model.to(torch.bfloat16)."
             )
+
+        # A shared trunk is stored once, as a part of the denoiser
         shares = self.config.energy_weights == "shared"
         if shares and self.energy_model.trunk is not self.denoiser.backbone:
             raise ValueError(

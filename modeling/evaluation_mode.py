@@ -41,6 +41,7 @@ def evaluating(*models: nn.Module) -> Iterator[None]:
     for model in models:
         modules.update({id(module): module for module in model.modules()})
 
+    # 1. Hold them. The first call that holds a module notes its mode.
     with LOCK:
         for key, module in modules.items():
             hold = HOLDS.setdefault(key, EvalHold(module, 0, module.training))
@@ -49,6 +50,7 @@ def evaluating(*models: nn.Module) -> Iterator[None]:
             if any(module.training for module in model.modules()):
                 model.eval()
 
+    # 2. Run the call, then give back the modes of modules that nobody else holds
     try:
         yield
     finally:

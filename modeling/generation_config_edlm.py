@@ -182,6 +182,7 @@ class EDLMGenerationConfig(GenerationConfig):
 
         End-of-text stays off where it is the start token too, as in mdlm-owt.
         """
+        # A dictionary holds the special tokens of models that are not of this package
         config = model_config if isinstance(model_config, dict) else model_config.to_dict()
         bos = config.get("bos_token_id")
         eos = config.get("eos_token_id")
@@ -273,11 +274,13 @@ def bool_from(name: str, value) -> bool | None:
     """
     if value is None or isinstance(value, bool):
         return value
+
+    # Arrays of numpy and tensors, unless they hold several values or none that can be read
     number = value
-    if hasattr(value, "item"):  # of numpy and torch
+    if hasattr(value, "item"):
         try:
             number = value.item()
-        except (ValueError, RuntimeError):  # more than one number, or none that can be read
+        except (ValueError, RuntimeError):
             number = None
     if isinstance(number, int) and number in (0, 1):
         return bool(number)
@@ -292,7 +295,9 @@ def token_ids_from(name: str, value, several: bool) -> int | list[int] | None:
     """
     if value is None:
         return None
-    given = value.tolist() if hasattr(value, "tolist") else value  # of numpy and torch
+
+    # Arrays of numpy and tensors as numbers and lists
+    given = value.tolist() if hasattr(value, "tolist") else value
     is_list = several and isinstance(given, (list, tuple))
     ids = [whole_number(x) for x in (given if is_list else [given])]
     if ids and None not in ids:
@@ -308,9 +313,11 @@ def whole_number(value) -> int | None:
     """An integer of Python, numpy or torch as Python's own, None for anything else."""
     if isinstance(value, bool) or getattr(value, "dtype", None) == torch.bool:
         return None
+
+    # RuntimeError: a tensor on the device `meta`
     try:
         return operator.index(value)
-    except (TypeError, RuntimeError):  # RuntimeError: on the device `meta`
+    except (TypeError, RuntimeError):
         return None
 
 
@@ -320,12 +327,14 @@ def window_times(window: float | tuple[float, float]) -> tuple[float, float]:
     Raises:
         ValueError: w is outside [0, 1], or the pair is not 0 <= low <= high <= 1.
     """
+    # A pair of times
     if isinstance(window, (tuple, list)):
         are_numbers = len(window) == 2 and all(isinstance(time, Real) for time in window)
         if not are_numbers or not 0 <= window[0] <= window[1] <= 1:
             raise ValueError(f"energy_window is {window!r}, but a pair must have 0 <= t_low <= t_high <= 1.")
         return float(window[0]), float(window[1])
 
+    # The share w of the time, from t = 1 on
     if not isinstance(window, Real) or not 0 <= window <= 1:
         raise ValueError(f"energy_window is {window!r}, but w must lie in [0, 1] (or be a pair of times).")
     return (1 - float(window), 1.0) if window > 0 else (1.0, 0.0)

@@ -23,6 +23,8 @@ class MDLMEmbedding(nn.Embedding):
 
     def __init__(self, num_embeddings: int, embedding_dim: int):
         super().__init__(num_embeddings, embedding_dim)
+
+        # The same parameter under its published name. `weight` is a property of this class.
         self.embedding = self._parameters.pop("weight")
 
     @property
@@ -41,7 +43,7 @@ class ZeroLinear(nn.Linear):
 class MDLMSigmaMap(nn.Module):
     """Embedding of the total noise sigma, (B,) -> (B, cond_dim).
 
-    The angles are computed in full precision, under autocast as well.
+    It is computed in full precision, under autocast as well.
     """
 
     FREQUENCIES = 128
@@ -70,6 +72,7 @@ class MDLMSigmaMap(nn.Module):
             frequencies = torch.exp(-math.log(10000) * (exponents / self.FREQUENCIES))
             angles = sigma.to(precise)[:, None] * frequencies
 
+            # (B, 256) -> (B, cond_dim)
             waves = torch.cat([angles.cos(), angles.sin()], dim=-1)
             return nn.functional.silu(self.mlp(waves.to(dtype)))
 
@@ -92,7 +95,9 @@ def rotary_cos_sin(
     """
     precise = torch.promote_types(dtype, torch.float32)
     exponents = torch.arange(0, head_dim, 2, dtype=precise, device=position_ids.device) / head_dim
-    angles = position_ids[:, None, :, None].to(precise) * 10000.0**-exponents  # (B, 1, L, d / 2)
+
+    # (B, 1, L, d / 2) -> (B, 1, L, d)
+    angles = position_ids[:, None, :, None].to(precise) * 10000.0**-exponents
     angles = torch.cat([angles, angles], dim=-1)
     return angles.cos().to(dtype), angles.sin().to(dtype)
 
@@ -117,6 +122,7 @@ def eager_attention_forward(
 
     Shapes: (B, heads, L, d) -> (B, L, heads, d), and the weights (B, heads, L, L).
     """
+    # q k^T / sqrt(d), with -inf added where a key is hidden: (B, heads, L, L)
     weights = torch.matmul(query, key.transpose(2, 3)) * scaling
     if attention_mask is not None:
         weights = weights + attention_mask
@@ -258,20 +264,21 @@ class MDLMBlock(GradientCheckpointingLayer):
         **attention_inputs,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Compute the output of `forward`, which decides whether it is checkpointed."""
+        # 1. Linear layers of the block or of its reader, and the modulation, each (B, 1, H)
         layers = self if reader is None else reader.layers
         shift1 = scale1 = shift2 = scale2 = 0.0
         gate1 = gate2 = 1.0
         if conditioning is not None:
-            modulation = self.adaLN_modulation(conditioning)[:, None]  # (B, 1, 6 H)
+            modulation = self.adaLN_modulation(conditioning)[:, None]
             shift1, scale1, gate1, shift2, scale2, gate2 = modulation.chunk(6, dim=-1)
 
-        # x + gate1 * attention((1 + scale1) * norm1(x) + shift1)
+        # 2. x + gate1 * attention((1 + scale1) * norm1(x) + shift1)
         modulated = self.norm1(hidden_states) * (1 + scale1) + shift1
         attended, weights = self.attend(layers.attn_qkv(modulated), queries, **attention_inputs)
         branch = self.drop(layers.attn_out(attended), layers.training)
         hidden_states = select_positions(hidden_states, queries) + gate1 * branch
 
-        # x + gate2 * mlp((1 + scale2) * norm2(x) + shift2)
+        # 3. x + gate2 * mlp((1 + scale2) * norm2(x) + shift2)
         modulated = self.norm2(hidden_states) * (1 + scale2) + shift2
         if reader is None:
             expanded = self.mlp(modulated)
@@ -293,10 +300,12 @@ class MDLMBlock(GradientCheckpointingLayer):
 
         Shapes: (B, L, 3 H) -> (B, L, H) or (B, Q, H), and the weights.
         """
+        # (B, L, 3 H) -> three times (B, heads, L, d)
         batch, length = qkv.shape[:2]
         qkv = qkv.view(batch, length, 3, -1, self.head_dim).permute(2, 0, 3, 1, 4)
-        query, key, value = qkv.unbind(0)  # each (B, heads, L, d)
+        query, key, value = qkv.unbind(0)
 
+        # Rotate before positions are selected, and before keys enter the cache
         query = apply_rotary(query, *position_embeddings)
         key = apply_rotary(key, *position_embeddings)
         if queries is not None:
@@ -306,6 +315,7 @@ class MDLMBlock(GradientCheckpointingLayer):
         if layer_past is not None:
             key, value = layer_past.update(key, value, self.layer_idx)
 
+        # (B, L, heads, d), or (B, Q, heads, d), by the backend that the configuration names
         attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )

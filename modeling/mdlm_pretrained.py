@@ -17,17 +17,24 @@ from .prefix_cache import CACHE_NAMES
 class MDLMPreTrainedModel(CheckpointingMixin, PreTrainedModel):
     """The base of all networks that are made of `MDLMBlock`s."""
 
+    # A headed model holds its trunk under this name, as published files do
     config: MDLMConfig
     base_model_prefix = "backbone"
     supports_gradient_checkpointing = True
     accepts_loss_kwargs = False
+
+    # A block stays on one device, and a cache where it is
     _no_split_modules = ["MDLMBlock"]
     _skip_keys_device_placement = list(CACHE_NAMES)
+
+    # Attention goes through the interface of transformers, whose backends can be chosen by name
     _supports_flash_attn = True
     _supports_sdpa = True
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
+
+    # output_hidden_states and output_attentions: a block returns (states, attention weights)
     _can_record_outputs = {
         "hidden_states": OutputRecorder(MDLMBlock, index=0),
         "attentions": OutputRecorder(MDLMBlock, index=1),
@@ -73,6 +80,7 @@ class MDLMPreTrainedModel(CheckpointingMixin, PreTrainedModel):
             ValueError: the file lacks a weight of the model or has one too many. Loading the trunk
                 from a headed checkpoint, or a headed model from a trunk, stays allowed.
         """
+        # Without a path the weights come as a state_dict, and nothing says what must be in it
         path = pretrained_model_name_or_path
         part_arguments = {}
         if path is not None:

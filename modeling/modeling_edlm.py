@@ -187,6 +187,7 @@ class EDLMForMaskedDiffusion(EDLMPreTrainedModel, MaskedDiffusionGenerationMixin
         Raises:
             ValueError: `candidate_ids` for an energy that is not a network.
         """
+        # 1. The energy network, if there are candidates
         if candidate_ids is not None:
             if self.config.energy_type != "nce":
                 raise ValueError(
@@ -200,12 +201,13 @@ class EDLMForMaskedDiffusion(EDLMPreTrainedModel, MaskedDiffusionGenerationMixin
                 timesteps=timesteps,
             )
 
+        # 2. The denoiser. Most denoisers of others take no timesteps.
         if self.config.time_conditioning:
             kwargs["timesteps"] = timesteps
         kwargs.update(as_output_object(self.denoiser))
         outputs = self.denoiser(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
 
-        # Logits at i - 1 that predict token i move to i. The first ones stay.
+        # 3. Logits at i - 1 that predict token i move to i. The first ones stay.
         logits = outputs.logits
         if self.config.logits_shift:
             logits = torch.cat([logits[:, :1], logits[:, :-1]], dim=1)
@@ -235,6 +237,7 @@ class EDLMForMaskedDiffusion(EDLMPreTrainedModel, MaskedDiffusionGenerationMixin
         def logits_of(ids, real, sigma, **of_ids):
             return self(input_ids=ids, attention_mask=real, timesteps=sigma, **of_ids).logits
 
+        # Without any text there is nothing to try
         rows = input_ids, attention_mask, timesteps
         has_padding = False
         if attention_mask is not None:
@@ -302,7 +305,8 @@ class EDLMForMaskedDiffusion(EDLMPreTrainedModel, MaskedDiffusionGenerationMixin
             log_probs = None
             vocab_size = self.config.vocab_size
         else:
-            at = masked | ~masked.any()  # one position at least
+            # One position at least
+            at = masked | ~masked.any()
             proposal = self.propose(noisy_ids, at, attention_mask, timesteps)
             log_probs = proposal.log_probs(candidate_ids)
             vocab_size = proposal.vocab_size

@@ -102,7 +102,7 @@ class MDLMModel(MDLMPreTrainedModel):
             ValueError: not exactly one of the two inputs, a sequence longer than `model_length`,
                 missing timesteps, or a cache given to a bidirectional model.
         """
-        # 1. Inputs
+        # 1. Embeddings (B, L, H), and the cache
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give exactly one of input_ids and inputs_embeds.")
         if inputs_embeds is None:
@@ -118,6 +118,8 @@ class MDLMModel(MDLMPreTrainedModel):
         length = inputs_embeds.shape[1]
         past = cache.get_seq_length() if cache is not None else 0
         self.check_length(past, length)
+
+        # (B, L): a token's position is the number of text tokens before it
         if position_ids is None and attention_mask is not None and attention_mask.dim() == 2:
             position_ids = (attention_mask.long().cumsum(-1) - 1).clamp_min(0)[:, -length:]
         elif position_ids is None:
@@ -125,7 +127,8 @@ class MDLMModel(MDLMPreTrainedModel):
         head_dim = self.config.hidden_dim // self.config.n_heads
         position_embeddings = rotary_cos_sin(position_ids, head_dim, inputs_embeds.dtype)
 
-        if self.config.causal:  # by position: the name of the cache there depends on the version
+        # By position, since the name of the cache there depends on the version of transformers
+        if self.config.causal:
             mask = create_causal_mask(self.config, inputs_embeds, attention_mask, cache)
         else:
             mask = create_bidirectional_mask(self.config, inputs_embeds, attention_mask)
@@ -137,8 +140,9 @@ class MDLMModel(MDLMPreTrainedModel):
             is_last = index == len(self.blocks) - 1
             if is_last and queries is not None:
                 kwargs["queries"] = queries
+                # (B, 1, L, L) -> (B, 1, Q, L), since every query sees the same keys
                 if mask is not None:
-                    mask = mask[:, :, : queries.shape[1]]  # every query sees the same keys
+                    mask = mask[:, :, : queries.shape[1]]
             hidden_states, _ = block(
                 hidden_states,
                 conditioning,
@@ -149,7 +153,7 @@ class MDLMModel(MDLMPreTrainedModel):
                 **kwargs,
             )
 
-        # By position: the name of the cache depends on the version here too
+        # By position again: this name depends on the version too
         return BaseModelOutputWithPast(self.output_layer(hidden_states, conditioning), cache)
 
     def check_length(self, past, length: int) -> None:
@@ -182,6 +186,8 @@ class MDLMModel(MDLMPreTrainedModel):
             return None
         device = inputs_embeds.device
         dtype = inputs_embeds.dtype
+
+        # One row for all: sigma = 0
         if not self.config.time_conditioning:
             return self.sigma_map(torch.zeros(1, device=device), dtype)
 
@@ -190,6 +196,8 @@ class MDLMModel(MDLMPreTrainedModel):
                 "This model is conditioned on time (time_conditioning=True) but got timesteps=None. Pass the total "
                 "noise sigma of each row, shape (B,): make_schedule(config.noise_schedule).total(t) at time t."
             )
+
+        # (B,), or one sigma for all rows
         timesteps = torch.as_tensor(timesteps, device=device).reshape(-1)
         batch = len(inputs_embeds)
         if len(timesteps) not in (1, batch):
@@ -255,12 +263,14 @@ class MDLMForMaskedLM(MDLMHeadedModel, MaskedDiffusionGenerationMixin):
             changes: of the configuration (`cond_dim`, `time_conditioning`, `noise_schedule`,
                 `dropout`).
         """
+        # The configuration, with attention in both directions
         settings = causal.config.to_dict()
         settings.update({"architectures": None, "causal": False})
         settings.update(changes)
         model = cls(MDLMConfig(**settings)).to(causal.device, causal.dtype)
         model.load_state_dict(model.state_dict() | causal.state_dict())
 
+        # A gate of zero would switch a branch off
         with torch.no_grad():
             for block in model.backbone.blocks:
                 # (branch, shift | scale | gate, H)
@@ -322,7 +332,8 @@ class MDLMForMaskedLM(MDLMHeadedModel, MaskedDiffusionGenerationMixin):
         Where they are few the last block computes no others.
         """
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "timesteps": timesteps}
-        num_wanted = at.sum(-1)  # (B,)
+        # (B,) and Q. Only these backends take a mask of Q x L.
+        num_wanted = at.sum(-1)
         most_wanted = int(num_wanted.max())
         selects_queries = self.config._attn_implementation in ("sdpa", "eager")
         if 2 * most_wanted > at.shape[1] or not selects_queries:
@@ -387,11 +398,13 @@ class MDLMForCausalLM(MDLMHeadedModel, GenerationMixin):
             return_dict=True,
             **kwargs,
         )
+        # Logits of the positions that are kept
         kept = logits_to_keep
         if isinstance(logits_to_keep, int):
             kept = slice(-logits_to_keep, None)
         logits = self.get_output_embeddings()(outputs.last_hidden_state[:, kept])
 
+        # A finite number, so that a loss with such a label stays finite
         vocab_size = logits.shape[-1]
         excluded = self.config.mask_token_id, self.config.absent_token_ids
         never_text = not_emitted(vocab_size, *excluded, device=logits.device)

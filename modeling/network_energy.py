@@ -95,6 +95,7 @@ class NetworkEnergyMixin:
         joined = torch.cat([noisy, embed(candidates)], dim=-1)
         inputs_embeds = self.vocab_proj(joined).flatten(0, 1)
 
+        # Features (B k, L, H)
         kwargs["return_dict"] = True
         features = self.read(
             inputs_embeds=inputs_embeds,
@@ -102,6 +103,7 @@ class NetworkEnergyMixin:
             timesteps=timesteps,
             **kwargs,
         )
+        # Their mean (B k, H) in at least float32, and the energies
         pooled = mean_over_positions(at_least_float32(features), attention_mask)
         energy = self.energy_of(pooled)
 
@@ -165,6 +167,7 @@ class EDLMEnergyModel(NetworkEnergyMixin, MDLMModel):
 
 def mean_over_positions(features: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
     """The mean (N, H) of features (N, L, H) over the positions (N, L) that are not padding."""
+    # (N, L, 1), or one row for all
     weight = features.new_ones(1, features.shape[1], 1)
     if attention_mask is not None:
         weight = attention_mask.to(features.dtype).unsqueeze(-1)

@@ -35,6 +35,7 @@ class EDLMSharedEnergyModel(NetworkEnergyMixin, MDLMPreTrainedModel):
         width = config.hidden_dim
         super().__init__(config)
 
+        # Under the names of an `EDLMEnergyModel`
         self.reference = TrunkReference(trunk)
         self.blocks = nn.ModuleList()
         for index in range(config.n_blocks):
@@ -42,6 +43,7 @@ class EDLMSharedEnergyModel(NetworkEnergyMixin, MDLMPreTrainedModel):
         self.output_layer = nn.ModuleDict({"linear": ZeroLinear(width, width)})
         self.add_energy_layers(width)
 
+        # The trunk is trained, so that the energy starts with the mean of the two embeddings
         self.post_init()
         start_as_mean(self.vocab_proj)
         self.to(trunk.device, trunk.dtype)

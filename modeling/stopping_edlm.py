@@ -46,6 +46,7 @@ def lengths_when_stopped(criteria: list[Callable], canvas: Canvas, view: View) -
 
     lengths = torch.full((batch,), width, device=filled.device)
     for criterion in criteria:
+        # Columns (W,) at which a row is asked, one call for each
         asked = filled if isinstance(criterion, LAST_TOKEN_CRITERIA) else last_finished
         asked_columns = asked.any(0).nonzero().squeeze(-1)
         for column in asked_columns.tolist():
@@ -62,12 +63,14 @@ def stop_ended_rows(state: State, view: View, end_tokens: list[int]) -> None:
     These masks become padding when the block is done, so that nothing changes but the number of
     calls. Position 0 and given tokens do not count as an end.
     """
+    # (B, L): ends of the text, and all that stands from the first one on
     end_tokens = torch.tensor(end_tokens, device=state.ids.device)
     is_end = torch.isin(state.ids, end_tokens) & state.free & (view.index > 0)
-    ended = is_end.long().cumsum(-1) > 0  # from the first end on
+    ended = is_end.long().cumsum(-1) > 0
 
+    # (B, 1): rows that need no mask filled before their end
     needed = state.masked & ~ended
-    finished = ~needed.any(-1, keepdim=True)  # (B, 1)
+    finished = ~needed.any(-1, keepdim=True)
     state.free = state.free & ~(finished & ended & state.masked)
 
 
@@ -77,6 +80,7 @@ def answers_of(criterion: Callable, ids: torch.LongTensor) -> torch.Tensor:
     Raises:
         ValueError: they are not a bool for every row, or one for all.
     """
+    # There are no scores of next tokens
     answer = criterion(ids, None)
     try:
         flags = torch.as_tensor(answer, device=ids.device)
