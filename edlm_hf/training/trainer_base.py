@@ -24,14 +24,14 @@ from edlm_hf.modeling.network_facts import num_ids
 from edlm_hf.pushing import push_folder
 from edlm_hf.training.averaging import ExponentialMovingAverage
 from edlm_hf.training.collators import ROW_COLUMNS, DataCollatorForBlocks
+from edlm_hf.training.folder_lock import FolderLock
 from edlm_hf.training.optimizers import MuonAdamW
 from edlm_hf.training.pushing import push_checkpoint, push_in_background
 from edlm_hf.training.refused_options import check_arguments, check_fields
 from edlm_hf.training.row_noise import row_uniforms
-from edlm_hf.training.run_folder import (
+from edlm_hf.training.whole_checkpoints import (
     MANIFEST,
     PRESENT_WEIGHTS,
-    FolderLock,
     fault_of_checkpoint,
     named_checkpoint,
     write_manifest,

@@ -19,7 +19,8 @@ from training import denoiser_trainer, random_blocks
 
 from edlm_hf import MDLMForMaskedLM
 from edlm_hf.training import commands, last_complete_checkpoint
-from edlm_hf.training.run_folder import MANIFEST, FolderLock, fault_of_checkpoint
+from edlm_hf.training.folder_lock import FolderLock
+from edlm_hf.training.whole_checkpoints import MANIFEST, fault_of_checkpoint
 
 FLAGS = """--normalize_text8 --style crop --start_token --length 16 --hidden_dim 8 --cond_dim 4 --n_blocks 1 --n_heads 2
 --max_steps 12 --save_steps 4 --eval_blocks 4 --ema_decay 0.9 --dropout 0.1 --use_cpu --report_to none
@@ -97,7 +98,7 @@ def test_trainers_in_python_keep_each_other_out_too(tmp_path):
 
 
 def test_the_lock_of_a_process_that_was_killed_is_free(tmp_path):
-    script = "import sys, time\nfrom edlm_hf.training.run_folder import FolderLock\n"
+    script = "import sys, time\nfrom edlm_hf.training.folder_lock import FolderLock\n"
     script += f"with FolderLock({str(tmp_path)!r}):\n    print('held', flush=True)\n    time.sleep(600)"
     here = os.environ | {"PYTHONPATH": python_path()}
     process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, env=here)

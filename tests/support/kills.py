@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file
 
 from edlm_hf.training import commands
-from edlm_hf.training.run_folder import MANIFEST
+from edlm_hf.training.whole_checkpoints import MANIFEST
 
 STEPS, SAVE_STEPS = 120, 10
 FLAGS = f"""--normalize_text8 --style crop --start_token --length 16
