@@ -40,4 +40,4 @@ def row_uniforms(key: Sequence[int], rows: Sequence[int], *shapes: Shape) -> Ite
         yield torch.from_numpy(uniforms)
 
 
-__all__ = ["row_uniforms"]
+__all__ = ["Shape", "row_uniforms"]

@@ -13,6 +13,8 @@ from edlm_hf.modeling.masked_diffusion import effective_sample_size, importance_
 from edlm_hf.modeling.proposal import Proposal
 from edlm_hf.modeling.sampler_choice import make_sampler
 from edlm_hf.modeling.samplers import MASKS, Jump, Sampler
+from edlm_hf.training.arguments import EDLMTrainingArguments
+from edlm_hf.training.global_batch import EVALUATION
 from edlm_hf.training.objectives import (
     NCE_LOSSES,
     lattice_times,
@@ -21,7 +23,7 @@ from edlm_hf.training.objectives import (
     summarise_readings,
 )
 from edlm_hf.training.refused_options import REFUSED_OF_ENERGIES, check_fields
-from edlm_hf.training.trainer_base import EVALUATION, EDLMTrainer, EDLMTrainingArguments
+from edlm_hf.training.trainer_base import EDLMTrainer
 
 # Planners that look at the proposal would need the denoiser along a whole path: the random order is their nearest kin.
 ORDERS = {"spaced": {"score": "random"}}

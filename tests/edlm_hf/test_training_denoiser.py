@@ -22,7 +22,7 @@ from edlm_hf.training import (
     last_complete_checkpoint,
     trainer_denoiser,
 )
-from edlm_hf.training.trainer_base import is_character_level
+from edlm_hf.training.row_evaluation import is_character_level
 
 # --------------------------------------------------------------------------------------------------------- right target
 

@@ -1,0 +1,192 @@
+"""A part of the trainers: evaluation row by row, with a standard error of every number.
+
+Shapes: B rows of one batch, N rows of the data.
+"""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+from torch.distributed.fsdp import FSDPModule
+from transformers import EvalPrediction
+
+from edlm_hf.evaluation.estimate import ratio_estimate
+
+
+class RowEvaluationMixin:
+    """Evaluation over all processes. Its noise is a function of the seed and a row's number.
+
+    A trainer says what it measures of a batch (`evaluate_rows`) and how that becomes metrics
+    (`summarise`). The Trainer's loop gathers the measurements of all rows in between.
+
+    Attributes:
+        measured: names of the measurements of a row, `tokens` among them.
+        compute_own_metrics: the user's `compute_metrics`.
+    """
+
+    measured: tuple[str, ...] = ()
+
+    def evaluate_rows(self, inputs: dict, numbers: list[int]) -> dict[str, torch.Tensor]:
+        """Measure one batch: sums (B,) over every row, by the names in `measured`.
+
+        Args:
+            inputs: a batch of the collator, on the device. In every row something counts.
+            numbers: of its B rows in the data. The noise is a function of the seed and of these.
+        """
+        raise NotImplementedError
+
+    def summarise(self, rows: dict[str, torch.Tensor]) -> dict[str, float]:
+        """Make metrics, `loss` among them, from the measurements (N,) of all rows."""
+        raise NotImplementedError
+
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
+        """Metrics of the averaged weights on the evaluation data, see `summarise`."""
+        return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+
+    def evaluation_loop(self, *args, **kwargs):
+        """The Trainer's loop, with the averaged weights."""
+        self.rows_evaluated = 0
+        self.tables: list[torch.Tensor] = []  # of measurements, (rows, names)
+        with self.averaged_weights(), whole_weights(self.model):
+            output = super().evaluation_loop(*args, **kwargs)
+
+        if not self.tables:
+            problem = "There are no rows to evaluate: eval_dataset is empty."
+            raise ValueError(f"{problem} Give at least one.")
+        predictions = None if self.args.prediction_loss_only else output.predictions
+        return output._replace(predictions=predictions, label_ids=None)
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        """Measure one batch.
+
+        Rows in which nothing counts are left out: their measurements are zeros.
+
+        Returns:
+            None, the measurements (B, names), and B zeros in place of labels. The Trainer gathers
+            them over processes, and leaves out rows that samplers have repeated.
+        """
+        # The numbers of the rows in the data, which processes take in turns
+        inputs = self._prepare_inputs(inputs)
+        batch_size = len(inputs["labels"])
+        first = self.rows_evaluated + self.args.process_index * batch_size
+        self.rows_evaluated += self.args.world_size * batch_size
+
+        counting = self.items(inputs["labels"]).any(-1)  # (B,)
+        numbers = (first + counting.nonzero()[:, 0]).tolist()
+
+        table = torch.zeros(batch_size, len(self.measured), device=self.args.device)
+        if numbers:
+            chosen = {name: x[counting] for name, x in inputs.items()}
+            with torch.no_grad():
+                columns = self.evaluate_rows(chosen, numbers)
+            table[counting] = torch.stack([columns[name].to(table) for name in self.measured], -1)
+        return None, table, torch.zeros(batch_size, device=table.device)
+
+    def compute_row_metrics(
+        self,
+        prediction: EvalPrediction,
+        compute_result: bool = True,
+    ) -> dict[str, float]:
+        """Make the metrics of all rows, ours and the user's.
+
+        Args:
+            prediction: the measurements.
+            compute_result: False for a batch before the last one, with `batch_eval_metrics`.
+
+        Raises:
+            ValueError: nothing counts in any row.
+        """
+        # 1. Measurements (rows, names). There are several tables with eval_do_concat_batches=False.
+        tables = prediction.predictions
+        tables = tables if isinstance(tables, list) else [tables]
+        table = torch.cat([torch.as_tensor(x, device="cpu") for x in tables])
+        self.tables.append(table)
+
+        own = self.own_metrics(table, prediction.inputs, compute_result)
+        if not compute_result:
+            return {}
+
+        # 2. The rows in which something counts, (N,) each
+        columns = torch.cat(self.tables).double().unbind(-1)
+        rows = dict(zip(self.measured, columns, strict=True))
+        counting = rows["tokens"] > 0
+        if not counting.any():
+            raise ValueError(
+                f"Nothing counts in the {len(counting)} rows of the evaluation: they are padding, "
+                "special tokens and tokens that their labels (or masks) make context. Give rows "
+                "with something to predict."
+            )
+
+        # 3. Their metrics
+        metrics = self.summarise({name: x[counting] for name, x in rows.items()})
+        if self.args.prediction_loss_only:
+            return {name: metrics[name] for name in ("loss", "loss_standard_error")}
+        return metrics | own
+
+    def own_metrics(self, table: torch.Tensor, inputs, compute_result: bool) -> dict[str, float]:
+        """The metrics of the user's `compute_metrics`, from measurements (rows, names)."""
+        if self.compute_own_metrics is None or self.args.prediction_loss_only:
+            return {}
+
+        rows = dict(zip(self.measured, table.numpy().T, strict=True))
+        prediction = EvalPrediction(rows, None, inputs=inputs)
+        if self.args.batch_eval_metrics:
+            return self.compute_own_metrics(prediction, compute_result=compute_result)
+        return self.compute_own_metrics(prediction)
+
+    def token_metrics(self, nats: torch.Tensor, tokens: torch.Tensor) -> dict[str, float]:
+        """Metrics of a likelihood with standard errors over texts, from nats and tokens (N,).
+
+        The loss in nats per token, the perplexity, and bits per token (or character).
+        """
+        loss = ratio_estimate(nats, tokens, "nats/token")
+        perplexity = math.exp(min(loss.value, 700.0))  # larger ones are no float
+        unit = "character" if is_character_level(self.processing_class) else "token"
+        return {
+            "loss": loss.value,
+            "loss_standard_error": loss.standard_error,
+            "perplexity": perplexity,
+            "perplexity_standard_error": perplexity * loss.standard_error,
+            f"bits_per_{unit}": loss.value / math.log(2),
+            f"bits_per_{unit}_standard_error": loss.standard_error / math.log(2),
+        }
+
+    def _get_dataloader(self, *args, is_training: bool = False, **kwargs):
+        """As usual, but `dataloader_drop_last` concerns training alone: every row is evaluated."""
+        drop_last = self.args.dataloader_drop_last
+        self.args.dataloader_drop_last = drop_last and is_training
+        try:
+            return super()._get_dataloader(*args, is_training=is_training, **kwargs)
+        finally:
+            self.args.dataloader_drop_last = drop_last
+
+    def _get_eval_sampler(self, eval_dataset):
+        """None: rows keep the order of the data, because their noise depends on their numbers."""
+
+
+@contextmanager
+def whole_weights(model: nn.Module) -> Iterator[None]:
+    """Gather the parameters that FSDP splits, so that parts of a model can be called alone."""
+    split = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    for module in split:
+        module.set_reshard_after_forward(False)
+        module.unshard()
+    try:
+        yield
+    finally:
+        for module in split:
+            module.set_reshard_after_forward(True)
+            module.reshard()
+
+
+def is_character_level(tokenizer) -> bool:
+    """Whether every token of a tokenizer, special ones aside, is a single character."""
+    if tokenizer is None:
+        return False
+    ordinary = set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens)
+    return all(len(token) == 1 for token in ordinary)
+
+
+__all__ = ["RowEvaluationMixin", "is_character_level"]
