@@ -64,7 +64,7 @@ def main() -> None:
 @app.command(cls=Command)
 def demo(
     samples: Annotated[int, typer.Option(min=1, help="How many texts of each sampler.")] = 2,
-    steps: Annotated[int, typer.Option(min=1, help="Denoising steps T.")] = 32,
+    steps: Annotated[int, typer.Option(min=1, help="Denoising steps T.")] = 16,
     candidates: Annotated[int, typer.Option(min=1, help="Candidates k that an energy weighs.")] = 8,
     seed: Annotated[int, typer.Option(help="Seed of all randomness.")] = 0,
     as_json: Json = False,

@@ -12,7 +12,7 @@ from edlm_hf.modeling.modeling_edlm import EDLMForMaskedDiffusion
 from edlm_hf.terminal import visible
 
 
-def run(samples: int = 2, steps: int = 32, candidates: int = 8, seed: int = 0, as_json: bool = False) -> None:
+def run(samples: int = 2, steps: int = 16, candidates: int = 8, seed: int = 0, as_json: bool = False) -> None:
     """Generate `samples` texts in `steps` steps with each sampler; print them with seconds, calls and sample size."""
     console, name, results = Console(quiet=as_json), "edlm-books", []
     model, tokenizer = load_with_tokenizer(name)
