@@ -482,7 +482,7 @@ def samplers(
     sampler: Annotated[
         list[str] | None,
         typer.Option(
-            help="'spaced distance=8 score=entropy @8,16'; repeat for more.", show_default="a list of all rules"
+            help="'spaced score=entropy @8,16'; repeat for more.", show_default="a list of all rules"
         ),
     ] = None,
     sampled: Annotated[

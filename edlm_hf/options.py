@@ -208,7 +208,7 @@ SamplerOptions = Annotated[
         "--sampler-option",
         parser=setting,
         metavar="NAME=VALUE",
-        help="A parameter of the sampler, such as distance=8; repeat for more.",
+        help="A parameter of the sampler, such as score=margin; repeat for more.",
     ),
 ]
 Config = Annotated[

@@ -14,12 +14,12 @@ SAMPLERS = (
     "ancestral @2,4,8,16,32,64,128,256,1024",
     "first_hitting",
     "dilated",
-    "spaced score=random distance=8",
-    "spaced score=entropy distance=4",
+    "spaced score=entropy",
+    "spaced score=random",
+    "spaced score=confidence",
+    "spaced score=margin",
     "spaced score=entropy distance=8",
-    "spaced score=entropy distance=16",
-    "spaced score=confidence distance=8",
-    "spaced score=margin distance=8",
+    "spaced score=entropy distance=32",
     "top_k score=entropy",
     "entropy_bound gamma=0.1",
     "entropy_bound gamma=1.0",
@@ -36,7 +36,7 @@ class SamplerSettings(StudySettings):
 
     Args:
         model: an energy of a composite plays no part.
-        samplers: each a name, parameters, and values of T: `spaced distance=8 score=entropy @8,16`.
+        samplers: each a name, parameters, and values of T: `spaced score=entropy @8,16`.
         steps: values of T of the samplers that do not name any.
         num_generated: samples for each sampler and T, 0 for bounds alone.
         sampled: the samplers that make samples, all of them unless given.
@@ -163,7 +163,7 @@ def depends_on_steps(name: str, parameters: dict) -> bool:
 # A first look
 QUICK = functools.partial(
     SamplerSettings,
-    samplers=("ancestral", "first_hitting", "dilated", "spaced distance=8 score=entropy"),
+    samplers=("ancestral", "first_hitting", "dilated", "spaced score=entropy"),
     steps=(4, 8),
     num_texts=8,
     noise_samples=2,

@@ -17,7 +17,7 @@ OWN_SAMPLERS = {
     "mdlm": {"sampler": "ancestral"},
     "ar": {"sampler": "ancestral"},
     "first_hitting": {"sampler": "first_hitting"},
-    "planned": {"sampler": "spaced", "distance": 8, "score": "entropy"},
+    "planned": {"sampler": "spaced"},
 }
 
 

@@ -104,7 +104,7 @@ def test_every_comparison_is_measured(measured):
 
     measured_modes = [(row["mode"], row["steps"]) for row in stored["comparisons"]]
     with_steps = [("mdlm", 2), ("mdlm", 4), ("ar", 2), ("ar", 4)]
-    assert measured_modes == [*with_steps, ("first_hitting", 4), ("planned", 32)]
+    assert measured_modes == [*with_steps, ("first_hitting", 4), ("planned", 256)]
 
 
 def test_ratios_are_of_medians(measured):
@@ -132,7 +132,7 @@ def test_the_page_has_every_comparison_and_the_scaling(measured):
     assert set(result["scaling"]["exponents"]) == {"L", "V", "k", "T", "B"}
     page = (output / "results.md").read_text()
     assert page.count("| first_hitting | 11 | 2 | 4 | 1 |") == 1
-    assert page.count("| planned | 11 | 2 | 32 / 8 | 1 |") == 1
+    assert page.count("| planned | 11 | 2 | 256 / 8 | 1 |") == 1
     assert "exponent" in page
     files = {path.name for path in output.iterdir()}
     assert files == {"results.json", "results.md", *result["plots"]}
