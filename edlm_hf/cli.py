@@ -481,9 +481,7 @@ def samplers(
     vocabulary: Annotated[str | None, typer.Option(help="Corpus of the words that are spelled right.")] = None,
     sampler: Annotated[
         list[str] | None,
-        typer.Option(
-            help="'spaced score=entropy @8,16'; repeat for more.", show_default="a list of all rules"
-        ),
+        typer.Option(help="'spaced score=entropy @8,16'; repeat for more.", show_default="a list of all rules"),
     ] = None,
     sampled: Annotated[
         list[str] | None, typer.Option(help="One of the samplers, to make samples with.", show_default="all")

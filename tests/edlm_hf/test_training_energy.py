@@ -255,7 +255,7 @@ def test_the_ranking_loss_of_a_step_is_the_bound_of_the_sampler(tmp_path, scope,
     )
     many, losses, changes = ids.repeat(copies, 1), [], []
     shapes = (len(many),), many.shape, (len(many),), (*many.shape, k if scope == "sequence" else k - 1)
-    for seed in range(12):
+    for seed in range(16):
         noise = torch.Generator().manual_seed(seed)
         uniforms = [torch.rand(shape, generator=noise) for shape in shapes]
         with torch.no_grad():
