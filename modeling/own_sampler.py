@@ -67,6 +67,9 @@ class OwnSampler(Sampler):
     Args:
         base: the object.
         num_steps: T, the number of steps that is shown unless `base` has `steps_in`.
+
+    Raises:
+        ValueError: more than T + L steps in a row change nothing, or a step has a wrong form.
     """
 
     base: Any
@@ -104,10 +107,16 @@ class OwnSampler(Sampler):
 
     def steps(self, state, noise):
         index = -1
+        idle = 0
         for number, step in enumerate(self.base.steps(state, noise)):
             step = self.checked(step, state)
             index = number if step.index is None else step.index
+            before = state.ids.clone()
             yield step
+
+            # A sampler that goes on for ever would hang
+            idle = idle + 1 if torch.equal(state.ids, before) else 0
+            self.check_idle(idle, state)
 
         # All masks that are left, in one more step
         masked = state.masked.cpu()
@@ -115,6 +124,16 @@ class OwnSampler(Sampler):
             total = state.free.sum(-1).cpu()
             t = state.time_of(masked.sum(-1), total)
             yield Step(t, reveal=masked, index=index + 1)
+
+    def check_idle(self, idle: int, state: State) -> None:
+        """Raise ValueError after more steps in a row without any change than T and all positions."""
+        most = self.num_steps + state.ids.shape[1]
+        if idle > most:
+            raise ValueError(
+                f"The sampler {self.base!r} yielded {idle} steps in a row that changed nothing, with "
+                f"{int(state.masked.sum())} masks left. Let steps() end when no mask is left, reveal one in each "
+                "step, or raise max_denoising_steps if so many idle steps are meant."
+            )
 
     def checked(self, step: Step, state: State) -> Step:
         """The step without positions that it must not touch.

@@ -45,6 +45,22 @@ class Lazy(LeftToRight):
         yield next(super().steps(state, noise))
 
 
+class Endless(LeftToRight):
+    """It goes on when no mask is left."""
+
+    def steps(self, state, noise):
+        while True:
+            yield Step(torch.ones(len(state.ids)), reveal=state.masked.cpu())
+
+
+class Idle(LeftToRight):
+    """It never reveals anything."""
+
+    def steps(self, state, noise):
+        while True:
+            yield Step(torch.ones(len(state.ids)), reveal=torch.zeros_like(state.masked))
+
+
 class OddPlaces:
     """By masks: every other position, visible or not, then the rest."""
 
@@ -206,7 +222,7 @@ def test_every_sampler_that_does_not_look_at_tokens_goes_with_an_energy(name, sc
     assert (weighed != MASK).all() and (weighed == 2).sum() > (plain == 2).sum()
 
 
-@pytest.mark.parametrize("name", [name for name in SAMPLERS if name not in ("edit", "remdm")])
+@pytest.mark.parametrize("name", SAMPLERS)
 @pytest.mark.parametrize("do_sample", [True, False])
 def test_log_probabilities_are_those_of_the_network_at_the_history(name, do_sample):
     network = model()
@@ -219,11 +235,14 @@ def test_log_probabilities_are_those_of_the_network_at_the_history(name, do_samp
         output_history=True,
         output_log_probs=True,
     )
+    # Tokens that are masked again or replaced have the log-probability of the last time
+    expected = torch.full(out.sequences.shape, torch.nan)
     for before, after in zip(out.history, out.history[1:], strict=False):
-        logits = network(input_ids=before).logits[..., :MASK]
-        new = (before == MASK) & (after != MASK)
-        expected = logits.log_softmax(-1).gather(-1, after.clamp_max(MASK - 1).unsqueeze(-1)).squeeze(-1)
-        torch.testing.assert_close(out.log_probs[new], expected[new].float(), atol=1e-5, rtol=1e-5)
+        log_probs = network(input_ids=before).logits[..., :MASK].log_softmax(-1)
+        of_tokens = log_probs.gather(-1, after.clamp_max(MASK - 1).unsqueeze(-1)).squeeze(-1)
+        changed = (before != after) & (after != MASK)
+        expected = torch.where(changed, of_tokens.float(), expected)
+    torch.testing.assert_close(out.log_probs, expected, atol=1e-5, rtol=1e-5, equal_nan=True)
 
 
 def test_guidance_and_min_p_are_what_they_say():
@@ -250,3 +269,9 @@ def test_guidance_and_min_p_are_what_they_say():
 def test_a_proposal_without_tokens_is_refused(name):
     with pytest.raises(ValueError, match="token"):
         sample(sampler=name, logits_processor=[lambda ids, logits: torch.full_like(logits, -torch.inf)])
+
+
+@pytest.mark.parametrize(("sampler", "left"), [(Endless(), 0), (Idle(), LENGTH)])
+def test_a_sampler_that_never_ends_is_refused(sampler, left):
+    with pytest.raises(ValueError, match=f"changed nothing, with {left} masks left.*Let steps.. end"):
+        sample(EMPTY[:1], sampler=sampler, max_denoising_steps=4)
