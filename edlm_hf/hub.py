@@ -19,7 +19,8 @@ from transformers.dynamic_module_utils import get_relative_import_files
 import edlm_hf
 from edlm_hf.card_signatures import BLANK, replaces
 from edlm_hf.cards import KINDS, CardFacts, base_models_of, model_card
-from edlm_hf.loading import FILES, check_file, load_config
+from edlm_hf.loading import load_config
+from edlm_hf.loading_errors import MODEL_FILES, check_file
 from edlm_hf.modeling import custom_generate
 from edlm_hf.modeling.checkpoints import CheckpointingMixin, auto_map
 from edlm_hf.pushing import push_folder
@@ -150,7 +151,7 @@ def push(model, repo_id: str, *, facts: CardFacts | None = None, **kwargs) -> Co
         )
     published, _ = repository_files(folder)
     for name, file in published.items():
-        if any(fnmatch(name, pattern) for pattern in FILES):
+        if any(fnmatch(name, pattern) for pattern in MODEL_FILES):
             check_file(file)
     return push_folder(folder, repo_id, card=better_card(folder, facts), others=missing_code(folder), **kwargs)
 
