@@ -10,7 +10,7 @@ CHECKPOINTS = {
 
 
 def checkpoint(name: str) -> str:
-    """The folder of a checkpoint that ships with the package, for `from_pretrained`.
+    """Return the folder of a checkpoint that ships with the package, for `from_pretrained`.
 
     >>> AutoModelForMaskedLM.from_pretrained(edlm_hf.checkpoint("edlm-books"))
 
@@ -18,13 +18,19 @@ def checkpoint(name: str) -> str:
         ValueError: no checkpoint of that name ships.
     """
     if name not in CHECKPOINTS:
-        raise ValueError(f"No checkpoint {name!r} ships with the package; there are {' and '.join(CHECKPOINTS)}.")
+        names = " and ".join(CHECKPOINTS)
+        raise ValueError(f"No checkpoint {name!r} ships with the package; there are {names}.")
     return str(ASSETS / name)
 
 
 def locate(name: str) -> str:
-    """A model as users name it on the command line: a checkpoint that ships unless a local folder has its name."""
-    return checkpoint(name) if name in CHECKPOINTS and not Path(name).exists() else name
+    """Return the folder of a checkpoint that ships, or any other name of a model as it is.
+
+    A local folder of the same name comes first.
+    """
+    if name in CHECKPOINTS and not Path(name).exists():
+        return checkpoint(name)
+    return name
 
 
-__all__ = ["CHECKPOINTS", "checkpoint", "locate"]
+__all__ = ["ASSETS", "CHECKPOINTS", "checkpoint", "locate"]

@@ -71,9 +71,9 @@ def demo(
     config: Config = None,
 ):
     """Generate text from the checkpoint that ships: by the denoiser alone, and with each energy."""
-    from edlm_hf.demo import run
+    from edlm_hf.demo import run_demo
 
-    run(samples=samples, steps=steps, candidates=candidates, seed=seed, as_json=as_json)
+    run_demo(samples=samples, steps=steps, candidates=candidates, seed=seed, as_json=as_json)
 
 
 @app.command(cls=Command)

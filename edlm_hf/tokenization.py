@@ -1,6 +1,7 @@
 """Tokenizers with a mask token: the text8 alphabet, and any other tokenizer given one.
 
-All are plain transformers tokenizers: saved beside a model, `AutoTokenizer` reads them where edlm_hf is not installed.
+All are plain tokenizers of transformers. Saved beside a model, they load with `AutoTokenizer` where
+edlm_hf is not installed.
 """
 
 import json
@@ -17,84 +18,102 @@ MASK_TOKEN = "[MASK]"
 
 TEXT8_ALPHABET = " " + string.ascii_lowercase
 DIGIT_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-TEXT8_TABLE = str.maketrans(
-    dict(zip(string.ascii_uppercase, string.ascii_lowercase, strict=True))
-    | {str(digit): f" {name} " for digit, name in enumerate(DIGIT_NAMES)}
-)
+# Single characters and their replacements: A -> a, ..., 0 -> " zero ", ...
+TEXT8_TABLE = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)
+TEXT8_TABLE.update({ord(str(digit)): f" {name} " for digit, name in enumerate(DIGIT_NAMES)})
 
 
 def normalize_text8(text: str) -> str:
-    """`text` over the 27 symbols of text8, by the last step of Matt Mahoney's script that made text8 (wikifil.pl).
+    """Write a text in the 27 symbols of text8, by the last step of Matt Mahoney's script that made text8 (wikifil.pl).
 
-    A-Z becomes a-z, each digit its name between spaces, everything else (accented letters too) a space, and a run of
-    spaces one space. As in the script the result begins with a space and does not end with one, so that pieces can be
-    joined as they are; the empty text stays empty.
+    A-Z becomes a-z, each digit its name between spaces, everything else (accented letters too) a
+    space, and several spaces in a row one space. As in the script the result begins with a space and
+    does not end with one, so that pieces can be joined as they are. The empty text stays empty.
 
     >>> normalize_text8("Room 42, please!")
     ' room four two please'
     """
-    return re.sub("[^a-z]+", " ", f" {text.translate(TEXT8_TABLE)} ")[:-1]
+    in_letters = text.translate(TEXT8_TABLE)
+    spaced = re.sub("[^a-z]+", " ", f" {in_letters} ")
+    return spaced[:-1]
 
 
 def is_text8(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether the tokens of a tokenizer, special ones aside, are the 27 symbols of text8."""
-    return set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens) == set(TEXT8_ALPHABET)
+    ordinary_tokens = set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens)
+    return ordinary_tokens == set(TEXT8_ALPHABET)
 
 
 def text8_tokenizer(model_max_length: int = 256, start_token: bool = True) -> PreTrainedTokenizerFast:
-    """One token per character of the text8 alphabet.
+    """Make a tokenizer with one token per character of the text8 alphabet.
 
-    Ids: 0 is the space, 1 to 26 are a to z; then the start token "<s>" (27) if wanted, and last the mask token
-    "[MASK]" (28, or 27 without a start token), so that `mask_token_id == vocab_size - 1`.
+    Ids: 0 is the space, 1 to 26 are a to z. Then come the start token "<s>" (27) if wanted, and last
+    the mask token "[MASK]" (28, or 27 without a start token), so that
+    `mask_token_id == vocab_size - 1`.
 
-    Lossless over the alphabet: leading, trailing and repeated spaces survive `decode(..., skip_special_tokens=True)`.
-    Outside it nothing is dropped: A-Z is read as a-z, and every other character (digits, line ends) as one space;
-    runs are not collapsed. For text8's own treatment of digits and runs apply `normalize_text8` first.
+    Lossless over the alphabet: leading, trailing and repeated spaces survive
+    `decode(..., skip_special_tokens=True)`. Outside it nothing is dropped: A-Z is read as a-z, and
+    every other character (digits, line ends) as one space each. For text8's own treatment of digits
+    and repeated spaces apply `normalize_text8` first.
 
     Args:
         model_max_length: longest row, the start token included.
-        start_token: encode with "<s>" in front, as the models here are trained (`add_special_tokens=False` leaves it
-            out). It is the `bos_token`, and also the `pad_token`, so that ragged batches can be padded; without it
-            there is no padding token.
+        start_token: encode with "<s>" in front, as the models here are trained
+            (`add_special_tokens=False` leaves it out). It is the `bos_token`, and also the
+            `pad_token`, so that ragged batches can be padded. Without it there is no padding token.
     """
-    symbols = [*TEXT8_ALPHABET, *([START_TOKEN] if start_token else []), MASK_TOKEN]
-    # WordLevel raises on a symbol it does not have, where a BPE model would silently drop it.
-    backend = Tokenizer(models.WordLevel({symbol: index for index, symbol in enumerate(symbols)}))
-    backend.normalizer = normalizers.Sequence(
-        [normalizers.Replace(Regex("[^A-Za-z]"), " "), normalizers.Lowercase()]  # in this order: ASCII letters only
-    )
+    symbols = list(TEXT8_ALPHABET)
+    special_tokens = {"mask_token": MASK_TOKEN}
+    if start_token:
+        symbols.append(START_TOKEN)
+        special_tokens["bos_token"] = START_TOKEN
+        special_tokens["pad_token"] = START_TOKEN
+    symbols.append(MASK_TOKEN)
+    ids = {symbol: index for index, symbol in enumerate(symbols)}
+
+    # WordLevel raises on a symbol it does not have, where a BPE model would silently drop it
+    backend = Tokenizer(models.WordLevel(ids))
+    # In this order: lowering first would turn letters like the Kelvin sign into ASCII ones
+    only_letters = normalizers.Replace(Regex("[^A-Za-z]"), " ")
+    backend.normalizer = normalizers.Sequence([only_letters, normalizers.Lowercase()])
+    # One token per character, and no characters between them when they are joined
     backend.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
     backend.decoder = decoders.Fuse()
+
     if start_token:
         backend.post_processor = processors.TemplateProcessing(
             single=f"{START_TOKEN} $A",
             pair=f"{START_TOKEN} $A $B:1",
-            special_tokens=[(START_TOKEN, symbols.index(START_TOKEN))],
+            special_tokens=[(START_TOKEN, ids[START_TOKEN])],
         )
+
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
         model_max_length=model_max_length,
         clean_up_tokenization_spaces=False,
-        mask_token=MASK_TOKEN,
-        **({"bos_token": START_TOKEN, "pad_token": START_TOKEN} if start_token else {}),
+        **special_tokens,
     )
 
 
 def add_mask_token(tokenizer: PreTrainedTokenizerBase, token: str = MASK_TOKEN) -> PreTrainedTokenizerBase:
-    """The same tokenizer, with `token` added as its mask token under the next free id (50257 for gpt2).
+    """Add `token` to a tokenizer as its mask token, under the next free id (50257 for gpt2), and return it.
 
-    A tokenizer that has a mask token already is left as it is.
+    A tokenizer that has a mask token already stays as it is.
 
     Raises:
         ValueError: the ids have holes, and the tokenizer is not of a kind in which a free id can be chosen.
     """
     if tokenizer.mask_token is not None:
         return tokenizer
-    owners = {i: known for known, i in tokenizer.get_vocab().items()}
-    next_id = len(tokenizer)  # which is what an added token gets, whether or not it is free
-    if token not in owners.values() and next_id in owners:
-        insert_token(tokenizer, token, max(owners) + 1)
-    tokenizer.add_special_tokens({"mask_token": AddedToken(token, normalized=False, special=True)})
+
+    # A new token gets the id len(tokenizer), whether or not it is free
+    vocabulary = tokenizer.get_vocab()
+    used_ids = set(vocabulary.values())
+    if token not in vocabulary and len(tokenizer) in used_ids:
+        insert_token(tokenizer, token, max(used_ids) + 1)
+
+    mask_token = AddedToken(token, normalized=False, special=True)
+    tokenizer.add_special_tokens({"mask_token": mask_token})
     return tokenizer
 
 
@@ -112,12 +131,14 @@ def insert_token(tokenizer: PreTrainedTokenizerBase, token: str, index: int) -> 
             f"The ids of this {type(tokenizer).__name__} have holes, and the next one ({len(tokenizer)}) belongs to a "
             "token already. Give it a mask token with an id of its own before training."
         )
+
+    # The backend cannot be changed in place, so it is read anew
     vocabulary[token] = index
     tokenizer._tokenizer = Tokenizer.from_str(json.dumps(state))
 
 
 def vocabulary_rows(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Rows of a model that has one for every id: more than `len(tokenizer)` where the ids have holes."""
+    """Count the rows of a model that has one for every id: more than `len(tokenizer)` where the ids have holes."""
     return 1 + max(tokenizer.get_vocab().values())
 
 

@@ -303,6 +303,6 @@ def test_mistakes_of_the_code_are_not_hidden(monkeypatch):
     def broken(**options):
         raise RuntimeError("a mistake")
 
-    monkeypatch.setattr("edlm_hf.demo.run", broken)
+    monkeypatch.setattr("edlm_hf.demo.run_demo", broken)
     result = call("demo")
     assert result.exit_code == 1 and "a mistake" in str(result.exception) and not result.stderr

@@ -301,7 +301,7 @@ def test_too_little_memory_is_one_line(monkeypatch, error):
     def fail(**options):
         raise error
 
-    monkeypatch.setattr("edlm_hf.demo.run", fail)
+    monkeypatch.setattr("edlm_hf.demo.run_demo", fail)
     told = call("demo")
     assert told.exit_code == 1 and told.stderr.startswith("edlm demo: There is not enough memory: ")
     assert len(told.stderr.splitlines()) == 1
@@ -311,7 +311,7 @@ def test_an_interruption_is_exit_code_130(monkeypatch):
     def interrupt(**options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("edlm_hf.demo.run", interrupt)
+    monkeypatch.setattr("edlm_hf.demo.run_demo", interrupt)
     told = call("demo")
     assert told.exit_code == 130 and told.stderr == "edlm demo: interrupted.\n"
 
