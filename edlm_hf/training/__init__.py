@@ -4,10 +4,11 @@ from edlm_hf.training.adapters import LORA_MODULES_TO_SAVE, LORA_TARGET_MODULES,
 from edlm_hf.training.arguments import EDLMTrainingArguments
 from edlm_hf.training.averaging import ExponentialMovingAverage
 from edlm_hf.training.collators import DataCollatorForBlocks
+from edlm_hf.training.energy_arguments import EnergyArguments
 from edlm_hf.training.trainer_autoregressive import AutoregressiveTrainer
 from edlm_hf.training.trainer_base import EDLMTrainer
 from edlm_hf.training.trainer_denoiser import MaskedDiffusionArguments, MaskedDiffusionTrainer
-from edlm_hf.training.trainer_energy import EnergyArguments, EnergyTrainer
+from edlm_hf.training.trainer_energy import EnergyTrainer
 from edlm_hf.training.whole_checkpoints import last_complete_checkpoint
 
 __all__ = [

@@ -41,11 +41,12 @@ from edlm_hf.modeling.vocabulary import absent_ids, fit_to_tokenizer
 from edlm_hf.terminal import tell, visible, write
 from edlm_hf.tokenization import add_mask_token, normalize_text8, text8_tokenizer, vocabulary_rows
 from edlm_hf.training.arguments import EDLMTrainingArguments
+from edlm_hf.training.energy_arguments import EnergyArguments
 from edlm_hf.training.folder_lock import FolderLock
 from edlm_hf.training.trainer_autoregressive import AutoregressiveTrainer
 from edlm_hf.training.trainer_base import EDLMTrainer
 from edlm_hf.training.trainer_denoiser import MaskedDiffusionArguments, MaskedDiffusionTrainer
-from edlm_hf.training.trainer_energy import EnergyArguments, EnergyTrainer
+from edlm_hf.training.trainer_energy import EnergyTrainer
 from edlm_hf.training.whole_checkpoints import last_complete_checkpoint, named_checkpoint
 
 RECIPE = "recipe.json"  # beside the checkpoints of a run: what it is

@@ -1,4 +1,4 @@
-"""What is minimised, as pure functions: times, weights and losses of the denoiser and of the energy.
+"""Training objectives as pure functions: times, weights and losses of the denoiser and the energy.
 
 Nothing here knows a network. Shapes: B rows, L positions, n negatives per row. Losses are in nats.
 """
@@ -11,41 +11,52 @@ from torch.nn.functional import cross_entropy, logsigmoid
 from edlm_hf.evaluation.noising import GOLDEN_RATIO
 from edlm_hf.modeling.masked_diffusion import NoiseSchedule, at_least_float32
 
-SMALLEST_TIME = 1e-3  # the published `sampling_eps`: the weight 1 / t stays below 1,000
-LARGEST_WEIGHT = -math.log(-math.expm1(-SMALLEST_TIME))
+# The published `sampling_eps`: the weight 1 / t stays below 1,000
+SMALLEST_TIME = 1e-3
 
-# ---------------------------------------------------------------------------------------------------- times and weights
+# The length of the interval of log(1 - alpha_t) in log-linear noise, see `importance_times`
+LARGEST_WEIGHT = -math.log(-math.expm1(-SMALLEST_TIME))
 
 
 def low_discrepancy_times(
-    uniforms: torch.Tensor, num_rows: int, first_row: int = 0, shift: float | torch.Tensor = 0.0
+    uniforms: torch.Tensor,
+    num_rows: int,
+    first_row: int = 0,
+    shift: float | torch.Tensor = 0.0,
 ) -> torch.Tensor:
-    """Times of the rows first_row, first_row + 1, ... of a global batch: row i has its own part of [SMALLEST_TIME, 1].
+    """Draw the times of rows of a global batch, of which each has its own part of [eps, 1].
 
-    u'_i = ((u_i + i) / num_rows + shift) mod 1, t_i = (1 - eps) u'_i + eps (MDLM, arXiv 2406.07524, appendix C.1, with
-    shift = 0). A random shift common to the batch gives every row the whole range, whatever its place in the batch and
-    also where the last batch of an epoch is short.
+    u'_i = ((u_i + i) / num_rows + shift) mod 1, t_i = (1 - eps) u'_i + eps with eps =
+    `SMALLEST_TIME` (MDLM, arXiv 2406.07524, appendix C.1, with shift = 0). A random shift common to
+    the batch gives every row the whole range, whatever its index in the batch, also where the last
+    batch of an epoch is short.
 
     Args:
-        uniforms: (B,) on [0, 1), independent. num_rows: rows of the batch in all processes and accumulation steps.
+        uniforms: (B,) on [0, 1), independent.
+        num_rows: rows of the global batch, in all processes and accumulation steps.
+        first_row: the index i of the first of the B rows, which the others follow.
+        shift: on [0, 1).
 
     Returns:
         (B,) times.
     """
     row = torch.arange(len(uniforms), device=uniforms.device) + first_row
-    return (1 - SMALLEST_TIME) * (((uniforms + row) / num_rows + shift) % 1) + SMALLEST_TIME
+    strata = ((uniforms + row) / num_rows + shift) % 1
+    return (1 - SMALLEST_TIME) * strata + SMALLEST_TIME
 
 
 def lattice_times(numbers: torch.Tensor, shift: float | torch.Tensor) -> torch.Tensor:
-    """Times of the texts with these numbers, (B,) integers: each a function of its number, all together even.
+    """Draw times of texts by their numbers, (B,) integers: each a function of its number alone.
 
-    u_i = (i (sqrt(5) - 1) / 2 + shift) mod 1, t_i = (1 - eps) u_i + eps. Any run of numbers covers [0, 1) evenly.
+    u_i = (i (sqrt(5) - 1) / 2 + shift) mod 1, t_i = (1 - eps) u_i + eps. Any sequence of successive
+    numbers covers [0, 1) evenly.
     """
-    return (1 - SMALLEST_TIME) * ((numbers * GOLDEN_RATIO + shift) % 1) + SMALLEST_TIME
+    lattice = (numbers * GOLDEN_RATIO + shift) % 1
+    return (1 - SMALLEST_TIME) * lattice + SMALLEST_TIME
 
 
 def bound_weight(schedule: NoiseSchedule, t: torch.Tensor) -> torch.Tensor:
-    """w(t) = sigma'(t) / (exp(sigma(t)) - 1) of the continuous-time bound, 1 / t for log-linear noise.
+    """w(t) = sigma'(t) / (exp(sigma(t)) - 1) of the continuous-time bound: 1 / t if log-linear.
 
     The bound is int_0^1 w(t) E[sum_{i in M} -log p_theta(x_0^i | x_t)] dt (MDLM, equation 10).
     """
@@ -53,54 +64,62 @@ def bound_weight(schedule: NoiseSchedule, t: torch.Tensor) -> torch.Tensor:
 
 
 def importance_times(schedule: NoiseSchedule, uniforms: torch.Tensor) -> tuple[torch.Tensor, float]:
-    """Times with a density proportional to w(t), and the weight that is then the same for all of them.
+    """Draw times with a density proportional to w(t), so that all of them have the same weight.
 
-    The logarithm of the share of masks, log(1 - alpha_t), is uniform between log(1 - exp(-1e-3)) and 0, and the weight
-    is the length of that interval. This is also the published "change of variables", in which the integral runs over
-    that logarithm; published networks then see the new variable in place of sigma, ours always see sigma.
+    The logarithm of the share of masks, log(1 - alpha_t), is uniform between log(1 - exp(-1e-3))
+    and 0, and the weight is the length of that interval. This is also the published "change of
+    variables", in which the integral runs over that logarithm. Published networks then see the new
+    variable in place of sigma, ours always see sigma.
 
     Args:
+        schedule: of the denoiser.
         uniforms: (B,) on [0, 1].
 
     Returns:
         (B,) times, and the weight.
     """
-    return schedule.time(torch.exp(-LARGEST_WEIGHT * (1 - uniforms))), LARGEST_WEIGHT
-
-
-# ------------------------------------------------------------------------------------------------------------- denoiser
+    share = torch.exp(-LARGEST_WEIGHT * (1 - uniforms))
+    return schedule.time(share), LARGEST_WEIGHT
 
 
 def masked_token_losses(
-    logits: torch.Tensor, clean_ids: torch.Tensor, masked: torch.Tensor, mask_token_id: int
+    logits: torch.Tensor,
+    clean_ids: torch.Tensor,
+    masked: torch.Tensor,
+    mask_token_id: int,
 ) -> torch.Tensor:
-    """-log p_theta(x_0^i | x_t) at the masked positions under SUBS (the mask token is impossible), 0 elsewhere.
+    """-log p_theta(x_0^i | x_t) at the masks, 0 elsewhere. The mask token is impossible (SUBS).
 
     Args:
-        logits: (B, L, V). clean_ids: (B, L). masked: (B, L) bool.
+        logits: (B, L, V).
+        clean_ids: (B, L).
+        masked: (B, L) bool.
+        mask_token_id: beyond V where the denoiser cannot emit it.
 
     Returns:
         (B, L) nats, at least float32.
     """
+    # (N, V) at the N masks
     chosen = at_least_float32(logits[masked])
-    if mask_token_id < chosen.shape[-1]:
-        is_mask = torch.arange(chosen.shape[-1], device=chosen.device) == mask_token_id
+    vocab_size = chosen.shape[-1]
+    if mask_token_id < vocab_size:
+        is_mask = torch.arange(vocab_size, device=chosen.device) == mask_token_id
         chosen = chosen.masked_fill(is_mask, -torch.inf)
+
     losses = cross_entropy(chosen, clean_ids[masked], reduction="none")
-    return torch.zeros(masked.shape, dtype=losses.dtype, device=losses.device).masked_scatter(masked, losses)
-
-
-# --------------------------------------------------------------------------------------------------------------- energy
+    zeros = torch.zeros(masked.shape, dtype=losses.dtype, device=losses.device)
+    return zeros.masked_scatter(masked, losses)
 
 
 def binary_nce_loss(positive: torch.Tensor, negative: torch.Tensor) -> torch.Tensor:
-    """-log sigmoid(-E(x_0)) - mean_j log sigmoid(E(x^j)), the paper's equation 11 with n negatives.
+    """-log sigmoid(-E(x_0)) - mean_j log sigmoid(E(x^j)): the paper's equation 11, n negatives.
 
-    2 log 2 where E = 0; 2 log 2 + 2 log cosh(c / 2) where E = c; 2 log 2 - 2 JS(q, p_theta) at the optimum
-    E* = -log q / p_theta.
+    2 log 2 where E = 0, 2 log 2 + 2 log cosh(c / 2) where E = c, and 2 log 2 - 2 JS(q, p_theta) at
+    the optimum E* = -log q / p_theta.
 
     Args:
-        positive: (B,) energies of the data. negative: (B, n) energies of draws from the proposal.
+        positive: (B,) energies of the data.
+        negative: (B, n) energies of draws from the proposal.
 
     Returns:
         (B,) nats.
@@ -111,11 +130,13 @@ def binary_nce_loss(positive: torch.Tensor, negative: torch.Tensor) -> torch.Ten
 def ranking_nce_loss(positive: torch.Tensor, negative: torch.Tensor) -> torch.Tensor:
     """-log of the weight exp(-E_1) / sum_j exp(-E_j) of the data among the n + 1 candidates.
 
-    With k = n + 1 it is the term of the sampler bound, -log(k exp(-E_1) / sum_j exp(-E_j)), plus log k: at least
-    log(n + 1) - (what the energy wins). The energy is determined up to a function of x_t.
+    With k = n + 1 it is the term of the sampler bound, -log(k exp(-E_1) / sum_j exp(-E_j)), plus
+    log k. Its mean is at least log(n + 1) less the nats that the energy gains. The energy is
+    determined up to a function of x_t.
 
     Args:
-        positive: (B,). negative: (B, n).
+        positive: (B,) energies of the data.
+        negative: (B, n) energies of draws from the proposal.
 
     Returns:
         (B,) nats.
@@ -128,18 +149,22 @@ NCE_LOSSES = {"binary": binary_nce_loss, "ranking": ranking_nce_loss}
 
 
 def nce_readings(positive: torch.Tensor, negative: torch.Tensor) -> dict[str, torch.Tensor]:
-    """What the energies of a batch tell, per row (B,) each.
+    """Describe the energies of a batch by numbers (B,) per row.
 
     - `nce_loss`: the binary loss, 2 log 2 = 1.386 for an energy that knows nothing.
-    - `jensen_shannon`: log 2 - loss / 2 nats, a lower bound on JS(q, p_theta) that the optimum attains; at most log 2.
+    - `jensen_shannon`: log 2 - loss / 2 nats, a lower bound on JS(q, p_theta) <= log 2 that the
+      optimum attains.
     - `accuracy`: share of data with E < 0 and of draws with E > 0.
-    - `energy_data`, `energy_draws`: means; `energy_draws_squared`: mean square, for the standard deviation.
+    - `energy_data`, `energy_draws`: means.
+    - `energy_draws_squared`: mean square, for the standard deviation.
     """
     loss = binary_nce_loss(positive, negative)
+    data_found = (positive < 0).float()
+    draws_found = (negative > 0).float().mean(-1)
     return {
         "nce_loss": loss,
         "jensen_shannon": math.log(2) - loss / 2,
-        "accuracy": ((positive < 0).float() + (negative > 0).float().mean(-1)) / 2,
+        "accuracy": (data_found + draws_found) / 2,
         "energy_data": positive,
         "energy_draws": negative.mean(-1),
         "energy_draws_squared": negative.square().mean(-1),
@@ -147,13 +172,19 @@ def nce_readings(positive: torch.Tensor, negative: torch.Tensor) -> dict[str, to
 
 
 def summarise_readings(readings: dict[str, float]) -> dict[str, float]:
-    """Averages of `nce_readings` with the standard deviation of the draws' energies in place of their mean square.
+    """Replace the mean square of the draws' energies by their standard deviation.
 
-    It is over all texts, times and draws together; most of it is between texts and cancels in importance weights.
+    It is over all texts, times and draws together. Most of it is between texts and cancels in
+    importance weights.
+
+    Args:
+        readings: averages of `nce_readings`.
     """
-    variance = readings["energy_draws_squared"] - readings["energy_draws"] ** 2
-    rest = {name: value for name, value in readings.items() if name != "energy_draws_squared"}
-    return rest | {"energy_draws_sd": math.sqrt(max(0.0, variance))}
+    summary = dict(readings)
+    mean_square = summary.pop("energy_draws_squared")
+    variance = mean_square - summary["energy_draws"] ** 2
+    summary["energy_draws_sd"] = math.sqrt(max(0.0, variance))
+    return summary
 
 
 __all__ = [
