@@ -311,7 +311,8 @@ def token_ids_from(name: str, value, several: bool) -> int | list[int] | None:
 
 def whole_number(value) -> int | None:
     """An integer of Python, numpy or torch as Python's own, None for anything else."""
-    if isinstance(value, bool) or getattr(value, "dtype", None) == torch.bool:
+    # numpy before 2.3 would still take its truth values for indices
+    if isinstance(value, bool) or str(getattr(value, "dtype", None)) in ("bool", "torch.bool"):
         return None
 
     # RuntimeError: a tensor on the device `meta`
