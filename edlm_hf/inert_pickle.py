@@ -1,4 +1,4 @@
-"""A pickle that nobody vouches for, read without `pickle`: what it names and calls becomes an empty shell.
+"""A pickle that nobody vouches for, read without `pickle`: the objects in it become empty shells.
 
 Nothing is imported or executed, and time and memory are proportional to its length.
 """
@@ -13,14 +13,14 @@ from edlm_hf.terminal import printable
 
 
 class InertObject(dict):
-    """Stands for any object that a file names. Keeps entries as a dictionary does, and ignores all else."""
+    """Stands for any object that a file names. It keeps entries as a dictionary does, and nothing else."""
 
     __slots__ = ()
 
 
 @dataclass
 class StoredTensor:
-    """What a file says about a dense tensor, in the order of `torch._utils._rebuild_tensor_v2`. Checked when read."""
+    """The description of a dense tensor in a file, unchecked: the arguments of `torch._utils._rebuild_tensor_v2`."""
 
     storage: tuple  # ("storage", dtype, record, device, number of elements)
     offset: int
@@ -39,7 +39,7 @@ class StoredParameter:
 
 
 class OtherKey:
-    """A key of a dictionary that is not a text. Hashing it takes no time, whatever it was."""
+    """Stands for a key of a dictionary that is not a text. Hashing it takes no time, whatever it was."""
 
     def __init__(self, key):
         self.type_name = type(key).__name__
@@ -55,6 +55,7 @@ class CheckpointUnpickler:
     long as the writer of the file likes.
     """
 
+    # The names that mean something to us. All others become an InertObject
     KNOWN = {
         "torch.DoubleStorage": torch.float64,
         "torch.FloatStorage": torch.float32,
@@ -66,22 +67,24 @@ class CheckpointUnpickler:
     }
     REFUSED = ("os", "posix", "nt", "sys")  # modules that torch refuses, too: no checkpoint needs them
 
+    # Plain values: opcodes without an argument, and types in `pickletools` of those with one
     CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
     VALUES = {"int", "int_or_bool", "float", "str", "bytes", "bytes_or_str", "bytearray"}
 
     def __init__(self, pickled: bytes):
         self.pickled = pickled
         self.stack: list = []
-        self.marks: list[int] = []  # places in the stack
-        self.memo: dict[int, object] = {}
+        self.marks: list[int] = []  # heights of the stack
+        self.memo: dict[int, object] = {}  # objects that are used again, by number
 
     def load(self):
-        """The object of the pickle.
+        """Return the object of the pickle.
 
         Raises:
             Exception: of any kind, if it is damaged or hostile.
         """
-        for opcode, argument, _ in pickletools.genops(self.pickled):  # fails where a length exceeds the file
+        # genops raises where a length exceeds the file
+        for opcode, argument, _ in pickletools.genops(self.pickled):
             puts = opcode.stack_after[0].name if opcode.stack_after else None
 
             if opcode.name in self.CONSTANTS:
@@ -94,7 +97,7 @@ class CheckpointUnpickler:
         return self.stack.pop()
 
     def step(self, name: str, argument) -> None:
-        """Do what one opcode says that is not a plain value."""
+        """Execute one opcode that does not put a plain value on the stack."""
         stack = self.stack
 
         match name:
@@ -102,9 +105,9 @@ class CheckpointUnpickler:
             case "MEMOIZE":
                 self.memo[len(self.memo)] = stack[-1]
             case "BINPUT" | "LONG_BINPUT" | "PUT":
-                self.memo[self.place(argument)] = stack[-1]
+                self.memo[self.memo_number(argument)] = stack[-1]
             case "BINGET" | "LONG_BINGET" | "GET":
-                stack.append(self.memo[self.place(argument)])
+                stack.append(self.memo[self.memo_number(argument)])
 
             # Tuples
             case "MARK":
@@ -184,33 +187,35 @@ class CheckpointUnpickler:
                 raise UnpicklingError(f"it has the opcode {name}, which no checkpoint needs")
 
     def pop_mark(self) -> list:
-        """What was put on the stack since the last mark."""
+        """Take everything from the stack that was put there since the last mark."""
         start = self.marks.pop()
         items = self.stack[start:]
         del self.stack[start:]
         return items
 
-    def place(self, number: int) -> int:
-        """The number of an object that is used again. There are fewer of them than bytes."""
+    def memo_number(self, number: int) -> int:
+        """Return the number of an object that is used again. There are fewer of them than bytes."""
         if not 0 <= number < len(self.pickled):
             raise UnpicklingError(f"it numbers an object beyond its {len(self.pickled)} bytes")
         return number
 
     def extend(self, items: list) -> None:
-        """Append to the list on top of the stack."""
+        """Append to the list on top of the stack. Anything else there stays as it is."""
         if isinstance(self.stack[-1], list):
             self.stack[-1].extend(items)
 
     def set_items(self, items: list) -> None:
-        """Entries [key, value, key, value, ...] of the dictionary on top of the stack."""
+        """Give the dictionary on top of the stack entries [key, value, key, value, ...]."""
         target = self.stack[-1]
         if not isinstance(target, dict):
             raise UnpicklingError(f"it gives entries to a {type(target).__name__}")
 
         for key, value in zip(items[::2], items[1::2], strict=True):
-            target[key if isinstance(key, str) else OtherKey(key)] = value
+            safe_key = key if isinstance(key, str) else OtherKey(key)
+            target[safe_key] = value
 
     def find_class(self, module: str, name: str):
+        """Return a dtype or one of the classes above in place of a name. Nothing is imported."""
         if not isinstance(module, str) or not isinstance(name, str):
             raise UnpicklingError("it names a class by something else than texts")
         if module in self.REFUSED:
@@ -218,6 +223,7 @@ class CheckpointUnpickler:
         return self.KNOWN.get(f"{module}.{name}", InertObject)
 
     def call(self, function, arguments):
+        """Make an object of one of the classes above. Anything else is refused."""
         if function is InertObject:
             return InertObject()
         if function is StoredTensor or function is StoredParameter:

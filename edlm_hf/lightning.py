@@ -1,9 +1,9 @@
 """A Lightning checkpoint file, read without trusting it.
 
 A `.ckpt` is a zip archive: a pickle describes the tensors, and records of their own hold the numbers. Both can lie.
-Nothing of the file is executed or imported, and neither memory nor time exceeds what its size explains. What the
-archive and the pickle may be is said in `plain_archive.py` and `inert_pickle.py`. All tensors together have no more
-numbers than the file has room for.
+Nothing of the file is executed or imported, and neither memory nor time exceeds what its size
+explains. `plain_archive.py` and `inert_pickle.py` say which archives and pickles are read. All
+tensors together have no more numbers than the file has room for.
 """
 
 import math
@@ -37,6 +37,7 @@ class Checkpoint:
             raise FileNotFoundError(f"There is no checkpoint file {path}.")
 
         try:
+            # All records are in one folder: FOLDER/data.pkl, FOLDER/byteorder, FOLDER/data/0, ...
             self.records = read_records(self.path)
             self.folder = next(iter(self.records)).partition("/")[0]
 
@@ -54,7 +55,11 @@ class Checkpoint:
         self.content = content if isinstance(content, dict) else {}
 
     def description(self) -> bytes:
-        """The pickle, whole."""
+        """Read the pickle, which describes everything but the numbers.
+
+        Raises:
+            ValueError: it is too long, or damaged.
+        """
         record = self.records[f"{self.folder}/data.pkl"]
         size = len(record.content)
         if size > LARGEST_PICKLE:
@@ -64,19 +69,23 @@ class Checkpoint:
         return bytes(record.content)
 
     def weights(self) -> dict[str, torch.Tensor]:
-        """The `state_dict`.
+        """Return the `state_dict`, in the memory of the file.
 
         Raises:
-            ValueError: there is none, or something in it is no dense floating-point tensor with a name.
+            ValueError: there is none, or something in it is not a dense floating-point tensor with a name.
         """
-        found = self.content.get("state_dict")
+        state_dict = self.content.get("state_dict")
         problem = "it has none, or an empty one"
 
-        if isinstance(found, dict) and found:
-            wrong = [f"a key of type {name.type_name}" for name in found if not isinstance(name, str)]
-            wrong += [name for name, x in found.items() if isinstance(name, str) and not isinstance(x, StoredTensor)]
-            if not wrong:
-                return dict(zip(found, self.tensors(found.items()), strict=True))
+        if isinstance(state_dict, dict) and state_dict:
+            other_keys = [key for key in state_dict if not isinstance(key, str)]
+            other_values = [
+                name for name, x in state_dict.items() if isinstance(name, str) and not isinstance(x, StoredTensor)
+            ]
+            if not other_keys and not other_values:
+                return dict(zip(state_dict, self.tensors(state_dict.items()), strict=True))
+
+            wrong = [f"a key of type {key.type_name}" for key in other_keys] + other_values
             problem = list_names("No dense tensor with a name", wrong)
 
         raise ValueError(
@@ -85,10 +94,10 @@ class Checkpoint:
         )
 
     def averaged_weights(self) -> list[torch.Tensor] | None:
-        """The averaged (EMA) weights, if there are any.
+        """Return the averaged (EMA) weights, if there are any.
 
         Raises:
-            ValueError: they are no list or tuple of dense floating-point tensors.
+            ValueError: they are not a list or tuple of dense floating-point tensors.
         """
         ema = self.content.get("ema")
         averaged = ema.get("shadow_params") if isinstance(ema, dict) else None
@@ -105,29 +114,34 @@ class Checkpoint:
         return self.tensors(zip(names, averaged, strict=True))
 
     def tensors(self, named: Iterable[tuple[str, StoredTensor]]) -> list[torch.Tensor]:
-        """Stored tensors, in the memory of the file. The names are for messages.
+        """Return stored tensors, in the memory of the file. The names are for messages.
 
         Raises:
-            ValueError: one is no dense floating-point tensor, or together they claim more numbers than are stored.
+            ValueError: one is not a dense floating-point tensor, or together they claim more numbers
+                than are stored.
         """
-        room = USES_OF_A_BYTE * self.path.stat().st_size
-        found = []
+        bytes_left = USES_OF_A_BYTE * self.path.stat().st_size
+        tensors = []
+
         for name, stored in named:
-            found.append(self.tensor(stored, name))
-            room -= found[-1].nbytes
-            if room < 0:
+            tensor = self.tensor(stored, name)
+            tensors.append(tensor)
+
+            bytes_left -= tensor.nbytes
+            if bytes_left < 0:
                 raise ValueError(
                     f"The tensors of {self.path} lie on top of each other: up to {printable(name)} they claim more "
                     f"than {USES_OF_A_BYTE} times the bytes of the file. Save a copy of each "
                     "({name: x.clone() for name, x in state_dict.items()}) where the file was written."
                 )
-        return found
+        return tensors
 
     def tensor(self, stored: StoredTensor, name: str) -> torch.Tensor:
-        """A stored tensor, in the memory of the file. The name is for the message.
+        """Return a stored tensor, in the memory of the file. The name is for the message.
 
         Raises:
-            ValueError: it is not dense, has no floating-point numbers, or its storage holds fewer numbers than it.
+            ValueError: it is not dense, has no floating-point numbers, or its storage holds fewer
+                numbers than it.
         """
         try:
             if not isinstance(stored, StoredTensor) or stored.metadata:
@@ -137,14 +151,18 @@ class Checkpoint:
             _, dtype, key, *_ = stored.storage
             if not isinstance(dtype, torch.dtype):
                 raise ValueError("its numbers are of another type")
-            if not isinstance(key, str) or f"{self.folder}/data/{key}" not in self.records:
+            if not isinstance(key, str):  # writing out tuples nested in tuples could take forever
                 raise ValueError("its storage is not in the file")
-            storage = self.records[f"{self.folder}/data/{key}"].content
+            record = f"{self.folder}/data/{key}"
+            if record not in self.records:
+                raise ValueError("its storage is not in the file")
+            storage = self.records[record].content
             count = len(storage) // dtype.itemsize
 
             # 2. The shape, which no message shows before it is known to be short
             shape = tuple(stored.shape)
-            if len(shape) > MOST_DIMENSIONS or not all(type(size) is int and 0 <= size < 2**63 for size in shape):
+            are_sizes = all(type(size) is int and 0 <= size < 2**63 for size in shape)
+            if len(shape) > MOST_DIMENSIONS or not are_sizes:
                 raise ValueError("its shape is none")
             if not 0 < math.prod(shape) <= count:
                 raise ValueError(f"its shape is {shape}, but the file has {count} numbers")
