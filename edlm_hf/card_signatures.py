@@ -1,4 +1,4 @@
-"""Whose card it is: ours, which a newer one may replace, or one with words of a person, which stays.
+"""Tells our cards, which a newer one may replace, from cards with words of a person, which stay.
 
 The last line of a card of ours has a checksum of everything above it, so that an edit shows.
 """
@@ -15,18 +15,21 @@ SIGNATURE = re.compile(r"\n<!-- edlm-hf wrote this card: ([0-9a-f]{16}) -->\n*\Z
 
 
 def sign(text: str) -> str:
-    """The card with a last line that shows whether somebody has edited it since."""
+    """Add a last line to a card that shows whether somebody has edited it since."""
     text = SIGNATURE.sub("", text).rstrip("\n") + "\n"
     return f"{text}\n<!-- edlm-hf wrote this card: {digest(text)} -->\n"
 
 
 def digest(text: str) -> str:
-    """The checksum of a card: 16 hexadecimal digits."""
+    """Return the checksum of a card: 16 hexadecimal digits."""
     return hashlib.sha256(text.strip().encode()).hexdigest()[:16]
 
 
 def is_untouched(text: str) -> bool:
-    """Whether a card is ours, or a template in which every blank is still open: nobody's words would be lost."""
+    """Whether a card is ours, or a template in which every blank is still open.
+
+    Nobody's words are lost where such a card is replaced.
+    """
     signature = SIGNATURE.search(text)
     if signature is not None:
         return signature[1] == digest(text[: signature.start()])
@@ -36,10 +39,16 @@ def is_untouched(text: str) -> bool:
 
 
 def replaces(new: str, old: str | None) -> bool:
-    """Whether `new` may take the place of `old`: there is none, or it is untouched and leaves as much unsaid."""
+    """Whether a `new` card may replace the `old` one.
+
+    It may where there is no old one, or nobody has edited it and the new one has no more gaps.
+    """
     if old is None:
         return True
-    return is_untouched(old) and new.count(UNKNOWN) <= old.count(UNKNOWN) + old.count(BLANK)
+
+    gaps_in_new = new.count(UNKNOWN)
+    gaps_in_old = old.count(UNKNOWN) + old.count(BLANK)
+    return is_untouched(old) and gaps_in_new <= gaps_in_old
 
 
 __all__ = ["BLANK", "UNKNOWN", "is_untouched", "replaces", "sign"]

@@ -21,15 +21,15 @@ PLACEHOLDER = "REPOSITORY"
 
 @dataclass
 class CardFacts:
-    """What a model cannot tell about itself. Set it as `model.card_facts`, and every save and push says it.
+    """Facts that a model cannot tell about itself. Set as `model.card_facts`, they are in every card of it.
 
     Args:
-        data: what the model was trained on, in words.
+        data: the training data, in words.
         datasets: the names of the data sets among it that are on the Hub.
         command: the command that trained it.
         results: measurements, {name: (value, standard error or None)}.
         measured: on which data the results were measured, and how.
-        limits: what it is not good for, besides what holds for every such model.
+        limits: uses that it is not good for, besides the limits of every such model.
         license: the license of the weights, as the Hub spells it (`apache-2.0`, `mit`, ...).
         language: the language of its texts (`en`, ...).
     """
@@ -46,12 +46,12 @@ class CardFacts:
 
 @dataclass(frozen=True)
 class ModelKind:
-    """What a card says about all models of a class.
+    """The part of a card that is the same for all models of a class.
 
     Args:
         description: one sentence.
         auto_class: the class of transformers that loads it, None where only this package does.
-        task: its name on the Hub.
+        task: name of the task on the Hub.
         example: lines of code that use `model` and `tokenizer`.
     """
 
@@ -70,7 +70,7 @@ CONTINUE = 'rows = model.generate(tokenizer.encode("a", return_tensors="pt"), do
 ENCODE = 'rows = tokenizer("a", return_tensors="pt").input_ids'
 PRINT = "print(tokenizer.batch_decode(rows, skip_special_tokens=True)[0])"
 
-# Name of the class -> what its cards say
+# By the name of the class
 KINDS = {
     "EDLMForMaskedDiffusion": ModelKind(
         f"{PAPER}, an energy-based diffusion language model: the denoiser proposes many tokens at once, and a residual "
@@ -106,7 +106,7 @@ KINDS = {
     ),
 }
 
-# What the table says of the values of a configuration
+# Values of a configuration, in the words of the table
 ENERGY_TYPES = {
     "none": "none (plain masked diffusion)",
     "ar": "`ar`: -log p_AR(x_0) + log p_theta(x_0 \\| x_t)",
@@ -127,12 +127,12 @@ def model_card(
     energy_scope: str | None = None,
     tags: list[str] | None = None,
 ) -> str:
-    """README.md of a checkpoint, signed as ours and without secrets.
+    """Write README.md of a checkpoint, signed as ours and without secrets.
 
     Args:
         architecture: name of the class, as config.json has it.
         config: the configuration of the model, or of the model under an adapter.
-        facts: what only the author knows. The card says where something is missing.
+        facts: facts that only the author knows. The card says where something is missing.
         base_models: names of the models that this one was made from. Names that are not on the Hub are left out.
         adapter: the checkpoint is an adapter (PEFT) for such a model.
         energy_scope: the scope that the adapter was trained for, the one of `config` unless given.
@@ -142,9 +142,12 @@ def model_card(
     kind = KINDS.get(architecture, KINDS["EDLMForMaskedDiffusion"])
     bases = [name for name in base_models or [] if is_hub_name(name)]
 
-    # 1. What the Hub reads
+    # 1. Metadata, for the Hub
     family = "edlm" if architecture.startswith("EDLM") else "mdlm"
-    all_tags = [family, "masked-diffusion", "diffusion-language-model", *(["lora"] if adapter else []), *(tags or [])]
+    all_tags = [family, "masked-diffusion", "diffusion-language-model"]
+    if adapter:
+        all_tags.append("lora")
+    all_tags += tags or []
     metadata = ModelCardData(
         library_name="peft" if adapter else "transformers",
         license=facts.license,
@@ -155,15 +158,16 @@ def model_card(
         tags=list(dict.fromkeys(all_tags)),
     )
 
-    # 2. What the model is
+    # 2. The kind of the model, and its table
     sections = [f"# {PLACEHOLDER}"]
     if adapter:
         sections.append(f"An adapter for this model: {kind.description}")
     else:
         sections.append(kind.description)
-        sections.append(table_of(config) if config is not None else "")
+        if config is not None:
+            sections.append(table_of(config))
 
-    # 3. How it is used. The scope is not stored in an adapter, and its base may say another
+    # 3. Code to use it. The scope is not stored in an adapter, and its base may say another
     source = f'"{PLACEHOLDER}"'
     energy_scope = energy_scope or getattr(config, "energy_scope", None)
     if adapter and energy_scope is not None:
@@ -171,17 +175,18 @@ def model_card(
     tokenizer = bases[0] if adapter and bases else PLACEHOLDER
     sections += ["## Use", *examples_of(architecture, config, source, tokenizer, adapter=adapter)]
 
-    # 4. What its author says
+    # 4. The facts of its author
     sections += sections_of(facts, has_bases=bool(bases))
 
     body = "\n\n".join(section for section in sections if section)
-    return sign(hide_secrets(str(ModelCard(f"---\n{metadata.to_yaml()}\n---\n\n{body}\n"))))
+    card = ModelCard(f"---\n{metadata.to_yaml()}\n---\n\n{body}\n")
+    return sign(hide_secrets(str(card)))
 
 
 def examples_of(
     architecture: str, config: PreTrainedConfig | None, source: str, tokenizer: str, *, adapter: bool
 ) -> list[str]:
-    """Code that loads and uses a model, with this package and, where that is possible, without it.
+    """Write code that loads and uses a model, with this package and, where that is possible, without it.
 
     Args:
         source: the arguments of `from_pretrained`, as code.
@@ -192,7 +197,7 @@ def examples_of(
     imports = "transformers"
     example = kind.example
 
-    # A start token is given as a prompt, and the rest of the longest sequence is generated
+    # The start token is a prompt, and the rest of the longest sequence is generated
     if GENERATE in example and getattr(config, "bos_token_id", None) is not None:
         imports = "torch, transformers"
         new_tokens = (config.max_position_embeddings or 129) - 1
@@ -215,14 +220,14 @@ def examples_of(
 
     # 2. Without it, by the code that travels with the weights
     lines = [f"{name} = {call[:-1]}, trust_remote_code=True)" for name, call in loads.items()]
-    place = "in this repository (pin it with `revision=...`, since it is run)"
+    location = "in this repository (pin it with `revision=...`, since it is run)"
     if adapter:
-        place = "in the repository of the base model, which is run"
-    return [*sections, f"Without it, by the code {place}:", code_block(f"import {imports}", *lines, *example)]
+        location = "in the repository of the base model, which is run"
+    return [*sections, f"Without it, by the code {location}:", code_block(f"import {imports}", *lines, *example)]
 
 
 def sections_of(facts: CardFacts, *, has_bases: bool) -> list[str]:
-    """What the author of a model has told, under a heading each.
+    """Write the facts of an author, under a heading each.
 
     Args:
         has_bases: the model was made from others on the Hub, whose license may be the answer.
@@ -231,26 +236,30 @@ def sections_of(facts: CardFacts, *, has_bases: bool) -> list[str]:
     if facts.limits:
         limits += f" {facts.limits}"
 
-    of_weights = facts.license
-    if not of_weights:
-        of_weights = f"{UNKNOWN} They were made from the base models above." if has_bases else UNKNOWN
+    license_of_weights = facts.license or UNKNOWN
+    if not facts.license and has_bases:
+        license_of_weights += " They were made from the base models above."
+
+    command = UNKNOWN
+    if facts.command:
+        command = code_block(facts.command, language="bash")
 
     return [
         "## Data",
         facts.data or UNKNOWN,
         "## Training",
-        code_block(facts.command, language="bash") if facts.command else UNKNOWN,
+        command,
         "## Measured",
         results_table(facts) or UNKNOWN,
         "## Limits",
         limits,
         "## Licence",
-        f"Code: Apache-2.0. Weights: {inline(of_weights)}",
+        f"Code: Apache-2.0. Weights: {inline(license_of_weights)}",
     ]
 
 
 def table_of(config: PreTrainedConfig) -> str:
-    """What a configuration says to a reader, as a table of two columns."""
+    """Write the parts of a configuration that readers want to know, as a table of two columns."""
     rows = {}
 
     if config.model_type == "edlm":
@@ -273,7 +282,7 @@ def table_of(config: PreTrainedConfig) -> str:
 
 
 def results_table(facts: CardFacts) -> str | None:
-    """Measurements with their standard errors, below the words that say how they were measured."""
+    """Write a table of measurements with standard errors, after the words that say how they were measured."""
     if not facts.results:
         return None
 
@@ -283,13 +292,15 @@ def results_table(facts: CardFacts) -> str | None:
         lines.append(f"| {inline(name)} | {value:.6g} | {shown} |")
 
     table = "\n".join(lines)
-    return f"{facts.measured}\n\n{table}" if facts.measured else table
+    if facts.measured:
+        return f"{facts.measured}\n\n{table}"
+    return table
 
 
 def with_names(card: str, repo_id: str, tags: list[str] | None = None) -> str:
-    """The card with the name of its repository in the examples, and with more tags. A repository is not its own base.
+    """Write the name of its repository into the examples of a card, and add tags.
 
-    A card of ours remains ours.
+    A repository is not its own base. A card of ours remains ours.
     """
     untouched = is_untouched(card)
     named = card.replace(f'"{PLACEHOLDER}"', f'"{repo_id}"').replace(f"`{PLACEHOLDER}`", f"`{repo_id}`")
@@ -308,14 +319,18 @@ def with_names(card: str, repo_id: str, tags: list[str] | None = None) -> str:
 
 
 def base_models_of(card: ModelCard) -> list[str]:
-    """The names of the base models in a card, which may have one, several or none."""
+    """List the base models in a card, which may have one, several or none."""
     bases = card.data.base_model or []
-    return [bases] if isinstance(bases, str) else bases
+    if isinstance(bases, str):
+        return [bases]
+    return bases
 
 
 def is_hub_name(name: str | None) -> bool:
     """Whether a `name_or_path` is a repository of the Hub, as far as can be told without asking the Hub."""
-    return bool(name) and bool(re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", name)) and not Path(name).exists()
+    if not name or not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", name):
+        return False
+    return not Path(name).exists()
 
 
 __all__ = ["KINDS", "CardFacts", "base_models_of", "is_hub_name", "model_card", "with_names"]

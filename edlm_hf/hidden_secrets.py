@@ -1,4 +1,4 @@
-"""Tokens, passwords and keys of a user, which must not get into anything that is written.
+"""Hides tokens, passwords and keys of a user, which must not get into anything that is written.
 
 They are known by the name of an option or variable (`--hub_token X`, `WANDB_API_KEY=X`), and by their shape wherever
 they stand (`hf_...`, `https://user:password@host`).
@@ -63,7 +63,11 @@ def is_secret_name(name: str) -> bool:
 
 
 def hide_secrets(text: str, known: Iterable[str] = ()) -> str:
-    """The text with `***` in place of every secret: by name, by shape, and the `known` ones wherever they stand."""
+    """Put `***` in place of every secret in a text.
+
+    Args:
+        known: secrets that are hidden wherever they stand, besides those with a name or shape of one.
+    """
     for value in known:
         if len(value) >= LEAST_LENGTH:
             text = text.replace(value, HIDDEN)
@@ -71,20 +75,22 @@ def hide_secrets(text: str, known: Iterable[str] = ()) -> str:
 
 
 def hide_shapes(text: str) -> str:
-    """The text with `***` in place of what looks like a secret."""
+    """Put `***` in place of everything in a text that looks like a secret."""
     return SHAPES.sub(HIDDEN, text)
 
 
 def hide_named(text: str) -> str:
-    """The text with `***` in place of what follows the name of a secret."""
-    parts, done = [], 0
+    """Put `***` in place of every value in a text that follows the name of a secret."""
+    parts = []
+    done = 0  # everything before is in parts
 
-    for found in NAMES.finditer(text):
-        kind = found.lastgroup
-        if found.start() < done or not is_secret_name(found[kind]):
+    for name in NAMES.finditer(text):
+        kind = name.lastgroup
+        in_last_value = name.start() < done
+        if in_last_value or not is_secret_name(name[kind]):
             continue
 
-        value = VALUES.get(kind, VALUE).match(text, found.end())
+        value = VALUES.get(kind, VALUE).match(text, name.end())
         if value is not None:
             parts += [text[done : value.start()], HIDDEN]
             done = value.end()
@@ -93,7 +99,10 @@ def hide_named(text: str) -> str:
 
 
 def hide_in_command(arguments: Iterable[str], known: Iterable[str] = ()) -> list[str]:
-    """The arguments of a program with `***` in place of secrets, which stand beside their option or after it."""
+    """Put `***` in place of secrets in the arguments of a program.
+
+    A secret stands beside its option (--hub_token=X) or after it (--hub_token X).
+    """
     arguments = list(arguments)
     secrets = set(known)
 
@@ -115,14 +124,21 @@ def hide_in_command(arguments: Iterable[str], known: Iterable[str] = ()) -> list
 
 
 def hide_in_values(value, name: str = ""):
-    """Dictionaries, lists and texts with `***` in place of secrets. The name is that of the field."""
+    """Put `***` in place of secrets in nested dictionaries, lists and texts.
+
+    Args:
+        name: name of the field with this value.
+    """
     if isinstance(value, dict):
         return {key: hide_in_values(x, str(key)) for key, x in value.items()}
     if isinstance(value, (list, tuple)):
         return [hide_in_values(x, name) for x in value]
-    if isinstance(value, str) and value and is_secret_name(name):
+    if not isinstance(value, str):
+        return value
+
+    if value and is_secret_name(name):
         return HIDDEN
-    return hide_secrets(value) if isinstance(value, str) else value
+    return hide_secrets(value)
 
 
 __all__ = ["HIDDEN", "hide_in_command", "hide_in_values", "hide_secrets", "hide_shapes", "is_secret_name"]

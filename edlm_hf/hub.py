@@ -1,4 +1,4 @@
-"""What goes to the Hub: models, adapters, and the generation engine that any masked diffusion model there can call.
+"""Pushes to the Hub: models, adapters, and the generation engine that any masked diffusion model there can call.
 
 push("runs/energy", "user/edlm", private=True)
 push(save_custom_generate("edlm-generate"), "user/edlm-generate")
@@ -23,6 +23,7 @@ from edlm_hf.loading import load_config
 from edlm_hf.loading_errors import MODEL_FILES, check_file
 from edlm_hf.modeling import custom_generate
 from edlm_hf.modeling.checkpoints import CheckpointingMixin, auto_map
+from edlm_hf.new_folders import check_new_folder, new_folder
 from edlm_hf.pushing import push_folder
 from edlm_hf.repository_files import find_file, read_json, repository_files
 from edlm_hf.sharing import origins
@@ -86,7 +87,7 @@ def save_custom_generate(folder: str | Path) -> Path:
     It holds `custom_generate/generate.py`, the modelling code beside it, the packages it needs, and a model card.
 
     Args:
-        folder: new or empty; it appears when everything in it is complete.
+        folder: new or empty. It appears when everything in it is complete.
 
     Returns:
         The folder.
@@ -94,54 +95,58 @@ def save_custom_generate(folder: str | Path) -> Path:
     Raises:
         ValueError: the folder exists and is not empty.
     """
-    target = Path(folder).resolve()
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise ValueError(f"folder {folder} exists and is not an empty folder. Give a new folder.")
+    target = check_new_folder(folder, "folder")
     source = Path(custom_generate.__file__)
+    # Of the packages that edlm-hf needs, those of the modelling code: "torch>=2.9.0", without extras
     needed = [line for line in requires("edlm-hf") if re.fullmatch(r"(torch|transformers)\b[^;]*", line)]
 
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as staging:
-        complete = Path(staging, target.name)
+    with new_folder(target) as complete:
         code = complete / "custom_generate"
         code.mkdir(parents=True)
+
         (complete / "README.md").write_text(CARD)
         (code / "requirements.txt").write_text("\n".join(needed) + "\n")
         (code / "generate.py").write_bytes(source.read_bytes())
         for file in map(Path, get_relative_import_files(source)):
             (code / file.name).write_bytes(file.read_bytes())
-        if target.exists():
-            target.rmdir()
-        complete.rename(target)
     return target
 
 
 def push(model, repo_id: str, *, facts: CardFacts | None = None, **kwargs) -> CommitInfo:
     """Upload a model, an adapter or a folder with either in it, with its model card, in one commit.
 
-    A folder is only read, and a push that was interrupted can be repeated. What is no part of a model repository stays
-    here, and a warning names it: the state of a training run, hidden files, links that lead out of the folder. Code
-    that a model lacks in its folder, as the checkpoints that ship do, is added.
+    A folder is only read, and a push that was interrupted can be repeated. Files that do not belong
+    into a model repository stay here, and a warning names them: the state of a training, hidden
+    files, links that lead out of the folder. Code that a model lacks in its folder, as the
+    checkpoints that ship do, is added.
 
     Args:
-        model: a folder that `save_pretrained` or `save_custom_generate` wrote, or anything that has `save_pretrained`,
-            a `PeftModel` among them.
+        model: a folder that `save_pretrained` or `save_custom_generate` wrote, or anything that has
+            `save_pretrained`, a `PeftModel` among them.
         repo_id: `user/name`, or `name` for the account of the token.
-        facts: what only the author knows, for the card; a model of this package keeps them as its `card_facts`.
-        kwargs: `private`, `revision`, `commit_message`, `token`, `create_pr`, `tags`: see `push_folder`.
+        facts: facts for the card that only the author knows. A model of this package keeps them as
+            its `card_facts`.
+        kwargs: `private`, `revision`, `commit_message`, `token`, `create_pr`, `tags`: see
+            `push_folder`.
 
     Raises:
-        ValueError: there is no such folder, or nothing in it that could be loaded; the repository is public although
-            `private` was asked for; the checkpoint refers to another one that is only on this machine.
+        ValueError: there is no such folder, nothing in it could be loaded, the repository is public
+            although `private` was asked for, or the checkpoint refers to another one that is only
+            on this machine.
         huggingface_hub.errors.HTTPError: the Hub was not reached, or refused.
     """
+    # 1. A model in memory is saved first. Ours write the facts into their card themselves
     if not isinstance(model, (str, Path)):
         if facts is not None and isinstance(model, CheckpointingMixin):
-            model.card_facts, facts = facts, None
+            model.card_facts = facts
+            facts = None
+
         with tempfile.TemporaryDirectory() as folder:
             model.save_pretrained(folder)
             write_better_card(Path(folder), facts, getattr(model, "config", None))
             return push(folder, repo_id, **kwargs)
+
+    # 2. A folder is checked before anything is sent
     folder = Path(model)
     entries = ("config.json", "adapter_config.json", "custom_generate/generate.py")
     if not any(find_file(folder, entry) for entry in entries):
@@ -149,73 +154,100 @@ def push(model, repo_id: str, *, facts: CardFacts | None = None, **kwargs) -> Co
             f"{folder} is no folder with a model: it holds none of {', '.join(entries)}, as files of its own. Give one "
             "that save_pretrained wrote."
         )
+
     published, _ = repository_files(folder)
     for name, file in published.items():
         if any(fnmatch(name, pattern) for pattern in MODEL_FILES):
             check_file(file)
-    return push_folder(folder, repo_id, card=better_card(folder, facts), others=missing_code(folder), **kwargs)
+
+    # 3. The folder, with our card and code where it lacks them
+    card = better_card(folder, facts)
+    return push_folder(folder, repo_id, card=card, others=missing_code(folder), **kwargs)
 
 
 def missing_code(folder: Path) -> dict[str, bytes]:
-    """Our code for the model in a folder and a config.json that names it, where there is none; else nothing."""
+    """Collect our code for a model in a folder without code, and a config.json that names it.
+
+    Returns:
+        name -> content. Empty where a folder has its code, or holds another model.
+    """
     config = read_json(folder, "config.json") or {}
-    model_class = getattr(edlm_hf, (config.get("architectures") or [""])[0], None)
-    if "auto_map" in config or not isinstance(model_class, type) or getattr(model_class, "_auto_class", None) is None:
+    model_class = getattr(edlm_hf, architecture_of(config), None)
+    is_ours = isinstance(model_class, type) and getattr(model_class, "_auto_class", None) is not None
+    if "auto_map" in config or not is_ours:
         return {}
 
     source = Path(inspect.getfile(model_class))
-    files = [source, *map(Path, get_relative_import_files(source))]
+    imported = map(Path, get_relative_import_files(source))
+    contents = {file.name: file.read_bytes() for file in (source, *imported)}
+
     config["auto_map"] = auto_map(model_class, model_class.config_class)
-    return {file.name: file.read_bytes() for file in files} | {"config.json": json.dumps(config, indent=2).encode()}
+    contents["config.json"] = json.dumps(config, indent=2).encode()
+    return contents
+
+
+def architecture_of(config: dict) -> str:
+    """Return the name of the class in a config.json, or an empty text."""
+    return (config.get("architectures") or [""])[0]
 
 
 def write_better_card(folder: Path, facts: CardFacts | None = None, config: PreTrainedConfig | None = None) -> None:
-    """Our card in a folder, where its README.md is missing, blank or knows less."""
+    """Write our card into a folder where its README.md is missing, blank or knows less."""
     card = better_card(folder, facts, config)
     if card is not None:
         Path(folder, "README.md").write_text(card, encoding="utf-8")
 
 
 def better_card(folder: Path, facts: CardFacts | None = None, config: PreTrainedConfig | None = None) -> str | None:
-    """Our card for what is in a folder, where its README.md is missing, blank or knows less; else None."""
+    """Return our card for a folder where its README.md is missing, blank or knows less. Else None."""
     readme = find_file(folder, "README.md")
     old = None if readme is None else readme.read_text(encoding="utf-8")
     if old is not None and BLANK not in old and facts is None:
         return None
 
     card = card_of_folder(folder, facts, old, config)
-    return card if card is not None and replaces(card, old) else None
+    if card is None or not replaces(card, old):
+        return None
+    return card
 
 
 def card_of_folder(
     folder: Path, facts: CardFacts | None = None, old: str | None = None, config: PreTrainedConfig | None = None
 ) -> str | None:
-    """Our card for what is in a folder, with the base models of its `old` card; None if it is not of this package.
+    """Make our card for the model or adapter in a folder. None if it is not of this package.
 
     Args:
-        config: the configuration of the model that was saved there, or of the model under an adapter. It knows where
-            the model came from, and the folder of an adapter does not have it.
+        old: the card that is there. Its base models are kept.
+        config: the configuration of the model that was saved there, or of the model under an
+            adapter. It knows where the model came from, and the folder of an adapter does not have
+            it.
     """
     stored = read_json(folder, "config.json")
     adapter = read_json(folder, "adapter_config.json")
 
+    # 1. An adapter, for a composite unless it says otherwise
     if stored is None and adapter is not None:
         architecture = (adapter.get("auto_mapping") or {}).get("base_model_class", "EDLMForMaskedDiffusion")
         if architecture not in KINDS:
             return None
 
         # A folder does not tell the scope of an adapter, but its old card may
-        said = re.search(r'energy_scope="(\w+)"', old or "")
-        scope = said[1] if said and config is None else None
+        in_old_card = re.search(r'energy_scope="(\w+)"', old or "")
+        scope = in_old_card[1] if in_old_card and config is None else None
         base = adapter.get("base_model_name_or_path")
         return model_card(architecture, config, facts, base_models=[base], adapter=True, energy_scope=scope)
 
-    architecture = ((stored or {}).get("architectures") or [""])[0]
+    # 2. A model
+    architecture = architecture_of(stored or {})
     if architecture not in KINDS:
         return None
 
+    bases = []
     if old:
         bases = base_models_of(ModelCard(old, ignore_metadata_errors=True))
-    else:
-        bases = origins(config) if config is not None else []
+    elif config is not None:
+        bases = origins(config)
     return model_card(architecture, load_config(str(folder)), facts, base_models=bases)
+
+
+__all__ = ["missing_code", "push", "save_custom_generate", "write_better_card"]

@@ -1,10 +1,10 @@
-"""Texts of anybody as a part of a Markdown page, where they can write nothing but themselves."""
+"""Texts of others as a part of a Markdown page: whatever they contain, they stay texts."""
 
 import re
 
 
 def code_block(*lines: str, language: str = "python") -> str:
-    """A block of code that none of its lines can end.
+    """Make a block of code that none of its lines can end.
 
     >>> print(code_block("print(1)"))
     ```python
@@ -16,18 +16,20 @@ def code_block(*lines: str, language: str = "python") -> str:
 
 
 def code_span(text: str) -> str:
-    """A text as code inside a line, whatever it contains.
+    """Write a text as code inside a line, whatever it contains.
 
     >>> [code_span("main"), code_span("a`b")]
     ['`main`', '`` a`b ``']
     """
     text = inline(text)
     ticks = "`" * (longest_backticks(text) + 1)
-    return f"{ticks}{text}{ticks}" if len(ticks) == 1 else f"{ticks} {text} {ticks}"
+    if len(ticks) == 1:
+        return f"`{text}`"
+    return f"{ticks} {text} {ticks}"
 
 
 def inline(text: str) -> str:
-    """A text on one line, which may also be a cell of a table.
+    """Write a text on one line, which may also be a cell of a table.
 
     >>> print(inline("two lines,\\n a | b"))
     two lines, a \\| b
@@ -36,8 +38,9 @@ def inline(text: str) -> str:
 
 
 def longest_backticks(text: str) -> int:
-    """The number of backticks in the longest row of them."""
-    return max(map(len, re.findall("`+", text)), default=0)
+    """Count the backticks in the longest row of them."""
+    rows = re.findall("`+", text)
+    return max(map(len, rows), default=0)
 
 
 __all__ = ["code_block", "code_span", "inline"]

@@ -1,4 +1,4 @@
-"""A push of a folder to the Hub: the files that a repository consists of, in one commit, with the card that is there.
+"""A push of a folder to the Hub: the files of a repository and their card, in one commit.
 
 Everything is checked before anything is sent, and the folder is only read. A card that a person wrote or edited on the
 Hub is not replaced by one of ours.
@@ -46,12 +46,14 @@ def push_folder(
     as well.
 
     Args:
-        repo_id: `user/name`, or `name` for the account of the token. It is made if it does not exist.
+        repo_id: `user/name`, or `name` for the account of the token. It is made if it does not
+            exist.
         private: make a new repository private. True is refused for one that exists and is public.
         revision: a branch, made from `main` if it does not exist.
         tags: tags that are added to those of the card.
         card: README.md to be, in place of the one in the folder.
-        others: files, name -> content or path, beside those of the folder or in place of them.
+        others: more files, name -> content or path. They replace files of the folder with the same
+            name.
 
     Raises:
         ValueError: the repository is public although `private` was asked for, nobody could load the adapter, a file
@@ -61,7 +63,7 @@ def push_folder(
     # 1. What is uploaded. Whatever is wrong with it is found before the Hub is asked for anything
     check_references(folder)
     files, left = repository_files(folder)
-    contents = files | (others or {})
+    contents = {**files, **(others or {})}
     if card is not None:
         contents[CARD] = card.encode()
     check_no_secrets(contents, token if isinstance(token, str) else get_token())
@@ -151,14 +153,20 @@ def open_repository(api: HfApi, repo_id: str, private: bool | None, revision: st
 
 
 def stale_weights(files: dict[str, Path], stored: set[str]) -> list[str]:
-    """The stored weights that are no longer part of a model. None where the folder has no weights at all."""
-    if not any(WEIGHTS.fullmatch(name) for name in files):
+    """List the stored weights that are no longer part of a model.
+
+    The list is empty where the folder has no weights at all.
+    """
+    has_weights = any(WEIGHTS.fullmatch(name) for name in files)
+    if not has_weights:
         return []
-    return sorted(name for name in stored - files.keys() if WEIGHTS.fullmatch(name))
+
+    no_longer_there = stored - files.keys()
+    return sorted(name for name in no_longer_there if WEIGHTS.fullmatch(name))
 
 
 def stored_card(api: HfApi, repo_id: str, revision: str | None) -> str:
-    """README.md of a repository."""
+    """Download README.md of a repository."""
     path = api.hf_hub_download(repo_id, CARD, revision=revision)
     return Path(path).read_text(encoding="utf-8")
 

@@ -1,7 +1,7 @@
-"""Which files of a folder a repository of the Hub consists of; everything else stays where it is.
+"""The files of a folder that make a repository of the Hub. Everything else stays where it is.
 
-Chosen are the files that models, adapters, tokenizers and their cards are made of, by name. Neither what a training run
-needs for going on is among them, nor what other programs left in the folder, nor what a link brings in from elsewhere.
+Files are chosen by name: those of models, adapters, tokenizers and their cards. The state of a training,
+files that other programs left in the folder, and links to files elsewhere are not among them.
 """
 
 import json
@@ -23,7 +23,7 @@ PUBLISHED = re.compile(
     """,
     re.VERBOSE,
 )
-# Of a training run, with what makes it go on
+# The state of a training, which resumes from it
 TRAINING = r"checkpoint-|last-checkpoint|recipe\.json"
 TRAINING += r"|(trainer_state|training_args|optimizer|scheduler|rng_state)[^/]*\.json"
 # Texts in which a secret may have been left: a private key, or a token (not the row of one letter of an example)
@@ -40,9 +40,10 @@ def is_published(name: str) -> bool:
 
 
 def find_file(folder: str | Path, name: str) -> Path | None:
-    """The file of a name in a folder. None if there is none, or if a link leads to one that is not for everybody.
+    """Return the file of a name in a folder. None if there is none, or a link leads to a private file.
 
-    A link may lead to another published file of the folder. Those in a snapshot of the Hub's cache lead to its blobs.
+    A link may lead to another published file of the folder, and in a snapshot of the Hub's cache to
+    one of its blobs.
     """
     root = Path(folder).resolve()
     target = Path(os.path.realpath(root / name))
@@ -58,48 +59,56 @@ def find_file(folder: str | Path, name: str) -> Path | None:
 
 
 def read_json(folder: str | Path, name: str) -> dict | None:
-    """The content of a JSON file of a folder, None where the folder has no such file."""
+    """Read a JSON file of a folder. None where the folder has no such file."""
     path = find_file(folder, name)
-    return None if path is None else json.loads(path.read_text(encoding="utf-8"))
+    if path is None:
+        return None
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def repository_files(folder: str | Path) -> tuple[dict[str, Path], list[str]]:
-    """What a repository gets of a folder, name -> file to read, and the names of what is left behind.
+    """Divide a folder into the files that a repository gets and the rest.
 
-    A folder in it that is left behind as a whole has a slash after its name.
+    Returns:
+        name -> file to read, and the names of all others. A folder in it of which nothing is
+        published is named once, with a slash after its name.
     """
     root = Path(folder).resolve()
-    files, left = {}, []
+    published = {}
+    left = []
 
     for entry in sorted(root.iterdir()):
+        # The entry itself, or the files of a folder. Deeper folders are not published
         is_folder = entry.is_dir() and not entry.is_symlink()
         paths = sorted(entry.iterdir()) if is_folder else [entry]
         names = [path.relative_to(root).as_posix() for path in paths]
 
         targets = {name: find_file(root, name) for name in names if is_published(name)}
-        found = {name: target for name, target in targets.items() if target is not None}
-        files |= found
+        readable = {name: target for name, target in targets.items() if target is not None}
+        published.update(readable)
 
-        if is_folder and not found:
+        if is_folder and not readable:
             left.append(f"{entry.name}/")
         else:
-            left += [name for name in names if name not in found]
+            left.extend(name for name in names if name not in readable)
 
-    return files, left
+    return published, left
 
 
 def check_no_secrets(contents: dict[str, Path | bytes], token: str | None = None) -> None:
     """Raise ValueError if a text that is about to be published holds a token or a private key.
 
     Args:
-        contents: name -> file or its content. token: one that must be in none of them, whatever it looks like.
+        contents: name -> file or its content.
+        token: a token that must be in none of them, of any shape.
     """
     for name, content in contents.items():
         if not TEXT.fullmatch(Path(name).name):
             continue
 
         text = content if isinstance(content, bytes) else content.read_bytes()
-        if SECRET.search(text) or (token and token.encode() in text):
+        has_token = bool(token) and token.encode() in text
+        if has_token or SECRET.search(text):
             raise ValueError(
                 f"{name} holds a token or a private key, which everybody could read. Remove it from the file, make the "
                 "token invalid at https://hf.co/settings/tokens if it was shown to anybody, and push again."

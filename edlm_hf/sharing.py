@@ -1,4 +1,4 @@
-"""What our models do on `save_pretrained` and `push_to_hub` besides what transformers does: the card, a careful push.
+"""The card and the careful push that our models add to `save_pretrained` and `push_to_hub` of transformers.
 
 The code that travels with a checkpoint has none of this. `edlm_hf/__init__.py` sets this module as the `sharing` of the
 model classes, which call `save` and `push` where it is set and act as every model of transformers where it is not.
@@ -32,7 +32,7 @@ def save(
     *args,
     **kwargs,
 ) -> None:
-    """`save_pretrained` of a model: as in transformers, with README.md beside the weights.
+    """Save a model as transformers does, with README.md beside the weights.
 
     A README.md that says more or was edited stays (see `replaces`). The push comes last, so that the folder is complete
     whether it succeeds or not.
@@ -59,19 +59,19 @@ def save(
 
 
 def push(model: PreTrainedModel, repo_id: str, *, max_shard_size: int | str = "50GB", **kwargs) -> CommitInfo:
-    """`push_to_hub` of a model: its files with its card, in one commit.
+    """Push the files of a model with its card, in one commit.
 
     Args:
         kwargs: as in transformers, and of `push_folder`.
     """
-    options = {"commit_message": f"Upload {type(model).__name__}"} | kwargs
+    kwargs.setdefault("commit_message", f"Upload {type(model).__name__}")
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder, max_shard_size=max_shard_size)
-        return push_folder(folder, repo_id, **options)
+        return push_folder(folder, repo_id, **kwargs)
 
 
 def card_of(model: PreTrainedModel, folder: str | Path) -> str:
-    """The card of a model, or of the adapter on it, that has been saved to a folder."""
+    """Make the card of a model, or of the adapter on it, that has been saved to a folder."""
     adapter = bool(getattr(model, "_hf_peft_config_loaded", False))
     bases = origins(model.config)
     if adapter:
@@ -88,7 +88,7 @@ def card_of(model: PreTrainedModel, folder: str | Path) -> str:
 
 
 def origins(config: PreTrainedConfig) -> list[str]:
-    """Where a model and its parts were loaded from: names and paths."""
+    """Collect the names and paths from which a model and its parts were loaded, each once."""
     parts = [getattr(config, name, None) for name in ("denoiser_config", "energy_config")]
     names = [getattr(part, "_name_or_path", None) for part in (config, *parts)]
     names.append(getattr(config, "energy_name_or_path", None))
