@@ -12,6 +12,8 @@ from numbers import Real
 
 import torch
 
+from .devices import double_where_possible, has_float64
+
 
 @dataclass(frozen=True)
 class NoiseSchedule:
@@ -336,16 +338,16 @@ def uniform(
 ) -> torch.Tensor:
     """float64 uniforms on [0, 1), drawn on the generator's device and moved to `device`.
 
-    The device `mps` has no float64: numbers for it stay on the CPU.
+    Numbers for a device without float64 stay on the CPU.
     """
     source = device if generator is None else generator.device
-    if source.type == "mps":  # a generator of the CPU takes its seed from there
+    if not has_float64(source):  # a generator of the CPU takes its seed from there
         seed = torch.randint(2**31 - 1, (), device=source, generator=generator).item()
         source = torch.device("cpu")
         generator = torch.Generator().manual_seed(seed)
 
     uniforms = torch.rand(shape, dtype=torch.float64, device=source, generator=generator)
-    return uniforms if device.type == "mps" else uniforms.to(device)
+    return uniforms.to(device) if has_float64(device) else uniforms
 
 
 def sample_categorical(
@@ -368,7 +370,7 @@ def sample_categorical(
         ValueError: a row holds NaN or no finite entry.
     """
     device = logits.device
-    if device.type == "mps":  # no float64 there
+    if not has_float64(device):
         tokens, log_probs = sample_categorical(logits.cpu(), uniforms.cpu())
         return tokens.to(device), log_probs.to(device)
 
@@ -413,9 +415,7 @@ def importance_weights(energies: torch.Tensor, temperature: float = 1.0) -> torc
     """
     if not temperature > 0:
         raise ValueError(f"The energy temperature is {temperature!r}, but it must be positive.")
-    if energies.device.type != "mps":
-        energies = energies.double()
-
+    energies = double_where_possible(energies)
     check_energies(energies)
     if not bool((energies < torch.inf).any(-1).all()):
         raise ValueError("All candidates of a row have energy +inf, so there is nothing to choose from.")

@@ -13,6 +13,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from edlm_hf.evaluation.texts import Texts
+from edlm_hf.modeling.devices import has_float64
 from edlm_hf.modeling.masked_diffusion import NoiseSchedule
 from edlm_hf.modeling.samplers import Jump, Sampler, uniforms_of_row
 from edlm_hf.processes import gather_turns, place
@@ -55,8 +56,8 @@ class RowNoise:
 
 
 def on_device(uniforms: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Uniforms on a device. They stay on the CPU for mps, which has no float64."""
-    return uniforms if device.type == "mps" else uniforms.to(device)
+    """Uniforms on a device. They stay on the CPU for a device without float64."""
+    return uniforms.to(device) if has_float64(device) else uniforms
 
 
 @dataclass(frozen=True)

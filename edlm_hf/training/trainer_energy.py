@@ -4,6 +4,7 @@ import torch
 
 from edlm_hf.evaluation import sampler_bound
 from edlm_hf.evaluation.estimate import Estimate, mean_estimate, ratio_estimate
+from edlm_hf.modeling.devices import double_where_possible
 from edlm_hf.modeling.energies import fill
 from edlm_hf.modeling.masked_diffusion import (
     effective_sample_size,
@@ -322,7 +323,7 @@ def with_error(name: str, estimate: Estimate) -> dict[str, float]:
 
 def precise(*energies: torch.Tensor) -> list[torch.Tensor]:
     """Energies in float64 where the device has it: their spread is a difference of squares."""
-    return [x.detach() if x.device.type == "mps" else x.detach().double() for x in energies]
+    return [double_where_possible(x.detach()) for x in energies]
 
 
 __all__ = ["EnergyTrainer"]
