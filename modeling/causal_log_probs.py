@@ -12,7 +12,7 @@ from transformers.cache_utils import Cache
 
 from .masked_diffusion import at_least_float32
 from .modeling_mdlm import MDLMPreTrainedModel
-from .network_facts import longest_text
+from .network_facts import longest_text, on_device_of
 from .prefix_cache import (
     LONGEST_TEXT,
     cache_argument,
@@ -47,6 +47,8 @@ def autoregressive_log_probs(
 ) -> torch.Tensor:
     """log p_AR(x_i | x_<i) of the scored tokens, normalised over all that the denoiser can emit.
 
+    The inputs may stand on another device than the model. The result stands where they do.
+
     The model reads every row as [start token?] + text, aligned left. It needs no attention mask:
     the padding comes after the text, and rows cannot disturb each other. The first token of a row
     without start token is context and counts 0. Leading tokens in which all candidates of a row
@@ -69,18 +71,20 @@ def autoregressive_log_probs(
             long for the model.
     """
     batch, k, _ = candidate_ids.shape
-    device = scored.device
+    device_of_inputs = candidate_ids.device
 
     # 1. The texts as the model reads them
     real = torch.ones_like(scored) if attention_mask is None else attention_mask.bool()
     if start is None:
-        nowhere = torch.zeros(batch, dtype=torch.bool, device=device)
+        nowhere = torch.zeros(batch, dtype=torch.bool, device=scored.device)
         start = StartToken(0, nowhere)
-    texts = CausalTexts.align(candidate_ids, scored, real, start)
+    candidate_ids, scored, real, needed = on_device_of(causal_lm, candidate_ids, scored, real, start.needed)
+    texts = CausalTexts.align(candidate_ids, scored, real, StartToken(start.token_id, needed))
 
+    device = candidate_ids.device
     end = texts.num_needed()
     if end == 0:
-        return torch.zeros(candidate_ids.shape, device=candidate_ids.device)
+        return torch.zeros(candidate_ids.shape, device=device_of_inputs)
     scorer = TokenScorer(causal_lm, never_emitted.cpu())
     scorer.check_length(end)
 
@@ -109,7 +113,8 @@ def autoregressive_log_probs(
             chunks.append(scorer.score(columns.select(candidates), of_rows))
         log_probs.append(torch.cat(chunks).view(batch, k, -1))
 
-    return texts.by_position(torch.cat(log_probs, dim=-1))
+    by_position = texts.by_position(torch.cat(log_probs, dim=-1))
+    return by_position.to(device_of_inputs)
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from .foreign_denoisers import as_denoiser, default_shift
 from .generation_edlm import EDLMGenerationConfig, MaskedDiffusionGenerationMixin
 from .masked_diffusion import subs_cross_entropy
 from .network_energy import EDLMEnergyModel, EDLMEnergyOutput
-from .network_facts import num_ids
+from .network_facts import num_ids, on_device_of
 from .network_probes import align_left, sees_padding, without_padding
 from .noise_contrastive_energy import NoiseContrastiveEnergy
 from .proposal import Proposal
@@ -275,6 +275,13 @@ class EDLMForMaskedDiffusion(EDLMPreTrainedModel, MaskedDiffusionGenerationMixin
         mask_token_id = self.config.mask_token_id
         may_hold_masks = self.config.energy_scope == "revealed"
         check_token_ids("noisy_ids", noisy_ids, num_ids(self), mask_token_id)
+        noisy_ids, candidate_ids, attention_mask, timesteps = on_device_of(
+            self,
+            noisy_ids,
+            candidate_ids,
+            attention_mask,
+            timesteps,
+        )
         check_candidates(candidate_ids, noisy_ids, attention_mask, mask_token_id, may_hold_masks)
         batch = len(noisy_ids)
         num_times = batch if timesteps is None else timesteps.numel()
@@ -283,7 +290,7 @@ class EDLMForMaskedDiffusion(EDLMPreTrainedModel, MaskedDiffusionGenerationMixin
 
         # 2. Networks count positions in different ways, but all from the left
         if attention_mask is not None:
-            order, attention_mask = align_left(attention_mask.to(noisy_ids.device))
+            order, attention_mask = align_left(attention_mask)
             noisy_ids = noisy_ids.gather(1, order)
             candidate_ids = candidate_ids.gather(2, order.unsqueeze(1).expand_as(candidate_ids))
 

@@ -7,6 +7,7 @@ a model, whose weights count as well.
 
 import math
 from collections.abc import Iterator
+from itertools import chain
 from numbers import Integral
 
 import torch
@@ -183,18 +184,31 @@ def input_embedding(model) -> nn.Module | None:
 def device_of(model: nn.Module) -> torch.device:
     """Where a network computes: the device of its first weight, the CPU if it has none.
 
-    Offloaded weights count where they are moved to.
+    Offloaded weights count where they are moved to. It is `meta` if nothing says where that is.
     """
-    devices = [tensor.device for tensor in (*model.parameters(), *model.buffers())]
-    for device in devices:
-        if device.type != "meta":
-            return device
+    has_weights = False
+    for tensor in chain(model.parameters(), model.buffers()):
+        if tensor.device.type != "meta":
+            return tensor.device
+        has_weights = True
 
     # All weights are offloaded: hooks of accelerate know where they will be.
     for module in model.modules():
         for device in execution_devices(getattr(module, "_hf_hook", None)):
             return device
-    return devices[0] if devices else torch.device("cpu")
+    return torch.device("meta" if has_weights else "cpu")
+
+
+def on_device_of(network: nn.Module, *tensors: torch.Tensor | None) -> list[torch.Tensor | None]:
+    """Inputs of a network where it computes.
+
+    They stay where they are if it has no weights, or if nothing says where these will be.
+    """
+    device = device_of(network)
+    has_weights = any(True for _ in chain(network.parameters(), network.buffers()))
+    if not has_weights or device.type == "meta":
+        return list(tensors)
+    return [tensor.to(device) if torch.is_tensor(tensor) else tensor for tensor in tensors]
 
 
 def execution_devices(hook) -> Iterator[torch.device]:

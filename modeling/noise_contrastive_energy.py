@@ -11,6 +11,8 @@ from torch import nn
 from .configuration_edlm import EDLMConfig
 from .energies import Candidates, Energy
 from .masked_diffusion import at_least_float32
+from .network_facts import on_device_of
+from .network_probes import timesteps_of_rows
 from .proposal import Proposal
 
 # The activations of one call of the network: so many bytes at most, and so many floats for every
@@ -38,23 +40,31 @@ class NoiseContrastiveEnergy(Energy):
         batch, _, length = candidates.ids.shape
         chunk_size = self.chunk_size or self.affordable_candidates(length)
 
+        # The network may have a device of its own
+        candidate_ids, noisy_ids, attention_mask, sigma = on_device_of(
+            self.network,
+            candidates.ids,
+            proposal.ids,
+            proposal.attention_mask,
+            proposal.timesteps,
+        )
+
         energies = []
-        for rows in torch.arange(batch, device=candidates.ids.device).split(chunk_size):
-            attention_mask = proposal.attention_mask
-            if attention_mask is not None:
-                attention_mask = attention_mask[rows]
-            sigma = proposal.timesteps
-            if sigma is not None and sigma.numel() > 1:
-                sigma = sigma[rows]
+        for begin in range(0, batch, chunk_size):
+            rows = slice(begin, begin + chunk_size)
+            ids_of_rows = candidate_ids[rows]
+            noisy = noisy_ids[rows]
+            conditions = {
+                "attention_mask": None if attention_mask is None else attention_mask[rows],
+                "timesteps": timesteps_of_rows(sigma, rows),
+            }
 
             # All rows of a chunk, and as many candidates of each as fit: (rows, <= k, L) at a time
-            noisy = proposal.ids[rows]
             energies_of_rows = []
-            for ids in candidates.ids[rows].split(max(1, chunk_size // len(rows)), dim=1):
-                output = self.network(ids, noisy, attention_mask=attention_mask, timesteps=sigma)
-                energies_of_rows.append(output.energy)
+            for ids in ids_of_rows.split(max(1, chunk_size // len(ids_of_rows)), dim=1):
+                energies_of_rows.append(self.network(ids, noisy, **conditions).energy)
             energies.append(torch.cat(energies_of_rows, dim=1))
-        return at_least_float32(torch.cat(energies))
+        return at_least_float32(torch.cat(energies)).to(candidates.ids.device)
 
     def affordable_candidates(self, length: int) -> int:
         """How many candidates of `length` tokens one call may have."""

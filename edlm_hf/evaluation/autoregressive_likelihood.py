@@ -59,7 +59,7 @@ def autoregressive_nll(
             start=start_token,
             attention_mask=noised.real,
         )
-        return sum_at(noised.masked, -log_probs[:, 0].double())
+        return sum_at(noised.masked, -log_probs[:, 0])
 
     batches = noising.all_masked(device_of(causal_lm))
     return likelihood_estimate(model, noising, batches, nats, progress_bar, exact=True)

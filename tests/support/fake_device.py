@@ -16,7 +16,6 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import backend_registration
-from torch.utils._pytree import tree_map, tree_map_only
 
 from edlm_hf.modeling import devices
 
@@ -100,7 +99,7 @@ def compute(function, tensors: list[torch.Tensor], args, kwargs):
     """The result of an operation, computed on the CPU and put where a device would have it."""
     device = kwargs.get("device") or device_of_result(function, tensors)
     on_cpu = {name: CPU if name == "device" else value for name, value in kwargs.items()}
-    result = function(*tree_map(data_of, args), **tree_map(data_of, on_cpu))
+    result = function(*map_tensors(data_of, args), **map_tensors(data_of, on_cpu))
 
     # Operations in place give their argument back
     arguments = {id(tensor.on_cpu): tensor for tensor in tensors if is_fake(tensor)}
@@ -110,7 +109,7 @@ def compute(function, tensors: list[torch.Tensor], args, kwargs):
             return arguments[id(x)]
         return x if device.type != DEVICE else FakeTensor(x, device)
 
-    return tree_map_only(torch.Tensor, wrapped, result)
+    return map_tensors(wrapped, result)
 
 
 def device_of_result(function, tensors: list[torch.Tensor]) -> torch.device:
@@ -233,17 +232,28 @@ def move(module: nn.Module, index: int = 0) -> nn.Module:
 
 
 def is_fake(x) -> bool:
-    return isinstance(x, torch.Tensor) and x.device.type == DEVICE
+    return isinstance(x, FakeTensor)
 
 
-def data_of(x):
-    """The numbers of a fake tensor. Everything else stays as it is."""
+def data_of(x: torch.Tensor) -> torch.Tensor:
+    """The numbers of a fake tensor. Other tensors stay as they are."""
     return x.on_cpu if isinstance(x, FakeTensor) else x
+
+
+def map_tensors(function, tree):
+    """Apply a function to all tensors in tuples, lists and dictionaries (PyTorch's own way is three times slower)."""
+    if isinstance(tree, torch.Tensor):
+        return function(tree)
+    if isinstance(tree, dict):
+        return {name: map_tensors(function, value) for name, value in tree.items()}
+    if isinstance(tree, (tuple, list)):
+        return type(tree)([map_tensors(function, value) for value in tree])
+    return tree
 
 
 def tensors_in(tree) -> list[torch.Tensor]:
     tensors = []
-    tree_map_only(torch.Tensor, tensors.append, tree)
+    map_tensors(tensors.append, tree)
     return tensors
 
 
@@ -261,6 +271,9 @@ def place() -> str:
 
 
 class FakeModule(backend_registration._DummyBackendModule):
+    def is_available(self):
+        return False  # so that nobody takes it for the accelerator of this machine
+
     def get_amp_supported_dtype(self):
         return [torch.bfloat16, torch.float16]
 
