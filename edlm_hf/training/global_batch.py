@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
+from edlm_hf.modeling.devices import has_float64
 from edlm_hf.training.collators import CONTEXT_LABEL
 from edlm_hf.training.row_noise import Shape, row_uniforms
 
@@ -93,7 +94,7 @@ class GlobalBatchMixin:
         *shapes: Shape,
     ) -> Iterator[torch.Tensor]:
         """`row_uniforms` on the device, in float64, or float32 where it has no other (MPS)."""
-        dtype = torch.float32 if self.args.device.type == "mps" else torch.float64
+        dtype = torch.float64 if has_float64(self.args.device) else torch.float32
         for numbers in row_uniforms(key, rows, *shapes):
             yield numbers.to(dtype).to(self.args.device)
 
