@@ -3,7 +3,6 @@
 EDLM, section 4.1. Shapes: B rows, k candidates per row, L positions, H hidden, V vocabulary.
 """
 
-import inspect
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +11,7 @@ from transformers.cache_utils import Cache
 
 from .masked_diffusion import at_least_float32
 from .modeling_mdlm import MDLMPreTrainedModel
-from .network_facts import longest_text, on_device_of
+from .network_facts import accepts, longest_text, on_device_of
 from .prefix_cache import (
     LONGEST_TEXT,
     cache_argument,
@@ -407,8 +406,3 @@ def is_of_transformers(module: nn.Module) -> bool:
 def as_output_object(module: nn.Module) -> dict[str, bool]:
     """`return_dict=True` for models of transformers and ours, which may return tuples."""
     return {"return_dict": True} if is_of_transformers(module) else {}
-
-
-def accepts(module: nn.Module, name: str) -> bool:
-    """Whether the forward of `module` has a parameter called `name`."""
-    return name in inspect.signature(module.forward).parameters

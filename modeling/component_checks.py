@@ -4,10 +4,10 @@ import torch
 from torch import nn
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedModel
 
-from .causal_log_probs import accepts
 from .configuration_edlm import EDLMConfig
 from .modeling_mdlm import MDLMPreTrainedModel
-from .network_probes import is_causal
+from .network_facts import accepts, without_adapters
+from .network_probes import is_causal, sees_later_tokens
 
 # Ids that a message names where vocabularies differ
 NUM_EXAMPLES = 5
@@ -36,7 +36,7 @@ def check_parts(denoiser: nn.Module, energy: nn.Module | None, energy_type: str)
     check_denoiser(denoiser)
 
     if starts_from_denoiser:
-        check_loaded(denoiser)
+        check_start(denoiser)
     elif energy_type == "nce":
         check_network(energy)
 
@@ -60,8 +60,14 @@ def check_module(name: str, part) -> None:
         )
 
 
-def check_loaded(denoiser: nn.Module) -> None:
-    """Refuse a denoiser with offloaded weights as the start of an energy."""
+def check_start(denoiser: nn.Module) -> None:
+    """Refuse a denoiser of another kind, or with offloaded weights, as the start of an energy."""
+    if not isinstance(without_adapters(denoiser), MDLMPreTrainedModel):
+        raise ValueError(
+            f"A new NCE energy starts from the weights of an MDLM, but the denoiser is a {type(denoiser).__name__}. "
+            "Give the energy: energy=EDLMEnergyModel(MDLMConfig(...)) with the denoiser's vocab_size and "
+            "mask_token_id, which is then trained from scratch."
+        )
     if any(parameter.device.type == "meta" for parameter in denoiser.parameters()):
         raise ValueError(
             "An energy cannot start from a denoiser whose weights are offloaded (on the device "
@@ -80,15 +86,22 @@ def check_network(energy: nn.Module) -> None:
 
 
 def check_denoiser(denoiser: nn.Module) -> None:
-    """Refuse a causal language model as the denoiser."""
+    """Refuse a causal language model as the denoiser. Of a composite its denoiser is asked."""
     config = getattr(denoiser, "config", None)
+    if isinstance(config, EDLMConfig) and hasattr(denoiser, "denoiser"):
+        check_denoiser(denoiser.denoiser)
+        return
     causal = bool(getattr(config, "causal", False))
 
     # Classes that transformers lists as causal are tried: a GPT-2 that was made bidirectional, as
-    # in DiffuGPT, passes.
+    # in DiffuGPT, passes. Where a trial cannot tell, the configuration is believed.
+    network = without_adapters(denoiser)
     listed_classes = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), ())
-    if isinstance(denoiser, listed_classes) and not isinstance(denoiser, MDLMPreTrainedModel):
-        causal = is_causal(denoiser)
+    if isinstance(network, listed_classes) and not isinstance(network, MDLMPreTrainedModel):
+        sees_later = sees_later_tokens(network)
+        if sees_later is None:
+            sees_later = not getattr(config, "is_causal", True)
+        causal = not sees_later
 
     if causal:
         raise ValueError(

@@ -5,6 +5,7 @@ needs one of these facts asks here, and nowhere else. Functions take a configura
 a model, whose weights count as well.
 """
 
+import inspect
 import math
 from collections.abc import Iterator
 from itertools import chain
@@ -179,6 +180,18 @@ def input_embedding(model) -> nn.Module | None:
         return model.get_input_embeddings()
     except (AttributeError, NotImplementedError):
         return None
+
+
+def accepts(module: nn.Module, name: str) -> bool:
+    """Whether the forward of a module, or of the model inside a wrapper of PEFT, has a parameter `name`."""
+    return name in inspect.signature(without_adapters(module).forward).parameters
+
+
+def without_adapters(model: nn.Module) -> nn.Module:
+    """The model inside a wrapper of PEFT, with its adapters in place. Other models as they are."""
+    if hasattr(model, "get_base_model"):
+        return model.get_base_model()
+    return model
 
 
 def device_of(model: nn.Module) -> torch.device:

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from .evaluation_mode import evaluating
 from .modeling_mdlm import MDLMPreTrainedModel
-from .network_facts import device_of
+from .network_facts import accepts, device_of, without_adapters
 
 # Model types in which padding takes part though it is masked: tokens are mixed without a mask,
 # convolved, pooled or hashed in blocks. A probe in half precision may miss the smaller effects.
@@ -29,6 +29,9 @@ SEE_PADDING = {
     "yoso",
 }
 
+# Slopes below this share of the largest one are rounding.
+SMALLEST_SLOPE = 1e-6
+
 # (ids (B, L), attention mask (B, L) or None, sigma (B,), more inputs by name) -> logits (B, L, V)
 Logits = Callable[..., torch.Tensor]
 
@@ -41,25 +44,82 @@ _lock = Lock()
 def is_causal(model: nn.Module) -> bool:
     """Whether a later token leaves the logits before it as they are.
 
-    A model that cannot be tried counts as causal.
+    A model of which that cannot be found out counts as causal.
     """
+    return not sees_later_tokens(model)
+
+
+def sees_later_tokens(model: nn.Module) -> bool | None:
+    """Whether the logits at a position depend on later tokens.
+
+    Returns:
+        None where a trial cannot tell: the model does not take a text of three tokens, or its
+        logits depend on no token at all, as in a new network whose head is zero.
+    """
+    # 1. Some models say it, and others cannot be tried.
+    model = without_adapters(model)
     device = device_of(model)
     if not isinstance(model, PreTrainedModel) or device.type == "meta":
-        return True
+        return None
     if isinstance(model, MDLMPreTrainedModel) or model.config.is_encoder_decoder:
-        return getattr(model.config, "causal", False)
+        return not getattr(model.config, "causal", False)
 
-    # Two rows (2, 3) that differ in the last token alone
+    # 2. Slopes are exactly 0 behind a causal mask, however small the effect of a token is.
+    slopes = probe(model, lambda: slopes_of_first_logits(model, device), device)
+    if slopes is not None:
+        own, later = slopes
+        return None if own == 0 else later > SMALLEST_SLOPE * own
+
+    # 3. Without slopes, only a difference beyond rounding says something.
+    logits = probe(model, lambda: first_logits_of_two_texts(model, device), device)
+    if logits is not None and not equal_up_to_rounding(*logits):
+        return True
+    return None
+
+
+def slopes_of_first_logits(model: PreTrainedModel, device: torch.device) -> tuple[float, float]:
+    """The largest |d l / d e| of the token at position 0 and of the tokens after it.
+
+    Here l is the logits (V,) at position 0, weighted at random and summed, and e are the
+    embeddings (1, 3, H).
+    """
+    ids = torch.zeros(1, 3, dtype=torch.long, device=device)
+    embeddings = model.get_input_embeddings()(ids).detach().requires_grad_()
+
+    with torch.enable_grad():
+        # A copy, because some models write into what they are given
+        output = model(
+            inputs_embeds=embeddings.clone(),
+            attention_mask=torch.ones_like(ids),
+            return_dict=True,
+            **time_of_probe(model, device),
+        )
+        logits = output.logits[0, 0].float()
+        weights = torch.randn(len(logits), generator=torch.Generator().manual_seed(0))
+        (slopes,) = torch.autograd.grad(logits @ weights.to(device), embeddings)
+
+    largest = slopes[0].abs().amax(-1).tolist()  # (L,)
+    return largest[0], max(largest[1:])
+
+
+def first_logits_of_two_texts(model: PreTrainedModel, device: torch.device) -> torch.Tensor:
+    """The logits (2, V) at position 0 of two texts of three tokens that differ in the last one."""
     ids = torch.zeros(2, 3, dtype=torch.long, device=device)
     ids[1, -1] = 1
+    output = model(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        return_dict=True,
+        **time_of_probe(model, device),
+    )
+    return output.logits[:, 0]
 
-    def first_logits() -> torch.Tensor:
-        attention_mask = torch.ones_like(ids)
-        output = model(input_ids=ids, attention_mask=attention_mask, return_dict=True)
-        return output.logits[:, 0]
 
-    logits = probe(model, first_logits, ids.device)
-    return logits is None or equal_up_to_rounding(logits[0], logits[1])
+def time_of_probe(model: nn.Module, device: torch.device) -> dict[str, torch.Tensor]:
+    """The total noise sigma for a network that takes it, by name."""
+    if not accepts(model, "timesteps"):
+        return {}
+    return {"timesteps": torch.ones(1, device=device)}
 
 
 def sees_padding(

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import (
     BertConfig,
@@ -15,6 +16,8 @@ from transformers import (
     BigBirdForMaskedLM,
     ConvBertConfig,
     ConvBertForMaskedLM,
+    CTRLConfig,
+    CTRLLMHeadModel,
     FNetConfig,
     FNetForMaskedLM,
     FunnelConfig,
@@ -31,6 +34,8 @@ from transformers import (
     ReformerForMaskedLM,
     RobertaConfig,
     RobertaForMaskedLM,
+    RwkvConfig,
+    RwkvForCausalLM,
     YosoConfig,
     YosoForMaskedLM,
 )
@@ -38,7 +43,7 @@ from transformers import (
 from edlm_hf import EDLMForMaskedDiffusion
 from edlm_hf.evaluation import nelbo, sampler_bound
 from edlm_hf.modeling import network_probes
-from edlm_hf.modeling.network_probes import is_causal, sees_padding
+from edlm_hf.modeling.network_probes import is_causal, sees_later_tokens, sees_padding
 
 VOCABULARY, MASK = 24, 23
 SIZES = {
@@ -288,3 +293,59 @@ def test_a_model_that_cannot_be_tried_counts_as_causal():
 
     assert is_causal(Odd(GPT2Config(vocab_size=10, n_embd=8, n_head=1, n_layer=1)))
     assert not is_causal(network(CLEAN["bert"]))
+
+
+def new_bert(seed, width, dtype=torch.float32):
+    """A BERT as transformers starts it, in which other tokens have a tiny effect."""
+    torch.manual_seed(seed)
+    sizes = SIZES | {"hidden_size": width, "num_hidden_layers": 1}
+    return BertForMaskedLM(BertConfig(**sizes)).to(dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("width", [4, 8])
+def test_a_later_token_is_seen_however_small_its_effect(width, dtype):
+    answers = [sees_later_tokens(new_bert(seed, width, dtype)) for seed in range(25)]
+    assert answers == [True] * 25
+
+
+CAUSAL = {
+    "gpt2": lambda: GPT2LMHeadModel(GPT2Config(vocab_size=VOCABULARY, n_embd=16, n_head=2, n_layer=2)),
+    # writes into its inputs
+    "ctrl": lambda: CTRLLMHeadModel(CTRLConfig(vocab_size=VOCABULARY, n_embd=16, dff=16, n_head=2, n_layer=2)),
+    # passes no gradient backwards
+    "rwkv": lambda: RwkvForCausalLM(RwkvConfig(vocab_size=VOCABULARY, hidden_size=16, num_hidden_layers=2)),
+}
+
+
+@pytest.mark.parametrize("name", CAUSAL)
+def test_a_causal_model_sees_no_later_token(name):
+    model = network(CAUSAL[name]).float()
+    assert not sees_later_tokens(model)
+    assert is_causal(model)
+
+
+def test_logits_that_depend_on_no_token_decide_nothing():
+    model = network(CLEAN["bert"])
+    torch.nn.init.zeros_(model.cls.predictions.decoder.weight)
+    assert sees_later_tokens(model) is None
+
+
+def test_adapters_and_networks_with_timesteps_are_tried_too():
+    adapted = get_peft_model(network(CLEAN["bert"]), LoraConfig(target_modules=["query"]))
+    assert sees_later_tokens(adapted)
+
+    class Timed(BertForMaskedLM):
+        def forward(self, timesteps, **inputs):
+            return super().forward(**inputs)
+
+    assert sees_later_tokens(network(lambda: Timed(BertConfig(**SIZES))))
+
+
+def test_a_probe_leaves_no_gradients_and_works_without_them():
+    model = network(CLEAN["bert"])
+    with torch.no_grad():
+        assert sees_later_tokens(model)
+    assert all(parameter.grad is None for parameter in model.parameters())
+    model.requires_grad_(False)
+    assert sees_later_tokens(model)
