@@ -82,32 +82,39 @@ class EDLMPreTrainedModel(CheckpointingMixin, PreTrainedModel):
                 from transformers, the denoiser's configuration is of a causal model, the parts have
                 different precisions, or the energy shares the weights of another denoiser.
         """
-        # 1. The parts to store
-        stored = {"denoiser": self.denoiser}
-        energy_is_elsewhere = self.config.energy_name_or_path is not None
-        if self.energy_model is not None and not energy_is_elsewhere:
-            stored["energy_model"] = self.energy_model
-        self._check_loadable(stored)
+        self.check_loadable()
 
-        # 2. Their configurations as they are now. The code of the whole is beside them.
+        # 1. The configurations of the parts as they are now. The code of the whole is beside them.
         self.config.denoiser_config = self.denoiser.config
         if self.energy_model is not None and self.config.energy_weights == "own":
             self.config.energy_config = self.energy_model.config
         set_auto_map(self)
-        for part in stored.values():
+        for part in self._stored_parts().values():
             part.config.dtype = part.dtype
             part.config.__dict__.pop("auto_map", None)
 
-        # 3. Their weights
-        if energy_is_elsewhere:
+        # 2. Their weights
+        if self.config.energy_name_or_path is not None:
             weights = kwargs.get("state_dict") or self.state_dict()
             of_energy = {name for name in weights if name.startswith("energy_model.")}
             kwargs["state_dict"] = {name: w for name, w in weights.items() if name not in of_energy}
         super().save_pretrained(save_directory, *args, **kwargs)
 
-    def _check_loadable(self, stored: dict[str, nn.Module]) -> None:
-        """Refuse parts that would be stored, but could not be loaded again."""
+    def _stored_parts(self) -> dict[str, nn.Module]:
+        """The parts by their names, without an energy that is kept by reference."""
+        stored = {"denoiser": self.denoiser}
+        if self.energy_model is not None and self.config.energy_name_or_path is None:
+            stored["energy_model"] = self.energy_model
+        return stored
+
+    def check_loadable(self) -> None:
+        """Refuse parts that would be saved, but could not be loaded again.
+
+        Raises:
+            ValueError: as `save_pretrained`.
+        """
         # Code that is neither beside the weights nor installed
+        stored = self._stored_parts()
         for name, part in stored.items():
             module = type(part).__module__
             if not isinstance(part, MDLMPreTrainedModel) and not module.startswith("transformers."):

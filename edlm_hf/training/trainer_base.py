@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from transformers import Trainer
 
+from edlm_hf.modeling.edlm_pretrained import EDLMPreTrainedModel
 from edlm_hf.modeling.network_facts import num_ids
 from edlm_hf.training.arguments import EDLMTrainingArguments
 from edlm_hf.training.averaging import ExponentialMovingAverage
@@ -113,9 +114,11 @@ class EDLMTrainer(GlobalBatchMixin, RowEvaluationMixin, SavingMixin, ResumingMix
         """Check a model, make it ready, and return the one to be trained.
 
         Raises:
-            ValueError: it cannot be trained by this trainer.
+            ValueError: it cannot be trained by this trainer, or a checkpoint could not be loaded.
         """
         check_model(model)
+        if self.args.save_strategy != "no" and isinstance(model, EDLMPreTrainedModel):
+            model.check_loadable()
         if self.args.attn_implementation:
             model.set_attn_implementation(self.args.attn_implementation)
         self.special_tokens.read(model)

@@ -7,12 +7,18 @@ import numpy as np
 import pytest
 import torch
 from exact import MASK, SEQUENCES, TableDenoiser, V, marginals, random_joint
-from published import tiny_config
+from published import tiny_config, tiny_gpt2
 from torch import nn
 from training import arguments, blocks, denoiser_trainer, logged, mean_and_error, random_blocks, same
-from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, TrainingArguments
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    MraConfig,
+    MraForMaskedLM,
+    TrainingArguments,
+)
 
-from edlm_hf import MDLMConfig, MDLMForCausalLM, MDLMForMaskedLM
+from edlm_hf import EDLMForMaskedDiffusion, MDLMConfig, MDLMForCausalLM, MDLMForMaskedLM
 from edlm_hf.evaluation import autoregressive_nll, nelbo
 from edlm_hf.tokenization import add_mask_token, text8_tokenizer
 from edlm_hf.training import (
@@ -133,6 +139,62 @@ def test_models_and_arguments_of_another_kind_are_refused(tmp_path):
         AutoregressiveTrainer(MDLMForMaskedLM(tiny_config()), arguments(tmp_path))
     with pytest.raises(ValueError, match="args is TrainingArguments, but AutoregressiveTrainer takes EDLMTrain"):
         AutoregressiveTrainer(causal, arguments(tmp_path, TrainingArguments))
+
+
+def new_composite(**changes):
+    """A composite whose denoiser has a head of zeros, as it starts."""
+    return EDLMForMaskedDiffusion.from_components(MDLMForMaskedLM(tiny_config(model_length=32, **changes)))
+
+
+NEW_MODELS = {
+    "composite": new_composite,
+    "composite with time": lambda: new_composite(time_conditioning=True),
+    # Reads texts of whole blocks of 32 tokens only
+    "mra": lambda: MraForMaskedLM(
+        MraConfig(
+            vocab_size=13,
+            hidden_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=16,
+            max_position_embeddings=34,
+            mask_token_id=12,
+        )
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NEW_MODELS)
+def test_a_new_composite_and_a_model_of_others_can_be_trained(tmp_path, name):
+    trainer = denoiser_trainer(tmp_path, NEW_MODELS[name](), random_blocks(8, length=32), max_steps=1)
+    trainer.train()
+    assert math.isfinite(logged(trainer)[0])
+
+
+def with_code_from_elsewhere():
+    return EDLMForMaskedDiffusion.from_components(Exact(), mask_token_id=MASK)
+
+
+def with_undeclared_attention():
+    """A GPT-2 that was made bidirectional, of which its configuration says nothing."""
+    model = tiny_gpt2(vocab_size=13, mask_token_id=12)
+    for block in model.transformer.h:
+        block.attn.is_causal = False
+    return model
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (with_code_from_elsewhere, "Exact, whose code is not part of this package"),
+        (with_undeclared_attention, "say so there .config.is_causal = False"),
+    ],
+)
+def test_a_model_whose_checkpoints_could_not_be_loaded_is_refused_before_the_training(tmp_path, make, message):
+    for save in ("steps", "epoch"):
+        with pytest.raises(ValueError, match=message):
+            denoiser_trainer(tmp_path, make(), save_strategy=save)
+    denoiser_trainer(tmp_path, make(), save_strategy="no")
 
 
 def test_special_tokens_are_never_masked_and_never_counted(tmp_path):
