@@ -21,11 +21,9 @@ from .projection import full_precision, precision_of
 class MDLMEmbedding(nn.Embedding):
     """An `nn.Embedding` whose weight is stored under the published name `embedding`."""
 
-    def __init__(self, num_embeddings: int, embedding_dim: int):
-        super().__init__(num_embeddings, embedding_dim)
-
-        # The same parameter under its published name. `weight` is a property of this class.
-        self.embedding = self._parameters.pop("weight")
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """Register a parameter. `module.weight = parameter` arrives here, and not at the property."""
+        super().register_parameter("embedding" if name == "weight" else name, param)
 
     @property
     def weight(self) -> nn.Parameter:

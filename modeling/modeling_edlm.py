@@ -28,7 +28,7 @@ from .foreign_denoisers import as_denoiser, default_shift
 from .generation_edlm import EDLMGenerationConfig, MaskedDiffusionGenerationMixin
 from .masked_diffusion import subs_cross_entropy
 from .network_energy import EDLMEnergyModel, EDLMEnergyOutput
-from .network_facts import num_ids, on_device_of
+from .network_facts import accepts, num_ids, on_device_of
 from .network_probes import align_left, sees_padding, without_padding
 from .noise_contrastive_energy import NoiseContrastiveEnergy
 from .proposal import Proposal
@@ -202,7 +202,7 @@ class EDLMForMaskedDiffusion(EDLMPreTrainedModel, MaskedDiffusionGenerationMixin
             )
 
         # 2. The denoiser. Most denoisers of others take no timesteps.
-        if self.config.time_conditioning:
+        if timesteps is not None and accepts(self.denoiser, "timesteps"):
             kwargs["timesteps"] = timesteps
         kwargs.update(as_output_object(self.denoiser))
         outputs = self.denoiser(input_ids=input_ids, attention_mask=attention_mask, **kwargs)

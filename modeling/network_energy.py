@@ -147,7 +147,11 @@ class EDLMEnergyModel(NetworkEnergyMixin, MDLMModel):
 
     @classmethod
     def from_denoiser(cls, denoiser: nn.Module) -> "EDLMEnergyModel":
-        """An energy whose trunk starts from the weights of an `MDLMForMaskedLM`, as in the paper."""
+        """An energy whose trunk starts from the weights of an `MDLMForMaskedLM`, as in the paper.
+
+        Raises:
+            ValueError: the denoiser has other weights, as with adapters in it.
+        """
         model = cls(copy.deepcopy(denoiser.config)).to(denoiser.device, denoiser.dtype)
 
         # All but the projection, which is H -> V in a denoiser
@@ -155,7 +159,12 @@ class EDLMEnergyModel(NetworkEnergyMixin, MDLMModel):
         for name in list(weights):
             if name.startswith("output_layer.linear."):
                 del weights[name]
-        model.load_state_dict(weights, strict=False)
+        unexpected = model.load_state_dict(weights, strict=False).unexpected_keys
+        if unexpected:
+            raise ValueError(
+                f"An energy cannot start from a denoiser with adapters or other weights in it ({unexpected[0]}). Merge "
+                "them first (merge_and_unload), or give an energy."
+            )
 
         start_as_mean(model.vocab_proj)
         return model

@@ -152,10 +152,29 @@ class SharedLinear(nn.Linear):
     def weight(self) -> torch.Tensor:
         return self.source.weight.detach().as_subclass(BorrowedTensor)
 
+    @weight.setter
+    def weight(self, value: torch.Tensor):
+        self.check_unchanged(self.source.weight, value)
+
     @property
     def bias(self) -> torch.Tensor | None:
         bias = self.source.bias
         return None if bias is None else bias.detach().as_subclass(BorrowedTensor)
+
+    @bias.setter
+    def bias(self, value: torch.Tensor | None):
+        self.check_unchanged(self.source.bias, value)
+
+    def check_unchanged(self, own: torch.Tensor | None, value: torch.Tensor | None) -> None:
+        """Refuse another weight or bias. Adapters that are taken away put back the ones they saw.
+
+        Raises:
+            ValueError: the denoiser's weight would be replaced.
+        """
+        if own is None and value is None:
+            return
+        if own is None or value is None or own.data_ptr() != value.data_ptr():
+            raise ValueError(READ_ONLY)
 
     @property
     def rank(self) -> int:
@@ -171,6 +190,12 @@ class SharedLinear(nn.Linear):
         update = nn.functional.linear(nn.functional.linear(x.to(down.dtype), down), up)
         return output + update.to(output.dtype)
 
+
+READ_ONLY = (
+    "This weight is the denoiser's, which the energy only reads (energy_weights='shared'): nothing can be "
+    "merged into it, and no adapter can start by changing it. For merging use "
+    "edlm_hf.training.merge_lora(model), for starting init_lora_weights=True or 'gaussian'."
+)
 
 # x.data = y, x[i] = y, x += y, ...
 WRITING = {"__set__", "__setitem__"}
@@ -190,11 +215,7 @@ class BorrowedTensor(torch.Tensor):
         if name in WRITING or (name.endswith("_") and not name.endswith("__")):
             changed = next(iter((*args, *kwargs.values())))
         if isinstance(changed, cls):
-            raise ValueError(
-                "This weight is the denoiser's, which the energy only reads (energy_weights='shared'): nothing can be "
-                "merged into it, and no adapter can start by changing it. For merging use "
-                "edlm_hf.training.merge_lora(model), for starting init_lora_weights=True or 'gaussian'."
-            )
+            raise ValueError(READ_ONLY)
 
         # x.data is x itself, so that it cannot be written by way of its data either
         if function == torch.Tensor.data.__get__:

@@ -85,7 +85,8 @@ def ids_never_emitted(model: nn.Module, texts: Texts) -> torch.Tensor:
     vocab_size = config.vocab_size
     if vocab_size is None and getattr(config, "energy_type", None) is not None:
         row = texts.ids[0].unsqueeze(0).to(device_of(model))
-        vocab_size = model(input_ids=row).logits.shape[-1]
+        sigma = torch.ones(1, device=row.device)  # for a denoiser that is conditioned on time
+        vocab_size = model(input_ids=row, timesteps=sigma).logits.shape[-1]
 
     mask_token_id = getattr(config, "mask_token_id", None)
     absent = getattr(config, "absent_token_ids", None)

@@ -7,7 +7,16 @@ import pytest
 import torch
 from bare import BarePython
 from checkpointing import CHECKPOINTING
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import (
+    IA3Config,
+    LoHaConfig,
+    LoKrConfig,
+    LoraConfig,
+    OFTConfig,
+    PeftModel,
+    VeraConfig,
+    get_peft_model,
+)
 from published import tiny_denoiser
 from safetensors.torch import load_file
 from torch import nn
@@ -263,6 +272,43 @@ def test_nothing_can_be_merged_into_the_denoiser(base):
         with pytest.raises(ValueError, match="This weight is the denoiser's"):
             change(linear.weight)
     assert torch.equal(linear.weight, model.denoiser.backbone.blocks[0].attn_out.weight)
+
+
+ADAPTERS = {
+    "LoRA": LoraConfig(target_modules=LORA_TARGET_MODULES),
+    "LoHa": LoHaConfig(target_modules=LORA_TARGET_MODULES),
+    "LoKr": LoKrConfig(target_modules=LORA_TARGET_MODULES),
+    "IA3": IA3Config(target_modules=LORA_TARGET_MODULES, feedforward_modules=[]),
+    "OFT": OFTConfig(r=0, oft_block_size=4, target_modules=LORA_TARGET_MODULES),
+    "VeRA": VeraConfig(r=4, target_modules=LORA_TARGET_MODULES),
+}
+
+
+@SHARED
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_every_adapter_of_a_shared_energy_can_be_taken_away_again(tmp_path, base, name):
+    model = new_base(base)
+    bare = energies(model)
+    with_adapter = get_peft_model(model, ADAPTERS[name]).eval()
+    scatter(trainable(with_adapter).values(), seed=2)
+    assert not torch.allclose(energies(model), bare)
+
+    unloaded = with_adapter.unload()
+    unloaded.save_pretrained(tmp_path)
+    again = EDLMForMaskedDiffusion.from_pretrained(tmp_path)
+    assert again.state_dict().keys() == new_base(base).state_dict().keys()
+    for plain in (unloaded, again):
+        torch.testing.assert_close(energies(plain), bare)
+
+
+@SHARED
+def test_the_weights_that_a_shared_energy_reads_cannot_be_replaced(base):
+    layer = new_base(base).energy_model.blocks[0].mlp["0"]
+    layer.weight = layer.weight
+    layer.bias = layer.bias
+    for name in ("weight", "bias"):
+        with pytest.raises(ValueError, match="the denoiser's, which the energy only reads"):
+            setattr(layer, name, getattr(layer, name).clone())
 
 
 def test_adapters_that_cannot_be_merged_are_refused_and_kept():

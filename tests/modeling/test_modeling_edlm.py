@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from published import randomised, tiny_causal, tiny_config, tiny_denoiser, tiny_gpt2
 from tokenizers import Tokenizer, models
 from transformers import (
@@ -15,7 +16,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from edlm_hf import EDLMConfig, EDLMEnergyModel, EDLMForMaskedDiffusion, MDLMForCausalLM
+from edlm_hf import EDLMConfig, EDLMEnergyModel, EDLMForMaskedDiffusion, MDLMConfig, MDLMForCausalLM
+from edlm_hf.evaluation import autoregressive_nll, nelbo, paper_nll, sampler_bound
 
 MASK = 12
 NOISY = torch.tensor([[3, 12, 5, 0, 12, 7], [12, 2, 12, 12, 4, 9]])
@@ -422,3 +424,54 @@ def test_bad_candidates_say_where():
         model.energy(NOISY.unsqueeze(1), NOISY)
     with pytest.raises(ValueError, match="are needed"):
         randomised(EDLMEnergyModel(tiny_config()))(CLEAN[:1], NOISY)
+
+
+class Timed(torch.nn.Module):
+    """A plain module that cannot be called without the noise level, on which its logits depend."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = torch.nn.Embedding(13, 13)
+
+    def forward(self, input_ids, timesteps, attention_mask=None):
+        assert timesteps.numel() in (1, len(input_ids))
+        tilt = torch.linspace(0, 5, 13) * timesteps.reshape(-1, 1, 1)
+        return SimpleNamespace(logits=self.table(input_ids) + tilt)
+
+
+def test_timesteps_reach_a_plain_module_that_takes_them():
+    model = build(Timed(), tiny_gpt2(), mask_token_id=MASK)
+    sigma = torch.tensor([0.3, 2.0])
+    logits = model(NOISY, timesteps=sigma).logits
+    torch.testing.assert_close(logits, model.denoiser(NOISY, sigma).logits)
+
+    low, high = (model.energy(CLEAN.unsqueeze(1), NOISY, timesteps=sigma * scale) for scale in (1, 2))
+    assert not torch.allclose(low, high)
+
+
+@pytest.mark.parametrize("causal", [None, tiny_gpt2])
+def test_a_plain_module_that_needs_timesteps_has_texts_and_bounds(causal):
+    model = build(Timed(), causal and causal(), mask_token_id=MASK)
+    ragged = torch.ones_like(NOISY)
+    ragged[0, 0] = 0
+    for sampler in ("ancestral", "first_hitting", "top_k", "remdm"):
+        model.generate(NOISY, attention_mask=ragged, max_denoising_steps=4, sampler=sampler)
+
+    nelbo(model, CLEAN, num_samples=2)
+    paper_nll(model, CLEAN)
+    sampler_bound(model, CLEAN, num_steps=3, num_candidates=2, num_samples=2)
+    if causal:
+        autoregressive_nll(model, CLEAN)
+
+
+def test_a_new_nce_energy_starts_from_an_mdlm_alone():
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    bert = BertForMaskedLM(BertConfig(vocab_size=13, **sizes))
+    with pytest.raises(ValueError, match="the denoiser is a BertForMaskedLM. Give the energy: energy=EDLMEnergyModel"):
+        build(bert, energy_type="nce", mask_token_id=MASK)
+    energy = EDLMEnergyModel(MDLMConfig(vocab_size=13, mask_token_id=MASK, hidden_dim=8, n_blocks=1, n_heads=2))
+    assert build(bert, energy, mask_token_id=MASK).config.energy_type == "nce"
+
+    adapted = get_peft_model(tiny_denoiser(), LoraConfig(target_modules=["attn_qkv"]))
+    with pytest.raises(ValueError, match="adapters or other weights in it .*base_layer.*Merge them first"):
+        build(adapted, energy_type="nce")

@@ -319,3 +319,11 @@ def test_few_positions_have_the_logits_of_the_full_pass(implementation, padding)
         hidden = model.hidden_at(positions, ids, mask)
         assert len(hidden) == positions.sum()
         torch.testing.assert_close(model.projection()(hidden), full[positions], rtol=0, atol=1e-5)
+
+
+def test_another_weight_takes_the_place_of_the_embedding():
+    model = tiny_denoiser()
+    weight = torch.nn.Parameter(torch.zeros_like(model.get_input_embeddings().weight))
+    model.get_input_embeddings().weight = weight
+    assert model.backbone.vocab_embed.embedding is weight
+    assert "backbone.vocab_embed.weight" not in model.state_dict()
