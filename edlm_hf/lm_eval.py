@@ -77,8 +77,15 @@ class EDLMHarness(LM):
 
     @classmethod
     def create_from_arg_obj(cls, arg_dict: dict, additional_config: dict | None = None) -> "EDLMHarness":
-        """What --model_args says goes before --batch_size (which is 1 unless given) and --device."""
-        return super().create_from_arg_obj({}, (additional_config or {}) | arg_dict)
+        """Make the model. --model_args goes before --batch_size (which is 1 unless given) and --device.
+
+        The harness says the device cuda:0 where nobody gave one, so that it counts only where there is CUDA.
+        """
+        options = dict(additional_config or {})
+        if options.get("device") == "cuda:0" and not torch.cuda.is_available():
+            del options["device"]
+        options.update(arg_dict)
+        return super().create_from_arg_obj({}, options)
 
     @classmethod
     def create_from_arg_string(cls, arg_string: str, additional_config: dict | None = None) -> "EDLMHarness":
