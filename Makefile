@@ -31,8 +31,8 @@ bad-inputs: $(VENV)/installed-test
 
 # What .ci/run leaves out: 10,000 random calls of generate() in place of 500, and what is in tests/nightly (the Space in a
 # browser needs Debian's chromium and chromium-driver and is skipped without them).
-nightly: $(VENV)/installed-demo $(VENV)/installed-test $(VENV)/installed-nightly
-	EDLM_FUZZ_CASES=10000 $(BIN)/pytest -rs tests/modeling/test_generate_fuzz.py tests/nightly
+nightly: $(VENV)/installed-demo $(VENV)/installed-diffusers $(VENV)/installed-test $(VENV)/installed-nightly
+	EDLM_FUZZ_CASES=10000 $(BIN)/pytest -rs tests/modeling/test_generate_fuzz.py tests/edlm_hf/test_diffusers.py tests/nightly
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

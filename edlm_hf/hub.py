@@ -39,6 +39,8 @@ tags:
 
 # generate() for masked diffusion language models
 
+## Description
+
 Exact ancestral or first-hitting sampling, infilling of any mask pattern, batches of ragged prompts, blocks, and
 proposals weighed by an energy ([EDLM](https://arxiv.org/abs/2410.21357)), for LLaDA, Dream and other masked diffusion
 models. The model is used as it is: nothing is trained or changed. The code that LLaDA and Dream ship is written for
@@ -57,9 +59,16 @@ print(tokenizer.batch_decode(rows, skip_special_tokens=True)[0])
 `REPOSITORY` is this one. Models with transformers' own `generate` (a `GenerationMixin`) can also be asked directly:
 `model.generate(ids, custom_generate="REPOSITORY", trust_remote_code=True, max_new_tokens=64)`.
 
-Arguments besides those of transformers (`attention_mask`, `max_new_tokens`, `max_length`, `temperature`, `top_k`,
-`top_p`, `do_sample`, `num_return_sequences`, `eos_token_id`, `pad_token_id`, `logits_processor`, `stopping_criteria`,
-`streamer`, `return_dict_in_generate`):
+## Model compatibility
+
+Bidirectional models that are called as `model(input_ids=..., attention_mask=...)` and return `.logits` (B, L, V), with
+a mask token. Causal language models are refused.
+
+## Additional Arguments
+
+These are known from transformers: `attention_mask`, `max_new_tokens`, `max_length`, `temperature`, `top_k`, `top_p`,
+`do_sample`, `num_return_sequences`, `eos_token_id`, `pad_token_id`, `logits_processor`, `stopping_criteria`,
+`streamer`, `return_dict_in_generate`. These are not, and all are optional:
 
 | argument | meaning |
 |---|---|
@@ -78,6 +87,13 @@ Arguments besides those of transformers (`attention_mask`, `max_new_tokens`, `ma
 
 An energy is called as `energy(candidate_ids (B, k, L), noisy_ids (B, L), proposal_log_probs (B, k), attention_mask)`
 and returns (B, k).
+
+## Output Type changes
+
+Token ids (B, P + new) as usual. With `return_dict_in_generate=True` an `EDLMGenerationOutput` comes back in place of a
+`GenerateDecoderOnlyOutput`. It has `sequences`, the energies and effective sample sizes of all steps, the calls of each
+row, the `history` with `output_history=True`, and `log_probs` with `output_log_probs=True`. It has no `scores` and no
+`logits`, since tokens are not written one after another.
 """
 
 

@@ -1,5 +1,6 @@
 """The engine as a Hub repository: models of others with code of their own, in a process without this package."""
 
+import re
 import shutil
 
 import foreign_models as foreign
@@ -204,6 +205,8 @@ def test_folder_holds_code_needs_and_card(tmp_path):
     assert {line.split(">")[0] for line in needed} == {"torch", "transformers"}
     card = (folder / "README.md").read_text()
     assert card.startswith("---\nlibrary_name: transformers\n") and "- custom_generate\n" in card
+    sections = ["Description", "Model compatibility", "Additional Arguments", "Output Type changes"]
+    assert re.findall(r"^## (.+)$", card, re.MULTILINE) == sections
     assert [path.name for path in folder.parent.iterdir()] == ["folder"]
     for file in (folder / "custom_generate").glob("*.py"):
         assert "edlm_hf.modeling" not in file.read_text().replace("`edlm_hf.modeling`", ""), file.name
