@@ -23,7 +23,7 @@ HOLES = torch.tensor([[1, 2, MASK, MASK, 5, MASK], [3, MASK, 4, 0, 0, 0]])
 REAL = torch.tensor([[1, 1, 1, 1, 1, 1], [1, 1, 1, 0, 0, 0]])
 TEXTS = torch.tensor([[1, 2, 3, 4, 5, 6], [7, 8, 9, 1, 2, 3]])
 RAGGED = {"input_ids": HOLES, "attention_mask": REAL, "max_new_tokens": 4, "eos_token_id": 3, "pad_token_id": 0}
-NOTHING = {"batch_size": 2, "max_length": 10}
+NOTHING = {"batch_size": 2, "max_length": 8}
 
 build = EDLMForMaskedDiffusion.from_components
 
@@ -150,9 +150,11 @@ def test_the_fake_device_counts_what_the_host_waits_for(fake):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_all_samplers_give_the_tokens_of_the_cpu(fake, rules, name):
+    if rules == "mps" and name not in ("time", "ar", "nce", "bert"):
+        pytest.skip("A denoiser and an energy of every kind are enough for the rules of MPS")
     on_cpu, on_device = both(fake, name)
     for number, sampler in enumerate(SAMPLERS):
-        options = {"sampler": sampler, "max_denoising_steps": 3, "num_candidates": 2}
+        options = {"sampler": sampler, "max_denoising_steps": 2, "num_candidates": 2}
         if sampler in ("edit", "low_confidence"):
             options["num_candidates"] = 1
 
