@@ -5,6 +5,9 @@ The device is a fake (tests/support/fake_device.py): it needs no hardware, and r
 
 import contextlib
 import copy
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -323,6 +326,20 @@ TRAINERS = {
 }
 
 
+# Set in the process of its own in which trainers are tested
+OWN_PROCESS = "EDLM_OWN_PROCESS"
+
+
+def test_trainers_pass_in_a_process_of_their_own():
+    """Autograd counts devices when it first runs, so that a process where it has run cannot use a new one."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
+    chosen = f"{__file__}::test_training_and_evaluation_are_those_of_the_cpu"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", chosen]
+    done = subprocess.run(command, env=environment | {OWN_PROCESS: "1"}, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.skipif(OWN_PROCESS not in os.environ, reason="runs in a process of its own")
 @pytest.mark.parametrize("name", TRAINERS)
 def test_training_and_evaluation_are_those_of_the_cpu(fake, rules, trains_on, tmp_path, name):
     kind, options = TRAINERS[name]
