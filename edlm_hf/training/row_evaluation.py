@@ -142,7 +142,7 @@ class RowEvaluationMixin:
         The loss in nats per token, the perplexity, and bits per token (or character).
         """
         loss = ratio_estimate(nats, tokens, "nats/token")
-        perplexity = math.exp(min(loss.value, 700.0))  # larger ones are no float
+        perplexity = math.exp(min(loss.value, 700.0))  # larger ones overflow
         unit = "character" if is_character_level(self.processing_class) else "token"
         return {
             "loss": loss.value,

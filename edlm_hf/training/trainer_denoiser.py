@@ -82,10 +82,10 @@ class MaskedDiffusionTrainer(EDLMTrainer):
         # Uniforms: one for the step, (B,) for the times, (B, L) for the masks
         first = inputs["first_row"]
         rows = slice(first, first + len(clean))
-        shift, of_times, of_masks = self.noise((), clean.shape[1:], rows=rows)
+        shift, time_uniforms, mask_uniforms = self.noise((), clean.shape[1:], rows=rows)
 
         # 1. t and w(t), (B,)
-        t = low_discrepancy_times(of_times, self.rows_per_step, first, shift)
+        t = low_discrepancy_times(time_uniforms, self.rows_per_step, first, shift)
         if self.args.importance_sampling:
             # t has the density w(t) / int w, so that every term has the weight int w
             t, weight = importance_times(self.schedule, t)
@@ -93,7 +93,7 @@ class MaskedDiffusionTrainer(EDLMTrainer):
             weight = bound_weight(self.schedule, t).unsqueeze(1)
 
         # 2. x_t ~ q(x_t | x_0): every token is masked with probability 1 - alpha_t
-        masked = modelled & (of_masks < (1 - self.schedule.alpha(t)).unsqueeze(1))
+        masked = modelled & (mask_uniforms < (1 - self.schedule.alpha(t)).unsqueeze(1))
         noisy = clean.masked_fill(masked, mask_token_id)
 
         # 3. w(t) sum_{i in M} -log p_theta(x_0^i | x_t)

@@ -119,8 +119,8 @@ class EnergyTrainer(EDLMTrainer):
         # Uniforms: one for the step, (B,) for the times, and three kinds for `energies`
         shapes = self.shapes_of_uniforms(length, self.args.num_negatives)
         rows = slice(first, first + batch_size)
-        shift, of_times, *uniforms = self.noise((), *shapes, rows=rows)
-        t = low_discrepancy_times(of_times, self.rows_per_step, first, shift)
+        shift, time_uniforms, *uniforms = self.noise((), *shapes, rows=rows)
+        t = low_discrepancy_times(time_uniforms, self.rows_per_step, first, shift)
 
         positive, negative = self.energies(model, inputs, t, *uniforms)
         counts = self.items(inputs["labels"])[:, 0]
@@ -147,9 +147,9 @@ class EnergyTrainer(EDLMTrainer):
         model,
         inputs: dict,
         t: torch.Tensor,
-        of_masks: torch.Tensor,
-        of_reveals: torch.Tensor,
-        of_tokens: torch.Tensor,
+        mask_uniforms: torch.Tensor,
+        reveal_uniforms: torch.Tensor,
+        token_uniforms: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Make candidates for every row of a batch, and compute their energies.
 
@@ -157,9 +157,9 @@ class EnergyTrainer(EDLMTrainer):
             model: the composite, wrapped or not.
             inputs: a batch of the collator.
             t: (B,) times.
-            of_masks: (B, L) uniforms that decide the masks.
-            of_reveals: (B,) uniforms that decide the reveal set.
-            of_tokens: (B, L, n) uniforms that decide the tokens, n + 1 if `data_needs_draw`.
+            mask_uniforms: (B, L) uniforms that decide the masks.
+            reveal_uniforms: (B,) uniforms that decide the reveal set.
+            token_uniforms: (B, L, n) uniforms that decide the tokens, n + 1 if `data_needs_draw`.
 
         Returns:
             (B,) of the data and (B, n) of draws.
@@ -169,7 +169,7 @@ class EnergyTrainer(EDLMTrainer):
         modelled = inputs["labels"] != CONTEXT_LABEL
 
         # 1. x_t
-        t, masked, from_text = self.pairs(t, modelled, of_masks, of_reveals)
+        t, masked, from_text = self.pairs(t, modelled, mask_uniforms, reveal_uniforms)
         noisy_ids = clean.masked_fill(masked, config.mask_token_id)
         noisy = {
             "input_ids": noisy_ids,
@@ -179,7 +179,7 @@ class EnergyTrainer(EDLMTrainer):
 
         # 2. Draws of the denoiser at S (scope `revealed`) or at all masks, (B, n, L)
         proposed = from_text if config.energy_scope == "revealed" else masked
-        drawn = self.draw_candidates(model, noisy, proposed, of_tokens)
+        drawn = self.draw_candidates(model, noisy, proposed, token_uniforms)
 
         # 3. The data, (B, 1, L): x_0 where the text fills it, elsewhere a draw or the mask
         rest = noisy_ids
@@ -198,15 +198,15 @@ class EnergyTrainer(EDLMTrainer):
         self,
         t: torch.Tensor,
         modelled: torch.Tensor,
-        of_masks: torch.Tensor,
-        of_reveals: torch.Tensor,
+        mask_uniforms: torch.Tensor,
+        reveal_uniforms: torch.Tensor,
     ) -> Pairs:
         """Mask texts by the forward process, or by a step of the sampler (`denoising_steps`)."""
         if self.args.denoising_steps is not None:
-            return step_pairs(self.sampler, self.schedule, t, modelled, seeds=of_reveals)
+            return step_pairs(self.sampler, self.schedule, t, modelled, seeds=reveal_uniforms)
         if self.model.config.energy_scope == "revealed":
-            return forward_pairs(self.schedule, t, modelled, of_masks, of_reveals)
-        return forward_pairs(self.schedule, t, modelled, of_masks)
+            return forward_pairs(self.schedule, t, modelled, mask_uniforms, reveal_uniforms)
+        return forward_pairs(self.schedule, t, modelled, mask_uniforms)
 
     @torch.no_grad()
     def draw_candidates(
@@ -214,7 +214,7 @@ class EnergyTrainer(EDLMTrainer):
         model,
         noisy: dict,
         proposed: torch.Tensor,
-        of_tokens: torch.Tensor,
+        token_uniforms: torch.Tensor,
     ) -> torch.LongTensor:
         """Fill the positions `proposed` (B, L) bool of x_t from the frozen denoiser: (B, n, L)."""
         self.model.denoiser.eval()
@@ -223,7 +223,7 @@ class EnergyTrainer(EDLMTrainer):
         proposal = Proposal.of_logits(noisy_ids, proposed, model(**noisy).logits, config)
 
         # (N, n) at the N positions
-        tokens, _ = proposal.sample(of_tokens[proposed])
+        tokens, _ = proposal.sample(token_uniforms[proposed])
         return fill(noisy_ids, proposed, tokens)
 
     def add_readings(

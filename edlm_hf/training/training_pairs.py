@@ -34,8 +34,8 @@ def forward_pairs(
     schedule: NoiseSchedule,
     t: torch.Tensor,
     modelled: torch.Tensor,
-    of_masks: torch.Tensor,
-    of_share: torch.Tensor | None = None,
+    mask_uniforms: torch.Tensor,
+    share_uniforms: torch.Tensor | None = None,
 ) -> Pairs:
     """Mask every token with probability 1 - alpha_t: the forward process q(x_t | x_0).
 
@@ -43,21 +43,21 @@ def forward_pairs(
         schedule: of the denoiser.
         t: (B,) times.
         modelled: (B, L) bool, the tokens that count.
-        of_masks: (B, L) uniforms that decide which tokens are masked.
-        of_share: (B,) uniforms, the shares of the masks that are not revealed. The text gives all
+        mask_uniforms: (B, L) uniforms that decide which tokens are masked.
+        share_uniforms: (B,) uniforms, the shares of the masks that are not revealed. The text gives all
             masks unless given.
     """
     chance = (1 - schedule.alpha(t)).unsqueeze(1)
-    masked = modelled & (of_masks < chance)
-    if of_share is None:
+    masked = modelled & (mask_uniforms < chance)
+    if share_uniforms is None:
         return Pairs(t, masked, masked)
-    return Pairs(t, masked, masked & (of_masks >= of_share.unsqueeze(1) * chance))
+    return Pairs(t, masked, masked & (mask_uniforms >= share_uniforms.unsqueeze(1) * chance))
 
 
 def step_pairs(
     sampler: Sampler,
     schedule: NoiseSchedule,
-    points: torch.Tensor,
+    step_uniforms: torch.Tensor,
     modelled: torch.Tensor,
     seeds: torch.Tensor,
 ) -> Pairs:
@@ -66,22 +66,22 @@ def step_pairs(
     Args:
         sampler: one that sees masks alone.
         schedule: of the denoiser.
-        points: (B,) on [0, 1], which decide the step.
+        step_uniforms: (B,) on [0, 1], which decide the step.
         modelled: (B, L) bool, the tokens that count.
         seeds: (B,) uniforms, of which each seeds the other random numbers of its row.
     """
     free = modelled.cpu()
-    chosen = [min(point, LARGEST_BELOW_ONE) for point in points.tolist()]
+    uniforms = [min(u, LARGEST_BELOW_ONE) for u in step_uniforms.tolist()]
     sources = [np.random.default_rng(int(seed * 2**53)) for seed in seeds.tolist()]
 
     jumps = []
     for start in range(0, len(free), ROWS_AT_ONCE):
         rows = slice(start, start + ROWS_AT_ONCE)
-        jumps += random_jumps(sampler, schedule, free[rows], chosen[rows], sources[rows])
+        jumps += random_jumps(sampler, schedule, free[rows], uniforms[rows], sources[rows])
 
     masked = torch.stack([jump.masked for jump in jumps])
     revealed = torch.stack([jump.revealed for jump in jumps])
-    t = torch.tensor([jump.t for jump in jumps], dtype=points.dtype, device=points.device)
+    t = step_uniforms.new_tensor([jump.t for jump in jumps])
     return Pairs(t, masked.to(modelled.device), revealed.to(modelled.device))
 
 
@@ -89,7 +89,7 @@ def random_jumps(
     sampler: Sampler,
     schedule: NoiseSchedule,
     free: torch.Tensor,
-    points: list[float],
+    uniforms: list[float],
     sources: list[np.random.Generator],
 ) -> list[Jump]:
     """`Sampler.jump` of every row of `free` (B, L) bool, with the same numbers.
@@ -98,12 +98,12 @@ def random_jumps(
     are simulated for all rows together, several times faster than one after the other.
     """
     if type(sampler).jump is Sampler.jump:
-        return jumps_of_paths(sampler, schedule, free, points, sources)
+        return jumps_of_paths(sampler, schedule, free, uniforms, sources)
 
     jumps = []
-    for row, point, source in zip(free, points, sources, strict=True):
+    for row, uniform, source in zip(free, uniforms, sources, strict=True):
         if row.any():
-            jumps.append(sampler.jump(row, point, RowNoise([source]), schedule))
+            jumps.append(sampler.jump(row, uniform, RowNoise([source]), schedule))
         else:
             jumps.append(Jump.none(row))
     return jumps
@@ -113,7 +113,7 @@ def jumps_of_paths(
     sampler: Sampler,
     schedule: NoiseSchedule,
     free: torch.Tensor,
-    points: list[float],
+    uniforms: list[float],
     sources: list[np.random.Generator],
 ) -> list[Jump]:
     """Simulate the path of every row of `free` (B, L) bool, and take one of its steps."""
@@ -137,13 +137,14 @@ def jumps_of_paths(
 
     # 3. One of the N steps of each row, with the chance 1 / N
     jumps = []
-    for i, point in enumerate(points):
+    for i, uniform in enumerate(uniforms):
         steps = [(masked, revealed, t) for masked, revealed, t, acts in path if acts[i]]
         num_steps = len(steps)
         if num_steps == 0:
             jumps.append(Jump.none(free[i]))
             continue
-        masked, revealed, t = steps[min(int(point * num_steps), num_steps - 1)]
+
+        masked, revealed, t = steps[min(int(uniform * num_steps), num_steps - 1)]
         chance = revealed[i].double()
         jumps.append(Jump(masked[i], revealed[i], chance, float(t[i]), float(num_steps)))
     return jumps
