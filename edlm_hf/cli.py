@@ -148,10 +148,10 @@ def generate(
     import torch
 
     from edlm_hf.loading import load_with_tokenizer
-    from edlm_hf.processes import gather_turns, place
+    from edlm_hf.processes import gather_turns, rank_and_world_size
     from edlm_hf.streaming import StepStreamer, TerminalDiffusionStreamer
 
-    process, processes = place()
+    process, processes = rank_and_world_size()
     chosen = sampler_settings(sampler, sampler_option)
     network, encoder = load_with_tokenizer(model, tokenizer)
     network = network.to(device)
@@ -314,7 +314,7 @@ def evaluate(
 
     from edlm_hf.benchmarks.report import environment
     from edlm_hf.evaluation.run import EvaluationSettings, evaluate_model
-    from edlm_hf.processes import place
+    from edlm_hf.processes import rank_and_world_size
 
     settings = EvaluationSettings(
         model=model,
@@ -339,7 +339,7 @@ def evaluate(
         progress_bar=sys.stderr.isatty(),
     )
     evaluation = evaluate_model(settings)
-    if place()[0] == 0:
+    if rank_and_world_size()[0] == 0:
         if as_json:
             write(to_json(evaluation.to_dict() | {"environment": environment(torch.device(device))}))
         else:

@@ -20,8 +20,8 @@ def connected() -> PartialState:
     return PartialState(cpu=not torch.accelerator.is_available())
 
 
-def place() -> tuple[int, int]:
-    """Return the index of this process and the number of processes."""
+def rank_and_world_size() -> tuple[int, int]:
+    """Return the index of this process, and the number of processes."""
     state = connected()
     return state.process_index, state.num_processes
 
@@ -42,7 +42,7 @@ def gather_turns(mine: list[Any]) -> list[Any]:
 
     Item j of process r is number j P + r.
     """
-    if place()[1] == 1:
+    if rank_and_world_size()[1] == 1:
         return mine
 
     # Processes may differ by one item
@@ -51,4 +51,4 @@ def gather_turns(mine: list[Any]) -> list[Any]:
     return [item for item in chain.from_iterable(turns) if item is not missing]
 
 
-__all__ = ["connected", "disconnect", "gather_turns", "place"]
+__all__ = ["connected", "disconnect", "gather_turns", "rank_and_world_size"]

@@ -16,7 +16,7 @@ from edlm_hf.evaluation.texts import Texts
 from edlm_hf.modeling.devices import has_float64
 from edlm_hf.modeling.masked_diffusion import NoiseSchedule
 from edlm_hf.modeling.samplers import Jump, Sampler, uniforms_of_row
-from edlm_hf.processes import gather_turns, place
+from edlm_hf.processes import gather_turns, rank_and_world_size
 
 # n times the golden ratio modulo 1: a sequence that covers [0, 1) evenly at every length
 GOLDEN_RATIO = (5**0.5 - 1) / 2
@@ -151,7 +151,7 @@ class Noising:
         self.num_samples = num_samples
         self.batch_size = batch_size
         self.seed = seed
-        self.rank, self.world_size = place() if distributed else (0, 1)
+        self.rank, self.world_size = rank_and_world_size() if distributed else (0, 1)
 
     def __len__(self) -> int:
         """The number of batches of this process."""

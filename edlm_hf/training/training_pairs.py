@@ -43,9 +43,9 @@ def forward_pairs(
         schedule: of the denoiser.
         t: (B,) times.
         modelled: (B, L) bool, the tokens that count.
-        mask_uniforms: (B, L) uniforms that decide which tokens are masked.
-        share_uniforms: (B,) uniforms, the shares of the masks that are not revealed. The text gives all
-            masks unless given.
+        mask_uniforms: (B, L), decide which tokens are masked.
+        share_uniforms: (B,), the shares of the masks that are not revealed. Unless given, the text
+            fills all masks.
     """
     chance = (1 - schedule.alpha(t)).unsqueeze(1)
     masked = modelled & (mask_uniforms < chance)
@@ -68,7 +68,7 @@ def step_pairs(
         schedule: of the denoiser.
         step_uniforms: (B,) on [0, 1], which decide the step.
         modelled: (B, L) bool, the tokens that count.
-        seeds: (B,) uniforms, of which each seeds the other random numbers of its row.
+        seeds: (B,) uniforms on [0, 1), each the seed of the other random numbers of its row.
     """
     free = modelled.cpu()
     uniforms = [min(u, LARGEST_BELOW_ONE) for u in step_uniforms.tolist()]
