@@ -100,10 +100,10 @@ class OwnSampler(Sampler):
             return self.base.looks_at(state, rows)
         return super().looks_at(state, rows)
 
-    def jump(self, free, point, noise, schedule):
-        if hasattr(self.base, "jump"):
-            return self.base.jump(free, point, noise, schedule)
-        return super().jump(free, point, noise, schedule)
+    def jumps(self, free, uniforms, noise, schedule):
+        if hasattr(self.base, "jumps"):
+            return self.base.jumps(free, uniforms, noise, schedule)
+        return super().jumps(free, uniforms, noise, schedule)
 
     def steps(self, state, noise):
         index = -1

@@ -199,53 +199,77 @@ class Sampler:
         """Whether S is a function of the visible tokens, so that a text has one path only."""
         return self.sees == PROPOSAL
 
-    def jump(self, free: torch.Tensor, point: float, noise, schedule: NoiseSchedule) -> Jump:
-        """A uniformly drawn step of a random trajectory of one row, by its masks alone.
+    def jumps(
+        self,
+        free: torch.Tensor,
+        uniforms: list[float],
+        noise,
+        schedule: NoiseSchedule,
+    ) -> list[Jump]:
+        """Draw one step uniformly from a random path of every row, by its masks alone.
+
+        Steps that do nothing in a row are no steps of its path. A row without masks gets
+        `Jump.none`.
 
         Args:
-            free: (L,) bool, the masks at the start.
-            point: on [0, 1), decides the step.
-            noise: the source of all other random numbers.
+            free: (B, L) bool, the masks at the start.
+            uniforms: B numbers on [0, 1), each decides the step of its row.
+            noise: the source of all other random numbers, row by row.
             schedule: relates times to shares of masks.
         """
-        # 1. A row (1, L) of which the masks are known. S does not depend on tokens: any will do.
+        # 1. Rows of which the masks are known. S does not depend on tokens: any will do.
         mask, token = 0, 1
-        ids = torch.where(free, mask, token).unsqueeze(0)
-        state = State(
-            ids=ids,
-            free=free.unsqueeze(0),
-            present=torch.ones_like(ids, dtype=torch.bool),
-            mask_token_id=mask,
-            schedule=schedule,
-        )
-
-        # 2. The whole path of this row: the masks before every step, S and t
-        only_row = torch.zeros(1, dtype=torch.long, device=free.device)
+        ids = torch.where(free, mask, token)  # (B, L)
         tokens = torch.full_like(ids, token)
+        all_rows = torch.arange(len(free), device=free.device)
+        state = State(ids, free, torch.ones_like(free), mask, schedule)
+
+        # 2. The paths: the masks before every step (B, L), S (B, L), t (B,), and in which rows
+        # the step does something
         path = []
         for step in self.steps(state, noise):
-            masked = state.masked[0]
-            if step.reveal is not None:
-                state.write(only_row, step.reveal, tokens)
-                path.append((masked, step.reveal[0], float(step.t[0])))
+            masked = state.masked
+            acts = step.reveal.any(-1)
+            state.write(all_rows, step.reveal, tokens)
             if step.mask_again is not None:
+                acts = acts | step.mask_again.any(-1)
                 state.mask_again(step.mask_again)
+            path.append((masked, step.reveal, step.t, acts.tolist()))
 
-        # 3. One of the N steps, each with the chance 1 / N
-        num_steps = len(path)
-        index = min(int(point * num_steps), num_steps - 1)
-        masked, revealed, t = path[index]
-        return Jump(
-            masked=masked,
-            revealed=revealed,
-            chance=revealed.double(),
-            t=t,
-            weight=float(num_steps),
-        )
+        # 3. One of the N steps of each row, each with the chance 1 / N
+        jumps = []
+        for i, uniform in enumerate(uniforms):
+            steps = [(masked, revealed, t) for masked, revealed, t, acts in path if acts[i]]
+            num_steps = len(steps)
+            if num_steps == 0:
+                jumps.append(Jump.none(free[i]))
+                continue
+            masked, revealed, t = steps[min(int(uniform * num_steps), num_steps - 1)]
+            chance = revealed[i].double()
+            jumps.append(Jump(masked[i], revealed[i], chance, float(t[i]), float(num_steps)))
+        return jumps
+
+
+class ClosedFormSampler(Sampler):
+    """A sampler that reveals every position at a time of its own.
+
+    A random step follows from these times, without the path to it.
+    """
+
+    def jumps(self, free, uniforms, noise, schedule):
+        times = reveal_times(free, noise)
+        jumps = []
+        for row, of_row, uniform in zip(free, times, uniforms, strict=True):
+            jumps.append(self.jump(row, of_row, uniform, schedule) if row.any() else Jump.none(row))
+        return jumps
+
+    def jump(self, free: torch.Tensor, u: torch.Tensor, uniform: float, schedule: NoiseSchedule) -> Jump:
+        """The step of a row `free` (L,) bool that a number `uniform` on [0, 1) decides, by its times `u` (L,)."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
-class Ancestral(Sampler):
+class Ancestral(ClosedFormSampler):
     """The T-step chain on t_n = n / T, in which every mask is revealed with the chance r_n.
 
         r_n = (alpha_s - alpha_t) / (1 - alpha_t),  t = t_n,  s = t_{n-1}
@@ -279,14 +303,13 @@ class Ancestral(Sampler):
             revealed = free & (numbers == n)
             yield Step(t, reveal=revealed, index=self.num_steps - n)
 
-    def jump(self, free, point, noise, schedule):
+    def jump(self, free, u, uniform, schedule):
         # One of the T steps, each with the chance 1 / T
-        n = min(int(point * self.num_steps) + 1, self.num_steps)
+        n = min(int(uniform * self.num_steps) + 1, self.num_steps)
         s_and_t = torch.tensor([n - 1, n], dtype=torch.float64, device="cpu") / self.num_steps
         alpha_s, alpha_t = schedule.alpha(s_and_t)
 
         # M at t, of which S is visible at s
-        u = uniforms_of_row(free, noise)
         masked = free & (u < 1 - alpha_t)
         revealed = masked & (u >= 1 - alpha_s)
 
@@ -302,7 +325,7 @@ class Ancestral(Sampler):
 
 
 @dataclass(frozen=True)
-class FirstHitting(Sampler):
+class FirstHitting(ClosedFormSampler):
     """Reveals one position per row and call, at its own time: `Ancestral` for T -> infinity.
 
     First-hitting sampling (arXiv 2409.02908). With n masks left the next reveal time is
@@ -330,7 +353,7 @@ class FirstHitting(Sampler):
             t = state.schedule.time(share.clamp_min(0).squeeze(1))
             yield Step(t, reveal=revealed)
 
-    def jump(self, free, point, noise, schedule):
+    def jump(self, free, u, uniform, schedule):
         """A step of the bound sum_n (1 / n) E[sum_{i in M} -log p_i | n masks], n = 1 .. L.
 
         M are the n smallest of L uniforms, and the n-th of them is the share of masks at time t:
@@ -343,11 +366,10 @@ class FirstHitting(Sampler):
         if self.importance:
             weights = 1 / torch.arange(1, num_masks + 1, dtype=torch.float64, device="cpu")
         cdf = weights.cumsum(0)
-        index = int(torch.searchsorted(cdf, point * cdf[-1], right=True))
+        index = int(torch.searchsorted(cdf, uniform * cdf[-1], right=True))
         n = min(index + 1, num_masks)
 
         # 2. M: the n smallest uniforms. The largest of these is revealed.
-        u = uniforms_of_row(free, noise)
         share = u[free].sort().values[n - 1]
         masked = free & (u <= share)
         revealed = free & (u == share)
@@ -370,13 +392,6 @@ def reveal_times(free: torch.Tensor, noise) -> torch.Tensor:
     rows = torch.arange(len(free), device=free.device)
     uniforms = noise.per_position(rows, free)
     return torch.where(free, uniforms, -1.0)
-
-
-def uniforms_of_row(free: torch.Tensor, noise) -> torch.Tensor:
-    """A uniform for every mask of one row `free` (L,) bool: (L,), 2 elsewhere."""
-    only_row = torch.zeros(1, dtype=torch.long, device=free.device)
-    uniforms = noise.per_position(only_row, free.unsqueeze(0))
-    return torch.where(free, uniforms[0], 2.0)
 
 
 def reveal_steps(times: torch.Tensor, schedule: NoiseSchedule, num_steps: int) -> torch.LongTensor:

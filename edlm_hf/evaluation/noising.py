@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 from edlm_hf.evaluation.texts import Texts
 from edlm_hf.modeling.devices import has_float64
 from edlm_hf.modeling.masked_diffusion import NoiseSchedule
-from edlm_hf.modeling.samplers import Jump, Sampler, uniforms_of_row
+from edlm_hf.modeling.samplers import Jump, Sampler, reveal_times
 from edlm_hf.processes import gather_turns, rank_and_world_size
 
 # n times the golden ratio modulo 1: a sequence that covers [0, 1) evenly at every length
@@ -113,8 +113,8 @@ class NoiseSample(NamedTuple):
     source: np.random.Generator
 
 
-# (scored (L,), uniform for the time, noise of the row) -> the masks M and the reveal set S
-Masking = Callable[[torch.Tensor, float, RowNoise], Jump]
+# (scored (B, L), B uniforms for the times, noise of the rows) -> the masks M and reveal sets S
+Masking = Callable[[torch.Tensor, list[float], RowNoise], list[Jump]]
 
 
 class Noising:
@@ -166,8 +166,8 @@ class Noising:
     def random_steps(self, sampler: Sampler, device: torch.device) -> Iterator[Noised]:
         """One random step of a trajectory, for a sampler that sees masks alone."""
 
-        def masking(scored, uniform, noise):
-            return sampler.jump(scored, uniform, noise, self.schedule)
+        def masking(scored, uniforms, noise):
+            return sampler.jumps(scored, uniforms, noise, self.schedule)
 
         return self.batches(masking, device)
 
@@ -176,17 +176,17 @@ class Noising:
         alpha = self.schedule.alpha(torch.tensor(t, dtype=torch.float64, device="cpu"))
         mask_rate = 1 - float(alpha)  # of every position by itself
 
-        def masking(scored, uniform, noise):
-            masked = scored & (uniforms_of_row(scored, noise) < mask_rate)
-            return Jump(masked, masked, masked.double(), t, 1.0)
+        def masking(scored, uniforms, noise):
+            masked = scored & (reveal_times(scored, noise) < mask_rate)
+            return [Jump(row, row, row.double(), t, 1.0) for row in masked]
 
         return self.batches(masking, device)
 
     def all_masked(self, device: torch.device) -> Iterator[Noised]:
         """A mask on every token that counts, as at t = 1."""
 
-        def masking(scored, uniform, noise):
-            return Jump(scored, scored, scored.double(), 1.0, 1.0)
+        def masking(scored, uniforms, noise):
+            return [Jump(row, row, row.double(), 1.0, 1.0) for row in scored]
 
         return self.batches(masking, device)
 
@@ -197,11 +197,10 @@ class Noising:
         all_batches = iter(lambda: list(islice(samples, self.batch_size)), [])
 
         for batch in islice(all_batches, self.rank, None, self.world_size):
-            jumps = []
-            for sample in batch:
-                scored = self.texts.scored[sample.text]
-                jumps.append(masking(scored, sample.uniform, RowNoise([sample.source])))
-            yield self.collate(batch, jumps, device)
+            scored = padded(self.texts.scored[sample.text] for sample in batch)
+            noise = RowNoise([sample.source for sample in batch])
+            jumps = masking(scored, [sample.uniform for sample in batch], noise)
+            yield self.collate(batch, scored, jumps, noise, device)
 
     def samples(self) -> Iterator[NoiseSample]:
         """The M samples of every text, text by text."""
@@ -219,23 +218,29 @@ class Noising:
                     uniform = (i // 2 + uniform) / strata
                 yield NoiseSample(text, uniform, source)
 
-    def collate(self, batch: list[NoiseSample], jumps: list[Jump], device: torch.device) -> Noised:
+    def collate(
+        self,
+        batch: list[NoiseSample],
+        scored: torch.Tensor,
+        jumps: list[Jump],
+        noise: RowNoise,
+        device: torch.device,
+    ) -> Noised:
         """Stack the rows of a batch, padded on the right."""
         ids = [self.texts.ids[sample.text] for sample in batch]
-        scored = [self.texts.scored[sample.text] for sample in batch]
         real = [torch.ones_like(row, dtype=torch.bool) for row in ids]
 
         return Noised(
             text=torch.tensor([sample.text for sample in batch], device="cpu"),
             clean=padded(ids).to(device),
             real=padded(real).to(device),
-            scored=padded(scored).to(device),
-            masked=padded(jump.masked for jump in jumps).to(device),
-            revealed=padded(jump.revealed for jump in jumps).to(device),
-            chance=padded(jump.chance for jump in jumps),
+            scored=scored.to(device),
+            masked=torch.stack([jump.masked for jump in jumps]).to(device),
+            revealed=torch.stack([jump.revealed for jump in jumps]).to(device),
+            chance=torch.stack([jump.chance for jump in jumps]),
             t=doubles(jump.t for jump in jumps),
             weight=doubles(jump.weight for jump in jumps),
-            noise=RowNoise([sample.source for sample in batch]),
+            noise=noise,
         )
 
 
