@@ -330,13 +330,14 @@ TRAINERS = {
 OWN_PROCESS = "EDLM_OWN_PROCESS"
 
 
-def test_trainers_pass_in_a_process_of_their_own():
+def test_trainers_pass_in_a_process_of_their_own(fake):
     """Autograd counts devices when it first runs, so that a process where it has run cannot use a new one."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
     chosen = f"{__file__}::test_training_and_evaluation_are_those_of_the_cpu"
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", chosen]
     done = subprocess.run(command, env=environment | {OWN_PROCESS: "1"}, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    num_tests = 2 * len(TRAINERS)
+    assert done.returncode == 0 and f"{num_tests} passed" in done.stdout, done.stdout + done.stderr
 
 
 @pytest.mark.skipif(OWN_PROCESS not in os.environ, reason="runs in a process of its own")
