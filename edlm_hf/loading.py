@@ -23,8 +23,6 @@ from edlm_hf.modeling.vocabulary import fit_to_tokenizer
 from edlm_hf.tokenization import add_mask_token
 
 OUR_MODEL_TYPES = ("mdlm", "edlm")
-# Arguments of `from_pretrained` that say where files are: they hold for configuration and tokenizer too
-SOURCE_ARGUMENTS = ("trust_remote_code", "revision", "token", "cache_dir", "local_files_only")
 
 
 def load_config(name: str, **kwargs) -> PreTrainedConfig:
@@ -46,11 +44,11 @@ def load_with_tokenizer(
         tokenizer: name of the tokenizer where it is not beside the model.
         name, kwargs: as in `load_masked`.
     """
-    source = source_arguments(kwargs)
+    location = components.location_of(kwargs)
 
     # The configuration first: a tokenizer loads in spite of a damaged one
-    load_config(name, **source)
-    encoder = add_mask_token(load_tokenizer(tokenizer or name, **source))
+    load_config(name, **location)
+    encoder = add_mask_token(load_tokenizer(tokenizer or name, **location))
     return load_masked(name, encoder, **kwargs), encoder
 
 
@@ -76,8 +74,8 @@ def load_masked(
         ValueError: the model cannot be loaded or is causal, or model and tokenizer have different
             mask tokens.
     """
-    source = source_arguments(kwargs)
-    model_type = load_config(name, **source).model_type
+    location = components.location_of(kwargs)
+    model_type = load_config(name, **location).model_type
 
     if model_type == "edlm":
         kwargs["trust_energy_code"] = trust_energy_code
@@ -86,7 +84,7 @@ def load_masked(
     else:
         network = load(components.load_denoiser, name, **kwargs)
         if tokenizer is None:
-            tokenizer = add_mask_token(load_tokenizer(name, **source))
+            tokenizer = add_mask_token(load_tokenizer(name, **location))
         model = as_masked_diffusion(network, tokenizer)
 
     if tokenizer is not None and tokenizer.mask_token_id is not None:
@@ -149,11 +147,6 @@ def as_masked_diffusion(network: nn.Module, tokenizer: PreTrainedTokenizerBase |
             "(processing_class=tokenizer), or set model.config.mask_token_id."
         )
     return EDLMForMaskedDiffusion.from_components(network, tokenizer=tokenizer)
-
-
-def source_arguments(kwargs: dict) -> dict:
-    """Select the arguments of `from_pretrained` that say where files are."""
-    return {name: kwargs[name] for name in SOURCE_ARGUMENTS if name in kwargs}
 
 
 __all__ = [

@@ -9,20 +9,13 @@ tokenizer are read. The model becomes one of a class of transformers (see publis
 is saved and loaded like any other.
 """
 
-import json
-from pathlib import Path
-
 import transformers
-from safetensors import safe_open
-from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import cached_file
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from edlm_hf.modeling.components import HUB_ARGUMENTS
+from edlm_hf.modeling.components import location_of_files
+from edlm_hf.published_files import find_file, read_config, rows_of, weight_files
 from edlm_hf.published_layouts import FOLLOWS_FROM_CONFIGURATION, Layout, layout_of
 from edlm_hf.terminal import list_names
-
-WEIGHTS = "model.safetensors"
-INDEX = "model.safetensors.index.json"
 
 
 def load_published_denoiser(name: str, *, mask_token_id: int | None = None, **kwargs) -> PreTrainedModel:
@@ -43,7 +36,7 @@ def load_published_denoiser(name: str, *, mask_token_id: int | None = None, **kw
         ValueError: the model is none of these, its weights do not fit its config.json, or nothing says
             which token is the mask.
     """
-    where = hub_arguments(kwargs)
+    where = location_of_files(kwargs)
     published = read_config(name, where)
     weights = weight_files(name, where)
     layout = layout_of(published, weights)
@@ -87,7 +80,7 @@ def load_published_tokenizer(name: str, **kwargs) -> PreTrainedTokenizerBase:
     Raises:
         ValueError: there is no tokenizer, or nothing says which token is the mask.
     """
-    where = hub_arguments(kwargs)
+    where = location_of_files(kwargs)
     published = read_config(name, where)
     layout = layout_of(published, weight_files(name, where))
 
@@ -111,7 +104,7 @@ def load_published_tokenizer(name: str, **kwargs) -> PreTrainedTokenizerBase:
 
 def published_family(name: str, **kwargs) -> str | None:
     """The family of a folder or repository that `load_published_denoiser` knows, None for all others."""
-    where = hub_arguments(kwargs)
+    where = location_of_files(kwargs)
     try:
         return layout_of(read_config(name, where), weight_files(name, where)).name
     except (ValueError, OSError):
@@ -124,63 +117,6 @@ def mask_token_of(tokenizer: PreTrainedTokenizerBase, published: dict, layout: L
     if index is not None:
         return tokenizer.convert_ids_to_tokens(index)
     return layout.mask_token if layout.mask_token in tokenizer.get_vocab() else None
-
-
-# --------------------------------------------------------------------------------------------- files
-
-
-def hub_arguments(kwargs: dict) -> dict:
-    """The arguments of `from_pretrained` that say where the files are."""
-    return {key: kwargs[key] for key in (*HUB_ARGUMENTS, "revision") if key in kwargs}
-
-
-def read_config(name: str, where: dict) -> dict:
-    """The contents of config.json.
-
-    Raises:
-        ValueError: there is none.
-    """
-    published, _ = PreTrainedConfig.get_config_dict(name, **where)
-    if not published:
-        raise ValueError(f"{name} has no config.json, which says what the model is.")
-    return published
-
-
-def weight_files(name: str, where: dict) -> dict[str, str]:
-    """The names of the weights, each with the file that it is in.
-
-    Raises:
-        ValueError: there are no weights in the safetensors format.
-    """
-    index = find_file(name, INDEX, where)
-    if index is not None:
-        return json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"]
-
-    single = find_file(name, WEIGHTS, where)
-    if single is None:
-        raise ValueError(
-            f"{name} has neither {INDEX} nor {WEIGHTS}. Weights in the format of PyTorch (.bin) are not "
-            "read, since they can hold code: convert them with safetensors first."
-        )
-    with safe_open(single, framework="pt") as weights:
-        return dict.fromkeys(weights.keys(), WEIGHTS)
-
-
-def rows_of(name: str, weights: dict[str, str], weight: str, where: dict) -> int:
-    """The number of rows of a weight, of which nothing else is read.
-
-    Raises:
-        ValueError: there is no such weight.
-    """
-    if weight not in weights:
-        raise ValueError(f"The weights of {name} have no {weight}, the embedding of the vocabulary.")
-    with safe_open(find_file(name, weights[weight], where), framework="pt") as file:
-        return file.get_slice(weight).get_shape()[0]
-
-
-def find_file(name: str, file: str, where: dict) -> str | None:
-    """The path of a file of a folder or repository, None where it has no such file."""
-    return cached_file(name, file, _raise_exceptions_for_missing_entries=False, **where)
 
 
 def check_complete(name: str, layout: Layout, info: dict) -> None:

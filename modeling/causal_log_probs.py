@@ -10,7 +10,7 @@ from torch import nn
 from transformers.cache_utils import Cache
 
 from .masked_diffusion import at_least_float32
-from .modeling_mdlm import MDLMPreTrainedModel
+from .mdlm_pretrained import is_of_transformers
 from .network_facts import accepts, longest_text, on_device_of
 from .prefix_cache import (
     LONGEST_TEXT,
@@ -394,13 +394,6 @@ class TokenScorer:
         emitted = (~self.never_emitted).nonzero().squeeze(-1)
         chosen = torch.randint(len(emitted), shape, generator=generator, device="cpu")
         return emitted[chosen].to(device)
-
-
-def is_of_transformers(module: nn.Module) -> bool:
-    """Whether the code of a module is in transformers or in this package."""
-    if isinstance(module, MDLMPreTrainedModel):
-        return True
-    return type(module).__module__.startswith("transformers.")
 
 
 def as_output_object(module: nn.Module) -> dict[str, bool]:

@@ -26,7 +26,8 @@ from .vocabulary import absent_ids, check_mask_token
 
 # Arguments of from_pretrained that say where something is
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "proxies")
-LOCATION_ARGUMENTS = (*HUB_ARGUMENTS, "revision", "trust_remote_code")
+FILE_ARGUMENTS = (*HUB_ARGUMENTS, "revision")
+LOCATION_ARGUMENTS = (*FILE_ARGUMENTS, "trust_remote_code")
 
 # Files of which a repository with a tokenizer has at least one
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "vocab.txt")
@@ -56,6 +57,11 @@ def build_energy(config: EDLMConfig, denoiser: nn.Module) -> PreTrainedModel | N
 def location_of(kwargs: dict) -> dict:
     """The arguments of `from_pretrained` that say where a part is."""
     return {name: kwargs[name] for name in LOCATION_ARGUMENTS if name in kwargs}
+
+
+def location_of_files(kwargs: dict) -> dict:
+    """The same for files by name, which no code is needed for."""
+    return {name: kwargs[name] for name in FILE_ARGUMENTS if name in kwargs}
 
 
 def load_denoiser(name: str, **kwargs) -> PreTrainedModel:
@@ -195,7 +201,7 @@ def load_tokenizer(tokenizer, component, kwargs: dict):
         return tokenizer
 
     # A repository without a tokenizer is not asked for one.
-    where = {name: value for name, value in location.items() if name != "trust_remote_code"}
+    where = location_of_files(kwargs)
     for file in TOKENIZER_FILES:
         path = cached_file(component, file, _raise_exceptions_for_missing_entries=False, **where)
         if path is not None:

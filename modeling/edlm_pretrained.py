@@ -8,7 +8,7 @@ from .checkpoints import CheckpointingMixin, list_keys, set_auto_map
 from .components import HUB_ARGUMENTS, load_causal
 from .configuration_edlm import EDLMConfig
 from .foreign_denoisers import check_bidirectional
-from .mdlm_pretrained import MDLMPreTrainedModel
+from .mdlm_pretrained import MDLMPreTrainedModel, is_of_transformers
 from .network_facts import device_of
 
 
@@ -116,10 +116,9 @@ class EDLMPreTrainedModel(CheckpointingMixin, PreTrainedModel):
         # Code that is neither beside the weights nor installed
         stored = self._stored_parts()
         for name, part in stored.items():
-            module = type(part).__module__
-            if not isinstance(part, MDLMPreTrainedModel) and not module.startswith("transformers."):
+            if not is_of_transformers(part):
                 raise ValueError(
-                    f"The {name} is a {module}.{type(part).__name__}, whose code is not part of this "
+                    f"The {name} is a {type(part).__module__}.{type(part).__name__}, whose code is not part of this "
                     "package or of transformers, so the whole could not be loaded again. Save that part by itself and "
                     "use from_components after loading it."
                 )

@@ -96,3 +96,10 @@ class MDLMPreTrainedModel(CheckpointingMixin, PreTrainedModel):
         """Save by `PreTrainedModel.save_pretrained`, with the code beside the weights."""
         set_auto_map(self)
         super().save_pretrained(save_directory, *args, **kwargs)
+
+
+def is_of_transformers(module: nn.Module) -> bool:
+    """Whether the code of a module is in transformers or in this package."""
+    if isinstance(module, MDLMPreTrainedModel):
+        return True
+    return type(module).__module__.startswith("transformers.")
