@@ -23,7 +23,7 @@ class MuonAdamW(torch.optim.Optimizer):
         eps: of AdamW.
 
     Raises:
-        ValueError: this version of torch has no Muon, or one of the two has no trainable parameter.
+        ValueError: one of the two has no trainable parameter.
     """
 
     def __init__(
@@ -34,9 +34,6 @@ class MuonAdamW(torch.optim.Optimizer):
         betas: tuple[float, float],
         eps: float,
     ):
-        if not hasattr(torch.optim, "Muon"):
-            advice = "install torch 2.9 or newer, or set muon=False"
-            raise ValueError(f"torch {torch.__version__} has no Muon: {advice}.")
         matrices, others = split_parameters(model)
 
         common = {"lr": lr, "weight_decay": weight_decay}

@@ -4,8 +4,7 @@ They go through PyTorch's interface for backends written in Python. An operation
 was checked by the rules of CUDA: operands on different devices raise `WrongDevice`. With `no_float64()` the rules are
 those of MPS, which has no float64. `host_waits()` counts how often the host waits for the device.
 
-Importing this module registers the backend for the whole process. It needs `torch.utils.backend_registration` of
-PyTorch 2.9 or newer.
+Importing this module registers the backend for the whole process (`torch.utils.backend_registration`).
 """
 
 import collections
