@@ -95,7 +95,7 @@ def slopes_of_first_logits(model: PreTrainedModel, device: torch.device) -> tupl
             **time_of_probe(model, device),
         )
         logits = output.logits[0, 0].float()
-        weights = torch.randn(len(logits), generator=torch.Generator().manual_seed(0))
+        weights = torch.randn(len(logits), generator=torch.Generator().manual_seed(0), device="cpu")
         (slopes,) = torch.autograd.grad(logits @ weights.to(device), embeddings)
 
     largest = slopes[0].abs().amax(-1).tolist()  # (L,)

@@ -349,3 +349,10 @@ def test_a_probe_leaves_no_gradients_and_works_without_them():
     assert all(parameter.grad is None for parameter in model.parameters())
     model.requires_grad_(False)
     assert sees_later_tokens(model)
+
+
+def test_another_default_device_is_no_hindrance():
+    model = network(CLEAN["bert"])
+    with torch.device("meta"):
+        slopes = network_probes.slopes_of_first_logits(model, torch.device("cpu"))
+    assert slopes == network_probes.slopes_of_first_logits(model, torch.device("cpu"))
