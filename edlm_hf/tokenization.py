@@ -1,4 +1,4 @@
-"""Tokenizers with a mask token: the text8 alphabet, and any other tokenizer given one.
+"""Tokenizers with a mask token: the text8 alphabet, sub-words of any text, or any tokenizer given one.
 
 All are plain tokenizers of transformers. Saved beside a model, they load with `AutoTokenizer` where
 edlm_hf is not installed.
@@ -7,8 +7,19 @@ edlm_hf is not installed.
 import json
 import re
 import string
+from collections.abc import Iterable
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import (
+    AddedToken,
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from edlm_hf.modeling.vocabulary import check_mask_token
@@ -81,17 +92,78 @@ def text8_tokenizer(model_max_length: int = 256, start_token: bool = True) -> Pr
     backend.decoder = decoders.Fuse()
 
     if start_token:
-        backend.post_processor = processors.TemplateProcessing(
-            single=f"{START_TOKEN} $A",
-            pair=f"{START_TOKEN} $A $B:1",
-            special_tokens=[(START_TOKEN, ids[START_TOKEN])],
-        )
+        backend.post_processor = start_token_first(ids[START_TOKEN])
 
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
         model_max_length=model_max_length,
         clean_up_tokenization_spaces=False,
         **special_tokens,
+    )
+
+
+def start_token_first(start_id: int) -> processors.TemplateProcessing:
+    """Encode a text, or two as one, behind the start token."""
+    return processors.TemplateProcessing(
+        single=f"{START_TOKEN} $A",
+        pair=f"{START_TOKEN} $A $B:1",
+        special_tokens=[(START_TOKEN, start_id)],
+    )
+
+
+def train_subword_tokenizer(
+    texts: Iterable[str],
+    vocab_size: int = 4096,
+    model_max_length: int = 256,
+) -> PreTrainedTokenizerFast:
+    """Learn a byte-level BPE from texts, the kind of tokens that GPT-2 has (Sennrich et al., 2016).
+
+    Any text is encoded without loss: bytes that no longer token covers are tokens themselves. The
+    start token "<s>" has the id `vocab_size - 2` and stands in front of every encoded text; it is the
+    `bos_token` and the `pad_token`. The mask token "[MASK]" is last.
+
+    Args:
+        texts: what the tokens are learned from, in pieces that fit into memory.
+        vocab_size: V, both special tokens included.
+        model_max_length: longest row, the start token included.
+
+    Raises:
+        ValueError: `vocab_size` has no room for the 256 bytes and the two special tokens, or the
+            texts are too short for so many tokens.
+    """
+    smallest = 256 + 2
+    if vocab_size < smallest:
+        raise ValueError(
+            f"vocab_size is {vocab_size}, but a byte-level tokenizer needs 256 bytes and 2 special tokens: "
+            f"use at least {smallest}."
+        )
+
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size - 2,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator(texts, trainer)
+
+    num_learned = backend.get_vocab_size()
+    if num_learned != vocab_size - 2:
+        raise ValueError(
+            f"The texts give only {num_learned} tokens, and vocab_size={vocab_size} needs {vocab_size - 2} beside the "
+            "two special ones. Use more text, or a smaller vocab_size."
+        )
+
+    backend.add_special_tokens([AddedToken(START_TOKEN, special=True), AddedToken(MASK_TOKEN, special=True)])
+    backend.post_processor = start_token_first(backend.token_to_id(START_TOKEN))
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        model_max_length=model_max_length,
+        clean_up_tokenization_spaces=False,
+        mask_token=MASK_TOKEN,
+        bos_token=START_TOKEN,
+        pad_token=START_TOKEN,
     )
 
 
@@ -151,5 +223,6 @@ __all__ = [
     "is_text8",
     "normalize_text8",
     "text8_tokenizer",
+    "train_subword_tokenizer",
     "vocabulary_rows",
 ]

@@ -10,7 +10,14 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from edlm_hf import MDLMConfig
-from edlm_hf.tokenization import TEXT8_ALPHABET, add_mask_token, check_mask_token, normalize_text8, text8_tokenizer
+from edlm_hf.tokenization import (
+    TEXT8_ALPHABET,
+    add_mask_token,
+    check_mask_token,
+    normalize_text8,
+    text8_tokenizer,
+    train_subword_tokenizer,
+)
 
 EDGE_CASES = ["", " ", "   ", "a", " a", "a ", "  two  spaces  ", TEXT8_ALPHABET, "the quick brown fox"]
 
@@ -127,6 +134,35 @@ def test_mask_token_that_is_not_the_models_is_refused():
         check_mask_token(text8_tokenizer(), MDLMConfig(vocab_size=29, mask_token_id=5))
     with pytest.raises(ValueError, match=r"no mask token.*add_mask_token"):
         check_mask_token(byte_level_tokenizer(), SimpleNamespace(mask_token_id=300))
+
+
+def subwords(vocab_size=300):
+    return train_subword_tokenizer(["the theory of the thing", "a cat and another cat sat"] * 50, vocab_size)
+
+
+def test_learned_subwords_lose_nothing_of_any_text_and_start_with_the_start_token():
+    tokenizer = subwords(270)
+    for text in [*EDGE_CASES, "Tab\tand\n\nparagraph", "na\u00efve \u2014 \u4e2d \U0001f600", *random_texts(50)]:
+        ids = tokenizer(text).input_ids
+        assert ids[0] == tokenizer.bos_token_id == tokenizer.pad_token_id == 268
+        assert tokenizer.decode(ids, skip_special_tokens=True) == text
+    assert len(tokenizer) == 270 and tokenizer.mask_token_id == 269
+    assert len(tokenizer("the theory").input_ids) < 1 + len("the theory")
+
+
+def test_learned_subwords_are_the_same_for_the_same_texts_and_load_without_this_package(tmp_path):
+    tokenizer = subwords(270)
+    assert tokenizer.get_vocab() == subwords(270).get_vocab()
+    tokenizer.save_pretrained(tmp_path)
+    again = AutoTokenizer.from_pretrained(tmp_path)
+    assert again("the cat [MASK] sat").input_ids == tokenizer("the cat [MASK] sat").input_ids
+    assert again.mask_token_id == 269
+
+
+@pytest.mark.parametrize("vocab_size, message", [(257, "at least 258"), (5000, "Use more text")])
+def test_subwords_that_cannot_be_learned_are_refused(vocab_size, message):
+    with pytest.raises(ValueError, match=message):
+        subwords(vocab_size)
 
 
 READ_BACK = """

@@ -8,7 +8,7 @@ from published import tiny_denoiser
 from training import denoiser_trainer, logged, random_blocks, same
 from transformers import BertConfig, BertModel
 
-from edlm_hf.training.optimizers import MuonAdamW
+from edlm_hf.training.optimizers import Muon, MuonAdamW
 
 OPTIONS = {"lr": 0.01, "weight_decay": 0.1, "betas": (0.9, 0.99), "eps": 1e-8}
 
@@ -80,3 +80,23 @@ def test_models_without_matrices_in_named_blocks_and_sharded_matrices_are_refuse
         MuonAdamW(model, **OPTIONS)
     with pytest.raises(ValueError, match="FSDP splits"):
         denoiser_trainer(tmp_path, muon=True, fsdp="full_shard")
+
+
+@pytest.mark.parametrize("shape", [(24, 8), (8, 24), (16, 16)])
+def test_muon_takes_the_steps_of_torch_within_the_rounding_of_bfloat16(shape):
+    generator = torch.Generator().manual_seed(0)
+    ours = torch.nn.Parameter(torch.randn(shape, generator=generator))
+    theirs = torch.nn.Parameter(ours.detach().clone())
+    start = ours.detach().clone()
+    optimizers = (
+        Muon([ours], lr=0.01, weight_decay=0.1),
+        torch.optim.Muon([theirs], lr=0.01, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
+    )
+
+    for _ in range(3):
+        ours.grad = torch.randn(shape, generator=generator)
+        theirs.grad = ours.grad.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+    step = theirs - start
+    assert (ours - theirs).norm() < 0.02 * step.norm()
