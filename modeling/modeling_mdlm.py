@@ -287,6 +287,7 @@ class MDLMForMaskedLM(MDLMHeadedModel, MaskedDiffusionGenerationMixin):
         labels: torch.LongTensor | None = None,
         position_ids: torch.LongTensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
+        logits_at: torch.Tensor | None = None,
         **kwargs,
     ) -> MaskedLMOutput:
         """Raw logits (B, L, V), with one for the mask token.
@@ -297,7 +298,13 @@ class MDLMForMaskedLM(MDLMHeadedModel, MaskedDiffusionGenerationMixin):
                 cross-entropy of the SUBS log-probabilities (mask token impossible, visible tokens
                 carried over) over the labelled positions. The weight 1/t of the likelihood bound
                 belongs to the trainer.
+            logits_at: (B, L) bool, the N positions whose logits (N, V) are wanted, all unless given.
+
+        Raises:
+            ValueError: both `labels` and `logits_at`, or what the trunk refuses.
         """
+        if labels is not None and logits_at is not None:
+            raise ValueError("The loss of labels needs all logits: give labels or logits_at, not both.")
         outputs = self.backbone(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -307,7 +314,10 @@ class MDLMForMaskedLM(MDLMHeadedModel, MaskedDiffusionGenerationMixin):
             return_dict=True,
             **kwargs,
         )
-        logits = self.get_output_embeddings()(outputs.last_hidden_state)
+        hidden_states = outputs.last_hidden_state
+        if logits_at is not None:
+            hidden_states = hidden_states[logits_at]
+        logits = self.get_output_embeddings()(hidden_states)
 
         loss = None
         if labels is not None:

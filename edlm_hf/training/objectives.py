@@ -91,7 +91,7 @@ def masked_token_losses(
     """-log p_theta(x_0^i | x_t) at the masks, 0 elsewhere. The mask token is impossible (SUBS).
 
     Args:
-        logits: (B, L, V).
+        logits: (N, V) at the N masks in their order, or (B, L, V) everywhere.
         clean_ids: (B, L).
         masked: (B, L) bool.
         mask_token_id: beyond V where the denoiser cannot emit it.
@@ -100,7 +100,8 @@ def masked_token_losses(
         (B, L) nats, at least float32.
     """
     # (N, V) at the N masks
-    chosen = at_least_float32(logits[masked])
+    at_masks = logits if logits.dim() == 2 else logits[masked]
+    chosen = at_least_float32(at_masks)
     vocab_size = chosen.shape[-1]
     if mask_token_id < vocab_size:
         is_mask = torch.arange(vocab_size, device=chosen.device) == mask_token_id

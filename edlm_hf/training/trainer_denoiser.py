@@ -8,6 +8,7 @@ from edlm_hf.evaluation import nelbo
 from edlm_hf.loading import as_masked_diffusion
 from edlm_hf.modeling.component_checks import check_denoiser
 from edlm_hf.modeling.masked_diffusion import make_schedule
+from edlm_hf.modeling.modeling_mdlm import MDLMForMaskedLM
 from edlm_hf.training.arguments import EDLMTrainingArguments
 from edlm_hf.training.collators import CONTEXT_LABEL
 from edlm_hf.training.objectives import (
@@ -98,8 +99,10 @@ class MaskedDiffusionTrainer(EDLMTrainer):
 
         # 3. w(t) sum_{i in M} -log p_theta(x_0^i | x_t)
         sigma = self.schedule.total(t).float()
-        attention_mask = inputs.get("attention_mask")
-        outputs = model(input_ids=noisy, attention_mask=attention_mask, timesteps=sigma)
+        arguments = {"input_ids": noisy, "attention_mask": inputs.get("attention_mask"), "timesteps": sigma}
+        if isinstance(self.model, MDLMForMaskedLM):
+            arguments["logits_at"] = masked
+        outputs = model(**arguments)
         losses = masked_token_losses(outputs.logits, clean, masked, mask_token_id)
         loss = (losses * weight).sum().to(losses.dtype) / self.items_per_process
         return (loss, outputs) if return_outputs else loss

@@ -133,6 +133,16 @@ def test_trunk_and_projection_make_the_logits():
     assert torch.equal(by_embedding, model(IDS).logits)
 
 
+def test_logits_at_some_positions_are_those_of_the_full_pass_and_not_for_labels():
+    model = tiny_denoiser()
+    ids = torch.randint(0, 11, (3, 6), generator=torch.Generator().manual_seed(0))
+    wanted = torch.tensor([[1, 0, 1, 0, 0, 1], [0, 0, 0, 0, 0, 0], [0, 1, 1, 1, 1, 1]], dtype=torch.bool)
+    with torch.no_grad():
+        assert torch.equal(model(ids, logits_at=wanted).logits, model(ids).logits[wanted])
+    with pytest.raises(ValueError, match="give labels or logits_at"):
+        model(ids, labels=ids, logits_at=wanted)
+
+
 def test_loss_is_the_mean_subs_cross_entropy_of_the_labelled_positions():
     model = tiny_denoiser()
     labels = torch.where(IDS == 12, torch.tensor([[0, 8, 0, 0, 2, 0], [0, 0, 5, 11, 0, 0]]), -100)
