@@ -6,6 +6,7 @@ ASSETS = Path(__file__).parent / "assets"
 CHECKPOINTS = {
     "edlm-books": "denoiser and NCE energy: 506 public-domain books in the alphabet of text8, 256 characters",
     "edlm-books-ar": "the autoregressive baseline of the same books, which is also the energy of EDLM-AR",
+    "edlm-grammar": "two tiny networks of a small language, the second one the energy of the first",
 }
 
 
@@ -18,7 +19,7 @@ def checkpoint(name: str) -> str:
         ValueError: no checkpoint of that name ships.
     """
     if name not in CHECKPOINTS:
-        names = " and ".join(CHECKPOINTS)
+        names = ", ".join(CHECKPOINTS)
         raise ValueError(f"No checkpoint {name!r} ships with the package; there are {names}.")
     return str(ASSETS / name)
 

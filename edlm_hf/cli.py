@@ -63,17 +63,19 @@ def main() -> None:
 
 @app.command(cls=Command)
 def demo(
-    samples: Annotated[int, typer.Option(min=1, help="How many texts of each sampler.")] = 2,
-    steps: Annotated[int, typer.Option(min=1, help="Denoising steps T.")] = 16,
-    candidates: Annotated[int, typer.Option(min=1, help="Candidates k that an energy weighs.")] = 8,
+    prompt: Annotated[str | None, typer.Option(help="The text that is continued.")] = None,
+    new_tokens: Annotated[int, typer.Option(min=1, help="Tokens that continue it.")] = 100,
+    steps: Annotated[int, typer.Option(min=1, help="Denoising steps T of the planner.")] = 16,
+    candidates: Annotated[int, typer.Option(min=2, help="Candidates k that an energy weighs.")] = 8,
     seed: Annotated[int, typer.Option(help="Seed of all randomness.")] = 0,
     as_json: Json = False,
     config: Config = None,
 ):
-    """Generate text from the checkpoint that ships: by the denoiser alone, and with each energy."""
-    from edlm_hf.demo import run_demo
+    """Show planned steps and energies at work: a prompt continued, holes filled in, a language that can be checked."""
+    from edlm_hf.demo import PROMPT, run_demo
 
-    run_demo(samples=samples, steps=steps, candidates=candidates, seed=seed, as_json=as_json)
+    prompt = PROMPT if prompt is None else prompt
+    run_demo(prompt=prompt, new_tokens=new_tokens, steps=steps, candidates=candidates, seed=seed, as_json=as_json)
 
 
 @app.command(cls=Command)

@@ -252,7 +252,7 @@ def refused(result, words):
         (("generate", "--model", "m", "--window", 2), "'--window'"),
         (("generate", "--model", "m", "--device", "abacus"), "There is no device 'abacus' here"),
         (("generate", "--model", "m", "--device", "cpu:7"), "There is no device 'cpu:7' here"),
-        (("demo", "--samples", 0), "'--samples'"),
+        (("demo", "--steps", 0), "'--steps'"),
         (("benchmark", "speed", "--output", "o", "--steps", "4,x"), "'4,x' is not a list of whole numbers like 16,64"),
         (("evaluate", "--model", "m", "--data", "d", "--num-steps", "many"), "'--num-steps'"),
         (("generate", "--model", "m", "--sampler-option", "distance"), "'distance' is not of the form NAME=VALUE"),
