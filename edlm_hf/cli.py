@@ -475,6 +475,33 @@ def quality(
 
 
 @benchmark.command(cls=Command)
+def draws(
+    steps: Annotated[str | None, typer.Option(help="Values of T.", show_default="128,256,512,1024", **NUMBERS)] = None,
+    vocab_size: Annotated[int | None, typer.Option(help="With the mask.", show_default="50258")] = None,
+    exponent: Annotated[float | None, typer.Option(help="Of the Zipf distribution.", show_default="1.0")] = None,
+    positions: Annotated[
+        int | None, typer.Option(help="Tokens to draw as well, by the published steps.", show_default="0")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Of all randomness.", show_default="0")] = None,
+    as_json: Json = False,
+    config: Config = None,
+):
+    """What float32 draws do to the tokens of the published sampler: entropy and Gen-PPL, without a network."""
+    from edlm_hf.benchmarks.draws import DrawSettings, markdown, measure_draws
+
+    given = {
+        "steps": steps,
+        "vocab_size": vocab_size,
+        "exponent": exponent,
+        "positions": positions,
+        "seed": seed,
+    }
+    settings = DrawSettings(**{name: x for name, x in given.items() if x is not None})
+    rows = measure_draws(settings)
+    write(to_json(rows) if as_json else markdown(rows, settings))
+
+
+@benchmark.command(cls=Command)
 def samplers(
     output: Annotated[Path, typer.Option(help="Folder for results.json, results.md, the plot and finished parts.")],
     model: Annotated[str, typer.Option(help="Denoiser with its tokenizer, or an EDLM composite; folder or Hub.")],
