@@ -213,6 +213,10 @@ python -m edlm_hf.lm_eval run --model_args pretrained=m,bound=nelbo,candidates=4
 edlm convert nothing.ckpt out
 ```
 
+```bash
+pytest tests/test_docs.py tests/test_none.py -k "a or b"
+```
+
 ```python
 z = 1 +
 ```
@@ -226,6 +230,7 @@ FOUND = [
     "there is no recipes/accelerate/none.yaml",
     "--model_args has candidates, which the bridge does not know",
     "nothing.ckpt",
+    "there is no tests/test_none.py",
     "SyntaxError",
 ]
 

@@ -17,8 +17,8 @@ PRODUCTS = np.stack([product_law(PROPOSAL, s) for s in range(len(STATES))])
 
 
 @pytest.mark.parametrize("energy_type", ["ar", "coar"])
-def test_recorded_weights_of_the_released_code_are_softmax_of_plus_the_energy(energy_type):
-    """The candidate that the paper's weights prefer gets the least weight, in every row."""
+def test_with_the_released_sign_the_best_candidate_gets_the_least_weight(energy_type):
+    """Energies recorded from the published networks, and the weights that either sign gives them."""
     data = golden("b_ar_energy")
     energy = data[f"energy_{energy_type}_cand"].T
     released = data[f"is_weights_{energy_type}_released_sign"]

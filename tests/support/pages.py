@@ -5,7 +5,7 @@
 - ```python: runs; the blocks of a page share one namespace.
 - ```bash and ```console (there, lines that begin with "$ "): every command with `edlm` in it, launchers included, and
   every `python -m edlm_hf.lm_eval` must be one that exists, with its flags, recipes and settings. `run` behind it: the
-  block holds nothing but `edlm` commands, and they run.
+  block holds nothing but `edlm` commands, and they run. The files that `pytest` is called with exist.
 """
 
 import argparse
@@ -81,6 +81,8 @@ def check(words: list[str], run: bool = False) -> None:
     words = [word for i, word in enumerate(words[:end]) if i or not re.fullmatch(r"\w+=.*", word)]
     if words[:3] == ["python", "-m", "edlm_hf.lm_eval"]:
         return check_harness(words[3:])
+    if words[:1] == ["pytest"]:
+        check_pytest(words[1:])
     if "edlm" not in words:
         if run:
             raise WrongCommand(f"{shlex.join(words)}: a block that is run holds edlm commands only")
@@ -91,6 +93,13 @@ def check(words: list[str], run: bool = False) -> None:
     check_edlm(words[at + 1 :])
     if run:
         run_edlm(words[at + 1 :])
+
+
+def check_pytest(arguments: list[str]) -> None:
+    """The files and folders of tests exist."""
+    for path in arguments:
+        if path.startswith("tests/") and not (ROOT / path).exists():
+            raise WrongCommand(f"there is no {path}")
 
 
 def check_edlm(arguments: list[str]) -> None:
