@@ -11,7 +11,7 @@ from transformers.cache_utils import Cache
 
 from .masked_diffusion import at_least_float32
 from .mdlm_pretrained import is_of_transformers
-from .network_facts import accepts, longest_text, on_device_of
+from .network_facts import accepts, counts_from_padding, longest_text, on_device_of
 from .prefix_cache import (
     LONGEST_TEXT,
     cache_argument,
@@ -377,10 +377,12 @@ class TokenScorer:
         """Whether the model may read the beginning of such a text first, then go on from its cache.
 
         Caches of models of transformers and of ours are checked where they are used. Models of
-        others are measured once.
+        others are measured once. A model that counts positions by the tokens that are not padding
+        cannot go on from a cache, which does not say how many these were.
         """
         if self.network not in LONGEST_TEXT:
-            exact = cache_argument(self.network) is not None
+            counts_tokens = counts_from_padding(getattr(self.network, "config", None))
+            exact = cache_argument(self.network) is not None and not counts_tokens
             if exact and not is_of_transformers(self.network):
                 exact = continues_exactly(self.read, self.random_texts(device))
             limit = longest_text_with_fixed_frequencies(self.network) if exact else 0

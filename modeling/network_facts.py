@@ -99,13 +99,19 @@ def length_of_config(config) -> int | None:
         return length_of_reformer(config)
     length = first_positive(config, LENGTH_NAMES)
 
-    # Positions may be counted from pad_token_id + 1 on, if they are learned.
-    kind_of_positions = getattr(config, "position_embedding_type", None) or "absolute"
     padding = getattr(config, "pad_token_id", None)
-    counts_from_padding = model_type in COUNTS_FROM_PADDING and kind_of_positions == "absolute"
-    if length is None or padding is None or not counts_from_padding:
+    if length is None or padding is None or not counts_from_padding(config):
         return length
     return positive_or_none(length - padding - 1)
+
+
+def counts_from_padding(config) -> bool:
+    """Whether positions are counted from pad_token_id + 1 on, over the tokens that are not padding.
+
+    Only learned positions are.
+    """
+    kind_of_positions = getattr(config, "position_embedding_type", None) or "absolute"
+    return getattr(config, "model_type", None) in COUNTS_FROM_PADDING and kind_of_positions == "absolute"
 
 
 def length_of_reformer(config) -> int | None:

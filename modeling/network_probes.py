@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from .evaluation_mode import evaluating
 from .modeling_mdlm import MDLMPreTrainedModel
-from .network_facts import accepts, device_of, without_adapters
+from .network_facts import accepts, device_of, vocabulary_size, without_adapters
 
 # Model types in which padding takes part though it is masked: tokens are mixed without a mask,
 # convolved, pooled or hashed in blocks. A probe in half precision may miss the smaller effects.
@@ -68,12 +68,19 @@ def sees_later_tokens(model: nn.Module) -> bool | None:
     slopes = probe(model, lambda: slopes_of_first_logits(model, device), device)
     if slopes is not None:
         own, later = slopes
-        return None if own == 0 else later > SMALLEST_SLOPE * own
+        if own > 0:
+            return later > SMALLEST_SLOPE * own
 
-    # 3. Without slopes, only a difference beyond rounding says something.
-    logits = probe(model, lambda: first_logits_of_two_texts(model, device), device)
-    if logits is not None and not equal_up_to_rounding(*logits):
+    # 3. Without slopes, a difference beyond rounding says something. So does no difference at all,
+    #    if the logits depend on their own token.
+    logits = probe(model, lambda: first_logits_of_three_texts(model, device), device)
+    if logits is None:
+        return None
+    text, other_later, other_own = logits
+    if not equal_up_to_rounding(text, other_later):
         return True
+    if torch.equal(text, other_later) and not equal_up_to_rounding(text, other_own):
+        return False
     return None
 
 
@@ -83,7 +90,8 @@ def slopes_of_first_logits(model: PreTrainedModel, device: torch.device) -> tupl
     Here l is the logits (V,) at position 0, weighted at random and summed, and e are the
     embeddings (1, 3, H).
     """
-    ids = torch.zeros(1, 3, dtype=torch.long, device=device)
+    token, _ = ordinary_tokens(model)
+    ids = torch.full((1, 3), token, device=device)
     embeddings = model.get_input_embeddings()(ids).detach().requires_grad_()
 
     with torch.enable_grad():
@@ -102,10 +110,15 @@ def slopes_of_first_logits(model: PreTrainedModel, device: torch.device) -> tupl
     return largest[0], max(largest[1:])
 
 
-def first_logits_of_two_texts(model: PreTrainedModel, device: torch.device) -> torch.Tensor:
-    """The logits (2, V) at position 0 of two texts of three tokens that differ in the last one."""
-    ids = torch.zeros(2, 3, dtype=torch.long, device=device)
-    ids[1, -1] = 1
+def first_logits_of_three_texts(model: PreTrainedModel, device: torch.device) -> torch.Tensor:
+    """The logits (3, V) at position 0 of a text of three tokens, and of two others.
+
+    One differs in the last token, one in the first.
+    """
+    token, other = ordinary_tokens(model)
+    ids = torch.full((3, 3), token, device=device)
+    ids[1, -1] = other
+    ids[2, 0] = other
     output = model(
         input_ids=ids,
         attention_mask=torch.ones_like(ids),
@@ -113,6 +126,12 @@ def first_logits_of_two_texts(model: PreTrainedModel, device: torch.device) -> t
         **time_of_probe(model, device),
     )
     return output.logits[:, 0]
+
+
+def ordinary_tokens(model: PreTrainedModel) -> tuple[int, int]:
+    """Two ids from the middle of the vocabulary: a network may take its first ones for padding."""
+    middle = (vocabulary_size(model.config) or 2) // 2
+    return middle, middle - 1
 
 
 def time_of_probe(model: nn.Module, device: torch.device) -> dict[str, torch.Tensor]:

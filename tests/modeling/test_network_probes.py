@@ -16,6 +16,8 @@ from transformers import (
     BigBirdForMaskedLM,
     ConvBertConfig,
     ConvBertForMaskedLM,
+    CpmAntConfig,
+    CpmAntForCausalLM,
     CTRLConfig,
     CTRLLMHeadModel,
     FNetConfig,
@@ -321,8 +323,24 @@ CAUSAL = {
 @pytest.mark.parametrize("name", CAUSAL)
 def test_a_causal_model_sees_no_later_token(name):
     model = network(CAUSAL[name]).float()
-    assert not sees_later_tokens(model)
+    assert sees_later_tokens(model) is False
     assert is_causal(model)
+
+
+def test_a_causal_model_whose_configuration_says_otherwise_is_no_denoiser():
+    model = network(CAUSAL["rwkv"]).float()
+    model.config.is_causal = False
+    with pytest.raises(ValueError, match="causal language model"):
+        EDLMForMaskedDiffusion.from_components(model, mask_token_id=MASK)
+
+
+def test_a_model_that_takes_its_first_id_for_padding_is_tried_with_others():
+    torch.manual_seed(0)
+    sizes = {"vocab_size": VOCABULARY, "hidden_size": 16, "num_attention_heads": 2, "dim_head": 8, "dim_ff": 16}
+    model = CpmAntForCausalLM(CpmAntConfig(**sizes, num_hidden_layers=1))
+    assert sees_later_tokens(model)
+    with pytest.raises(ValueError, match="depends on later ones"):
+        EDLMForMaskedDiffusion.from_components(network(CLEAN["bert"]), model, mask_token_id=MASK)
 
 
 def test_logits_that_depend_on_no_token_decide_nothing():

@@ -180,6 +180,15 @@ def test_a_common_prompt_runs_once_where_the_cache_is_ordinary(name):
 
 
 @torch.no_grad()
+def test_positions_that_are_counted_by_tokens_go_on_from_no_cache():
+    sizes = SIZES | {"is_decoder": True, "max_position_embeddings": 66}
+    model = with_energy(build("Roberta", sizes))  # a padding token, 0, is in front of the texts
+    ids, noisy = candidates()
+    ids[:, :, 5] = noisy[:, 5] = 0
+    torch.testing.assert_close(model.energy(ids, noisy), by_definition(model, ids, noisy), rtol=0, atol=1e-3)
+
+
+@torch.no_grad()
 def test_a_window_of_attention_is_shared_up_to_its_length():
     model = with_energy(build("Mistral", SIZES | {"sliding_window": 32}))
     ids, noisy = candidates()
