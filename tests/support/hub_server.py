@@ -1,7 +1,7 @@
 """A Hub of one process: what huggingface_hub asks when it pushes and loads models, kept in memory.
 
-Real: repositories that are private or public, branches, commits that are atomic, tokens. Not here: large files (every
-upload mode is `regular`), datasets, accounts.
+Real: repositories that are private or public, branches, commits that are atomic, tokens, datasets that are read. Not
+here: large files (every upload mode is `regular`), accounts. The name of a dataset begins with `datasets/`.
 """
 
 import base64
@@ -112,10 +112,10 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self):
         path = urlsplit(self.path).path
         self.hub.requests.append((self.command, path))
-        if match := re.fullmatch(r"/api/models/([^/]+/[^/]+)(/.*)?", path):
+        if match := re.fullmatch(r"/api/(?:models/)?((?:datasets/)?[^/]+/[^/]+)(/.*)?", path):
             if repository := self.find(match[1]):
                 self.describe(match[1], repository, match[2] or "")
-        elif match := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
+        elif match := re.fullmatch(r"/((?:datasets/)?[^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
             if repository := self.find(match[1]):
                 self.send_file(repository, unquote(match[2]), unquote(match[3]))
         else:
