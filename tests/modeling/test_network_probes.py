@@ -336,8 +336,8 @@ def test_a_causal_model_whose_configuration_says_otherwise_is_no_denoiser():
 
 def test_a_model_that_takes_its_first_id_for_padding_is_tried_with_others():
     torch.manual_seed(0)
-    sizes = {"vocab_size": VOCABULARY, "hidden_size": 16, "num_attention_heads": 2, "dim_head": 8, "dim_ff": 16}
-    model = CpmAntForCausalLM(CpmAntConfig(**sizes, num_hidden_layers=1))
+    sizes = {"vocab_size": VOCABULARY, "hidden_size": 32, "num_attention_heads": 4, "dim_head": 8, "dim_ff": 16}
+    model = CpmAntForCausalLM(CpmAntConfig(**sizes, num_hidden_layers=2))
     assert sees_later_tokens(model)
     with pytest.raises(ValueError, match="depends on later ones"):
         EDLMForMaskedDiffusion.from_components(network(CLEAN["bert"]), model, mask_token_id=MASK)
