@@ -211,6 +211,48 @@ def generate(
 
 
 @app.command(cls=Command)
+def picture(
+    model: Annotated[str, typer.Option(help="Folder or Hub repository, or a checkpoint that ships (edlm-books).")],
+    output: Annotated[Path, typer.Option(dir_okay=False, help="SVG file to write.")],
+    prompt: Annotated[str | None, typer.Option(help="Text to continue; mask tokens in it are filled.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=0, help="Length of the continuation.")] = 112,
+    steps: Annotated[int, typer.Option(min=1, help="Denoising steps T.")] = 8,
+    sampler: Sampler = None,
+    sampler_option: SamplerOptions = None,
+    candidates: Annotated[int, typer.Option(min=1, help="Candidates k that an energy weighs.")] = 8,
+    columns: Annotated[int, typer.Option(min=16, help="Letters of a line.")] = 64,
+    states: Annotated[int, typer.Option(min=2, help="States at most, at even distances.")] = 9,
+    seed: Annotated[int, typer.Option(min=0, max=2**48, help="Seed of all randomness.")] = 0,
+    device: Device = None,
+    as_json: Json = False,
+    config: Config = None,
+):
+    """Draw one generation as SVG: its states from mask to text, and the energies of the candidates of every step."""
+    if output.suffix != ".svg":
+        raise typer.BadParameter(f"{output.name} must end with .svg.", param_hint="--output")
+    if not output.absolute().parent.is_dir():
+        raise typer.BadParameter(f"There is no folder {output.parent}: make it first.", param_hint="--output")
+
+    from edlm_hf.picture import make_picture
+
+    drawn = make_picture(
+        model,
+        prompt=prompt,
+        max_new_tokens=max_new_tokens,
+        seed=seed,
+        device=device,
+        columns=columns,
+        most_states=states,
+        max_denoising_steps=steps,
+        num_candidates=candidates,
+        **sampler_settings(sampler, sampler_option),
+    )
+    write_atomically(output, drawn.encode())
+    result = {"output": str(output), "bytes": len(drawn.encode())}
+    write(to_json(result) if as_json else f"{output}: {result['bytes']:,} bytes")
+
+
+@app.command(cls=Command)
 def push(
     folder: Annotated[
         str,

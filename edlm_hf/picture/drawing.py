@@ -1,0 +1,241 @@
+"""The states of a generation as one SVG file, which is readable on light and on dark pages.
+
+The states stand one below the other. Beside each are the energies of the candidates of the step that
+comes next. Text stays text, so that the file is small and sharp.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from string import Template
+from xml.sax.saxutils import escape, quoteattr
+
+from edlm_hf.picture.layout import Place, places, width_of
+from edlm_hf.picture.states import MASK, NEW, NEXT, State
+
+TEMPLATE = Path(__file__).with_suffix(".svg")
+
+# Pixels. A letter is 0.6 of the size of the font, as in most monospaced fonts
+LETTER, LINE = 8.4, 22
+SMALL_LETTER = 6.2  # of the labels, on average
+MARGIN = 24
+STEP_COLUMN = 62
+HEADER, GAP, FOOTER = 50, 20, 54
+BAR, BAR_DISTANCE = 7, 10
+SHORTEST_BAR, LONGEST_BAR = 4, 36
+
+
+@dataclass
+class Frame:
+    """Where the parts of a picture are, in pixels.
+
+    Args:
+        text: the left edge of the text.
+        energies: the left edge of the energies.
+        block: the height of a state.
+        right: the right edge of the content.
+    """
+
+    text: float
+    energies: float
+    block: float
+    right: float
+
+
+def draw(states: Sequence[State], columns: int) -> str:
+    """The SVG file of some states, with at most so many letters on a line.
+
+    Raises:
+        ValueError: the states have no text.
+    """
+    # 1. Places and sizes
+    tokens = places_of(states, columns)
+    num_candidates = max(len(state.energies or []) for state in states)
+    frame = frame_of(tokens, num_candidates)
+    legend = draw_legend(has_energies=num_candidates > 0)
+    right = max(frame.right, legend.width)
+
+    # 2. The names of the columns, then the states
+    parts = [draw_label(frame.text, 30, "from masks to text")]
+    if num_candidates:
+        parts.append(draw_label(frame.energies, 30, f"energy of {num_candidates} candidates"))
+    largest = largest_difference(states)
+    top = HEADER
+    for state in states:
+        parts.append(f'<g id="state-{state.step}" aria-label={quoteattr(state.text())}>')
+        parts.append(f'<path class="rule" d="M{MARGIN} {top - GAP / 2:g}H{right:.0f}"/>')
+        parts.append(draw_label(MARGIN, top + 15, f"step {state.step}" if state.step else "start"))
+        parts += draw_tokens(state, tokens, frame.text, top)
+        if state.energies is not None:
+            bottom = top + (frame.block + LONGEST_BAR) / 2 - 2
+            parts += draw_energies(state, frame.energies, bottom, largest)
+        parts.append("</g>")
+        top += frame.block + GAP
+    parts.append(f'<g transform="translate({MARGIN} {top + 4:g})">{legend.content}</g>')
+
+    # 3. The file
+    width = right + MARGIN
+    height = top + FOOTER - GAP
+    num_tokens = sum(place.width > 0 for place in tokens)
+    return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
+        width=f"{width:.0f}",
+        height=f"{height:.0f}",
+        card_width=f"{width - 1:.0f}",
+        card_height=f"{height - 1:.0f}",
+        title=f"{num_tokens} tokens in {states[-1].step} steps, from masks to text",
+        description=escape(states[-1].text()),
+        content="\n".join(parts),
+    )
+
+
+def places_of(states: Sequence[State], columns: int) -> list[Place]:
+    """The places of all tokens, each as wide as its longest text. A mask that stays has one column.
+
+    Raises:
+        ValueError: the states have no text.
+    """
+    widths = []
+    for position, kind in enumerate(states[-1].kinds):
+        longest = max(width_of(state.texts[position]) for state in states)
+        widths.append(max(longest, 1) if kind == MASK else longest)
+    if sum(widths) == 0:
+        raise ValueError("There is no text to draw: give a prompt, or ask for new tokens.")
+    return places(states[-1].texts, widths, columns)
+
+
+def frame_of(tokens: Sequence[Place], num_candidates: int) -> Frame:
+    """The frame around tokens at these places, with room for a bar for each candidate."""
+    text = MARGIN + STEP_COLUMN
+    right = text + LETTER * max(place.column + place.width for place in tokens)
+    lines = 1 + max(place.line for place in tokens)
+    block = LINE * lines
+
+    energies = right + 36
+    if num_candidates:
+        right = energies + max(BAR_DISTANCE * num_candidates, 142)
+        block = max(block, LONGEST_BAR)
+    return Frame(text, energies, block, right)
+
+
+def draw_tokens(state: State, tokens: Sequence[Place], left: float, top: float) -> list[str]:
+    """The tokens of a state: blocks for masks, text for the others. Neighbours of a kind are one text."""
+    # Special tokens have no width
+    cells = [cell for cell in zip(state.kinds, tokens, state.texts, strict=True) if cell[1].width]
+    shapes = {MASK: [], NEXT: [], NEW: []}
+    texts = []
+    for (kind, line), run in groupby(cells, key=lambda cell: (cell[0], cell[1].line)):
+        _, run_places, run_texts = zip(*run, strict=True)
+        x = left + LETTER * run_places[0].column
+        y = top + LINE * line
+        if kind in (MASK, NEXT):
+            for place in run_places:
+                begin = left + LETTER * (place.column + place.indent)
+                shapes[kind].append(block(begin, y + 3, LETTER * (place.width - place.indent), 14))
+            continue
+
+        text = "".join(fitted(token, place) for token, place in zip(run_texts, run_places, strict=True))
+        texts.append(draw_text(kind, text, x, y + 15))
+        if kind == NEW:
+            indent = LETTER * run_places[0].indent
+            shapes[NEW].append(block(x + indent - 0.7, y + 0.5, LETTER * width_of(text) - indent + 1.4, 19))
+
+    classes = {MASK: "mask", NEXT: "next", NEW: "highlight"}
+    paths = [draw_path(classes[kind], "".join(blocks)) for kind, blocks in shapes.items() if blocks]
+    return [*paths, *filter(None, texts)]
+
+
+def fitted(text: str, place: Place) -> str:
+    """The text of a token in its place: without a space that begins a line, and filled up with spaces."""
+    if width_of(text) > place.width:
+        text = text.removeprefix(" ")
+    return text + " " * (place.width - width_of(text))
+
+
+def block(x: float, y: float, width: float, height: float) -> str:
+    """The outline of a block in its place. Half a line of 2 pixels and a small gap are left around it."""
+    inset = 1.7
+    side = f"{width - 2 * inset:.1f}"
+    return f"M{x + inset:.1f} {y + 1:g}h{side}v{height - 2:g}h-{side}z"
+
+
+def draw_path(kind: str, outline: str) -> str:
+    return f'<path class="{kind}" d="{outline}"/>'
+
+
+def draw_text(kind: str, text: str, x: float, y: float) -> str:
+    """A piece of a line, stretched to its columns in every font. Nothing for spaces alone."""
+    shown = text.strip(" ")
+    if not shown:
+        return ""
+
+    x += LETTER * (len(text) - len(text.lstrip(" ")))
+    width = LETTER * width_of(shown)
+    stretched = f' textLength="{width:.1f}"' if len(shown) > 1 else ""
+    return f'<text class="{kind}" x="{x:.1f}" y="{y:g}"{stretched}>{escape(shown)}</text>'
+
+
+def largest_difference(states: Sequence[State]) -> float:
+    """The largest difference of two energies of a state. It has the longest bar."""
+    differences = [0.0]
+    for state in states:
+        finite = [energy for energy in state.energies or [] if energy is not None]
+        if finite:
+            differences.append(max(finite) - min(finite))
+    return max(differences)
+
+
+def draw_energies(state: State, left: float, bottom: float, largest: float) -> list[str]:
+    """A bar for each candidate: its energy above the least one of the state, the longest for +inf."""
+    least = min(energy for energy in state.energies if energy is not None)
+    bars = []
+    for number, energy in enumerate(state.energies):
+        share = 1.0
+        if energy is not None:
+            share = (energy - least) / (largest or 1.0)
+        height = SHORTEST_BAR + share * (LONGEST_BAR - SHORTEST_BAR)
+
+        kind = "taken" if number == state.chosen else "bar"
+        x = left + BAR_DISTANCE * number
+        bars.append(rectangle(kind, x, bottom - height, BAR, height))
+    return bars
+
+
+@dataclass
+class Legend:
+    """The explanation of blocks, texts and bars, and its right edge in pixels."""
+
+    content: str
+    width: float
+
+
+def draw_legend(has_energies: bool) -> Legend:
+    """The legend on one line, from the left edge 0 and the upper edge 0."""
+    entries = [
+        (draw_path("mask", block(0, 1, 14, 14)), 14, "mask"),
+        (draw_path("next", block(0, 1, 14, 14)), 14, "revealed by the next step"),
+        (draw_path("highlight", block(0, -1.5, 34, 19)) + draw_text(NEW, "new", 4.4, 13), 34, "just revealed"),
+    ]
+    if has_energies:
+        bars = [rectangle("bar", 0, 2, BAR, 13), rectangle("taken", BAR_DISTANCE, 9, BAR, 6)]
+        entries.append(("".join(bars), 17, "energy, lower is likelier; blue: the one taken"))
+
+    parts = []
+    x = 0
+    for symbol, symbol_width, text in entries:
+        parts.append(f'<g transform="translate({x:g})">{symbol}{draw_label(symbol_width + 8, 13, text)}</g>')
+        x += round(symbol_width + 8 + SMALL_LETTER * len(text) + 24)
+    return Legend("\n".join(parts), MARGIN + x - 24)
+
+
+def draw_label(x: float, y: float, text: str) -> str:
+    return f'<text class="label" x="{x:g}" y="{y:g}">{escape(text)}</text>'
+
+
+def rectangle(kind: str, x: float, y: float, width: float, height: float) -> str:
+    """A rectangle with round corners."""
+    size = f'x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}"'
+    return f'<rect class="{kind}" {size} rx="2"/>'
+
+
+__all__ = ["draw"]

@@ -1,0 +1,92 @@
+"""A picture of a generation that is at hand, or of one by a model with a name."""
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from edlm_hf.loading import load_with_tokenizer
+from edlm_hf.modeling.generation_config_edlm import EDLMGenerationOutput
+from edlm_hf.picture.drawing import draw
+from edlm_hf.picture.states import states_of
+
+COLUMNS, MOST_STATES = 64, 9
+
+
+def generation_picture(
+    output: EDLMGenerationOutput,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    mask_token_id: int | None = None,
+    columns: int = COLUMNS,
+    most_states: int = MOST_STATES,
+) -> str:
+    """Draw the first row of `output` as SVG.
+
+    Args:
+        output: of `generate(..., return_dict_in_generate=True, output_history=True)`.
+        mask_token_id: the mask token, for tokenizers that have none.
+        columns: letters of a line.
+        most_states: of more states than this, so many at even distances.
+
+    Raises:
+        ValueError: the output has no history, no mask token is known, a number is too small, or
+            there is no text to draw.
+    """
+    check_sizes(columns, most_states)
+    return draw(states_of(output, tokenizer, mask_token_id, most_states), columns)
+
+
+def make_picture(
+    model: str,
+    *,
+    prompt: str | None = None,
+    max_new_tokens: int = 112,
+    seed: int = 0,
+    device: str = "cpu",
+    columns: int = COLUMNS,
+    most_states: int = MOST_STATES,
+    **options,
+) -> str:
+    """Generate one text and draw it as SVG. The same arguments give the same picture.
+
+    Args:
+        model: folder, repository of the Hub, or a checkpoint that ships.
+        prompt: text to continue. Its mask tokens are filled.
+        options: of `generate()`, such as `max_denoising_steps` and `num_candidates`.
+        columns, most_states: as in `generation_picture`.
+
+    Raises:
+        ValueError: a number is too small, or as loading and `generate()`.
+    """
+    check_sizes(columns, most_states)
+    network, tokenizer = load_with_tokenizer(model)
+    network = network.to(device)
+
+    # A start token is the context of every text that the model has seen
+    start = network.config.bos_token_id
+    inputs = {}
+    if prompt is not None:
+        inputs = {"input_ids": tokenizer([prompt], return_tensors="pt").input_ids}
+    elif start is not None:
+        inputs = {"input_ids": torch.tensor([[start]])}
+
+    output = network.generate(
+        **{name: tensor.to(device) for name, tensor in inputs.items()},
+        max_new_tokens=max_new_tokens,
+        generator=torch.Generator(device).manual_seed(seed),
+        return_dict_in_generate=True,
+        output_history=True,
+        **options,
+    )
+    mask_token_id = network.config.mask_token_id
+    return generation_picture(output, tokenizer, mask_token_id=mask_token_id, columns=columns, most_states=most_states)
+
+
+def check_sizes(columns: int, most_states: int) -> None:
+    """Raise ValueError for lines that are too short, or for fewer states than a first and a last one."""
+    if columns < 16:
+        raise ValueError(f"columns is {columns}, but a line needs at least 16.")
+    if most_states < 2:
+        raise ValueError(f"most_states is {most_states}, but a picture needs 2 or more: the first and the last.")
+
+
+__all__ = ["generation_picture", "make_picture"]
