@@ -597,3 +597,58 @@ def samplers(
     if not result["plots"] and result["samples"]:
         tell("No plot: matplotlib is not installed (pip install matplotlib).")
     write(to_json(result) if as_json else markdown(result))
+
+
+@benchmark.command(cls=Command)
+def infilling(
+    output: Annotated[Path, typer.Option(help="Folder for results.json, results.md and finished parts.")],
+    model: Annotated[str, typer.Option(help="Denoiser with its tokenizer, or an EDLM composite; folder or Hub.")],
+    data: Annotated[list[str], typer.Option(help="A protocol, Hub dataset, files, or name=source; repeat for more.")],
+    autoregressive: Annotated[str | None, typer.Option(help="AR model, as an energy.")] = None,
+    paragraphs: Annotated[int | None, typer.Option(help="Paragraphs of each set.", show_default="200")] = None,
+    words: Annotated[int | None, typer.Option(help="Hidden words of a paragraph.", show_default="5")] = None,
+    sampler: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="'spaced score=entropy @4,8'; repeat for more. The others are compared with the first.",
+            show_default="ancestral, first_hitting, spaced score=entropy",
+        ),
+    ] = None,
+    steps: Annotated[
+        str | None, typer.Option(help="T of samplers without an @.", show_default="2,4,8", **NUMBERS)
+    ] = None,
+    candidates: Annotated[
+        int | None, typer.Option(help="Candidates k of every energy; 1 for no energy.", show_default="1")
+    ] = None,
+    greedy: Annotated[bool, typer.Option(help="Fill with the likeliest tokens too.")] = False,
+    seeds: Annotated[str | None, typer.Option(help="Each fills anew.", show_default="0", **NUMBERS)] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Rows per batch.", show_default="32")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32 or bfloat16.", show_default="float32")] = None,
+    device: Device = None,
+    as_json: Json = False,
+    config: Config = None,
+):
+    """Share of hidden words that each sampler finds again in held-out paragraphs; goes on where it stopped."""
+    import edlm_hf  # noqa: F401  (registers the model types)
+    from edlm_hf.benchmarks.infilling import InfillingSettings, run_infilling
+    from edlm_hf.benchmarks.infilling_report import markdown
+
+    given = {
+        "autoregressive": autoregressive,
+        "num_paragraphs": paragraphs,
+        "num_words": words,
+        "samplers": tuple(sampler or ()) or None,
+        "steps": steps,
+        "num_candidates": candidates,
+        "greedy": greedy,
+        "seeds": seeds,
+        "batch_size": batch_size,
+        "dtype": dtype,
+        "device": device,
+    }
+    given = {name: x for name, x in given.items() if x is not None}
+    settings = InfillingSettings(model, tuple(data), **given)
+    progress, advance = running()
+    with progress:
+        result = run_infilling(settings, output, advance)
+    write(to_json(result) if as_json else markdown(result))

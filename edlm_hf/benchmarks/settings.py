@@ -43,7 +43,7 @@ def check_device(device: str) -> None:
 
 
 @dataclass(frozen=True)
-class StudySettings:
+class NetworkSettings:
     """The networks and texts of a study.
 
     Args:
@@ -52,10 +52,7 @@ class StudySettings:
             or `name=source`. A set named after a protocol is cleaned like it
             (`wikitext2=test.parquet`). The split is the evaluation split of a protocol, otherwise
             "test".
-        autoregressive: the AR model, which judges samples.
-        vocabulary: corpus whose training split has the words that are spelled right.
-        num_texts: blocks of each set that are scored.
-        noise_samples: per text, 1 or an even number.
+        autoregressive: the AR model.
         batch_size: rows per call of a network.
         dtype: float32 or bfloat16.
 
@@ -66,24 +63,45 @@ class StudySettings:
     model: str
     data: tuple[str, ...]
     autoregressive: str | None = None
-    vocabulary: str | None = None
-    num_texts: int = 128
-    noise_samples: int = 8
     batch_size: int = 16
     dtype: str = "float32"
     device: str = "cpu"
 
     def __post_init__(self):
         check_distinct(self, ("data",))
-        check_positive(self, ("num_texts", "noise_samples", "batch_size"))
+        check_positive(self, ("batch_size",))
         check_dtype(self.dtype)
         check_device(self.device)
 
-        if self.noise_samples > 1 and self.noise_samples % 2:
-            raise ValueError(f"noise_samples is {self.noise_samples}, but it must be 1 or even (they come in pairs).")
         names = [named_source(text)[0] for text in self.data]
         if len(set(names)) < len(names):
             raise ValueError(f"Two sets of texts have the same name: {', '.join(names)}. Write name=source.")
 
 
-__all__ = ["DTYPES", "StudySettings", "check_distinct", "check_dtype", "check_positive"]
+@dataclass(frozen=True)
+class StudySettings(NetworkSettings):
+    """The settings that bounds and judged samples need besides the networks and texts.
+
+    Args:
+        autoregressive: the AR model, which judges samples.
+        vocabulary: corpus whose training split has the words that are spelled right.
+        num_texts: blocks of each set that are scored.
+        noise_samples: per text, 1 or an even number.
+        others: see `NetworkSettings`.
+
+    Raises:
+        ValueError: a value is out of range, missing or given twice.
+    """
+
+    vocabulary: str | None = None
+    num_texts: int = 128
+    noise_samples: int = 8
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_positive(self, ("num_texts", "noise_samples"))
+        if self.noise_samples > 1 and self.noise_samples % 2:
+            raise ValueError(f"noise_samples is {self.noise_samples}, but it must be 1 or even (they come in pairs).")
+
+
+__all__ = ["DTYPES", "NetworkSettings", "StudySettings", "check_distinct", "check_dtype", "check_positive"]

@@ -1,4 +1,4 @@
-"""The common part of the studies of quality and of samplers: networks, texts, and decoding."""
+"""The common part of the studies of quality, samplers and infilling: networks, texts, and decoding."""
 
 import functools
 import json
@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from edlm_hf.benchmarks.parts import Parts, digest_of_weights
-from edlm_hf.benchmarks.settings import DTYPES, StudySettings
+from edlm_hf.benchmarks.settings import DTYPES, NetworkSettings
 from edlm_hf.benchmarks.text_sets import TextSet, load_texts, named_source
 from edlm_hf.data import to_blocks
 from edlm_hf.evaluation import Estimate, spelling_accuracy, vocabulary_of
@@ -40,7 +40,7 @@ class Study:
             token.
     """
 
-    def __init__(self, settings: StudySettings, output: Path):
+    def __init__(self, settings: NetworkSettings, output: Path):
         self.settings = settings
         self.parts = Parts(output / "parts")
         self.device = torch.device(settings.device)

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from edlm_hf.benchmarks.paragraphs import split_into_paragraphs
 from edlm_hf.data import PROTOCOLS, load_corpus
 from edlm_hf.tokenization import is_text8, normalize_text8
 
@@ -46,16 +47,40 @@ def load_texts(text: str, tokenizer: PreTrainedTokenizerBase, split: str | None 
     the tokenizer has no other characters. The split is the evaluation split of the protocol, or
     "test", unless given.
     """
-    name, source = named_source(text)
-    cleaning = []
-    if name in PROTOCOLS and source != name and PROTOCOLS[name].clean:
-        cleaning.append(PROTOCOLS[name].clean)
+    alphabet = (normalize_text8,) if is_text8(tokenizer) else ()
+    return load_cleaned(text, split, alphabet)
+
+
+def load_paragraphs(text: str, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """The paragraphs of all documents of `source` or `name=source`, cleaned as in `load_texts`."""
+    paragraphs = []
+    for document in load_cleaned(text, split=None)["text"]:
+        paragraphs += split_into_paragraphs(document)
+
+    # Last, since the text8 alphabet has no blank lines
     if is_text8(tokenizer):
-        cleaning.append(normalize_text8)
+        paragraphs = [normalize_text8(paragraph) for paragraph in paragraphs]
+    return paragraphs
+
+
+def load_cleaned(
+    text: str,
+    split: str | None,
+    functions: tuple[Callable[[str], str], ...] = (),
+) -> Dataset:
+    """Load the corpus of `source` or `name=source`, cleaned like the protocol of its name.
+
+    Args:
+        split: unless given, the evaluation split of the protocol, or "test".
+        functions: applied to every document last.
+    """
+    name, source = named_source(text)
+    if name in PROTOCOLS and source != name and PROTOCOLS[name].clean:
+        functions = (PROTOCOLS[name].clean, *functions)
 
     if split is None:
         split = PROTOCOLS[source].evaluation if source in PROTOCOLS else "test"
-    normalize = functools.partial(apply_all, tuple(cleaning)) if cleaning else None
+    normalize = functools.partial(apply_all, functions) if functions else None
     return load_corpus(source, split, normalize=normalize)
 
 
@@ -67,4 +92,4 @@ def apply_all(functions: tuple[Callable[[str], str], ...], text: str) -> str:
     return text
 
 
-__all__ = ["TextSet", "load_texts", "named_source"]
+__all__ = ["TextSet", "load_paragraphs", "load_texts", "named_source"]

@@ -1,0 +1,252 @@
+"""`edlm benchmark infilling`: how many hidden words of a paragraph each way to fill masks finds again.
+
+All ways fill the same masks of the same model, so that their differences are paired paragraph by
+paragraph. The same command goes on after an interruption, see `parts.py`.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+import edlm_hf
+from edlm_hf.benchmarks.infilling_report import markdown
+from edlm_hf.benchmarks.infilling_settings import Filling, InfillingSettings, fillings_of
+from edlm_hf.benchmarks.paragraphs import Paragraph, hide_words
+from edlm_hf.benchmarks.parts import digest_of_rows, digest_of_weights
+from edlm_hf.benchmarks.report import Progress, as_dict, environment, hardware, write_results
+from edlm_hf.benchmarks.study import Study
+from edlm_hf.benchmarks.text_sets import load_paragraphs, named_source
+from edlm_hf.benchmarks.timing import seconds_now
+from edlm_hf.evaluation.estimate import mean_estimate
+from edlm_hf.modeling.modeling_edlm import EDLMForMaskedDiffusion
+
+
+class InfillingStudy(Study):
+    """The measurements of every way to fill masks.
+
+    Attributes:
+        energies: the energies by name, each a composite with the denoiser and a hash of its weights.
+        fillings: the ways that are compared.
+
+    Raises:
+        ValueError: as `Study`, or there are candidates to weigh but no energy.
+    """
+
+    settings: InfillingSettings
+
+    def __init__(self, settings: InfillingSettings, output: Path):
+        super().__init__(settings, output)
+        self.energies = {}
+        if settings.num_candidates > 1:
+            self.energies = self.load_energies()
+        self.fillings = fillings_of(settings, tuple(self.energies))
+
+    def load_energies(self) -> dict[str, tuple[nn.Module, str]]:
+        """The NCE energy of the model, and the AR model as an energy, as far as they are there."""
+        energies = {}
+        if getattr(self.network.config, "energy_type", "none") == "nce":
+            composite = self.network.to(self.device)
+            energies["nce"] = (composite, digest_of_weights(composite.energy_model))
+        if self.causal is not None:
+            composite = EDLMForMaskedDiffusion.from_components(
+                self.denoiser, self.causal, energy_type="ar", tokenizer=self.tokenizer
+            )
+            energies["ar"] = (composite.to(self.device), self.causal_digest)
+        return energies
+
+    def paragraphs(self, source: str) -> list[Paragraph]:
+        """The paragraphs of a set of texts with their hidden words, the start token in front of each."""
+        chosen = hide_words(
+            load_paragraphs(source, self.tokenizer),
+            self.tokenizer,
+            count=self.settings.num_paragraphs,
+            num_words=self.settings.num_words,
+            longest=self.length - len(self.prompt),
+            seed=self.settings.seeds[0],
+        )
+        moved = len(self.prompt)
+        paragraphs = []
+        for paragraph in chosen:
+            hidden = [(begin + moved, end + moved) for begin, end in paragraph.hidden]
+            paragraphs.append(Paragraph(self.prompt + paragraph.ids, hidden))
+        return paragraphs
+
+    def row(self, filling: Filling, paragraphs: list[Paragraph]) -> dict:
+        """Recovered words, calls and seconds of a way to fill masks, means over seeds."""
+        # Without random numbers all seeds are the same
+        seeds = self.settings.seeds[:1] if filling.greedy else self.settings.seeds
+        fills = [self.filled(filling, paragraphs, seed) for seed in seeds]
+
+        # The paragraphs are the independent samples: (n,) shares, means over seeds
+        num_words = self.settings.num_words
+        shares = means(fill["recovered"] for fill in fills)
+        shares = [recovered / num_words for recovered in shares]
+        calls = means(fill["denoiser_calls"] for fill in fills)
+        energy_calls = means(fill["energy_calls"] for fill in fills)
+        seconds = sum(fill["seconds"] for fill in fills) / len(fills)
+        return {
+            "sampler": filling.sampler.rule,
+            "steps": filling.sampler.steps,
+            "tokens": filling.tokens,
+            "share_recovered": as_dict(mean_estimate(shares, "of words")),
+            "shares": shares,
+            "denoiser_calls": as_dict(mean_estimate(calls, "calls/paragraph")),
+            "energy_calls": as_dict(mean_estimate(energy_calls, "calls/paragraph")),
+            "seconds_per_paragraph": seconds / len(paragraphs),
+            "hardware": fills[0]["hardware"],
+        }
+
+    def filled(self, filling: Filling, paragraphs: list[Paragraph], seed: int) -> dict:
+        """The paragraphs filled with one seed."""
+        _, energy_identity = self.energies.get(filling.energy, (None, None))
+        inputs = {
+            "version": edlm_hf.__version__,
+            "weights": self.identity,
+            "energy_weights": energy_identity,
+            **filling.identity(),
+            "rows": digest_of_rows([paragraph.ids for paragraph in paragraphs]),
+            "hidden": digest_of_rows([paragraph.hidden for paragraph in paragraphs]),
+            "seed": seed,
+            "batch_size": self.settings.batch_size,
+            "dtype": self.settings.dtype,
+            "device": self.device.type,
+        }
+        return self.parts("filled", inputs, lambda: self.fill(filling, paragraphs, seed))
+
+    def fill(self, filling: Filling, paragraphs: list[Paragraph], seed: int) -> dict:
+        model, _ = self.energies.get(filling.energy, (self.mdlm, None))
+        options = {**filling.options(), "batch_size": self.settings.batch_size}
+
+        # The first call of a network takes longer
+        fill_paragraphs(model, paragraphs[:1], self.tokenizer, seed=seed, **options)
+        began = seconds_now(self.device)
+        result = fill_paragraphs(model, paragraphs, self.tokenizer, seed=seed, **options)
+        seconds = seconds_now(self.device) - began
+        return {**result, "seconds": seconds, "hardware": hardware(self.device)}
+
+
+def fill_paragraphs(
+    model: nn.Module,
+    paragraphs: Sequence[Paragraph],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    seed: int,
+    batch_size: int,
+    **options,
+) -> dict[str, list[int]]:
+    """Fill the hidden words of n paragraphs, and count the ones that have their own text again.
+
+    Args:
+        model: has `generate()`.
+        options: of `generate()`.
+
+    Returns:
+        for every paragraph the number of words that were `recovered`, and its `denoiser_calls` and
+        `energy_calls`.
+    """
+    recovered, denoiser_calls, energy_calls = [], [], []
+    for number, first in enumerate(range(0, len(paragraphs), batch_size)):
+        batch = paragraphs[first : first + batch_size]
+        input_ids, attention_mask = padded(batch, model.config.mask_token_id)
+
+        # Every batch has a seed of its own, so that the number of batches does not change the others
+        output = model.generate(
+            input_ids.to(model.device),
+            attention_mask=attention_mask.to(model.device),
+            max_new_tokens=0,
+            eos_token_id=None,
+            generator=torch.Generator(model.device).manual_seed(seed * 2**20 + number),
+            return_dict_in_generate=True,
+            **options,
+        )
+        denoiser_calls += output.num_denoiser_calls.tolist()
+        energy_calls += output.num_energy_calls.tolist()
+        for paragraph, ids in zip(batch, output.sequences.tolist(), strict=True):
+            hidden = paragraph.words(paragraph.ids, tokenizer)
+            found = paragraph.words(ids, tokenizer)
+            recovered.append(sum(word == other for word, other in zip(hidden, found, strict=True)))
+    return {"recovered": recovered, "denoiser_calls": denoiser_calls, "energy_calls": energy_calls}
+
+
+def padded(paragraphs: Sequence[Paragraph], mask_token_id: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The paragraphs with masks for hidden words, and which tokens are not padding: (B, L) each."""
+    rows = [paragraph.masked(mask_token_id) for paragraph in paragraphs]
+    width = max(map(len, rows))
+
+    # Any token but the mask can be the padding, which nothing looks at
+    padding = 1 if mask_token_id == 0 else 0
+    input_ids = torch.tensor([row + [padding] * (width - len(row)) for row in rows])
+    lengths = torch.tensor([len(row) for row in rows])
+    attention_mask = (torch.arange(width) < lengths.unsqueeze(1)).long()
+    return input_ids, attention_mask
+
+
+def means(lists) -> list[float]:
+    """The means of lists of equal length, number by number.
+
+    >>> means([[1, 2], [3, 4]])
+    [2.0, 3.0]
+    """
+    return [sum(values) / len(values) for values in zip(*lists, strict=True)]
+
+
+def run_infilling(settings: InfillingSettings, output: Path, advance: Callable[[int, int, str], None]) -> dict:
+    """Measure everything. results.json and results.md in `output` are renewed after every row.
+
+    Args:
+        advance: called with (measurements finished, all of them, what runs now).
+
+    Raises:
+        ValueError: as `InfillingStudy` and `hide_words`.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    study = InfillingStudy(settings, output)
+    progress = Progress(advance, len(study.fillings) * len(settings.data))
+    result = {
+        "environment": environment(study.device),
+        "settings": dataclasses.asdict(settings),
+        "length": study.length,
+        "texts": [],
+        "rows": [],
+    }
+
+    for source in settings.data:
+        name, _ = named_source(source)
+        paragraphs = study.paragraphs(source)
+        result["texts"].append({"data": name, **facts_of(paragraphs)})
+
+        first = None
+        for filling in study.fillings:
+            progress.start(f"{name}: {filling.label}")
+            row = {"data": name, **study.row(filling, paragraphs)}
+            first = first or row
+            row["difference"] = None if row is first else as_dict(difference(row, first))
+
+            result["rows"].append(row)
+            write_results(result, markdown(result), output)
+            progress.finish_one()
+    return result
+
+
+def facts_of(paragraphs: Sequence[Paragraph]) -> dict:
+    """The number of paragraphs, hidden words, hidden tokens, and tokens in all."""
+    ranges = [word for paragraph in paragraphs for word in paragraph.hidden]
+    return {
+        "num_paragraphs": len(paragraphs),
+        "num_words": len(ranges),
+        "num_masks": sum(end - begin for begin, end in ranges),
+        "num_tokens": sum(len(paragraph.ids) for paragraph in paragraphs),
+    }
+
+
+def difference(row: dict, first: dict):
+    """The share of a row less the one of the first row, paired paragraph by paragraph."""
+    pairs = zip(row["shares"], first["shares"], strict=True)
+    return mean_estimate([share - other for share, other in pairs], "of words")
+
+
+__all__ = ["InfillingSettings", "InfillingStudy", "fill_paragraphs", "run_infilling"]

@@ -1,0 +1,128 @@
+"""The settings of `edlm benchmark infilling`, and its ways to fill masks."""
+
+from dataclasses import dataclass
+
+from edlm_hf.benchmarks.samplers_settings import SamplerArm, arms_of_line
+from edlm_hf.benchmarks.settings import NetworkSettings, check_distinct, check_positive
+
+SAMPLERS = ("ancestral", "first_hitting", "spaced score=entropy")
+
+
+@dataclass(frozen=True)
+class InfillingSettings(NetworkSettings):
+    """The ways to fill masks that are compared, and on which paragraphs.
+
+    Args:
+        autoregressive: the AR model, as an energy.
+        num_paragraphs: of each set of texts.
+        num_words: hidden words of each paragraph.
+        samplers: each a name, parameters, and values of T: `spaced score=entropy @4,8`. The first
+            one, at its first T, is what the others are compared with.
+        steps: values of T of the samplers that do not name any.
+        num_candidates: k of every energy: of the one of the model and of the AR model, in addition to
+            none. 1 for none alone.
+        greedy: fill with the likeliest tokens too.
+        seeds: each fills all paragraphs anew. The hidden words stay those of the first seed.
+        others: see `NetworkSettings`.
+
+    Raises:
+        ValueError: a value is out of range, a sampler does not exist or is given twice, or an AR
+            model is given for one candidate.
+    """
+
+    batch_size: int = 32
+    num_paragraphs: int = 200
+    num_words: int = 5
+    samplers: tuple[str, ...] = SAMPLERS
+    steps: tuple[int, ...] = (2, 4, 8)
+    num_candidates: int = 1
+    greedy: bool = False
+    seeds: tuple[int, ...] = (0,)
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_distinct(self, ("samplers", "steps", "seeds"))
+        check_positive(self, ("steps", "num_words", "num_candidates"))
+        if self.num_paragraphs < 2:
+            raise ValueError(f"num_paragraphs is {self.num_paragraphs}, but it must be 2 or more for an error.")
+        if min(self.seeds) < 0:
+            raise ValueError(f"seeds is {self.seeds}, but a seed must not be negative.")
+
+        labels = [arm.label for arm in self.sampler_arms()]
+        repeated = sorted({label for label in labels if labels.count(label) > 1})
+        if repeated:
+            raise ValueError(f"samplers has {', '.join(repeated)} more than once. Give each sampler and T once.")
+        if self.autoregressive is not None and self.num_candidates == 1:
+            raise ValueError("autoregressive is given, but num_candidates is 1: an energy weighs 2 or more.")
+
+    def sampler_arms(self) -> list[SamplerArm]:
+        """Every sampler at every T."""
+        return [arm for line in self.samplers for arm in arms_of_line(line, self.steps)]
+
+
+@dataclass(frozen=True)
+class Filling:
+    """A way to fill masks.
+
+    Args:
+        sampler: which masks a step reveals.
+        energy: "nce" or "ar", None for the denoiser alone.
+        num_candidates: k of the energy, 1 without one.
+        greedy: take the likeliest tokens, nothing is drawn.
+    """
+
+    sampler: SamplerArm
+    energy: str | None = None
+    num_candidates: int = 1
+    greedy: bool = False
+
+    @property
+    def tokens(self) -> str:
+        """How tokens are found, in words."""
+        if self.energy is not None:
+            return f"energy {self.energy}, k={self.num_candidates}"
+        return "greedy" if self.greedy else "drawn"
+
+    @property
+    def label(self) -> str:
+        return f"{self.sampler.label}, {self.tokens}"
+
+    def identity(self) -> dict:
+        """What a measurement depends on, beside the networks and the paragraphs."""
+        return {
+            **self.sampler.identity(),
+            "energy": self.energy,
+            "num_candidates": self.num_candidates,
+            "greedy": self.greedy,
+        }
+
+    def options(self) -> dict:
+        """Arguments of `generate()`."""
+        options = self.sampler.options("max_denoising_steps")
+        options["num_candidates"] = self.num_candidates
+        options["do_sample"] = not self.greedy
+        return options
+
+
+def fillings_of(settings: InfillingSettings, energies: tuple[str, ...]) -> list[Filling]:
+    """Every sampler at every T: tokens drawn, chosen by each of the energies, and greedy where wanted.
+
+    Raises:
+        ValueError: there are candidates to weigh but no energy.
+    """
+    k = settings.num_candidates
+    if k > 1 and not energies:
+        raise ValueError(
+            f"num_candidates is {k}, but {settings.model} has no NCE energy: give autoregressive, or 1 candidate."
+        )
+
+    fillings = [Filling(sampler) for sampler in settings.sampler_arms()]
+    if k > 1:
+        for energy in energies:
+            fillings += [Filling(sampler, energy, k) for sampler in settings.sampler_arms()]
+    if settings.greedy:
+        fillings += [Filling(sampler, greedy=True) for sampler in settings.sampler_arms()]
+    return fillings
+
+
+__all__ = ["SAMPLERS", "Filling", "InfillingSettings", "fillings_of"]
