@@ -198,7 +198,7 @@ Sampler = Annotated[
     str | None,
     typer.Option(
         help="Which masks a step reveals: ancestral, first_hitting, dilated, spaced, top_k, "
-        "entropy_bound, threshold, factor, klass, remdm, low_confidence or edit.",
+        "entropy_bound, threshold, factor, klass, remdm, low_confidence, edit or speculative.",
         show_default="the model's, or ancestral",
     ),
 ]

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from transformers.utils import logging
 
+from .autoregressive_target import AutoregressiveTarget
 from .causal_log_probs import StartToken, autoregressive_log_probs
 from .configuration_edlm import EDLMConfig
 from .energies import Candidates, Energy
@@ -80,6 +81,10 @@ class AutoregressiveEnergy(Energy):
         log_p_theta = torch.where(revealed.unsqueeze(1), log_p_theta, 0).sum(-1)
         log_p_ar = log_p_ar.sum(-1)
         return torch.where(log_p_ar == -torch.inf, torch.inf, log_p_theta - log_p_ar)
+
+    def target(self) -> AutoregressiveTarget:
+        """p_AR of the model, for speculative sampling."""
+        return AutoregressiveTarget(self.causal_lm, self.config, self.start_token)
 
     def start_token(self, first_tokens: torch.LongTensor) -> StartToken | None:
         """The start token of the model, None for a model without one.

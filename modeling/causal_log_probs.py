@@ -285,26 +285,50 @@ class TokenScorer:
         Args:
             columns: the first ones of texts of `text_length` columns.
         """
-        shape = columns.input_ids.shape
-        keep_cache = text_length > shape[1]
-        features, cache = self.read(columns.input_ids, keep_cache=keep_cache)
-        log_probs = self.log_probs_of(columns, features)
+        if text_length == columns.input_ids.shape[1]:
+            return self.score(columns), None
+        features, cache = self.read_on(columns.input_ids, None, text_length)
+        return self.log_probs_of(columns, features), cache
 
-        if keep_cache and not is_ordinary(cache, *shape, text_length):
+    def read_on(
+        self,
+        input_ids: torch.LongTensor,
+        cache: Cache | None,
+        text_length: int,
+        num_last: int | None = None,
+    ) -> tuple[torch.Tensor, Cache | None]:
+        """Features of ids (N, n) as in `read`, and the cache if texts can go on from it.
+
+        Args:
+            cache: of the columns before these ones, None for no columns.
+            text_length: the number of columns of whole texts.
+            num_last: how many of the last columns are wanted. All unless given.
+        """
+        rows, length = input_ids.shape
+        num_read = length + (0 if cache is None else cache.get_seq_length())
+        keep_cache = self.may_continue(text_length, input_ids.device)
+        features, cache = self.read(input_ids, cache, keep_cache, num_last)
+
+        if keep_cache and not is_ordinary(cache, rows, num_read, text_length):
             cache = None
             # The next text of this length is read as a whole at once. In training mode there may
             # be no cache because activations are checkpointed: nothing is learned from that.
             if not self.network.training:
                 LONGEST_TEXT[self.network] = text_length - 1
-        return log_probs, cache
+        return features, cache
 
     def read(
         self,
         input_ids: torch.LongTensor,
         cache: Cache | None = None,
         keep_cache: bool = False,
+        num_last: int | None = None,
     ) -> tuple[torch.Tensor, Cache | None]:
         """Features that predict the next tokens of ids (N, n), and the cache if it is to be kept.
+
+        Args:
+            cache: of the columns before these ones.
+            num_last: how many of the last columns are wanted. All unless given.
 
         Returns:
             Hidden states (N, n, H) of our models, logits (N, n, V) of others. A cache or None.
@@ -315,9 +339,13 @@ class TokenScorer:
             arguments["use_cache"] = keep_cache or cache is not None
         if cache is not None:
             arguments[cache_argument(self.network)] = cache
+        if num_last is not None and accepts(self.network, "logits_to_keep"):
+            arguments["logits_to_keep"] = num_last
 
         output = self.network(**arguments)
         features = output.last_hidden_state if self.has_trunk else output.logits
+        if num_last is not None:
+            features = features[:, -num_last:]
         return features, returned_cache(output) if keep_cache else None
 
     def log_probs_of(self, columns: Columns, features: torch.Tensor) -> torch.Tensor:

@@ -52,6 +52,10 @@ class Energy(ABC):
     def __call__(self, candidates: Candidates, proposal: Proposal) -> torch.Tensor:
         """The energies (R, k), in at least float32."""
 
+    def target(self):
+        """The model that speculative sampling can draw from, None for most energies."""
+        return None
+
 
 def fill(base: torch.Tensor, at: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
     """Fill k copies of `base` (R, L) with `values` (N, k) at the N positions `at` (R, L) bool.

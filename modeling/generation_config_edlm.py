@@ -64,10 +64,11 @@ class EDLMGenerationConfig(GenerationConfig):
     Args:
         max_denoising_steps: T, steps of the reverse chain per block (128).
         sampler: which masks a step reveals: `ancestral` (T steps), `first_hitting` (one token per
-            call, the law of T -> infinity), a planner by name (see sampler_choice.py), or an object
-            of your own: a `Sampler`, or a function (step, proposal) that returns bools of the shape
-            of `proposal.ids`. Parameters of a sampler (`distance`, `score`, `gamma`, `threshold`,
-            ...) are given beside it.
+            call, the law of T -> infinity), a planner by name (see sampler_choice.py),
+            `speculative` (exactly the AR energy model, which accepts or replaces drafts of the
+            denoiser), or an object of your own: a `Sampler`, or a function (step, proposal) that
+            returns bools of the shape of `proposal.ids`. Parameters of a sampler (`distance`,
+            `score`, `gamma`, `threshold`, ...) are given beside it.
         corrector_sweeps, corrector_positions: draw every position so often anew at the end, so many
             at a time (0, 1).
         guidance_scale: classifier-free guidance against the text with its prompt masked. 1 is none.
@@ -351,14 +352,17 @@ class EDLMGenerationOutput(ModelOutput):
             ever was.
         effective_sample_size: (steps, B) 1 / sum of squared weights. NaN and None as above.
         num_denoiser_calls: (B,) calls of the denoiser that a row took part in.
-        num_energy_calls: (B,) steps at which the energy weighed the candidates of a row.
+        num_energy_calls: (B,) steps at which the energy weighed the candidates of a row, or the AR
+            model judged its drafts.
         tokens_per_forward: (B,) generated tokens per call of the denoiser.
         history: sequences before the first step and after every step, each (B, length), with
             `output_history=True`.
         chosen: (steps, B) index of the candidate that was taken. -1 where none was weighed, None if
             none ever was.
         log_probs: (B, length) log p_theta of every generated token as it was drawn, NaN elsewhere,
-            with `output_log_probs=True`.
+            with `output_log_probs=True`. With sampler="speculative" it is log p_AR.
+        num_drafts: (B,) tokens that the denoiser drafted, with sampler="speculative".
+        num_accepted_drafts: (B,) those of them that the AR model accepted.
     """
 
     sequences: torch.LongTensor | None = None
@@ -370,3 +374,5 @@ class EDLMGenerationOutput(ModelOutput):
     history: tuple[torch.LongTensor, ...] | None = None
     chosen: torch.LongTensor | None = None
     log_probs: torch.Tensor | None = None
+    num_drafts: torch.LongTensor | None = None
+    num_accepted_drafts: torch.LongTensor | None = None

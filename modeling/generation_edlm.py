@@ -17,6 +17,7 @@ from transformers.utils import logging
 
 from .callable_energy import CallableEnergy
 from .canvas_edlm import Canvas
+from .drafting import Speculative
 from .energies import Energy
 from .evaluation_mode import in_eval_mode
 from .generation_arguments import (
@@ -42,6 +43,7 @@ from .proposal import ProposingMixin
 from .remasking import Edit, Gibbs
 from .reverse_chain import ReverseProcess, chain
 from .samplers import MASKS, TOKENS
+from .speculative_sampling import SpeculativeSampling, target_of
 from .stopping_edlm import lengths_when_stopped, stop_ended_rows, stopping_criteria_list
 
 logger = logging.get_logger(__name__)
@@ -142,7 +144,9 @@ class MaskedDiffusionGenerationMixin(PreparationMixin, ProposingMixin, Generatio
         records = Records(canvas, config, energy_has_a_part(process), most_steps)
         progress = Progress(canvas, streamer, progress_bar, self, callback_on_step_end)
         noise = Noise(generator)
-        if config.do_sample is False:
+        if process.target is not None:
+            choose = SpeculativeSampling(process, noise, records)
+        elif config.do_sample is False:
             choose = Likeliest(records)
         else:
             choose = ImportanceSampling(process, noise, records)
@@ -235,14 +239,22 @@ class MaskedDiffusionGenerationMixin(PreparationMixin, ProposingMixin, Generatio
         else:
             energy = CallableEnergy(energy)
 
+        # Speculative sampling draws from the AR model itself. There are no candidates to weigh.
+        sampler = config.make_sampler()
+        target = None
+        if isinstance(sampler, Speculative):
+            target = target_of(energy, config)
+            energy = None
+
         # k = 1 switches the energy off
         process = ReverseProcess(
             model=self,
             config=config,
             schedule=schedule,
-            sampler=config.make_sampler(),
+            sampler=sampler,
             processors=self._proposal_processors(config, logits_processor),
             energy=energy if config.num_candidates > 1 else None,
+            target=target,
         )
         check_energy_of_sampler(process)
         return process

@@ -137,6 +137,10 @@ class Records:
         self.denoiser_calls = torch.zeros(self.batch_size, dtype=torch.long, device="cpu")
         self.energy_calls = torch.zeros(self.batch_size, dtype=torch.long, device="cpu")
 
+        # (B,) drafts of speculative sampling, and those that were accepted
+        self.drafts: torch.Tensor | None = None
+        self.accepted_drafts: torch.Tensor | None = None
+
         # Number of a step -> energies (B, k), effective sample sizes (B,), chosen candidates (B,)
         self.energies: dict[int, torch.Tensor] = {}
         self.sample_sizes: dict[int, torch.Tensor] = {}
@@ -192,13 +196,22 @@ class Records:
         self.sample_sizes[number] = no_sizes.index_copy(0, rows, sizes)
         self.chosen[number] = none_chosen.index_copy(0, rows, chosen)
 
+    def keep_drafts(self, step: Step, num_drafts: torch.Tensor, num_accepted: torch.Tensor) -> None:
+        """Count a call of the target of speculative sampling, and its drafts (R,) each."""
+        if self.drafts is None:
+            self.drafts = torch.zeros_like(self.denoiser_calls)
+            self.accepted_drafts = torch.zeros_like(self.denoiser_calls)
+        self.energy_calls[step.rows] += 1
+        self.drafts[step.rows] += num_drafts.cpu()
+        self.accepted_drafts[step.rows] += num_accepted.cpu()
+
     def keep_log_probs(
         self,
         rows: torch.Tensor,
         revealed: torch.Tensor,
         log_probs: torch.Tensor,
     ) -> None:
-        """Keep log p_theta (n,) or (n, 1) of the tokens of some `rows` (R,).
+        """Keep log-probabilities (n,) or (n, 1) of the tokens of some `rows` (R,).
 
         They stand at the n positions `revealed` (R, L) bool.
         """
@@ -249,4 +262,6 @@ class Records:
             history=tuple(self.history) if self.keeps_history else None,
             chosen=self.by_step(self.chosen, missing=-1),
             log_probs=self.canvas.output_log_probs() if self.keeps_log_probs else None,
+            num_drafts=self.drafts,
+            num_accepted_drafts=self.accepted_drafts,
         )

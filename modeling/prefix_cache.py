@@ -86,6 +86,14 @@ def select_rows(cache: Cache, rows: torch.Tensor) -> Cache:
     return selected
 
 
+def keep_columns(cache: Cache, columns: int) -> Cache:
+    """Crop an ordinary cache, in place, to its first columns."""
+    surplus = cache.get_seq_length() - columns
+    if surplus > 0:
+        cache.crop(-surplus)
+    return cache
+
+
 def longest_text_with_fixed_frequencies(model: nn.Module) -> float:
     """The length of a text up to which the rotary frequencies of a model do not depend on it."""
     config = getattr(model, "config", None)

@@ -13,6 +13,7 @@ networks.
 import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from transformers import LogitsProcessorList
@@ -101,6 +102,7 @@ class ReverseProcess:
         sampler: the distribution of reveal sets.
         processors: change the proposal: those of the user and the filters of `config`.
         energy: None where none acts.
+        target: the autoregressive model that speculative sampling draws from, None for all others.
     """
 
     model: ProposingMixin
@@ -109,6 +111,7 @@ class ReverseProcess:
     sampler: Sampler
     processors: LogitsProcessorList
     energy: Energy | None = None
+    target: Any = None
 
     def state(
         self,

@@ -3,6 +3,7 @@
 import dataclasses
 from numbers import Integral, Real
 
+from .drafting import Speculative
 from .own_sampler import OwnFunction, OwnSampler, is_sampler
 from .planners import EntropyBound, Factor, Klass, LowConfidence, MostConfident, Threshold, TopK
 from .remasking import Edit, Gibbs, ReMDM
@@ -22,6 +23,7 @@ SAMPLERS: dict[str, type[Sampler]] = {
     "remdm": ReMDM,
     "low_confidence": LowConfidence,
     "edit": Edit,
+    "speculative": Speculative,
 }
 
 # Parameters of the corrector, whatever sampler it follows
@@ -100,6 +102,11 @@ def with_corrector(
     check_type("corrector_positions", corrector_positions, int)
     # Made in any case, which checks the ranges
     corrected = Gibbs(sampler, corrector_sweeps, corrector_positions)
+    if corrector_sweeps > 0 and isinstance(sampler, Speculative):
+        raise ValueError(
+            f"corrector_sweeps is {corrector_sweeps}, but sampler='speculative' draws from its autoregressive model "
+            "exactly, and a corrector would replace its tokens by those of the denoiser. Leave it out."
+        )
     return corrected if corrector_sweeps > 0 else sampler
 
 

@@ -27,6 +27,9 @@ TEXTS = torch.tensor([[1, 2, 3, 4, 5, 6], [7, 8, 9, 1, 2, 3]])
 RAGGED = {"input_ids": HOLES, "attention_mask": REAL, "max_new_tokens": 4, "eos_token_id": 3, "pad_token_id": 0}
 NOTHING = {"batch_size": 2, "max_length": 8}
 
+# The other one draws from the autoregressive model of an energy
+OF_DENOISERS = [name for name in SAMPLERS if name != "speculative"]
+
 build = EDLMForMaskedDiffusion.from_components
 
 
@@ -153,7 +156,7 @@ def test_all_samplers_give_the_tokens_of_the_cpu(fake, rules, name):
     if rules == "mps" and name not in ("time", "ar", "nce", "bert"):
         pytest.skip("A denoiser and an energy of every kind are enough for the rules of MPS")
     on_cpu, on_device = both(fake, name)
-    for number, sampler in enumerate(SAMPLERS):
+    for number, sampler in enumerate(OF_DENOISERS):
         options = {"sampler": sampler, "max_denoising_steps": 2, "num_candidates": 2}
         if sampler in ("edit", "low_confidence"):
             options["num_candidates"] = 1
@@ -181,6 +184,15 @@ def test_all_options_give_the_tokens_of_the_cpu(fake, rules, name):
     on_cpu, on_device = both(fake, name)
     for options in OPTIONS.values():
         check_same_tokens(fake, on_cpu, on_device, num_candidates=2, max_denoising_steps=3, **options, **RAGGED)
+
+
+@pytest.mark.parametrize("name", ["ar", "gpt2", "coar"])
+def test_speculative_sampling_gives_the_tokens_of_the_cpu(fake, rules, name):
+    on_cpu, on_device = both(fake, name)
+    options = {"sampler": "speculative", "draft_length": 2}
+    prompts = {"input_ids": TEXTS, "attention_mask": REAL, "max_new_tokens": 4}
+    for extra in (NOTHING, prompts, prompts | {"do_sample": False}, prompts | {"block_length": 3, "temperature": 0.7}):
+        check_same_tokens(fake, on_cpu, on_device, **options, **extra)
 
 
 def test_revealed_blocks_have_an_autoregressive_energy(fake, rules):
@@ -225,6 +237,8 @@ def test_denoiser_and_energy_may_stand_on_two_devices(fake, rules, name):
 
     for prompt in (NOTHING, RAGGED):
         check_same_tokens(fake, on_cpu, on_device, max_denoising_steps=3, num_candidates=2, **prompt)
+    if on_cpu.config.energy_type != "nce":
+        check_same_tokens(fake, on_cpu, on_device, sampler="speculative", **NOTHING)
     bounds = [
         evaluation.sampler_bound(model, TEXTS, num_steps=3, num_candidates=2, num_samples=2).value
         for model in (on_cpu, on_device)
@@ -259,7 +273,7 @@ BOUNDS = {
         {"num_steps": 3, "whole_path": True},
         {"num_steps": 3, "inner_copies": 2},
         {"num_steps": 3, "block_length": 3},
-        *({"num_steps": 3, "sampler": name} for name in SAMPLERS if name not in ("low_confidence", "edit")),
+        *({"num_steps": 3, "sampler": name} for name in OF_DENOISERS if name not in ("low_confidence", "edit")),
     ],
 }
 

@@ -249,6 +249,12 @@ def check_has_likelihood(process: ReverseProcess) -> None:
     if process.config.do_sample is False:
         raise ValueError("do_sample is False, but a text that is not drawn has no likelihood. Pass do_sample=True.")
 
+    if process.target is not None:
+        raise ValueError(
+            "sampler='speculative' draws from the autoregressive energy model itself, so its likelihood is that of "
+            "this model and needs no bound: call autoregressive_nll."
+        )
+
     if process.sampler.sees == TOKENS:
         name = process.config.sampler
         nearest = NEAREST.get(name, "top_k") if isinstance(name, str) else "top_k"
