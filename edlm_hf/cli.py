@@ -215,7 +215,9 @@ def picture(
     model: Annotated[str, typer.Option(help="Folder or Hub repository, or a checkpoint that ships (edlm-books).")],
     output: Annotated[Path, typer.Option(dir_okay=False, help="SVG file to write.")],
     prompt: Annotated[str | None, typer.Option(help="Text to continue; mask tokens in it are filled.")] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=0, help="Length of the continuation.")] = 112,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(min=0, help="Length of the continuation.", show_default="112, or as many as fit")
+    ] = None,
     steps: Annotated[int, typer.Option(min=1, help="Denoising steps T.")] = 8,
     sampler: Sampler = None,
     sampler_option: SamplerOptions = None,

@@ -9,6 +9,8 @@ from edlm_hf.picture.drawing import draw
 from edlm_hf.picture.states import states_of
 
 COLUMNS, MOST_STATES = 64, 9
+# New tokens, where the model has room for them
+LENGTH = 112
 
 
 def generation_picture(
@@ -39,7 +41,7 @@ def make_picture(
     model: str,
     *,
     prompt: str | None = None,
-    max_new_tokens: int = 112,
+    max_new_tokens: int | None = None,
     seed: int = 0,
     device: str = "cpu",
     columns: int = COLUMNS,
@@ -51,6 +53,7 @@ def make_picture(
     Args:
         model: folder, repository of the Hub, or a checkpoint that ships.
         prompt: text to continue. Its mask tokens are filled.
+        max_new_tokens: length of the continuation. Unless given 112, or as many as fit.
         options: of `generate()`, such as `max_denoising_steps` and `num_candidates`.
         columns, most_states: as in `generation_picture`.
 
@@ -61,16 +64,14 @@ def make_picture(
     network, tokenizer = load_with_tokenizer(model)
     network = network.to(device)
 
-    # A start token is the context of every text that the model has seen
-    start = network.config.bos_token_id
-    inputs = {}
-    if prompt is not None:
-        inputs = {"input_ids": tokenizer([prompt], return_tensors="pt").input_ids}
-    elif start is not None:
-        inputs = {"input_ids": torch.tensor([[start]])}
+    # A start token is the context of every text that the model has seen: (1, L)
+    start = [] if network.config.bos_token_id is None else [network.config.bos_token_id]
+    ids = start if prompt is None else tokenizer(prompt).input_ids
+    if max_new_tokens is None:
+        max_new_tokens = room_for(network.config.max_position_embeddings, len(ids))
 
     output = network.generate(
-        **{name: tensor.to(device) for name, tensor in inputs.items()},
+        torch.tensor([ids], dtype=torch.long, device=device),
         max_new_tokens=max_new_tokens,
         generator=torch.Generator(device).manual_seed(seed),
         return_dict_in_generate=True,
@@ -79,6 +80,13 @@ def make_picture(
     )
     mask_token_id = network.config.mask_token_id
     return generation_picture(output, tokenizer, mask_token_id=mask_token_id, columns=columns, most_states=most_states)
+
+
+def room_for(longest: int | None, num_given: int) -> int:
+    """How many of `LENGTH` new tokens fit after so many given ones. `longest` None is no limit."""
+    if longest is None:
+        return LENGTH
+    return max(min(LENGTH, longest - num_given), 0)
 
 
 def check_sizes(columns: int, most_states: int) -> None:

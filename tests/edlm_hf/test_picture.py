@@ -193,6 +193,15 @@ def test_the_same_seed_makes_the_same_picture(folder):
     assert Picture(drawn(0)).states()["state-0"] == "ab░d░░░░░░"
 
 
+def test_a_text_is_as_long_as_the_model_allows_unless_its_length_is_given(folder):
+    longest = EDLMForMaskedDiffusion.from_pretrained(folder).config.max_position_embeddings
+    picture = Picture(make_picture(str(folder), prompt="ab", max_denoising_steps=2))
+    assert len(picture.states()["state-0"]) == longest - 1  # the start token is not shown
+
+    picture = Picture(make_picture(str(folder), max_new_tokens=3, max_denoising_steps=2))
+    assert picture.states()["state-0"] == "░░░"
+
+
 def test_what_cannot_be_drawn_is_refused_with_advice():
     output = written_output()
     with pytest.raises(ValueError, match="columns is 15, but a line needs at least 16"):
