@@ -159,3 +159,36 @@ def test_a_copy_reads_the_trunk_of_the_copy():
     assert not torch.allclose(energies(model), energies(other))
     assert set(model.state_dict()) == set(shared().state_dict())
     assert isinstance(MDLMForMaskedLM(tiny_config()).backbone.blocks[0].mlp, nn.Sequential)
+
+
+def with_adapters() -> EDLMForMaskedDiffusion:
+    model = shared(rank=0)
+    targets = r"energy_model\..*attn_qkv|denoiser\..*attn_out"
+    get_peft_model(model, LoraConfig(r=2, target_modules=targets, init_lora_weights="gaussian"))
+    return model
+
+
+COMPILED = {
+    "no updates": lambda: shared(rank=0),
+    "low-rank updates": lambda: shared(time_conditioning=True),
+    "adapters": with_adapters,
+}
+
+
+@pytest.mark.parametrize("name", COMPILED)
+def test_a_shared_energy_is_one_graph_for_the_compiler(name):
+    model = COMPILED[name]()
+    torch.compiler.reset()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    real = torch.ones_like(NOISY)
+    real[1, 6:] = 0
+    inputs = {"input_ids": NOISY, "attention_mask": real, "timesteps": torch.tensor([0.3, 0.8])}
+
+    found = []
+    for network in (model, compiled):
+        model.zero_grad()
+        energy = network(candidate_ids=CANDIDATES, **inputs).energy
+        energy.square().sum().backward()
+        gradients = [parameter.grad for parameter in model.energy_model.parameters() if parameter.grad is not None]
+        found.append([energy.detach(), *gradients])
+    torch.testing.assert_close(found[1], found[0])
