@@ -12,7 +12,7 @@ VENV := .venv$(if $(filter-out constraints.txt,$(CONSTRAINTS)),-$(basename $(not
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c $(CONSTRAINTS)
 
-.PHONY: demo test notebooks bad-inputs nightly lint
+.PHONY: demo test notebooks bad-inputs architectures nightly lint
 
 demo: $(VENV)/installed
 	$(BIN)/edlm demo
@@ -29,10 +29,17 @@ notebooks: $(VENV)/installed-notebooks
 bad-inputs: $(VENV)/installed-test
 	HF_HUB_OFFLINE=1 COLUMNS=500 $(BIN)/python tests/support/bad_inputs.py $(VENV)/bad_inputs.json --page
 
-# What .ci/run leaves out: 10,000 random calls of generate() in place of 500, and what is in tests/nightly (the Space in a
-# browser needs Debian's chromium and chromium-driver and is skipped without them).
-nightly: $(VENV)/installed-demo $(VENV)/installed-diffusers $(VENV)/installed-test $(VENV)/installed-nightly
-	EDLM_FUZZ_CASES=10000 $(BIN)/pytest -rs tests/modeling/test_generate_fuzz.py tests/edlm_hf/test_diffusers.py tests/nightly
+# Try every language model of transformers at tiny sizes and write docs/architectures.md from the results.
+architectures: $(VENV)/installed-test
+	HF_HUB_OFFLINE=1 $(BIN)/python tests/support/architectures.py $(VENV)/architectures.json --page
+
+# What .ci/run leaves out: 10,000 random calls of generate() in place of 500, diffusers, lm-evaluation-harness, every
+# language model of transformers, and what else is in tests/nightly (the Space in a browser needs Debian's chromium and
+# chromium-driver and is skipped without them).
+nightly: $(VENV)/installed-demo $(VENV)/installed-diffusers $(VENV)/installed-lm-eval $(VENV)/installed-test \
+		$(VENV)/installed-nightly
+	EDLM_FUZZ_CASES=10000 $(BIN)/pytest -rs tests/modeling/test_generate_fuzz.py tests/edlm_hf/test_diffusers.py \
+		tests/edlm_hf/test_lm_eval.py tests/nightly
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

@@ -185,7 +185,8 @@ class EDLMForMaskedDiffusion(EDLMPreTrainedModel, MaskedDiffusionGenerationMixin
                 `forward` alone. Elsewhere use `energy()`.
 
         Raises:
-            ValueError: `candidate_ids` for an energy that is not a network.
+            ValueError: `candidate_ids` for an energy that is not a network, or the logits of the
+                denoiser are of other positions than the ids.
         """
         # 1. The energy network, if there are candidates
         if candidate_ids is not None:
@@ -209,6 +210,12 @@ class EDLMForMaskedDiffusion(EDLMPreTrainedModel, MaskedDiffusionGenerationMixin
 
         # 3. Logits at i - 1 that predict token i move to i. The first ones stay.
         logits = outputs.logits
+        if logits.shape[:2] != input_ids.shape:
+            raise ValueError(
+                f"The denoiser ({type(self.denoiser).__name__}) returns logits of shape {tuple(logits.shape)} for ids "
+                f"of shape {tuple(input_ids.shape)}, but (B, L, V) for (B, L) is needed. If it reads texts of one "
+                "length alone, give it texts of that length."
+            )
         if self.config.logits_shift:
             logits = torch.cat([logits[:, :1], logits[:, :-1]], dim=1)
 

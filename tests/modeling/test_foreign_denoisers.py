@@ -6,7 +6,7 @@ import foreign_models as foreign
 import pytest
 import torch
 from published import randomised, tiny_causal, tiny_gpt2
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, PerceiverConfig, PerceiverForMaskedLM
 
 from edlm_hf import EDLMForMaskedDiffusion
 
@@ -93,3 +93,12 @@ def test_a_denoiser_that_would_come_back_causal_is_not_saved(tmp_path):
     config = copy.deepcopy(model.config)
     with pytest.raises(ValueError, match="causal language model .*llama"):
         EDLMForMaskedDiffusion(config)
+
+
+def test_a_denoiser_that_reads_one_length_alone_is_refused_for_others():
+    sizes = {"vocab_size": 13, "d_model": 8, "d_latents": 8, "num_latents": 4, "num_self_attends_per_block": 1}
+    perceiver = PerceiverForMaskedLM(PerceiverConfig(**sizes, max_position_embeddings=8))
+    model = build(perceiver.eval(), mask_token_id=MASK)
+    with pytest.raises(ValueError, match=r"PerceiverForMaskedLM.* 8, 13\) for ids of shape .* 6\)"):
+        model.generate(PROMPT, max_new_tokens=0)
+    assert model.generate(max_length=8, generator=seed()).shape == (1, 8)
