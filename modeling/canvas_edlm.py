@@ -212,10 +212,9 @@ class Canvas:
 
         Position 0, given tokens, and tokens that are still masked do not count as an end.
         """
-        eos = torch.tensor(eos_token_ids, device=self.ids.device)
         may_end = self.generated & (self.ids != self.mask_token_id)
         may_end[:, :1] = False
-        is_end = may_end & torch.isin(self.ids, eos)
+        is_end = may_end & is_any_of(self.ids, eos_token_ids)
 
         # (B, W) how many ends stand before a position
         is_end = is_end.long()
@@ -269,6 +268,14 @@ class Canvas:
         new_columns = torch.arange(self.new_tokens, device=values.device)
         new = values.gather(1, self.lengths.unsqueeze(1) + new_columns)
         return torch.cat([given, new], dim=1)
+
+
+def is_any_of(ids: torch.LongTensor, tokens: list[int]) -> torch.Tensor:
+    """Where `ids` (B, L) are one of some tokens, (B, L) bool. The tokens are not copied to a device."""
+    found = torch.zeros_like(ids, dtype=torch.bool)
+    for token in tokens:
+        found = found | (ids == token)
+    return found
 
 
 def replace_free(values: torch.Tensor, view: View, replacement: torch.Tensor) -> torch.Tensor:

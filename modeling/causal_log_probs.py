@@ -9,9 +9,11 @@ import torch
 from torch import nn
 from transformers.cache_utils import Cache
 
+from .devices import send
 from .masked_diffusion import at_least_float32
 from .mdlm_pretrained import is_of_transformers
 from .network_facts import accepts, counts_from_padding, longest_text, on_device_of
+from .positions import Positions
 from .prefix_cache import (
     LONGEST_TEXT,
     cache_argument,
@@ -81,7 +83,8 @@ def autoregressive_log_probs(
     texts = CausalTexts.align(candidate_ids, scored, real, StartToken(start.token_id, needed))
 
     device = candidate_ids.device
-    end = texts.num_needed()
+    predicts, is_shared = texts.read()
+    end = count_up_to_last(predicts.any(0))
     if end == 0:
         return torch.zeros(candidate_ids.shape, device=device_of_inputs)
     scorer = TokenScorer(causal_lm, never_emitted.cpu())
@@ -91,21 +94,22 @@ def autoregressive_log_probs(
     log_probs = []
     begin = 0
     cache = None
-    shared = min(texts.num_shared(), end) if k > 1 else 0
+    shared = min(int(is_shared.long().cumprod(0).sum()), end) if k > 1 else 0
     if shared >= SHORTEST_SHARED_PREFIX and (shared == end or scorer.may_continue(end, device)):
-        of_prefix, cache = scorer.score_prefix(texts.shared_columns(shared), text_length=end)
+        of_prefix, cache = scorer.score_prefix(texts.shared_columns(predicts, shared), text_length=end)
         if shared == end or cache is not None:
             begin = shared
             log_probs.append(of_prefix.unsqueeze(1).expand(-1, k, -1))  # (B, k, shared)
 
     # 3. The other columns of every candidate, or all of them
     if begin < end:
-        columns = texts.columns(begin, end)
+        columns = texts.columns(predicts, begin, end)
         row_of_candidate = torch.arange(batch, device=device).repeat_interleave(k)  # (B k,)
         size = chunk_size or scorer.affordable_rows(end - begin)
 
         chunks = []
-        for candidates in torch.arange(batch * k, device=device).split(size):
+        for first in range(0, batch * k, size):
+            candidates = slice(first, first + size)
             of_rows = None
             if cache is not None:
                 of_rows = select_rows(cache, row_of_candidate[candidates])
@@ -123,15 +127,15 @@ class Columns:
     Args:
         input_ids: (N, n) the tokens that are read.
         targets: (N, n) the next tokens of the texts.
-        predicts: (N, n) bool, where log p of the target is wanted.
+        predicts: (N, n) bool on the CPU, where log p of the target is wanted.
     """
 
     input_ids: torch.LongTensor
     targets: torch.LongTensor
     predicts: torch.Tensor
 
-    def select(self, texts: torch.Tensor) -> "Columns":
-        """The same columns of the texts with some indices."""
+    def select(self, texts: slice) -> "Columns":
+        """The same columns of some of the texts."""
         return Columns(self.input_ids[texts], self.targets[texts], self.predicts[texts])
 
 
@@ -140,7 +144,7 @@ class CausalTexts:
     """Texts as a causal model reads them: [start token?] + text, aligned left.
 
     Args:
-        input_ids, targets, predicts: (B, k, L), (B, k, L) and (B, L), see `Columns`.
+        input_ids, targets, predicts: (B, k, L), (B, k, L) and (B, L) on the device, see `Columns`.
         column_of_token: (B, L) the column that predicts the c-th token of the text, -1 for none.
         position_of_token: (B, L) the position of the c-th token of the text in the given rows.
         is_scored: (B, L) bool, whether log p of the c-th token of the text is wanted.
@@ -193,30 +197,30 @@ class CausalTexts:
             is_scored=scored,
         )
 
-    def num_needed(self) -> int:
-        """The number of columns up to the last one that predicts something."""
-        predicting = self.predicts.any(0).nonzero()
-        return int(predicting.max()) + 1 if len(predicting) else 0
+    def read(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """`predicts` (B, L), and whether a column is the same in all candidates of every row (L,).
 
-    def num_shared(self) -> int:
-        """The number of leading columns that are the same in all candidates of every row."""
+        The host needs both, and waits once for them.
+        """
         same_input = self.input_ids == self.input_ids[:, :1]
         same_target = self.targets == self.targets[:, :1]
-        same = (same_input & same_target).all(1).all(0)  # (L,)
-        return int(same.long().cumprod(0).sum())
+        is_shared = (same_input & same_target).all(1).all(0)
 
-    def shared_columns(self, end: int) -> Columns:
-        """The first columns of the first candidate of every row, N = B."""
+        on_host = torch.cat([self.predicts, is_shared.unsqueeze(0)]).cpu()
+        return on_host[:-1], on_host[-1]
+
+    def shared_columns(self, predicts: torch.Tensor, end: int) -> Columns:
+        """The first columns of the first candidate of every row, N = B. `predicts` comes from `read`."""
         input_ids = self.input_ids[:, 0, :end]
         targets = self.targets[:, 0, :end]
-        return Columns(input_ids, targets, self.predicts[:, :end])
+        return Columns(input_ids, targets, predicts[:, :end])
 
-    def columns(self, begin: int, end: int) -> Columns:
-        """Some columns of every candidate, N = B k."""
+    def columns(self, predicts: torch.Tensor, begin: int, end: int) -> Columns:
+        """Some columns of every candidate, N = B k. `predicts` comes from `read`."""
         k = self.input_ids.shape[1]
         input_ids = self.input_ids.flatten(0, 1)[:, begin:end]
         targets = self.targets.flatten(0, 1)[:, begin:end]
-        predicts = self.predicts[:, begin:end].repeat_interleave(k, dim=0)
+        predicts = predicts[:, begin:end].repeat_interleave(k, dim=0)
         return Columns(input_ids, targets, predicts)
 
     def by_position(self, log_probs: torch.Tensor) -> torch.Tensor:
@@ -232,6 +236,12 @@ class CausalTexts:
         # From tokens to positions
         position = self.position_of_token.unsqueeze(1).expand(-1, k, -1)
         return torch.zeros_like(of_tokens).scatter(2, position, of_tokens)
+
+
+def count_up_to_last(flags: torch.Tensor) -> int:
+    """The number of entries of (L,) bool up to the last True one."""
+    numbers = flags.nonzero()
+    return int(numbers[-1]) + 1 if len(numbers) else 0
 
 
 def shift_left(x: torch.Tensor) -> torch.Tensor:
@@ -351,12 +361,11 @@ class TokenScorer:
     def log_probs_of(self, columns: Columns, features: torch.Tensor) -> torch.Tensor:
         """log p of the targets (N, n) by the features at their columns, 0 where not wanted."""
         targets = columns.targets
-        wanted = columns.predicts
-        log_probs = self.target_log_probs(features[wanted], targets[wanted])
+        wanted = Positions.known(columns.predicts, targets.device)
+        log_probs = self.target_log_probs(wanted.take(features), wanted.take(targets))
 
-        result = torch.zeros(targets.shape, dtype=log_probs.dtype, device=targets.device)
-        result[wanted] = log_probs
-        return result
+        nothing = torch.zeros(targets.shape, dtype=log_probs.dtype, device=targets.device)
+        return wanted.put(nothing, log_probs)
 
     def target_log_probs(self, features: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """log p of `targets` (N,) by the features of `read` at the columns that predict them."""
@@ -389,7 +398,7 @@ class TokenScorer:
         # Rows that the denoiser does not have are left out too.
         known = self.never_emitted[:rows]
         excluded = nn.functional.pad(known, (0, rows - len(known)), value=True)
-        return excluded.to(device)
+        return send(excluded, device)
 
     def check_length(self, length: int) -> None:
         """Raise ValueError if the model cannot read texts of so many tokens."""

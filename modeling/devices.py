@@ -1,4 +1,4 @@
-"""What devices cannot do: some have no float64."""
+"""What devices cannot do: some have no float64, and one copies only while the host waits."""
 
 import torch
 
@@ -14,3 +14,9 @@ def has_float64(device: torch.device) -> bool:
 def double_where_possible(x: torch.Tensor) -> torch.Tensor:
     """`x` in float64 if its device has it, else unchanged."""
     return x.double() if has_float64(x.device) else x
+
+
+def send(x: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """`x` on a device. The host does not wait for a copy to there, except on MPS: `x` may be freed before."""
+    from_host = x.device.type == "cpu"
+    return x.to(device, non_blocking=from_host and device.type != "mps")

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
+from .positions import Positions
 from .proposal import Proposal
 
 
@@ -32,15 +33,11 @@ class Candidates:
     def filled(
         cls,
         noisy: torch.LongTensor,
-        at: torch.Tensor,
+        at: Positions,
         tokens: torch.LongTensor,
         log_probs: torch.Tensor,
     ) -> "Candidates":
-        """Fill k copies of `noisy` (R, L) with tokens and log-probabilities, both (N, k).
-
-        Args:
-            at: (R, L) bool, the N positions that are filled.
-        """
+        """Fill k copies of `noisy` (R, L) with tokens and log-probabilities, both (N, k), at N positions."""
         zeros = torch.zeros_like(noisy, dtype=log_probs.dtype)
         return cls(fill(noisy, at, tokens), fill(zeros, at, log_probs))
 
@@ -57,13 +54,8 @@ class Energy(ABC):
         return None
 
 
-def fill(base: torch.Tensor, at: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    """Fill k copies of `base` (R, L) with `values` (N, k) at the N positions `at` (R, L) bool.
-
-    Returns:
-        (R, k, L).
-    """
+def fill(base: torch.Tensor, at: Positions, values: torch.Tensor) -> torch.Tensor:
+    """Fill k copies of `base` (R, L) with `values` (N, k) at N positions: (R, k, L)."""
     # (R, L, k): row and position first, as in `values`
-    filled = base.unsqueeze(-1).repeat(1, 1, values.shape[1])
-    filled[at] = values
-    return filled.transpose(1, 2).contiguous()
+    copies = base.unsqueeze(-1).expand(-1, -1, values.shape[1])
+    return at.put(copies, values).transpose(1, 2).contiguous()

@@ -6,6 +6,7 @@ import torch
 from transformers.utils import logging
 
 from .canvas_edlm import Canvas, View
+from .devices import send
 from .generation_arguments import check_records
 from .generation_config_edlm import EDLMGenerationConfig, EDLMGenerationOutput
 from .masked_diffusion import effective_sample_size
@@ -184,7 +185,7 @@ class Records:
         """Keep the energies (R, k), weights (R, k) and chosen candidates (R,) of a step."""
         self.energy_calls[step.rows] += 1
         number = self.earlier_steps + step.index
-        rows = step.rows.to(energies.device)
+        rows = send(step.rows, energies.device)
         sizes = effective_sample_size(weights).to(energies.dtype)
 
         # (B, k), (B,) and (B,): NaN and -1 in rows that take no part in the step
@@ -211,15 +212,9 @@ class Records:
         revealed: torch.Tensor,
         log_probs: torch.Tensor,
     ) -> None:
-        """Keep log-probabilities (n,) or (n, 1) of the tokens of some `rows` (R,).
-
-        They stand at the n positions `revealed` (R, L) bool.
-        """
-        if self.keeps_log_probs:
-            # (R, L), then (B, L)
-            log_probs = log_probs.float().flatten()
-            kept = self.state.log_probs[rows].masked_scatter(revealed, log_probs)
-            self.state.log_probs = self.state.log_probs.index_copy(0, rows, kept)
+        """Keep log-probabilities (R, L) of the tokens of some `rows` (R,) at the positions `revealed` (R, L) bool."""
+        kept = torch.where(revealed, log_probs.float(), self.state.log_probs[rows])
+        self.state.log_probs = self.state.log_probs.index_copy(0, rows, kept)
 
     def end_block(self, view: View, num_steps: int) -> None:
         """End a block that took `num_steps` steps. Steps that were left out changed nothing."""

@@ -4,6 +4,7 @@ import torch
 
 from .generation_records import Records
 from .masked_diffusion import importance_weights, resample
+from .positions import Positions
 from .proposal import Proposal
 from .reverse_chain import ReverseProcess
 from .samplers import Step
@@ -29,9 +30,9 @@ class ImportanceSampling:
         step: Step,
         rows: torch.Tensor,
         proposal: Proposal,
-        revealed: torch.Tensor,
+        revealed: Positions,
     ) -> torch.LongTensor:
-        """Tokens (R, L) for some `rows` (R,), of which those at S count: `revealed` (R, L) bool."""
+        """Tokens (R, L) for some `rows` (R,), of which those at S = `revealed` count."""
         process, noise, records = self.process, self.noise, self.records
         if not step.energy_acts:
             return self.draw_once(rows, proposal, revealed)
@@ -52,20 +53,26 @@ class ImportanceSampling:
         log_probs = candidates.log_probs[numbers, chosen]
 
         records.keep_candidates(step, energies, weights, chosen)
-        records.keep_log_probs(rows, revealed, log_probs[revealed])
+        if records.keeps_log_probs:
+            records.keep_log_probs(rows, revealed.flags, log_probs)
         return winner
 
     def draw_once(
         self,
         rows: torch.Tensor,
         proposal: Proposal,
-        revealed: torch.Tensor,
+        revealed: Positions,
     ) -> torch.LongTensor:
         """x_0 ~ p_theta(. | x_t) at S: tokens (R, L)."""
         uniforms = self.noise.per_draw(rows, revealed, 1)
         tokens, log_probs = proposal.sample(uniforms, revealed)
-        self.records.keep_log_probs(rows, revealed, log_probs)
-        return proposal.ids.masked_scatter(revealed, tokens)
+        clean = revealed.put(proposal.ids, tokens[:, 0])
+
+        if self.records.keeps_log_probs:
+            nothing = torch.zeros_like(clean, dtype=log_probs.dtype)
+            of_tokens = revealed.put(nothing, log_probs[:, 0])
+            self.records.keep_log_probs(rows, revealed.flags, of_tokens)
+        return clean
 
 
 class Likeliest:
@@ -79,13 +86,13 @@ class Likeliest:
         step: Step,
         rows: torch.Tensor,
         proposal: Proposal,
-        revealed: torch.Tensor,
+        revealed: Positions,
     ) -> torch.LongTensor:
-        """Tokens (R, L) for some `rows` (R,), of which those at S count: `revealed` (R, L) bool."""
+        """Tokens (R, L) for some `rows` (R,), of which those at S = `revealed` count."""
         tokens = proposal.likeliest(revealed)
-        clean = proposal.ids.masked_scatter(revealed, tokens)
+        clean = revealed.put(proposal.ids, tokens)
 
         if self.records is not None and self.records.keeps_log_probs:
-            nats = proposal.nats(clean, revealed)[revealed]
-            self.records.keep_log_probs(rows, revealed, -nats)
+            nats = proposal.nats(clean, revealed)
+            self.records.keep_log_probs(rows, revealed.flags, -nats)
         return clean

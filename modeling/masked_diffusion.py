@@ -12,7 +12,7 @@ from numbers import Real
 
 import torch
 
-from .devices import double_where_possible, has_float64
+from .devices import double_where_possible, has_float64, send
 
 
 @dataclass(frozen=True)
@@ -347,7 +347,7 @@ def uniform(
         generator = torch.Generator().manual_seed(seed)
 
     uniforms = torch.rand(shape, dtype=torch.float64, device=source, generator=generator)
-    return uniforms.to(device) if has_float64(device) else uniforms
+    return send(uniforms, device) if has_float64(device) else uniforms
 
 
 def sample_categorical(
@@ -369,22 +369,28 @@ def sample_categorical(
     Raises:
         ValueError: a row holds NaN or no finite entry.
     """
+    tokens, log_probs = inverse_cdf(logits, uniforms)
+    check_tokens_left(log_probs == log_probs)  # NaN compares false
+    return tokens, log_probs
+
+
+def inverse_cdf(logits: torch.Tensor, uniforms: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """`sample_categorical` without its check: a row with NaN or no finite entry has log-probabilities NaN."""
     device = logits.device
     if not has_float64(device):
-        tokens, log_probs = sample_categorical(logits.cpu(), uniforms.cpu())
+        tokens, log_probs = inverse_cdf(logits.cpu(), uniforms.cpu())
         return tokens.to(device), log_probs.to(device)
 
     # 1. The CDF F(v) = sum_{u <= v} exp(l_u - max l), (N, V), and its total F(V), (N, 1)
     highest = logits.amax(-1, keepdim=True)
     cdf = (logits - highest).exp_().cumsum(-1, dtype=torch.float64)
     total = cdf[:, -1:]
-    check_tokens_left(total > 0)
 
     # 2. The first v whose F(v) exceeds u F(V). A threshold strictly below F(V) never hits an entry
     #    of probability zero.
     below_total = torch.nextafter(total, torch.zeros_like(total))
     threshold = torch.minimum(uniforms * total, below_total)
-    tokens = torch.searchsorted(cdf, threshold, right=True)
+    tokens = torch.searchsorted(cdf, threshold, right=True).clamp_max(logits.shape[-1] - 1)
 
     # 3. log p(v) = l_v - max l - log F(V)
     log_probs = logits.gather(-1, tokens) - highest - total.log().to(logits.dtype)
@@ -397,6 +403,9 @@ def check_tokens_left(has_token: torch.Tensor) -> None:
         raise ValueError(
             "A row of the proposal has no token left (top_k, top_p or a logits processor removed all of them) or NaN."
         )
+
+
+NOT_AN_ENERGY = "An energy is NaN or -inf. Energies are finite numbers, or +inf to reject a candidate."
 
 
 def importance_weights(energies: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
@@ -416,8 +425,14 @@ def importance_weights(energies: torch.Tensor, temperature: float = 1.0) -> torc
     if not temperature > 0:
         raise ValueError(f"The energy temperature is {temperature!r}, but it must be positive.")
     energies = double_where_possible(energies)
-    check_energies(energies)
-    if not bool((energies < torch.inf).any(-1).all()):
+
+    # Both flags are read at once
+    is_allowed = (energies > -torch.inf).all()  # NaN compares false
+    has_choice = (energies < torch.inf).any(-1).all()
+    is_allowed, has_choice = torch.stack([is_allowed, has_choice]).tolist()
+    if not is_allowed:
+        raise ValueError(NOT_AN_ENERGY)
+    if not has_choice:
         raise ValueError("All candidates of a row have energy +inf, so there is nothing to choose from.")
     return log_weights(energies, temperature).softmax(-1)
 
@@ -431,7 +446,7 @@ def log_weights(energies: torch.Tensor, temperature: float) -> torch.Tensor:
 def check_energies(energies: torch.Tensor) -> None:
     """Raise ValueError if an energy is NaN or -inf."""
     if not bool((energies > -torch.inf).all()):  # NaN compares false
-        raise ValueError("An energy is NaN or -inf. Energies are finite numbers, or +inf to reject a candidate.")
+        raise ValueError(NOT_AN_ENERGY)
 
 
 def effective_sample_size(weights: torch.Tensor) -> torch.Tensor:
@@ -441,5 +456,5 @@ def effective_sample_size(weights: torch.Tensor) -> torch.Tensor:
 
 def resample(weights: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
     """One candidate per row with the probabilities `weights` (B, k), by uniforms (B, 1): (B,)."""
-    chosen, _ = sample_categorical(weights.log(), uniforms)
+    chosen, _ = inverse_cdf(weights.log(), uniforms)
     return chosen.squeeze(-1)

@@ -31,6 +31,7 @@ from .network_energy import EDLMEnergyModel, EDLMEnergyOutput
 from .network_facts import accepts, num_ids, on_device_of
 from .network_probes import align_left, sees_padding, without_padding
 from .noise_contrastive_energy import NoiseContrastiveEnergy
+from .positions import Positions
 from .proposal import Proposal
 from .vocabulary import check_token_ids
 
@@ -311,7 +312,7 @@ class EDLMForMaskedDiffusion(EDLMPreTrainedModel, MaskedDiffusionGenerationMixin
         if self.config.energy_type == "nce":
             proposal = Proposal(
                 noisy_ids,
-                masked,
+                Positions(masked),
                 self.config,
                 attention_mask=attention_mask,
                 timesteps=timesteps,

@@ -36,6 +36,7 @@ from .mdlm_blocks import (
     rotary_cos_sin,
 )
 from .mdlm_pretrained import MDLMPreTrainedModel
+from .positions import Positions
 from .prefix_cache import given_cache, returned_cache
 from .projection import wide_projection
 from .vocabulary import not_emitted
@@ -332,28 +333,28 @@ class MDLMForMaskedLM(MDLMHeadedModel, MaskedDiffusionGenerationMixin):
 
     def hidden_at(
         self,
-        at: torch.Tensor,
+        at: Positions | torch.Tensor,
         input_ids: torch.LongTensor,
         attention_mask: torch.Tensor | None = None,
         timesteps: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Hidden states (N, H) at the N positions `at` (B, L) bool, ready for `projection()`.
+        """Hidden states (N, H) at N positions, or (B, L) bool, ready for `projection()`.
 
         Where they are few the last block computes no others.
         """
+        at = Positions.of(at)
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "timesteps": timesteps}
-        # (B,) and Q. Only these backends take a mask of Q x L.
-        num_wanted = at.sum(-1)
-        most_wanted = int(num_wanted.max())
+        # Q. Only these backends take a mask of Q x L.
+        most_wanted = int(at.counts.max())
         selects_queries = self.config._attn_implementation in ("sdpa", "eager")
-        if 2 * most_wanted > at.shape[1] or not selects_queries:
-            return self.backbone(**inputs, return_dict=True).last_hidden_state[at]
+        if 2 * most_wanted > input_ids.shape[1] or not selects_queries:
+            return at.take(self.backbone(**inputs, return_dict=True).last_hidden_state)
 
         # (B, Q): first the wanted positions of a row in their order, then any others
-        queries = (~at).long().argsort(dim=-1, stable=True)[:, :most_wanted]
+        queries = (~at.flags).long().argsort(dim=-1, stable=True)[:, :most_wanted]
         hidden = self.backbone(**inputs, queries=queries, return_dict=True).last_hidden_state
-        is_wanted = torch.arange(most_wanted, device=at.device) < num_wanted.unsqueeze(1)
-        return hidden[is_wanted]
+        is_wanted = torch.arange(most_wanted, device="cpu") < at.counts.unsqueeze(1)
+        return Positions.known(is_wanted, hidden.device).take(hidden)
 
 
 class MDLMForCausalLM(MDLMHeadedModel, GenerationMixin):

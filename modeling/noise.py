@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from .masked_diffusion import uniform
+from .positions import Positions
 
 
 @dataclass(frozen=True)
@@ -24,10 +25,9 @@ class Noise:
         """One uniform per position of `where` (R, L) bool: (R, L). Only the True ones count."""
         return uniform(where.shape, where.device, self.generator)
 
-    def per_draw(self, rows: torch.Tensor, where: torch.Tensor, k: int) -> torch.Tensor:
-        """k uniforms for each of the N True positions of `where` (R, L) bool: (N, k)."""
-        num_positions = int(where.sum())  # N
-        return uniform((num_positions, k), where.device, self.generator)
+    def per_draw(self, rows: torch.Tensor, where: Positions, k: int) -> torch.Tensor:
+        """k uniforms for each of the N positions `where`: (N, k)."""
+        return uniform((len(where), k), where.flags.device, self.generator)
 
     def per_row(self, rows: torch.Tensor, device: torch.device) -> torch.Tensor:
         """One uniform per row: (R, 1)."""

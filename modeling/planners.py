@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from .confidence import SCORES, Score, first_of, rounding_of, take_best
+from .devices import send
 from .masked_diffusion import reveal_probability
 from .samplers import PROPOSAL, TOKENS, Sampler, Step, most_masks, same_time
 
@@ -56,7 +57,7 @@ class Planner(Sampler):
 
 def counts_of(step: Step, proposal) -> torch.Tensor:
     """K (R,) of the rows of a step."""
-    return step.counts[step.rows].to(proposal.ids.device)
+    return send(step.counts[step.rows], proposal.ids.device)
 
 
 @dataclass(frozen=True)
@@ -209,9 +210,9 @@ class Klass(Planner):
 
     def steady_steps(self, step: Step, proposal) -> torch.LongTensor:
         """Count for how many steps in a row the proposal of a mask has hardly changed: (R, L)."""
-        rows = step.rows.to(proposal.ids.device)
-        row, column = proposal.at.nonzero().unbind(-1)
-        row = rows[row]
+        rows = send(step.rows, proposal.ids.device)
+        row = rows[proposal.positions.row_of]
+        column = proposal.positions.index % proposal.ids.shape[1]
 
         # The last proposal (B, L, V) and the counts (B, L)
         memory = step.memory

@@ -15,7 +15,8 @@ import torch
 from transformers import LogitsProcessorList, PreTrainedConfig
 
 from .confidence import Score, likeliest_tokens
-from .masked_diffusion import at_least_float32, sample_categorical
+from .masked_diffusion import at_least_float32, check_tokens_left, inverse_cdf
+from .positions import Positions
 from .vocabulary import suppress_impossible
 
 # Logits that exist at a time: with their float64 CDF they take about 100 MB.
@@ -26,11 +27,11 @@ LARGE = 1e9
 
 @dataclass
 class Proposal:
-    """p_theta(. | x_t) at the N positions `at`.
+    """p_theta(. | x_t) at N positions.
 
     Args:
         ids: (R, L) x_t.
-        at: (R, L) bool.
+        positions: the N positions, of which methods take a part as `within`.
         config: of the model, names the mask token and the ids without a token.
         vocab_size: V.
         hidden: (N, ...) what the logits are made of; None where no network was asked.
@@ -38,12 +39,12 @@ class Proposal:
         attention_mask: (R, L), 0 at padding; None where nothing is padding.
         timesteps: (R,) total noise sigma.
         processors: of the user, called as (ids (n, L), logits (n, V)).
-        free: (R, L) bool, the positions of `at` that a step may reveal. Unless given, all of them.
+        may_reveal: those positions that a step may reveal. Unless given, all of them.
         drawn: (R, L) the tokens that were drawn, for samplers that look at them.
     """
 
     ids: torch.LongTensor
-    at: torch.Tensor
+    positions: Positions
     config: PreTrainedConfig
     vocab_size: int | None = None
     hidden: torch.Tensor | None = None
@@ -51,7 +52,7 @@ class Proposal:
     attention_mask: torch.Tensor | None = None
     timesteps: torch.Tensor | None = None
     processors: LogitsProcessorList = field(default_factory=LogitsProcessorList)
-    free: torch.Tensor | None = None
+    may_reveal: Positions | None = None
     drawn: torch.LongTensor | None = None
     scores: dict[str, Score] = field(default_factory=dict, init=False, repr=False)
 
@@ -59,7 +60,7 @@ class Proposal:
     def of_logits(
         cls,
         ids: torch.LongTensor,
-        at: torch.Tensor,
+        at: Positions,
         logits: torch.Tensor,
         config: PreTrainedConfig,
         **inputs,
@@ -67,18 +68,23 @@ class Proposal:
         """The proposal of logits (R, L, V) that exist already."""
         return cls(
             ids=ids,
-            at=at,
+            positions=at,
             config=config,
             vocab_size=logits.shape[-1],
-            hidden=logits[at],
+            hidden=at.take(logits),
             project=copy_of_logits,
             **inputs,
         )
 
-    @functools.cached_property
-    def row_of(self) -> torch.LongTensor:
-        """(N,) the row of every position."""
-        return self.at.nonzero()[:, 0]
+    @property
+    def at(self) -> torch.Tensor:
+        """(R, L) bool, the N positions."""
+        return self.positions.flags
+
+    @property
+    def free(self) -> torch.Tensor:
+        """(R, L) bool, the positions that a step may reveal."""
+        return self.at if self.may_reveal is None else self.may_reveal.flags
 
     @functools.cached_property
     def present(self) -> torch.LongTensor:
@@ -100,19 +106,17 @@ class Proposal:
     def select(self, rows: torch.Tensor) -> "Proposal":
         """The proposal of the rows chosen by a bool mask (R,)."""
         of_rows = {}
-        for name in ("ids", "at", "attention_mask", "timesteps", "free", "drawn"):
+        for name in ("ids", "attention_mask", "timesteps", "drawn"):
             values = getattr(self, name)
             of_rows[name] = None if values is None else values[rows]
-        return replace(self, hidden=self.hidden[rows[self.row_of]], **of_rows)
+        for name, flags in (("positions", self.at), ("may_reveal", self.free)):
+            of_rows[name] = Positions(flags[rows])
+        hidden = self.hidden[rows[self.positions.row_of]]
+        return replace(self, hidden=hidden, **of_rows)
 
-    def numbers(self, within: torch.Tensor | None) -> torch.LongTensor:
-        """The numbers (n,) among the N positions of those inside `within`.
-
-        Args:
-            within: (R, L) bool, a subset of `at`. All of it where it is None.
-        """
-        chosen = self.at if within is None else within
-        return chosen[self.at].nonzero().squeeze(-1)
+    def numbers(self, within: Positions | None) -> torch.LongTensor:
+        """The numbers (n,) among the N positions of those `within`, which is all of them if None."""
+        return self.positions.numbers_of(self.positions if within is None else within)
 
     def logits(self, numbers: torch.LongTensor) -> Iterator[tuple[slice, torch.Tensor]]:
         """Logits of the positions `numbers` (n,), in parts: (slice of the n, logits of these).
@@ -127,7 +131,7 @@ class Proposal:
     def logits_of(self, numbers: torch.LongTensor) -> torch.Tensor:
         """Logits (n, V) of the positions `numbers` (n,), after the user's processors."""
         if len(self.hidden) * self.vocab_size > MOST_LOGITS:
-            return self.processed(self.hidden[numbers], self.row_of[numbers])
+            return self.processed(numbers)
 
         # Few logits are kept, since planners ask for scores first and for tokens afterwards
         if len(numbers) == len(self.hidden):
@@ -137,25 +141,26 @@ class Proposal:
     @functools.cached_property
     def all_logits(self) -> torch.Tensor:
         """Logits (N, V) of all positions."""
-        return self.processed(self.hidden, self.row_of)
+        return self.processed(slice(None))
 
-    def processed(self, hidden: torch.Tensor, row_of: torch.LongTensor) -> torch.Tensor:
-        """Logits (n, V) of `hidden` (n, ...): the mask and ids without a token are impossible."""
-        logits = suppress_impossible(self.project(hidden), self.config)
+    def processed(self, numbers: torch.LongTensor | slice) -> torch.Tensor:
+        """New logits (n, V) of some positions: the mask and ids without a token are impossible."""
+        logits = suppress_impossible(self.project(self.hidden[numbers]), self.config)
         if self.processors:
+            row_of = self.positions.row_of[numbers]
             logits = self.processors(self.ids[row_of], logits)
         return logits
 
     def sample(
         self,
         uniforms: torch.Tensor,
-        within: torch.Tensor | None = None,
+        within: Positions | None = None,
     ) -> tuple[torch.LongTensor, torch.Tensor]:
         """k independent tokens at every position (of `within`) and their log-probabilities.
 
         Args:
             uniforms: (n, k) on [0, 1).
-            within: (R, L) bool, the n positions. Unless given, all of them.
+            within: the n positions. Unless given, all of them.
 
         Returns:
             Ids (n, k) and log-probabilities (n, k).
@@ -165,12 +170,14 @@ class Proposal:
         """
         tokens, log_probs = [], []
         for part, logits in self.logits(self.numbers(within)):
-            tokens_of_part, log_probs_of_part = sample_categorical(logits, uniforms[part])
+            tokens_of_part, log_probs_of_part = inverse_cdf(logits, uniforms[part])
             tokens.append(tokens_of_part)
             log_probs.append(log_probs_of_part)
-        return torch.cat(tokens), torch.cat(log_probs)
+        log_probs = torch.cat(log_probs)
+        check_tokens_left(log_probs == log_probs)  # NaN compares false
+        return torch.cat(tokens), log_probs
 
-    def likeliest(self, within: torch.Tensor | None = None) -> torch.LongTensor:
+    def likeliest(self, within: Positions | None = None) -> torch.LongTensor:
         """The likeliest token (n,) at every position (of `within`), the lowest id among equals."""
         parts = [likeliest_tokens(logits) for _, logits in self.logits(self.numbers(within))]
         return torch.cat(parts)
@@ -178,16 +185,16 @@ class Proposal:
     def log_probs(
         self,
         tokens: torch.LongTensor,
-        within: torch.Tensor | None = None,
+        within: Positions | None = None,
     ) -> torch.Tensor:
-        """log p_theta of k tokens (R, k, L) at every position (of `within` (R, L) bool).
+        """log p_theta of k tokens (R, k, L) at every position (of `within`).
 
         Returns:
             (R, k, L), 0 elsewhere.
         """
-        within = self.at if within is None else within
+        within = self.positions if within is None else within
         # (n, k): any id will do for a mask, of which the logits may have no entry
-        tokens = tokens.transpose(1, 2)[within]
+        tokens = within.take(tokens.transpose(1, 2))
         tokens = tokens.clamp(0, self.vocab_size - 1)
 
         # log p(v) = l_v - log sum_u exp(l_u)
@@ -199,12 +206,11 @@ class Proposal:
         log_probs = torch.cat(parts)
 
         # (R, L, k): row and position first, as in `log_probs` (n, k)
-        filled = log_probs.new_zeros(*within.shape, log_probs.shape[1])
-        filled[within] = log_probs
-        return filled.transpose(1, 2).contiguous()
+        nothing = log_probs.new_zeros(*self.ids.shape, log_probs.shape[1])
+        return within.put(nothing, log_probs).transpose(1, 2).contiguous()
 
-    def nats(self, text: torch.LongTensor, within: torch.Tensor | None = None) -> torch.Tensor:
-        """-log p_theta of a text (R, L) at every position (of `within` (R, L) bool).
+    def nats(self, text: torch.LongTensor, within: Positions | None = None) -> torch.Tensor:
+        """-log p_theta of a text (R, L) at every position (of `within`).
 
         Returns:
             (R, L), 0 elsewhere.
@@ -218,13 +224,11 @@ class Proposal:
             name: `confidence`, `entropy` or `margin` (see confidence.py).
         """
         if name not in self.scores:
-            free = self.at if self.free is None else self.free
-
             # (n,) values and errors, scattered to (R, L)
             parts = []
-            for _, logits in self.logits(self.numbers(free)):
+            for _, logits in self.logits(self.numbers(self.may_reveal)):
                 parts.append(Score.of(name, logits, self.dtype))
-            self.scores[name] = Score.join(parts).scatter(free)
+            self.scores[name] = Score.join(parts).scatter(self.free)
         return self.scores[name]
 
     def entropy(self) -> torch.Tensor:
@@ -260,7 +264,7 @@ class ProposingMixin:
     def propose(
         self,
         ids: torch.LongTensor,
-        at: torch.Tensor,
+        at: Positions | torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         timesteps: torch.Tensor | None = None,
         processors: LogitsProcessorList | None = None,
@@ -273,12 +277,13 @@ class ProposingMixin:
 
         Args:
             ids: (R, L) x_t.
-            at: (R, L) bool, the positions.
+            at: the positions, or (R, L) bool.
             attention_mask: (R, L), 0 at padding.
             timesteps: (R,) total noise sigma.
             processors: of the user.
             inputs: further arguments of the denoiser.
         """
+        at = Positions.of(at)
         processors = processors or LogitsProcessorList()
         conditions = {"attention_mask": attention_mask, "timesteps": timesteps}
         network = self.projecting_network()
@@ -298,7 +303,7 @@ class ProposingMixin:
         # Hidden states of N positions, from which logits are made when they are asked for
         return Proposal(
             ids=ids,
-            at=at,
+            positions=at,
             config=self.config,
             vocab_size=network.config.vocab_size,
             hidden=network.hidden_at(at, ids, **conditions, **inputs),

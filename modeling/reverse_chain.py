@@ -18,14 +18,16 @@ from typing import Any
 import torch
 from transformers import LogitsProcessorList
 
+from .devices import send
 from .energies import Candidates, Energy
 from .generation_config_edlm import EDLMGenerationConfig, window_times
 from .masked_diffusion import NoiseSchedule
+from .positions import Positions, read_together
 from .proposal import Proposal, ProposingMixin
 from .samplers import TOKENS, Sampler, State, Step
 
-# (step, rows (R,), proposal, revealed (R, L)) -> tokens (R, L) at the revealed positions
-Choose = Callable[[Step, torch.Tensor, Proposal, torch.Tensor], torch.LongTensor]
+# (step, rows (R,), proposal, S) -> tokens (R, L), of which those at S count
+Choose = Callable[[Step, torch.Tensor, Proposal, Positions], torch.LongTensor]
 
 
 def chain(process: "ReverseProcess", state: State, choose: Choose, noise) -> Iterator[Step]:
@@ -54,28 +56,34 @@ def take_step(process: "ReverseProcess", state: State, step: Step, choose: Choos
 
     A sampler that looks at drawn tokens needs 3 before 2.
     """
-    rows = step.rows.to(state.ids.device)
+    device = state.ids.device
+    rows = send(step.rows, device)
+
+    # S where it follows from the masks alone
+    revealed = step.revealed(device)
 
     # 1. p_theta(. | x_t)
-    at = process.positions(step, state, rows)
-    proposal = process.propose(state, rows, at, step.t[step.rows])
+    at = process.positions(step, state, rows, revealed)
+    proposal = process.propose(state, step.rows, at, step.t[step.rows])
 
     if process.sampler.sees != TOKENS:
-        # 2. S (R, L) bool
-        revealed = process.reveal_set(step, proposal)
+        # 2. S
+        if revealed is None:
+            revealed = Positions(process.sampler.reveal(step, proposal))
         # 3. x_0 (R, L), of which the tokens at S count
         clean = choose(step, rows, proposal, revealed)
     else:
         # 3. x_0 (R, L) wherever the sampler looks
         log_probs = state.log_probs
-        clean = choose(step, rows, proposal, proposal.at)
-        # 2. S (R, L) bool by these tokens. The tokens elsewhere are dropped.
+        clean = choose(step, rows, proposal, proposal.positions)
+        # 2. S by these tokens. The tokens elsewhere are dropped.
         proposal.drawn = clean
-        revealed = process.reveal_set(step, proposal)
-        state.restore_log_probs(log_probs, rows, revealed)
+        if revealed is None:
+            revealed = Positions(process.sampler.reveal(step, proposal))
+        state.restore_log_probs(log_probs, rows, revealed.flags)
 
     # 4. x_s ~ q(. | x_t, x_0)
-    state.write(rows, revealed, clean)
+    state.write(rows, revealed.flags, clean)
 
 
 def split_by_energy(process: "ReverseProcess", step: Step) -> list[Step]:
@@ -153,30 +161,44 @@ class ReverseProcess:
         low, high = self.window
         return (t >= low - 1e-9) & (t <= high + 1e-9)
 
-    def positions(self, step: Step, state: State, rows: torch.Tensor) -> torch.Tensor:
-        """Where the proposal of a step is needed, (R, L) bool."""
+    def positions(
+        self,
+        step: Step,
+        state: State,
+        rows: torch.Tensor,
+        revealed: Positions | None,
+    ) -> Positions:
+        """Where the proposal of a step is needed. `revealed` is S, if it is known."""
         # An energy of scope `sequence` weighs complete texts: all masks, of other blocks too
         if step.energy_acts and self.config.energy_scope == "sequence":
-            return state.present[rows] & (state.ids[rows] == state.mask_token_id)
+            return Positions(state.present[rows] & (state.ids[rows] == state.mask_token_id))
 
         # S, or where the sampler looks to find it: a planner compares all masks of its block
-        if step.reveal is not None:
-            return step.revealed(state.ids.device)
-        return self.sampler.looks_at(state, rows)
+        if revealed is not None:
+            return revealed
+        return Positions(self.sampler.looks_at(state, rows))
 
     def propose(
         self,
         state: State,
         rows: torch.Tensor,
-        at: torch.Tensor,
+        at: Positions,
         t: torch.Tensor,
     ) -> Proposal:
-        """p_theta(. | x_t) of some `rows` (R,) at times t (R,), at the positions `at` (R, L)."""
+        """p_theta(. | x_t) of some `rows` (R,) on the CPU, at times t (R,) and the positions `at`."""
+        attention_mask = state.attention_mask(rows)
+        rows = send(rows, state.ids.device)
         ids = state.ids[rows]
+
+        # M(x_t) within the block: the positions that S may hold
+        free = Positions(at.flags & state.masked[rows])
+        if not at.is_read:
+            read_together(at, free)
+
         inputs = {
             "at": at,
-            "attention_mask": state.attention_mask(rows),
-            "timesteps": self.sigma(t).to(ids.device),
+            "attention_mask": attention_mask,
+            "timesteps": send(self.sigma(t), ids.device),
             "processors": self.processors,
         }
         if state.token_types is not None:
@@ -191,38 +213,29 @@ class ReverseProcess:
             without_prompt = self.model.propose(ids_without_prompt, **inputs)
             proposal = proposal.guided(without_prompt, scale)
 
-        # M(x_t) within the block: the positions that S may hold
-        proposal.free = at & state.masked[rows]
+        proposal.may_reveal = free
         return proposal
 
     def sigma(self, t: torch.Tensor) -> torch.Tensor:
         """Total noise for the networks, float32."""
         return self.schedule.total(t).float()
 
-    def reveal_set(self, step: Step, proposal: Proposal) -> torch.Tensor:
-        """S (R, L) bool, known from the masks or picked by the sampler."""
-        if step.reveal is not None:
-            return step.revealed(proposal.ids.device)
-        return self.sampler.reveal(step, proposal)
-
-    def proposed(self, proposal: Proposal, revealed: torch.Tensor) -> torch.Tensor:
-        """The positions (R, L) bool that candidates fill: S (scope `revealed`), or all masks M."""
-        if self.config.energy_scope == "revealed":
-            return revealed
-        return proposal.masked & proposal.at
+    def proposed(self, proposal: Proposal, revealed: Positions) -> Positions:
+        """The positions that candidates fill: S (scope `revealed`), or all masks M = `positions`."""
+        return revealed if self.config.energy_scope == "revealed" else proposal.positions
 
     def candidates(
         self,
         proposal: Proposal,
         uniforms: torch.Tensor,
-        revealed: torch.Tensor,
+        revealed: Positions,
     ) -> Candidates:
         """k joint draws x^1 .. x^k ~ p_theta(. | x_t).
 
         Args:
             proposal: p_theta(. | x_t) of R rows.
             uniforms: (n, k) for the n positions that `proposed` gives.
-            revealed: (R, L) bool, S.
+            revealed: S.
         """
         proposed = self.proposed(proposal, revealed)
         tokens, log_probs = proposal.sample(uniforms, proposed)

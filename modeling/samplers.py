@@ -8,13 +8,16 @@ Shapes: B rows of a batch, R rows of a step, L positions. Times t run from 1 (al
 Everything that depends on masks alone lives on the CPU.
 """
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
+from .devices import send
 from .masked_diffusion import NoiseSchedule, reveal_probability
+from .positions import Positions
 
 # By what a sampler chooses S, besides noise of its own
 MASKS = "masks"  # which positions are masked
@@ -51,15 +54,19 @@ class State:
         """(B, L) bool, M(x_t): the free positions that still hold the mask."""
         return self.free & (self.ids == self.mask_token_id)
 
+    @functools.cached_property
+    def is_full(self) -> torch.Tensor:
+        """(B,) bool on the CPU, the rows without padding."""
+        return self.present.all(-1).cpu()
+
     def attention_mask(self, rows: torch.Tensor) -> torch.LongTensor | None:
-        """The attention mask (R, L) of some `rows` (R,).
+        """The attention mask (R, L) of some `rows` (R,), which are numbers on the CPU.
 
         It is None where nothing is padding, which lets networks take faster kernels.
         """
-        present = self.present[rows]
-        if bool(present.all()):
+        if bool(self.is_full[rows].all()):
             return None
-        return present.long()
+        return self.present[send(rows, self.present.device)].long()
 
     def time_of(self, left: torch.Tensor, total: torch.Tensor) -> torch.Tensor:
         """The times (B,) at which a row of `total` masks is expected to have `left` of them."""
@@ -87,7 +94,7 @@ class State:
 
     def mask_again(self, where: torch.Tensor) -> None:
         """Put the mask at the positions `where` (B, L) bool."""
-        self.ids = self.ids.masked_fill(where.to(self.ids.device), self.mask_token_id)
+        self.ids = self.ids.masked_fill(send(where, self.ids.device), self.mask_token_id)
 
 
 @dataclass
@@ -116,9 +123,11 @@ class Step:
     memory: Any = None
     energy_acts: bool = False
 
-    def revealed(self, device: torch.device) -> torch.Tensor:
-        """S (R, L) bool of the rows of the step, where it follows from the masks alone."""
-        return self.reveal[self.rows].to(device)
+    def revealed(self, device: torch.device) -> Positions | None:
+        """S of the R rows of the step, where it follows from the masks alone."""
+        if self.reveal is None:
+            return None
+        return Positions.known(self.reveal[self.rows], device)
 
     def complete(self, number: int, state: State) -> "Step":
         """The same step with its rows, and its index, which is `number` unless given."""

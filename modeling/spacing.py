@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import torch
 
 from .confidence import SCORES, Score, first_of
-from .planners import Planner, check_range, check_score, counts_of
+from .devices import send
+from .planners import Planner, check_range, check_score
 from .samplers import MASKS, PROPOSAL
 
 
@@ -49,7 +50,7 @@ class Spaced(Planner):
 
     def at_random(self, state, step, noise) -> torch.Tensor:
         """S (B, L) in an order that every step draws anew."""
-        masked = state.masked[step.rows.to(state.ids.device)].cpu()
+        masked = state.masked[send(step.rows, state.ids.device)].cpu()
         order = torch.where(masked, noise.per_position(step.rows, masked), -torch.inf)
         taken = self.take(Score(order, torch.zeros_like(order)), step.counts[step.rows])
 
@@ -57,12 +58,13 @@ class Spaced(Planner):
         return nothing.index_copy(0, step.rows, taken)
 
     def reveal(self, step, proposal):
-        return self.take(proposal.score(self.score), counts_of(step, proposal))
+        return self.take(proposal.score(self.score), step.counts[step.rows])
 
     def take(self, score: Score, counts: torch.Tensor) -> torch.Tensor:
-        """Take `counts` (R,) positions one after the other: (R, L) bool."""
+        """Take `counts` (R,) positions, a number on the CPU, one after the other: (R, L) bool."""
         free = score.values > -torch.inf
-        counts = torch.minimum(counts, free.sum(-1))
+        most = int(counts.max()) if len(counts) else 0
+        counts = torch.minimum(send(counts, free.device), free.sum(-1))
         columns = torch.arange(free.shape[1], device=free.device)
 
         # Distance of every position to the nearest one that is taken (R, L), and d (R, 1)
@@ -71,7 +73,7 @@ class Spaced(Planner):
         distance = distance.unsqueeze(1)
 
         taken = torch.zeros_like(free)
-        for n in range(int(counts.max()) if len(counts) else 0):
+        for n in range(most):
             # 1. d falls to what is still possible
             left = free & ~taken
             farthest = torch.where(left, nearest, 0).amax(-1, keepdim=True)

@@ -15,6 +15,7 @@ from .energies import Energy
 from .generation_config_edlm import EDLMGenerationConfig
 from .generation_records import Records
 from .masked_diffusion import sample_categorical
+from .positions import Positions
 from .proposal import Proposal
 from .reverse_chain import ReverseProcess
 from .samplers import Step
@@ -88,24 +89,25 @@ class SpeculativeSampling:
         step: Step,
         rows: torch.Tensor,
         proposal: Proposal,
-        window: torch.Tensor,
+        revealed: Positions,
     ) -> torch.LongTensor:
         """Tokens (R, L) for some `rows` (R,), the mask where the round did not get.
 
         Args:
-            window: (R, L) bool, consecutive masks.
+            revealed: the windows, consecutive masks.
         """
+        window = revealed.flags
         # 1. Drafts (R, L) at all positions of the window but the last, which is the target's own
         count = window.sum(-1)
         is_draft = window & (window.cumsum(-1) < count.unsqueeze(1))
-        drafts = self.draft(rows, proposal, is_draft)
+        drafts = self.draft(rows, proposal, Positions(is_draft))
 
         # 2. p_AR at the window. `given` (R,) says whose first token belongs to the prompt.
         given = ~self.records.state.fillable[rows, 0]
         text_length = int(proposal.present.sum(-1).max())
         self.process.target.prepare(proposal.vocab_size, text_length)
         target = self.process.target.read(rows, drafts, window, given)
-        uniforms = self.noise.per_draw(rows, window, 2)
+        uniforms = self.noise.per_draw(rows, revealed, 2)
 
         # 3. Left to right. The window of a row begins at `first`, and at `offset` among all of them.
         ids = proposal.ids.clone()
@@ -134,7 +136,8 @@ class SpeculativeSampling:
             going = going[accepted]
 
         is_filled = window & (ids != proposal.config.mask_token_id)
-        self.records.keep_log_probs(rows, is_filled, log_probs[is_filled])
+        if self.records.keeps_log_probs:
+            self.records.keep_log_probs(rows, is_filled, log_probs)
         self.records.keep_drafts(step, is_draft.sum(-1), is_filled.sum(-1) - 1)
         return ids
 
@@ -142,15 +145,15 @@ class SpeculativeSampling:
         self,
         rows: torch.Tensor,
         proposal: Proposal,
-        is_draft: torch.Tensor,
+        where: Positions,
     ) -> torch.LongTensor:
-        """The texts (R, L) with drafts at the positions `is_draft` (R, L) bool."""
+        """The texts (R, L) with drafts at some positions."""
         if self.is_greedy:
-            tokens = proposal.likeliest(is_draft)
+            tokens = proposal.likeliest(where)
         else:
-            uniforms = self.noise.per_draw(rows, is_draft, 1)
-            tokens, _ = proposal.sample(uniforms, is_draft)
-        return proposal.ids.masked_scatter(is_draft, tokens)
+            uniforms = self.noise.per_draw(rows, where, 1)
+            tokens, _ = proposal.sample(uniforms, where)
+        return where.put(proposal.ids, tokens.flatten())
 
     def decide(
         self,

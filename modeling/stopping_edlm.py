@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from transformers import EosTokenCriteria, StopStringCriteria
 
-from .canvas_edlm import Canvas, View
+from .canvas_edlm import Canvas, View, is_any_of
 from .samplers import State
 
 # These look at the last token alone, so they are asked about every token that a block has filled.
@@ -64,8 +64,7 @@ def stop_ended_rows(state: State, view: View, end_tokens: list[int]) -> None:
     calls. Position 0 and given tokens do not count as an end.
     """
     # (B, L): ends of the text, and all that stands from the first one on
-    end_tokens = torch.tensor(end_tokens, device=state.ids.device)
-    is_end = torch.isin(state.ids, end_tokens) & state.free & (view.index > 0)
+    is_end = is_any_of(state.ids, end_tokens) & state.free & (view.index > 0)
     ended = is_end.long().cumsum(-1) > 0
 
     # (B, 1): rows that need no mask filled before their end

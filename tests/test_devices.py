@@ -139,6 +139,13 @@ def test_the_fake_device_counts_what_the_host_waits_for(fake):
         lambda: x.cpu(),
         lambda: x.nonzero(),
         lambda: x[x > 0],
+        lambda: x.masked_select(x > 0),
+        lambda: x.unique(),
+        lambda: x.unique_consecutive(),
+        lambda: x.unique(dim=0),
+        lambda: x.repeat_interleave(fake.on_device(torch.tensor([1, 2])), 0),
+        lambda: torch.where(x > 0),
+        lambda: x.tolist(),
         lambda: torch.ones(2).to(x.device),
         lambda: torch.tensor([1], device=x.device),
     ]
@@ -149,6 +156,38 @@ def test_the_fake_device_counts_what_the_host_waits_for(fake):
 
 
 # -- Generation
+
+# How often the host waits for the device in a step of a model and a sampler
+WAITS = {
+    ("mdlm", "ancestral"): 1,
+    ("mdlm", "first_hitting"): 1,
+    ("mdlm", "spaced"): 5,
+    ("ar", "ancestral"): 4,
+    ("ar", "first_hitting"): 4,
+    ("ar", "spaced"): 6,
+    ("nce", "ancestral"): 3,
+    ("nce", "first_hitting"): 3,
+    ("nce", "spaced"): 5,
+}
+
+
+@pytest.mark.parametrize("name, sampler", WAITS)
+def test_the_host_waits_a_few_times_in_a_step(fake, name, sampler):
+    model = fake.move(MODELS[name]())
+
+    def run(masks: int) -> tuple[int, int]:
+        """How often the host waits in a call that fills so many masks, and the number of its steps."""
+        steps = []
+        options = {"sampler": sampler, "max_denoising_steps": 2 * masks, "num_candidates": 3}
+        with fake.host_waits() as waits:
+            sample(model, callback_on_step_end=lambda *step: steps.append(step), max_length=masks, **options)
+        return waits.total(), len(steps)
+
+    # The waits of a call that do not belong to a step are the same in both calls
+    few_waits, few_steps = run(masks=2)
+    many_waits, many_steps = run(masks=8)
+    assert many_steps > few_steps
+    assert many_waits - few_waits == WAITS[name, sampler] * (many_steps - few_steps)
 
 
 @pytest.mark.parametrize("name", MODELS)

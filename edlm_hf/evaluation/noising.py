@@ -15,6 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 from edlm_hf.evaluation.texts import Texts
 from edlm_hf.modeling.devices import has_float64
 from edlm_hf.modeling.masked_diffusion import NoiseSchedule
+from edlm_hf.modeling.positions import Positions
 from edlm_hf.modeling.samplers import Jump, Sampler, reveal_times
 from edlm_hf.processes import gather_turns, rank_and_world_size
 
@@ -40,14 +41,13 @@ class RowNoise:
             uniforms[i, flags[i]] = torch.from_numpy(self.sources[row].random(count))
         return on_device(uniforms, where.device)
 
-    def per_draw(self, rows: torch.Tensor, where: torch.Tensor, k: int) -> torch.Tensor:
-        """k uniforms for each of the N True positions of `where` (R, L) bool: (N, k)."""
+    def per_draw(self, rows: torch.Tensor, where: Positions, k: int) -> torch.Tensor:
+        """k uniforms for each of the N positions `where`: (N, k)."""
         # Row by row, each from its own source
-        counts = where.sum(-1).tolist()
         parts = []
-        for row, count in zip(rows.tolist(), counts, strict=True):
+        for row, count in zip(rows.tolist(), where.counts.tolist(), strict=True):
             parts.append(self.sources[row].random((count, k)))
-        return on_device(torch.from_numpy(np.concatenate(parts)), where.device)
+        return on_device(torch.from_numpy(np.concatenate(parts)), where.flags.device)
 
     def per_row(self, rows: torch.Tensor, device: torch.device) -> torch.Tensor:
         """One uniform for every row: (R, 1)."""
@@ -90,8 +90,8 @@ class Noised:
 
     @property
     def rows(self) -> torch.LongTensor:
-        """The indices of all rows, (B,)."""
-        return torch.arange(len(self.clean), device=self.clean.device)
+        """The indices of all rows, (B,), on the CPU."""
+        return torch.arange(len(self.clean), device="cpu")
 
     def select(self, chosen: torch.Tensor) -> "Noised":
         """The rows chosen by a bool mask (B,)."""

@@ -97,7 +97,7 @@ def joint_nats(
         return nats
 
     # log Z from the energies of n proposals, (B, n)
-    uniforms = noised.noise.per_draw(noised.rows, noised.masked, partition_samples)
-    candidates = process.candidates(proposal, uniforms, noised.masked)
+    uniforms = noised.noise.per_draw(noised.rows, proposal.positions, partition_samples)
+    candidates = process.candidates(proposal, uniforms, proposal.positions)
     lower, upper = partition_terms(checked_energies(process, candidates, proposal) / temperature)
     return nats + (lower if log_partition == "lower" else upper)

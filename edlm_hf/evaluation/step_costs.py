@@ -21,6 +21,7 @@ from edlm_hf.evaluation.noising import Noised
 from edlm_hf.evaluation.scoring import sum_at
 from edlm_hf.modeling.energies import Candidates
 from edlm_hf.modeling.masked_diffusion import check_energies, log_weights
+from edlm_hf.modeling.positions import Positions
 from edlm_hf.modeling.proposal import Proposal
 from edlm_hf.modeling.reverse_chain import ReverseProcess, chain
 from edlm_hf.modeling.samplers import Step
@@ -46,14 +47,14 @@ class TextInPlace:
     def __post_init__(self):
         self.nats = torch.zeros(len(self.clean), dtype=torch.float64, device="cpu")
 
-    def __call__(self, step: Step, rows: torch.Tensor, proposal: Proposal, revealed: torch.Tensor) -> torch.LongTensor:
+    def __call__(self, step: Step, rows: torch.Tensor, proposal: Proposal, revealed: Positions) -> torch.LongTensor:
         """The text (R, L) of the rows (R,) of a step."""
         text = self.clean[rows]
         nats = proposal.nats(text, revealed)
-        step_text = StepText(text, nats, revealed, step.t[step.rows], rows)
+        step_text = StepText(text, nats, revealed.flags, step.t[step.rows], step.rows)
 
         gain = energy_gain(self.process, proposal, step_text, self.noise, self.inner_copies)
-        self.nats[step.rows] += sum_at(revealed, nats) - gain
+        self.nats[step.rows] += sum_at(revealed.flags, nats) - gain
         return text
 
 
@@ -66,7 +67,7 @@ class StepText:
         nats: (R, L) -log p_theta of them, at S at least.
         revealed: (R, L) bool, S.
         t: (R,) the time at which the step starts.
-        rows: (R,) the indices of the rows in the batch.
+        rows: (R,) the indices of the rows in the batch, on the CPU.
     """
 
     text: torch.LongTensor
@@ -127,7 +128,7 @@ def propose(process: ReverseProcess, noised: Noised) -> Proposal:
     """p_theta(. | x_t) at all masks of a batch."""
     noisy = noised.clean.masked_fill(noised.masked, process.model.config.mask_token_id)
     state = process.state(noisy, noised.masked, noised.real, generated=noised.scored)
-    return process.propose(state, noised.rows, noised.masked, noised.t)
+    return process.propose(state, noised.rows, Positions(noised.masked), noised.t)
 
 
 def energy_gain(
@@ -156,9 +157,9 @@ def log_gain(
     """log mean_{a=1..m} [ k exp(-E_1) / sum_j exp(-E_j) ], estimated with one draw: (R,) float64."""
     # m copies of k candidates from p_theta, side by side: (R, m k, L)
     k = process.config.num_candidates
-    proposed = process.proposed(proposal, step_text.revealed)
+    proposed = process.proposed(proposal, Positions(step_text.revealed))
     uniforms = noise.per_draw(step_text.rows, proposed, inner_copies * k)
-    candidates = process.candidates(proposal, uniforms, step_text.revealed)
+    candidates = process.candidates(proposal, uniforms, proposed)
 
     # Candidate 1 of every copy carries the text at S
     ids, log_probs = candidates.ids, candidates.log_probs

@@ -11,6 +11,7 @@ from edlm_hf.modeling.masked_diffusion import (
     importance_weights,
     make_schedule,
 )
+from edlm_hf.modeling.positions import Positions
 from edlm_hf.modeling.proposal import Proposal
 from edlm_hf.training.collators import CONTEXT_LABEL
 from edlm_hf.training.energy_arguments import RANDOM_ORDER, EnergyArguments
@@ -220,11 +221,12 @@ class EnergyTrainer(EDLMTrainer):
         self.model.denoiser.eval()
         config = self.model.config
         noisy_ids = noisy["input_ids"]
-        proposal = Proposal.of_logits(noisy_ids, proposed, model(**noisy).logits, config)
+        at = Positions(proposed)
+        proposal = Proposal.of_logits(noisy_ids, at, model(**noisy).logits, config)
 
         # (N, n) at the N positions
-        tokens, _ = proposal.sample(token_uniforms[proposed])
-        return fill(noisy_ids, proposed, tokens)
+        tokens, _ = proposal.sample(at.take(token_uniforms))
+        return fill(noisy_ids, at, tokens)
 
     def add_readings(
         self,

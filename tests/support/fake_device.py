@@ -40,6 +40,7 @@ READS = {
     aten.masked_select.default,
     aten.nonzero.default,
     aten._unique2.default,
+    aten.unique_dim.default,
     aten.unique_consecutive.default,
     aten.bincount.default,
 }
