@@ -12,7 +12,7 @@ VENV := .venv$(if $(filter-out constraints.txt,$(CONSTRAINTS)),-$(basename $(not
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c $(CONSTRAINTS)
 
-.PHONY: demo test notebooks bad-inputs architectures nightly lint
+.PHONY: demo test notebooks bad-inputs architectures nightly gpu lint
 
 demo: $(VENV)/installed
 	$(BIN)/edlm demo
@@ -40,6 +40,12 @@ nightly: $(VENV)/installed-demo $(VENV)/installed-diffusers $(VENV)/installed-lm
 		$(VENV)/installed-nightly
 	EDLM_FUZZ_CASES=10000 $(BIN)/pytest -rs tests/modeling/test_generate_fuzz.py tests/edlm_hf/test_diffusers.py \
 		tests/edlm_hf/test_lm_eval.py tests/nightly
+
+# On a CUDA device of this machine: every use of a device, published networks, an exact law, the quick benchmark of speed.
+# Without such a device all of it is skipped. DEVICE=mps takes an Apple GPU, DEVICE=cpu tries the tests themselves.
+gpu: DEVICE ?= cuda
+gpu: $(VENV)/installed-test
+	EDLM_DEVICE=$(DEVICE) $(BIN)/pytest -rs tests/test_devices.py tests/gpu
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

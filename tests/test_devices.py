@@ -1,6 +1,7 @@
 """Every use on a device that is not the CPU, by the rules of CUDA and of MPS, with the results of the CPU.
 
-The device is a fake (tests/support/fake_device.py): it needs no hardware, and refuses what hardware refuses.
+The device is a fake (tests/support/fake_device.py): it needs no hardware, and refuses what hardware refuses. With
+EDLM_DEVICE=cuda it is one of this machine (tests/support/real_device.py).
 """
 
 import contextlib
@@ -9,14 +10,18 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+import real_device
 import torch
-from published import randomised, tiny_causal, tiny_config, tiny_denoiser, tiny_gpt2
+from exact import MASK as EXACT_MASK
+from exact import SEQUENCES, STATES, L, TableDenoiser, chain_law, marginals, perturbed, product_law, random_joint
+from published import golden, randomised, tiny_causal, tiny_config, tiny_denoiser, tiny_gpt2, write_checkpoint
 from training import rows_with_prompts, trainer_of
 from transformers import BertConfig, BertForMaskedLM, FNetConfig, FNetForMaskedLM
 
 import edlm_hf.evaluation as evaluation
-from edlm_hf import EDLMEnergyModel, EDLMForMaskedDiffusion
+from edlm_hf import EDLMEnergyModel, EDLMForMaskedDiffusion, MDLMForCausalLM, MDLMForMaskedLM
 from edlm_hf.modeling.custom_generate import generate as custom_generate
 from edlm_hf.modeling.sampler_choice import SAMPLERS
 
@@ -34,18 +39,34 @@ build = EDLMForMaskedDiffusion.from_components
 
 
 @pytest.fixture(scope="module")
-def fake():
-    """The module of the fake device, imported here since that changes the whole process."""
-    import fake_device
+def accelerator():
+    """The module of the device: the fake one, which changes the whole process, or a real one if that is asked for."""
+    if real_device.DEVICE is None:
+        import fake_device as module
+    else:
+        module = real_device
+        reason = real_device.reason_to_skip()
+        if reason is not None:
+            pytest.skip(reason)
 
-    with fake_device.PlainAttention():
-        yield fake_device
+    with module.PlainAttention():
+        yield module
+
+
+@pytest.fixture
+def fake(accelerator):
+    """The fake device, for tests of itself."""
+    if accelerator is real_device:
+        pytest.skip("The fake device is tested without a real one")
+    return accelerator
 
 
 @pytest.fixture(params=["cuda", "mps"])
-def rules(request, fake):
+def rules(request, accelerator):
     """The rules of a device: without float64 (mps) or with it."""
-    with fake.no_float64() if request.param == "mps" else contextlib.nullcontext():
+    if accelerator is real_device and (request.param == "mps") != (accelerator.DEVICE == "mps"):
+        pytest.skip("A device of this machine has rules of its own")
+    with accelerator.no_float64() if request.param == "mps" else contextlib.nullcontext():
         yield request.param
 
 
@@ -78,9 +99,9 @@ MODELS = {
 }
 
 
-def both(fake, name: str) -> tuple[EDLMForMaskedDiffusion, EDLMForMaskedDiffusion]:
+def both(accelerator, name: str) -> tuple[EDLMForMaskedDiffusion, EDLMForMaskedDiffusion]:
     """The same model on the CPU and on the device."""
-    return MODELS[name](), fake.move(MODELS[name]())
+    return MODELS[name](), accelerator.move(MODELS[name]())
 
 
 def sample(model, **options):
@@ -88,10 +109,10 @@ def sample(model, **options):
     return model.generate(generator=torch.Generator().manual_seed(0), **options)
 
 
-def check_same_tokens(fake, on_cpu, on_device, **options) -> None:
+def check_same_tokens(accelerator, on_cpu, on_device, **options) -> None:
     expected = sample(on_cpu, **options)
     tokens = sample(on_device, **options)
-    assert tokens.device.type == fake.DEVICE
+    assert tokens.device.type == accelerator.DEVICE
     assert tokens.tolist() == expected.tolist(), options
 
 
@@ -191,10 +212,10 @@ def test_the_host_waits_a_few_times_in_a_step(fake, name, sampler):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_all_samplers_give_the_tokens_of_the_cpu(fake, rules, name):
+def test_all_samplers_give_the_tokens_of_the_cpu(accelerator, rules, name):
     if rules == "mps" and name not in ("time", "ar", "nce", "bert"):
         pytest.skip("A denoiser and an energy of every kind are enough for the rules of MPS")
-    on_cpu, on_device = both(fake, name)
+    on_cpu, on_device = both(accelerator, name)
     for number, sampler in enumerate(OF_DENOISERS):
         options = {"sampler": sampler, "max_denoising_steps": 2, "num_candidates": 2}
         if sampler in ("edit", "low_confidence"):
@@ -202,7 +223,7 @@ def test_all_samplers_give_the_tokens_of_the_cpu(fake, rules, name):
 
         # Every second sampler fills holes and blocks of ragged rows, the others rows from nothing
         prompt = RAGGED | {"block_length": 3} if number % 2 else NOTHING
-        check_same_tokens(fake, on_cpu, on_device, **options, **prompt)
+        check_same_tokens(accelerator, on_cpu, on_device, **options, **prompt)
 
 
 OPTIONS = {
@@ -219,30 +240,30 @@ OPTIONS = {
 
 
 @pytest.mark.parametrize("name", ["ar", "nce"])
-def test_all_options_give_the_tokens_of_the_cpu(fake, rules, name):
-    on_cpu, on_device = both(fake, name)
+def test_all_options_give_the_tokens_of_the_cpu(accelerator, rules, name):
+    on_cpu, on_device = both(accelerator, name)
     for options in OPTIONS.values():
-        check_same_tokens(fake, on_cpu, on_device, num_candidates=2, max_denoising_steps=3, **options, **RAGGED)
+        check_same_tokens(accelerator, on_cpu, on_device, num_candidates=2, max_denoising_steps=3, **options, **RAGGED)
 
 
 @pytest.mark.parametrize("name", ["ar", "gpt2", "coar"])
-def test_speculative_sampling_gives_the_tokens_of_the_cpu(fake, rules, name):
-    on_cpu, on_device = both(fake, name)
+def test_speculative_sampling_gives_the_tokens_of_the_cpu(accelerator, rules, name):
+    on_cpu, on_device = both(accelerator, name)
     options = {"sampler": "speculative", "draft_length": 2}
     prompts = {"input_ids": TEXTS, "attention_mask": REAL, "max_new_tokens": 4}
     for extra in (NOTHING, prompts, prompts | {"do_sample": False}, prompts | {"block_length": 3, "temperature": 0.7}):
-        check_same_tokens(fake, on_cpu, on_device, **options, **extra)
+        check_same_tokens(accelerator, on_cpu, on_device, **options, **extra)
 
 
-def test_revealed_blocks_have_an_autoregressive_energy(fake, rules):
-    on_cpu, on_device = both(fake, "ar")
+def test_revealed_blocks_have_an_autoregressive_energy(accelerator, rules):
+    on_cpu, on_device = both(accelerator, "ar")
     options = {"energy_scope": "revealed", "max_denoising_steps": 1, "block_length": 3, "num_candidates": 2}
-    check_same_tokens(fake, on_cpu, on_device, **options, **NOTHING)
+    check_same_tokens(accelerator, on_cpu, on_device, **options, **NOTHING)
 
 
 @pytest.mark.parametrize("name", ["ar", "nce"])
-def test_records_are_those_of_the_cpu(fake, rules, name):
-    on_cpu, on_device = both(fake, name)
+def test_records_are_those_of_the_cpu(accelerator, rules, name):
+    on_cpu, on_device = both(accelerator, name)
     options = {"return_dict_in_generate": True, "output_history": True, "output_log_probs": True}
     options |= {"max_denoising_steps": 3, "num_candidates": 3} | NOTHING
     expected = sample(on_cpu, **options)
@@ -256,7 +277,7 @@ def test_records_are_those_of_the_cpu(fake, rules, name):
 
 
 @pytest.mark.parametrize("energy", [None, tiny_gpt2, nce], ids=["no energy", "gpt2", "nce"])
-def test_custom_generate_takes_prompts_of_the_cpu(fake, rules, energy):
+def test_custom_generate_takes_prompts_of_the_cpu(accelerator, rules, energy):
     def tokens(place):
         denoiser = place(tiny_denoiser())
         energy_model = None if energy is None else place(energy())
@@ -265,19 +286,21 @@ def test_custom_generate_takes_prompts_of_the_cpu(fake, rules, energy):
         sizes = {"max_denoising_steps": 3, "num_candidates": 2}
         return custom_generate(denoiser, generator=generator, **options, **sizes, **RAGGED).tolist()
 
-    assert tokens(fake.move) == tokens(lambda network: network)
+    assert tokens(accelerator.move) == tokens(lambda network: network)
 
 
 @pytest.mark.parametrize("name", ["ar", "gpt2", "coar", "nce", "revealed"])
-def test_denoiser_and_energy_may_stand_on_two_devices(fake, rules, name):
+def test_denoiser_and_energy_may_stand_on_two_devices(accelerator, rules, name):
+    if torch.get_device_module(accelerator.DEVICE).device_count() < 2:
+        pytest.skip("There is one device")
     on_cpu, on_device = MODELS[name](), MODELS[name]()
-    fake.move(on_device.denoiser, 0)
-    fake.move(on_device.energy_model, 1)
+    accelerator.move(on_device.denoiser, 0)
+    accelerator.move(on_device.energy_model, 1)
 
     for prompt in (NOTHING, RAGGED):
-        check_same_tokens(fake, on_cpu, on_device, max_denoising_steps=3, num_candidates=2, **prompt)
+        check_same_tokens(accelerator, on_cpu, on_device, max_denoising_steps=3, num_candidates=2, **prompt)
     if on_cpu.config.energy_type != "nce":
-        check_same_tokens(fake, on_cpu, on_device, sampler="speculative", **NOTHING)
+        check_same_tokens(accelerator, on_cpu, on_device, sampler="speculative", **NOTHING)
     bounds = [
         evaluation.sampler_bound(model, TEXTS, num_steps=3, num_candidates=2, num_samples=2).value
         for model in (on_cpu, on_device)
@@ -286,18 +309,56 @@ def test_denoiser_and_energy_may_stand_on_two_devices(fake, rules, name):
 
 
 @pytest.mark.parametrize("name", ["mdlm", "ar", "nce", "shared"])
-def test_energies_of_candidates_on_the_cpu_are_those_of_the_cpu(fake, rules, name):
-    on_cpu, on_device = both(fake, name)
+def test_energies_of_candidates_on_the_cpu_are_those_of_the_cpu(accelerator, rules, name):
+    on_cpu, on_device = both(accelerator, name)
     noisy = TEXTS.clone()
     noisy[:, 2:4] = MASK
     candidates = TEXTS.unsqueeze(1).repeat(1, 3, 1)
     candidates[:, 1, 2] = 1
 
     expected = on_cpu.energy(candidates, noisy, torch.ones_like(noisy))
-    for place in (fake.on_device, lambda x: x):
+    for place in (accelerator.on_device, lambda x: x):
         energies = on_device.energy(place(candidates), place(noisy), place(torch.ones_like(noisy)))
-        assert energies.device.type == fake.DEVICE
+        assert energies.device.type == accelerator.DEVICE
         torch.testing.assert_close(energies.cpu().float(), expected.float(), rtol=1e-4, atol=1e-4)
+
+
+# -- Published networks and exact distributions
+
+
+@torch.no_grad()
+def test_published_networks_have_their_recorded_logits_and_energies(accelerator, rules, tmp_path):
+    data = golden("a_denoiser")
+    denoiser = MDLMForMaskedLM.from_pretrained(write_checkpoint(tmp_path / "dit", "model_dit"))
+    logits = accelerator.move(denoiser)(accelerator.on_device(data["xt"])).logits.cpu()
+    torch.testing.assert_close(logits, data["raw_logits_tc0"], rtol=0, atol=2e-4)
+
+    data = golden("c_nce_energy")
+    energy = EDLMEnergyModel.from_pretrained(write_checkpoint(tmp_path / "nce", "model_nce"))
+    inputs = [accelerator.on_device(data[name]) for name in ("x0_data", "xt")]
+    energies = accelerator.move(energy)(*inputs).energy.cpu()
+    torch.testing.assert_close(energies, data["energy_data_tc0"], rtol=0, atol=1e-3)
+
+    data = golden("b_ar_energy")
+    causal = MDLMForCausalLM.from_pretrained(write_checkpoint(tmp_path / "ar", "model_ar", causal=True))
+    logits = accelerator.move(causal)(accelerator.on_device(data["x"])).logits[..., :32].cpu()
+    torch.testing.assert_close(logits.log_softmax(-1), data["ar_logprobs"][..., :32], rtol=0, atol=2e-4)
+
+
+@pytest.mark.parametrize("num_steps", [1, 4])
+def test_samples_have_their_enumerated_law(accelerator, num_steps):
+    """20,000 texts, whose total variation distance is about 0.02 by chance."""
+    table = perturbed(marginals(random_joint(seed=3)), seed=1)
+    law = chain_law(np.stack([product_law(table, state) for state in range(len(STATES))]), num_steps)
+    model = accelerator.move(build(TableDenoiser(table), mask_token_id=EXACT_MASK))
+
+    # Random numbers of the device's own generator
+    torch.manual_seed(0)
+    empty = accelerator.on_device(torch.full((20_000, L), EXACT_MASK))
+    texts = model.generate(empty, max_denoising_steps=num_steps).cpu().numpy()
+    index = texts @ (3 ** np.arange(L)[::-1])
+    frequencies = np.bincount(index, minlength=len(SEQUENCES)) / len(index)
+    assert np.abs(frequencies - law).sum() / 2 < 0.04
 
 
 # -- Likelihoods
@@ -319,10 +380,10 @@ BOUNDS = {
 
 @pytest.mark.parametrize("name", ["mdlm", "ar", "nce", "revealed"])
 @pytest.mark.parametrize("bound", BOUNDS)
-def test_bounds_are_those_of_the_cpu(fake, rules, bound, name):
+def test_bounds_are_those_of_the_cpu(accelerator, rules, bound, name):
     if (bound, name) == ("paper_nll", "revealed"):
         pytest.skip("The paper's estimator takes the joint over all masks")
-    on_cpu, on_device = both(fake, name)
+    on_cpu, on_device = both(accelerator, name)
     for options in BOUNDS[bound]:
         options = options | {"num_samples": 2}
         if bound == "sampler_bound":
@@ -334,19 +395,19 @@ def test_bounds_are_those_of_the_cpu(fake, rules, bound, name):
 
 
 @pytest.mark.parametrize("network", [tiny_causal, tiny_gpt2], ids=["ours", "gpt2"])
-def test_autoregressive_likelihoods_are_those_of_the_cpu(fake, rules, network):
+def test_autoregressive_likelihoods_are_those_of_the_cpu(accelerator, rules, network):
     causal = network(bos_token_id=10)
     composite = build(tiny_denoiser(), copy.deepcopy(causal))
     for model in (causal, composite):
         expected = evaluation.autoregressive_nll(model, TEXTS).value
-        value = evaluation.autoregressive_nll(fake.move(copy.deepcopy(model)), TEXTS).value
+        value = evaluation.autoregressive_nll(accelerator.move(copy.deepcopy(model)), TEXTS).value
         assert value == pytest.approx(expected, rel=1e-5)
 
 
-def test_bounds_of_log_z_take_energies_of_a_device(fake, rules):
+def test_bounds_of_log_z_take_energies_of_a_device(accelerator, rules):
     energies = torch.randn(3, 50, generator=torch.Generator().manual_seed(0)) / 10
     expected = evaluation.log_partition_bounds(energies)
-    bounds = evaluation.log_partition_bounds(fake.on_device(energies))
+    bounds = evaluation.log_partition_bounds(accelerator.on_device(energies))
     assert bounds.lower.value == pytest.approx(expected.lower.value)
     assert bounds.upper.value == pytest.approx(expected.upper.value)
 
@@ -390,9 +451,12 @@ def test_trainers_pass_in_a_process_of_their_own(fake):
     assert done.returncode == 0 and f"{num_tests} passed" in done.stdout, done.stdout + done.stderr
 
 
-@pytest.mark.skipif(OWN_PROCESS not in os.environ, reason="runs in a process of its own")
+@pytest.mark.skipif(
+    OWN_PROCESS not in os.environ and real_device.DEVICE is None,
+    reason="runs in a process of its own",
+)
 @pytest.mark.parametrize("name", TRAINERS)
-def test_training_and_evaluation_are_those_of_the_cpu(fake, rules, trains_on, tmp_path, name):
+def test_training_and_evaluation_are_those_of_the_cpu(accelerator, rules, trains_on, tmp_path, name):
     kind, options = TRAINERS[name]
     losses = {}
     for place in ("cpu", "device"):
@@ -400,8 +464,8 @@ def test_training_and_evaluation_are_those_of_the_cpu(fake, rules, trains_on, tm
         torch.manual_seed(0)
         trainer = trainer_of(kind, tmp_path / place, rows, eval_rows=rows, max_steps=2, ema_decay=0.5, **options)
         if place == "device":
-            trains_on(trainer, torch.device(fake.DEVICE, 0))
-            fake.move(trainer.model)
+            trains_on(trainer, torch.device(accelerator.DEVICE, 0))
+            accelerator.move(trainer.model)
         trainer.train()
         losses[place] = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
         losses[place].append(trainer.evaluate()["eval_loss"])

@@ -115,7 +115,7 @@ class TableDenoiser(nn.Module):
 
     def forward(self, input_ids, attention_mask=None):
         self.calls += 1
-        index = (input_ids * torch.tensor(PLACES)).sum(-1)
+        index = (input_ids * torch.tensor(PLACES, device=input_ids.device)).sum(-1)
         return SimpleNamespace(logits=self.table[index])
 
 
