@@ -242,6 +242,7 @@ class MDLMForMaskedLM(MDLMHeadedModel, MaskedDiffusionGenerationMixin):
     """The denoiser of masked diffusion: logits of the clean tokens, given the noisy ones."""
 
     generation_config_class = EDLMGenerationConfig
+    takes_positions = True  # `hidden_at`, where older code takes a mask alone
     _auto_class = "AutoModelForMaskedLM"
     _auto_map = MDLMModel._auto_map | {"AutoModelForMaskedLM": "modeling_mdlm.MDLMForMaskedLM"}
 

@@ -28,8 +28,12 @@ class Positions:
 
     @classmethod
     def of(cls, flags: "torch.Tensor | Positions") -> "Positions":
-        """The positions of a mask (R, L) bool. Positions stay as they are."""
-        return flags if isinstance(flags, Positions) else cls(flags)
+        """The positions of a mask (R, L) bool. Positions stay as they are.
+
+        They may come from another copy of this file: a model and the engine that samples it can each
+        have brought their code.
+        """
+        return cls(flags) if isinstance(flags, torch.Tensor) else flags
 
     @classmethod
     def known(cls, on_host: torch.Tensor, device: torch.device) -> "Positions":

@@ -300,13 +300,15 @@ class ProposingMixin:
                 **conditions,
             )
 
-        # Hidden states of N positions, from which logits are made when they are asked for
+        # Hidden states of N positions, from which logits are made when they are asked for. The code
+        # that came with an older checkpoint takes the mask (R, L)
+        wanted = at if getattr(network, "takes_positions", False) else at.flags
         return Proposal(
             ids=ids,
             positions=at,
             config=self.config,
             vocab_size=network.config.vocab_size,
-            hidden=network.hidden_at(at, ids, **conditions, **inputs),
+            hidden=network.hidden_at(wanted, ids, **conditions, **inputs),
             project=network.projection(),
             processors=processors,
             **conditions,

@@ -331,6 +331,29 @@ def test_few_positions_have_the_logits_of_the_full_pass(implementation, padding)
         torch.testing.assert_close(model.projection()(hidden), full[positions], rtol=0, atol=1e-5)
 
 
+class OlderDenoiser(MDLMForMaskedLM):
+    """A denoiser whose code came with a checkpoint of 0.1.0."""
+
+    takes_positions = False
+
+    def hidden_at(self, at, input_ids, attention_mask=None, timesteps=None):
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "timesteps": timesteps}
+        return self.backbone(**inputs).last_hidden_state[at]
+
+
+@pytest.mark.parametrize("sampler", ["ancestral", "spaced"])
+def test_code_of_older_checkpoints_is_given_masks(sampler):
+    model = tiny_denoiser()
+    older = OlderDenoiser(model.config)
+    older.load_state_dict(model.state_dict())
+    settings = {"max_length": 6, "sampler": sampler, "max_denoising_steps": 3}
+
+    rows = [
+        network.eval().generate(**settings, generator=torch.Generator().manual_seed(0)) for network in (model, older)
+    ]
+    assert torch.equal(*rows)
+
+
 def test_another_weight_takes_the_place_of_the_embedding():
     model = tiny_denoiser()
     weight = torch.nn.Parameter(torch.zeros_like(model.get_input_embeddings().weight))
