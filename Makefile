@@ -49,6 +49,7 @@ gpu: $(VENV)/installed-test
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 
 # torch comes first, alone: where pip is set up with a CPU build of it, that one is taken.
 $(VENV)/installed: pyproject.toml $(CONSTRAINTS)

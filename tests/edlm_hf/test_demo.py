@@ -69,7 +69,12 @@ def test_the_models_of_the_language_know_it_and_the_energy_makes_more_sentences_
     assert "✓" in shown and "energy of 8" in shown and max(map(len, shown.splitlines())) <= 80
 
 
-def test_the_demo_fits_eighty_columns_and_says_what_each_text_cost():
+@pytest.fixture
+def few_sentences(monkeypatch):
+    monkeypatch.setattr("edlm_hf.demo.grammar_scene.NUM_SENTENCES", 12)
+
+
+def test_the_demo_fits_eighty_columns_and_says_what_each_text_cost(few_sentences):
     result = CliRunner().invoke(app, ["demo", *SMALL], env={"COLUMNS": "80"})
     assert result.exit_code == 0, result.output
     for scene in ("1. A prompt continued", "2. Five hidden words", "3. A language of 1,440 sentences", "Next"):
@@ -79,7 +84,7 @@ def test_the_demo_fits_eighty_columns_and_says_what_each_text_cost():
     assert max(map(len, scenes.splitlines())) <= 80
 
 
-def test_the_demo_prints_what_it_found_as_json():
+def test_the_demo_prints_what_it_found_as_json(few_sentences):
     result = CliRunner().invoke(app, ["demo", *SMALL, "--prompt", "she said", "--json"])
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
