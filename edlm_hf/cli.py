@@ -24,6 +24,7 @@ from edlm_hf.options import (
     SamplerOptions,
     running,
     sampler_settings,
+    without_none,
 )
 from edlm_hf.terminal import QuotesSafely, tell, write
 
@@ -176,7 +177,7 @@ def generate(
         inputs = {}
     options = {"max_new_tokens": max_new_tokens, "max_denoising_steps": steps, "num_candidates": candidates}
     options |= {"energy_window": window, "block_length": block_length} | chosen
-    options = {name: value for name, value in options.items() if value is not None}
+    options = without_none(options)
     inputs = {name: inputs[name].to(device) for name in ("input_ids", "attention_mask") if name in inputs}
     streamer = None
     if forms:
@@ -446,8 +447,7 @@ def speed(
         "compile": compiled or None,
         "scaling": scaling or None,
     }
-    given = {name: x for name, x in given.items() if x is not None}
-    settings = dataclasses.replace(QUICK if quick else SpeedSettings(), **given)
+    settings = dataclasses.replace(QUICK if quick else SpeedSettings(), **without_none(given))
     progress, advance = running()
     with progress:
         result = run_benchmark(settings, output, advance)
@@ -508,7 +508,7 @@ def quality(
         "dtype": dtype,
         "device": device,
     }
-    chosen = (QUICK if quick else {}) | {name: x for name, x in given.items() if x is not None}
+    chosen = (QUICK if quick else {}) | without_none(given)
     settings = QualitySettings(model, tuple(data), **chosen)
     progress, advance = running()
     with progress:
@@ -540,7 +540,7 @@ def draws(
         "positions": positions,
         "seed": seed,
     }
-    settings = DrawSettings(**{name: x for name, x in given.items() if x is not None})
+    settings = DrawSettings(**without_none(given))
     rows = measure_draws(settings)
     write(to_json(rows) if as_json else markdown(rows, settings))
 
@@ -591,8 +591,7 @@ def samplers(
         "dtype": dtype,
         "device": device,
     }
-    given = {name: x for name, x in given.items() if x is not None}
-    settings = (QUICK if quick else SamplerSettings)(model, tuple(data), autoregressive, **given)
+    settings = (QUICK if quick else SamplerSettings)(model, tuple(data), autoregressive, **without_none(given))
     progress, advance = running()
     with progress:
         result = run_samplers(settings, output, advance)
@@ -648,8 +647,7 @@ def infilling(
         "dtype": dtype,
         "device": device,
     }
-    given = {name: x for name, x in given.items() if x is not None}
-    settings = InfillingSettings(model, tuple(data), **given)
+    settings = InfillingSettings(model, tuple(data), **without_none(given))
     progress, advance = running()
     with progress:
         result = run_infilling(settings, output, advance)

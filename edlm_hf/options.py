@@ -49,6 +49,11 @@ def tell_end(context: typer.Context, line: str) -> None:
         tell(f"{context.command_path}: {line}")
 
 
+def without_none(options: dict) -> dict:
+    """The options that were given. The others keep the default of what they are passed to."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
 def read_config(context: typer.Context, file: Path | None) -> None:
     """Make the lines of a YAML file the defaults of the options, checked as flags are.
 
@@ -65,7 +70,7 @@ def read_config(context: typer.Context, file: Path | None) -> None:
         lines = read_options(file)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
-    values = {str(name).replace("_", "-"): x for name, x in lines.items() if x is not None}
+    values = {str(name).replace("_", "-"): value for name, value in without_none(lines).items()}
 
     if unknown := [name for name in values if name not in options]:
         raise typer.BadParameter(

@@ -97,6 +97,7 @@ class SpeculativeSampling:
             revealed: the windows, consecutive masks.
         """
         window = revealed.flags
+
         # 1. Drafts (R, L) at all positions of the window but the last, which is the target's own
         count = window.sum(-1)
         is_draft = window & (window.cumsum(-1) < count.unsqueeze(1))

@@ -1,16 +1,17 @@
 """Make the checkpoints that ship out of what the recipes leave: half the bytes, no code (the package has it), the card.
 
-    python recipes/ship.py edlm-prose edlm-prose-ar --runs RUNS --results RESULTS
+    python recipes/ship.py edlm-books edlm-books-ar --runs RUNS --results results/books --hardware "Two cores, seed 0"
 
 RUNS holds the folders of the recipes. RESULTS holds the output of `edlm evaluate --json` on the
-checkpoints that ship, for the cards. So run it once for the weights, measure those, and run it again
-for the cards.
+checkpoints that ship, `nelbo-*.json` and `ar-*.json`, for the cards. So run it once for the weights,
+measure those, and run it again for the cards.
 """
 
 import argparse
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,13 +20,6 @@ from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokeniz
 import edlm_hf  # noqa: F401  (registers the models)
 from edlm_hf.cards import CardFacts
 from edlm_hf.checkpoints import ASSETS
-
-BOOKS = (
-    "506 public-domain books, first published 1850-1928, of the collection mlschmitt/classic-books-markdown (nine "
-    "others are the validation and test splits)"
-)
-LETTERS = BOOKS + ", in the alphabet of text8: lower case, digits spelled out, everything else a space."
-PROSE = BOOKS + ", as they are printed."
 
 TRAIN = "OMP_NUM_THREADS=1 torchrun --nproc_per_node 2 $(which edlm)"
 
@@ -36,21 +30,19 @@ class Shipped:
 
     Args:
         folder: of the run that made it, below RUNS.
-        auto_class: that loads it.
         commands: that repeat it.
         data: what it was trained on.
         limits: what it cannot do.
-        hardware: it was trained on.
+        auto_class: that loads it.
         generation: settings of `generate()` that it brings.
     """
 
     folder: str
-    auto_class: type
     commands: tuple[str, ...]
     data: str
     limits: str
-    hardware: str
-    generation: dict | None = None
+    auto_class: type = AutoModelForMaskedLM
+    generation: dict = field(default_factory=dict)
 
 
 def recipe(command: str, name: str) -> str:
@@ -58,6 +50,17 @@ def recipe(command: str, name: str) -> str:
     return f"{TRAIN} {command} recipes/{name}.yaml"
 
 
+PLANNED = {"sampler": "spaced", "max_denoising_steps": 16}
+
+# What the networks of one corpus have in common
+of_letters = partial(
+    Shipped,
+    data="506 public-domain books, first published 1850-1928, of the collection mlschmitt/classic-books-markdown (nine "
+    "others are the validation and test splits), in the alphabet of text8: lower case, digits spelled out, everything "
+    "else a space.",
+    limits="Trained for less than four hours on two CPU cores: it shows what the method does and is no good writer. It "
+    "knows 26 letters and the space, the English of books from 1850 to 1928, and their opinions.",
+)
 LETTERS_CAUSAL = (recipe("train-autoregressive", "books_cpu/autoregressive"),)
 LETTERS_ENERGY = (
     *LETTERS_CAUSAL,
@@ -65,70 +68,25 @@ LETTERS_ENERGY = (
     recipe("train-denoiser", "books_cpu/denoiser_continued"),
     recipe("train-energy", "books_cpu/energy"),
 )
-LETTERS_LIMITS = (
-    "Trained for less than four hours on two CPU cores: it shows what the method does and is no good writer. It knows "
-    "26 letters and the space, the English of books from 1850 to 1928, and their opinions."
-)
-
-PROSE_CAUSAL = ("python recipes/tokenizer.py", recipe("train-autoregressive", "prose_cpu/autoregressive"))
-PROSE_DENOISER = (*PROSE_CAUSAL, recipe("train-denoiser", "prose_cpu/denoiser"))
-PROSE_LIMITS = (
-    "Small, and trained for about an hour on two CPU cores: it spells, and keeps a sentence together, but it does not "
-    "know what it says. It knows the English of books from 1850 to 1928, and their opinions."
-)
 
 SHIPPED = {
-    "edlm-books": Shipped(
-        folder="books-cpu-energy",
-        auto_class=AutoModelForMaskedLM,
-        commands=LETTERS_ENERGY,
-        data=LETTERS,
-        limits=LETTERS_LIMITS,
-        hardware="Two AMD EPYC cores, 2026-11-25, seed 0",
-        generation={"sampler": "spaced", "max_denoising_steps": 16},
-    ),
-    "edlm-books-ar": Shipped(
-        folder="books-cpu-autoregressive",
-        auto_class=AutoModelForCausalLM,
-        commands=LETTERS_CAUSAL,
-        data=LETTERS,
-        limits=LETTERS_LIMITS,
-        hardware="Two AMD EPYC cores, 2026-11-25, seed 0",
-    ),
-    "edlm-prose": Shipped(
-        folder="prose-cpu-denoiser",
-        auto_class=AutoModelForMaskedLM,
-        commands=PROSE_DENOISER,
-        data=PROSE,
-        limits=PROSE_LIMITS,
-        hardware="Two AMD EPYC cores without bfloat16, 2026-11-27, seed 0",
-        generation={"sampler": "spaced", "max_denoising_steps": 16},
-    ),
-    "edlm-prose-ar": Shipped(
-        folder="prose-cpu-autoregressive",
-        auto_class=AutoModelForCausalLM,
-        commands=PROSE_CAUSAL,
-        data=PROSE,
-        limits=PROSE_LIMITS,
-        hardware="Two AMD EPYC cores without bfloat16, 2026-11-27, seed 0",
-    ),
+    "edlm-books": of_letters("books-cpu-energy", LETTERS_ENERGY, generation=PLANNED),
+    "edlm-books-ar": of_letters("books-cpu-autoregressive", LETTERS_CAUSAL, auto_class=AutoModelForCausalLM),
     "edlm-grammar": Shipped(
-        folder="edlm-grammar",
-        auto_class=AutoModelForMaskedLM,
-        commands=("python recipes/grammar.py",),
+        "edlm-grammar",
+        ("python recipes/grammar.py",),
         data="500 of the 1,440 sentences of a small language, `edlm_hf.demo.grammar.sentences()`.",
         limits="It knows 39 words, and no other sentences than those.",
-        hardware="One AMD EPYC core, 2026-11-26, seed 0",
     ),
 }
 
 
-def measurements(name: str, results: Path) -> dict[str, tuple[float, float]]:
+def likelihoods(name: str, results: Path) -> dict[str, tuple[float, float]]:
     """Bits per character of a checkpoint with the standard error over texts, by what was measured."""
     found = {}
-    for file in sorted(results.glob("*.json")):
+    for file in sorted([*results.glob("ar-*.json"), *results.glob("nelbo-*.json")]):
         run = json.loads(file.read_text())
-        if not isinstance(run, dict) or run.get("model") != name:
+        if run.get("model") != name:
             continue
         for metric, value in run["metrics"].items():
             bits = value["bits_per_character"]["value"]
@@ -137,26 +95,46 @@ def measurements(name: str, results: Path) -> dict[str, tuple[float, float]]:
     return found
 
 
-def ship(name: str, runs: Path, results: Path) -> None:
+def energy_readings(run: Path) -> dict[str, tuple[float, float | None]]:
+    """What the training of an energy last said of it. Nothing for a run that trained none."""
+    state = run / "trainer_state.json"
+    history = json.loads(state.read_text())["log_history"] if state.exists() else []
+    evaluations = [row for row in history if "eval_nce_loss" in row]
+    if not evaluations:
+        return {}
+
+    last = evaluations[-1]
+    return {
+        "NCE loss of 96 validation texts, nats (1.386: nothing known)": (
+            last["eval_nce_loss"],
+            last["eval_nce_loss_standard_error"],
+        ),
+        "effective sample size of k = 8 candidates, over all t": (last["eval_effective_sample_size"], None),
+    }
+
+
+def ship(name: str, runs: Path, results: Path, hardware: str) -> None:
     """Write the weights of a run in bfloat16, its tokenizer and its card into the package."""
     shipped = SHIPPED[name]
-    model: PreTrainedModel = shipped.auto_class.from_pretrained(runs / shipped.folder)
+    run = runs / shipped.folder
+    model: PreTrainedModel = shipped.auto_class.from_pretrained(run)
     model.card_facts = CardFacts(
         data=shipped.data,
         command="\n".join(shipped.commands),
-        results=measurements(name, results),
-        measured=f"{shipped.hardware}. Likelihoods by `edlm evaluate` on the weights of this folder in bfloat16, ± the "
-        "standard error over texts; `nelbo` is the bound of the denoiser, without an energy.",
+        results=likelihoods(name, results) | energy_readings(run),
+        measured=f"{hardware}. "
+        "Likelihoods by `edlm evaluate` on the weights of this folder in bfloat16, ± the standard error over "
+        "texts; `nelbo` is the bound of the denoiser, without the energy. What tells of the energy is of its training.",
         limits=shipped.limits,
         license="apache-2.0",
         language="en",
     )
-    for setting, value in (shipped.generation or {}).items():
+    for setting, value in shipped.generation.items():
         setattr(model.generation_config, setting, value)
 
     target = ASSETS / name
     model.to(torch.bfloat16).save_pretrained(target)
-    AutoTokenizer.from_pretrained(runs / shipped.folder).save_pretrained(target)
+    AutoTokenizer.from_pretrained(run).save_pretrained(target)
     for file in target.glob("*.py"):
         file.unlink()
     write_config(target / "config.json")
@@ -180,10 +158,11 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="+", choices=SHIPPED, help="Checkpoints.")
     parser.add_argument("--runs", type=Path, default=Path(), help="Where the recipes left their folders.")
-    parser.add_argument("--results", type=Path, default=Path("results"), help="Outputs of `edlm evaluate --json`.")
+    parser.add_argument("--results", type=Path, default=Path("results/books"), help="Outputs of `edlm evaluate`.")
+    parser.add_argument("--hardware", required=True, help="Where they were trained, date and seed.")
     args = parser.parse_args()
     for name in args.names:
-        ship(name, args.runs, args.results)
+        ship(name, args.runs, args.results, args.hardware)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
 import edlm_hf
@@ -174,15 +175,13 @@ def fill_paragraphs(
 
 def padded(paragraphs: Sequence[Paragraph], mask_token_id: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The paragraphs with masks for hidden words, and which tokens are not padding: (B, L) each."""
-    rows = [paragraph.masked(mask_token_id) for paragraph in paragraphs]
-    width = max(map(len, rows))
+    rows = [torch.tensor(paragraph.masked(mask_token_id)) for paragraph in paragraphs]
+    real = [torch.ones_like(row) for row in rows]
 
     # Any token but the mask can be the padding, which nothing looks at
     padding = 1 if mask_token_id == 0 else 0
-    input_ids = torch.tensor([row + [padding] * (width - len(row)) for row in rows])
-    lengths = torch.tensor([len(row) for row in rows])
-    attention_mask = (torch.arange(width) < lengths.unsqueeze(1)).long()
-    return input_ids, attention_mask
+    input_ids = pad_sequence(rows, batch_first=True, padding_value=padding)
+    return input_ids, pad_sequence(real, batch_first=True)
 
 
 def means(lists) -> list[float]:

@@ -1,7 +1,7 @@
 """The page of `edlm benchmark infilling`: a table for each set of texts."""
 
 from edlm_hf.benchmarks.paragraphs import WORDS_PER_HIDDEN_WORD
-from edlm_hf.benchmarks.tables import estimate, number, steps, table, text
+from edlm_hf.benchmarks.tables import estimate, number, signed, steps, table, text, three_digits
 
 
 def markdown(result: dict) -> str:
@@ -40,24 +40,12 @@ def markdown(result: dict) -> str:
     return "\n".join(lines) + "\n"
 
 
-def less_first(row: dict) -> str:
-    """The difference to the first row with its sign, a dash in the first row."""
-    if row["difference"] is None:
-        return "-"
-    return f"{row['difference']['value']:+.3f} ± {row['difference']['standard_error']:.3f}"
-
-
-def share_recovered(row: dict) -> str:
-    share = row["share_recovered"]
-    return f"{share['value']:.3f} ± {share['standard_error']:.3f}"
-
-
 COLUMNS = {
     "sampler": text("sampler"),
     "T": steps(is_limit=lambda row: row["sampler"] == "first_hitting"),
     "tokens": text("tokens"),
-    "recovered": share_recovered,
-    "less the first": less_first,
+    "recovered": three_digits("share_recovered"),
+    "less the first": lambda row: signed(row["difference"]),
     "calls": estimate("denoiser_calls"),
     "of the energy": estimate("energy_calls"),
     "seconds": number("seconds_per_paragraph"),

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from edlm_hf.benchmarks.samplers_settings import SamplerArm, arms_of_line
+from edlm_hf.benchmarks.samplers_settings import SamplerArm, arms_of_lines
 from edlm_hf.benchmarks.settings import NetworkSettings, check_distinct, check_positive
 
 SAMPLERS = ("ancestral", "first_hitting", "spaced score=entropy")
@@ -48,16 +48,13 @@ class InfillingSettings(NetworkSettings):
         if min(self.seeds) < 0:
             raise ValueError(f"seeds is {self.seeds}, but a seed must not be negative.")
 
-        labels = [arm.label for arm in self.sampler_arms()]
-        repeated = sorted({label for label in labels if labels.count(label) > 1})
-        if repeated:
-            raise ValueError(f"samplers has {', '.join(repeated)} more than once. Give each sampler and T once.")
+        self.sampler_arms()  # which refuses samplers that do not exist or are there twice
         if self.autoregressive is not None and self.num_candidates == 1:
             raise ValueError("autoregressive is given, but num_candidates is 1: an energy weighs 2 or more.")
 
     def sampler_arms(self) -> list[SamplerArm]:
         """Every sampler at every T."""
-        return [arm for line in self.samplers for arm in arms_of_line(line, self.steps)]
+        return arms_of_lines(self.samplers, self.steps)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """The page of `edlm benchmark samplers`: a table of bounds, and one of samples and their cost."""
 
-from edlm_hf.benchmarks.tables import estimate, number, steps, table, text
+from edlm_hf.benchmarks.tables import estimate, number, signed, steps, table, text, three_digits
 
 
 def markdown(result: dict) -> str:
@@ -35,11 +35,6 @@ def markdown(result: dict) -> str:
     return "\n".join(lines) + "\n"
 
 
-def bits_per_character(row: dict) -> str:
-    bound = row["bits_per_character"]
-    return f"{bound['value']:.3f} ± {bound['standard_error']:.3f}"
-
-
 def minus_ancestral(row: dict, steps: int | None) -> dict | None:
     """The difference of a bound to ancestral sampling at this T, None where it was not measured."""
     for pair in row["minus_ancestral"]:
@@ -54,13 +49,6 @@ def less_ancestral(row: dict) -> str:
 
 def less_limit(row: dict) -> str:
     return signed(minus_ancestral(row, None))
-
-
-def signed(difference: dict | None) -> str:
-    """A difference with its sign and three digits."""
-    if difference is None:
-        return "-"
-    return f"{difference['value']:+.3f} ± {difference['standard_error']:.3f}"
 
 
 def worth(row: dict) -> str:
@@ -92,7 +80,7 @@ BOUND_COLUMNS = {
     "sampler": text("rule"),
     "T": steps_of_rule,
     "n": lambda row: str(row["bits_per_character"]["num_samples"]),
-    "bits/char": bits_per_character,
+    "bits/char": three_digits("bits_per_character"),
     "less ancestral, same T": less_ancestral,
     "less ancestral, ∞": less_limit,
     "worth": worth,

@@ -62,10 +62,7 @@ class SamplerSettings(StudySettings):
         if self.num_generated < 0 or self.num_generated == 1:
             raise ValueError(f"num_generated is {self.num_generated}, but it must be 0, or 2 and more for an error.")
 
-        labels = [arm.label for arm in self.arms()]
-        repeated = sorted({label for label in labels if labels.count(label) > 1})
-        if repeated:
-            raise ValueError(f"samplers has {', '.join(repeated)} more than once. Give each sampler and T once.")
+        self.arms()  # which refuses samplers that do not exist or are there twice
 
         unknown = sorted(set(self.sampled) - set(self.samplers))
         if unknown:
@@ -75,7 +72,7 @@ class SamplerSettings(StudySettings):
 
     def arms(self) -> list["SamplerArm"]:
         """Every sampler at every T."""
-        return [arm for line in self.samplers for arm in arms_of_line(line, self.steps)]
+        return arms_of_lines(self.samplers, self.steps)
 
     def sampled_arms(self) -> list["SamplerArm"]:
         """The arms that make samples."""
@@ -115,6 +112,20 @@ class SamplerArm:
         if self.steps is not None:
             options[name_of_steps] = self.steps
         return options
+
+
+def arms_of_lines(lines: tuple[str, ...], steps: tuple[int, ...]) -> list[SamplerArm]:
+    """The arms of several lines.
+
+    Raises:
+        ValueError: an arm is there twice, or as `arms_of_line`.
+    """
+    arms = [arm for line in lines for arm in arms_of_line(line, steps)]
+    labels = [arm.label for arm in arms]
+    repeated = sorted({label for label in labels if labels.count(label) > 1})
+    if repeated:
+        raise ValueError(f"samplers has {', '.join(repeated)} more than once. Give each sampler and T once.")
+    return arms
 
 
 def arms_of_line(line: str, steps: tuple[int, ...]) -> list[SamplerArm]:
@@ -171,4 +182,4 @@ QUICK = functools.partial(
     batch_size=8,
 )
 
-__all__ = ["QUICK", "SAMPLERS", "SamplerArm", "SamplerSettings", "arms_of_line"]
+__all__ = ["QUICK", "SAMPLERS", "SamplerArm", "SamplerSettings", "arms_of_line", "arms_of_lines"]

@@ -38,6 +38,18 @@ def rounded(stored: dict) -> str:
     return Estimate(stored["value"], error, stored["num_samples"], stored["unit"]).rounded()
 
 
+def three_digits(name: str) -> Column:
+    """The column of an estimate with three digits behind the point, whatever its error."""
+    return lambda row: f"{row[name]['value']:.3f} ± {row[name]['standard_error']:.3f}"
+
+
+def signed(difference: dict | None) -> str:
+    """A difference with its sign and three digits behind the point, a dash where there is none."""
+    if difference is None:
+        return "-"
+    return f"{difference['value']:+.3f} ± {difference['standard_error']:.3f}"
+
+
 def steps(is_limit: Callable[[dict], bool]) -> Column:
     """The column of T: ∞ in rows that are the limit of many steps, a dash where T plays no part."""
 
@@ -49,4 +61,4 @@ def steps(is_limit: Callable[[dict], bool]) -> Column:
     return column
 
 
-__all__ = ["Column", "estimate", "number", "rounded", "steps", "table", "text"]
+__all__ = ["Column", "estimate", "number", "rounded", "signed", "steps", "table", "text", "three_digits"]

@@ -1,5 +1,7 @@
 """The scene of the small language: shares of right sentences without an energy and with one."""
 
+from dataclasses import dataclass
+
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -13,8 +15,22 @@ GRAMMAR = "edlm-grammar"
 NUM_SENTENCES = 400
 NUM_SHOWN = 3
 
-# With holes: the persons of the sentence have to agree with what stands between them
-PATTERN = "[MASK] [MASK] reads [MASK] letter and [MASK] in [MASK] garden"
+
+@dataclass(frozen=True)
+class Task:
+    """What is drawn: masks in a text, or after it, in T steps."""
+
+    title: str
+    text: str
+    new_tokens: int | None
+    steps: int
+
+
+# With holes the persons of the sentence have to agree with what stands between them
+TASKS = (
+    Task("whole sentences, T = 4", "<s>", NUM_WORDS, 4),
+    Task("five holes, T = 2", "<s> [MASK] [MASK] reads [MASK] letter and [MASK] in [MASK] garden", None, 2),
+)
 
 
 def show_grammar(console: Console, candidates: int, seed: int) -> list[dict]:
@@ -23,19 +39,18 @@ def show_grammar(console: Console, candidates: int, seed: int) -> list[dict]:
     Args:
         candidates: k of the sampler with the energy.
     """
-    with console.status("drawing 1,600 sentences of a small language"):
+    language = set(sentences())
+    with console.status("drawing sentences of a small language"):
         model, tokenizer = load_with_tokenizer(checkpoint(GRAMMAR))
-        tasks = {
-            "whole sentences, T = 4": (start_of(tokenizer), NUM_WORDS, 4),
-            "five holes, T = 2": (with_holes(tokenizer), None, 2),
-        }
-        found = [
-            measure(model, tokenizer, task, *setting, num_candidates, seed)
-            for task, setting in tasks.items()
-            for num_candidates in (1, candidates)
-        ]
+        found = []
+        for task in TASKS:
+            for num_candidates in (1, candidates):
+                texts = draw(model, tokenizer, task, num_candidates, seed)
+                share = sum(text in language for text in texts) / len(texts)
+                error = (share * (1 - share) / len(texts)) ** 0.5
+                result = {"task": task.title, "candidates": num_candidates, "texts": texts}
+                found.append({**result, "right": share, "standard_error": error})
 
-    language = sentences()
     console.print(f"\n[bold]3. A language of {len(language):,} sentences[/bold], where six words must agree")
     for result in found[:2]:
         console.print(f"\n  [bold cyan]{name_of(result['candidates'])}[/bold cyan], {result['task']}")
@@ -54,42 +69,25 @@ def name_of(candidates: int) -> str:
     return "denoiser alone" if candidates == 1 else f"energy of {candidates} candidates"
 
 
-def start_of(tokenizer: PreTrainedTokenizerBase) -> torch.LongTensor:
-    """The start token, (1, 1)."""
-    return torch.tensor([[tokenizer.bos_token_id]])
-
-
-def with_holes(tokenizer: PreTrainedTokenizerBase) -> torch.LongTensor:
-    """The start token and the pattern, (1, 11)."""
-    words = tokenizer(PATTERN, return_tensors="pt").input_ids
-    return torch.cat([start_of(tokenizer), words], dim=1)
-
-
-def measure(
+def draw(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    task: str,
-    canvas: torch.LongTensor,
-    new_tokens: int | None,
-    steps: int,
+    task: Task,
     candidates: int,
     seed: int,
-) -> dict:
-    """The share of right sentences among `NUM_SENTENCES`, with its standard error."""
+) -> list[str]:
+    """`NUM_SENTENCES` texts."""
+    ids = tokenizer(task.text, return_tensors="pt").input_ids
     rows = model.generate(
-        canvas.repeat(NUM_SENTENCES, 1),
-        max_new_tokens=new_tokens,
+        ids.repeat(NUM_SENTENCES, 1),
+        attention_mask=torch.ones_like(ids).repeat(NUM_SENTENCES, 1),
+        max_new_tokens=task.new_tokens,
         sampler="ancestral",
-        max_denoising_steps=steps,
+        max_denoising_steps=task.steps,
         num_candidates=candidates,
         generator=torch.Generator().manual_seed(seed),
     )
-    texts = tokenizer.batch_decode(rows, skip_special_tokens=True)
-
-    language = set(sentences())
-    share = sum(text in language for text in texts) / len(texts)
-    error = (share * (1 - share) / len(texts)) ** 0.5
-    return {"task": task, "candidates": candidates, "right": share, "standard_error": error, "texts": texts}
+    return tokenizer.batch_decode(rows, skip_special_tokens=True)
 
 
 def table_of(found: list[dict]) -> Table:

@@ -16,8 +16,8 @@ class Muon(torch.optim.Optimizer):
     Jordan et al., 2024, with Nesterov momentum. The step of an (m, n) matrix is scaled by
     0.2 sqrt(max(m, n)), to the root mean square of AdamW's (arXiv 2502.16982).
 
-    `torch.optim.Muon` works in bfloat16 everywhere. A processor without instructions for it needs
-    tens of times the seconds of float32, so here only an accelerator uses it.
+    `torch.optim.Muon` works in bfloat16 everywhere. A processor without instructions for it is many
+    times slower than in float32, so here only an accelerator uses it.
 
     Args:
         matrices: parameters of two dimensions.

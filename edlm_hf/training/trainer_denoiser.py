@@ -8,7 +8,7 @@ from edlm_hf.evaluation import nelbo
 from edlm_hf.loading import as_masked_diffusion
 from edlm_hf.modeling.component_checks import check_denoiser
 from edlm_hf.modeling.masked_diffusion import make_schedule
-from edlm_hf.modeling.modeling_mdlm import MDLMForMaskedLM
+from edlm_hf.modeling.network_facts import accepts
 from edlm_hf.training.arguments import EDLMTrainingArguments
 from edlm_hf.training.collators import CONTEXT_LABEL
 from edlm_hf.training.objectives import (
@@ -100,7 +100,7 @@ class MaskedDiffusionTrainer(EDLMTrainer):
         # 3. w(t) sum_{i in M} -log p_theta(x_0^i | x_t)
         sigma = self.schedule.total(t).float()
         arguments = {"input_ids": noisy, "attention_mask": inputs.get("attention_mask"), "timesteps": sigma}
-        if isinstance(self.model, MDLMForMaskedLM):
+        if accepts(self.model, "logits_at"):
             arguments["logits_at"] = masked
         outputs = model(**arguments)
         losses = masked_token_losses(outputs.logits, clean, masked, mask_token_id)

@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +17,8 @@ from edlm_hf.evaluation import autoregressive_nll, nelbo
 from edlm_hf.hub import missing_code
 from edlm_hf.modeling.masked_diffusion import sample_categorical, token_log_probs
 from edlm_hf.tokenization import normalize_text8
+
+RECIPES = Path(__file__).parents[2] / "recipes"
 
 # The beginning of "The Sign of the Four" (1890)
 TEXT = """Sherlock Holmes took his bottle from the corner of the mantelpiece and his hypodermic syringe from its neat
@@ -76,6 +79,30 @@ def test_cards_tell_how_they_were_made_and_what_was_measured():
             continue
         assert "train-autoregressive recipes/books_cpu/autoregressive.yaml" in card
         assert "bits/character" in card and "Not recorded" not in card
+
+
+@pytest.mark.parametrize("name", ["edlm-books", "edlm-books-ar"])
+def test_cards_have_the_likelihoods_of_the_results(name, monkeypatch):
+    monkeypatch.syspath_prepend(RECIPES)
+    import ship
+
+    card = (ASSETS / name / "README.md").read_text()
+    found = ship.likelihoods(name, RECIPES.parent / "results" / "books")
+    assert len(found) == 2
+    for row, (bits, _) in found.items():
+        assert f"| {row} | {bits:.6g} |" in card
+    assert ship.SHIPPED[name].data in card and "\n".join(ship.SHIPPED[name].commands) in card
+
+
+def test_readings_of_an_energy_are_those_of_its_last_evaluation(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(RECIPES)
+    import ship
+
+    assert ship.energy_readings(tmp_path) == {}
+    names = "eval_nce_loss", "eval_nce_loss_standard_error", "eval_effective_sample_size"
+    history = [dict(zip(names, values, strict=True)) for values in ((0.5, 0.1, 2.0), (0.25, 0.05, 3.0))]
+    (tmp_path / "trainer_state.json").write_text(json.dumps({"log_history": [{"loss": 1.0}, *history, {"loss": 0.9}]}))
+    assert list(ship.energy_readings(tmp_path).values()) == [(0.25, 0.05), (3.0, None)]
 
 
 def test_likelihoods_of_english_are_those_of_trained_models(model, text):
