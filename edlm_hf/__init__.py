@@ -6,7 +6,7 @@ Importing this package registers the model types `mdlm` and `edlm` with the auto
 
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM
 
-from edlm_hf import sharing
+from edlm_hf import clone, sharing  # noqa: F401  (in a clone, modeling is found by `clone`)
 from edlm_hf.checkpoints import checkpoint
 from edlm_hf.modeling.checkpoints import CheckpointingMixin
 from edlm_hf.modeling.configuration_edlm import EDLMConfig

@@ -26,6 +26,25 @@ def test_import_leaves_heavy_packages_out():
     assert result.stdout.split() == []
 
 
+def test_the_folder_of_a_clone_is_imported_where_the_installed_package_is_not_this_clone():
+    code = """
+import sys
+
+sys.meta_path = [finder for finder in sys.meta_path if "editable" not in getattr(finder, "__module__", "")]
+import edlm_hf.modeling.noise
+
+print(edlm_hf.modeling.noise.__file__)
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert Path(result.stdout.strip()) == ROOT / "modeling" / "noise.py"
+
+
+def test_every_package_folder_is_part_of_the_wheel():
+    listed = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
+    folders = {file.parent.relative_to(ROOT) for file in (ROOT / "edlm_hf").rglob("__init__.py")}
+    assert listed == {".".join(folder.parts) for folder in folders} | {"edlm_hf.modeling"}
+
+
 def test_version_is_that_of_the_distribution():
     assert edlm_hf.__version__ == version("edlm-hf")
 
