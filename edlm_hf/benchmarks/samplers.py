@@ -23,12 +23,15 @@ from edlm_hf.benchmarks.samplers_settings import QUICK, SamplerArm, SamplerSetti
 from edlm_hf.benchmarks.study import Study
 from edlm_hf.benchmarks.text_sets import TextSet
 from edlm_hf.benchmarks.timing import seconds_now
-from edlm_hf.evaluation import Estimate, autoregressive_nll, sampler_bound, unigram_entropy
+from edlm_hf.evaluation import Estimate, autoregressive_nll, distinct_n, sampler_bound, unigram_entropy
 from edlm_hf.evaluation.estimate import mean_estimate, ratio_estimate
 from edlm_hf.modeling.generation_edlm import EDLMGenerationOutput
 
 ANCESTRAL, FIRST_HITTING = "ancestral", "first_hitting"
 PER_CHARACTER = "bits/character"
+
+# Texts of every sampler that stand in the results, the first ones
+NUM_SHOWN = 5
 
 
 class SamplerStudy(Study):
@@ -137,6 +140,7 @@ class SamplerStudy(Study):
             "rows": digest_of_rows(rows),
             "judge": self.causal_digest,
             "vocabulary": self.settings.vocabulary,
+            "num_shown": NUM_SHOWN,
         }
         return self.parts("judged", inputs, lambda: self.judge_rows(rows))
 
@@ -150,6 +154,8 @@ class SamplerStudy(Study):
             "judge_bits": as_dict(ratio_estimate(bits(nll.sequence_nats), characters, PER_CHARACTER)),
             "known_words": as_dict(self.known_words(texts)),
             "unigram_entropy": as_dict(unigram_entropy(rows)),
+            "distinct_2": as_dict(distinct_n(rows, 2)),
+            "texts": texts[:NUM_SHOWN],
         }
 
     def sample_row(self, arm: SamplerArm) -> dict:

@@ -1,6 +1,7 @@
 """The page of `edlm benchmark samplers`: a table of bounds, and one of samples and their cost."""
 
 from edlm_hf.benchmarks.tables import estimate, number, signed, steps, table, text, three_digits
+from edlm_hf.markdown import code_span
 
 
 def markdown(result: dict) -> str:
@@ -31,8 +32,18 @@ def markdown(result: dict) -> str:
             "without the entropy beside them. Calls and seconds are per sample, seconds the median over batches.",
             "",
             table(SAMPLE_COLUMNS, result["samples"]),
+            "",
+            "The first texts of each, as they came:",
         ]
+        for row in result["samples"]:
+            lines += ["", f"**{row['rule']}, T = {steps_of_rule(row)}**"]
+            lines += [f"\n> {on_one_line(shown)}" for shown in row["texts"]]
     return "\n".join(lines) + "\n"
+
+
+def on_one_line(shown: str) -> str:
+    """A text as a span of code, its line breaks as ⏎."""
+    return code_span(shown.replace("\n", "⏎"))
 
 
 def minus_ancestral(row: dict, steps: int | None) -> dict | None:
@@ -92,6 +103,7 @@ SAMPLE_COLUMNS = {
     "bits/char of the judge": estimate("judge_bits"),
     "known words": estimate("known_words"),
     "entropy (bits)": estimate("unigram_entropy"),
+    "distinct-2 (tokens)": estimate("distinct_2"),
     "calls": estimate("calls"),
     "seconds": number("seconds_per_sample"),
 }

@@ -1,9 +1,11 @@
 """Statistics of samples that need no model: entropies, repetition, spelling, and MAUVE against human texts.
 
-Words are the strings between white space.
+Words are the strings between white space; those of spelling are runs of letters and digits, in
+lower case.
 """
 
 import math
+import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 
@@ -75,23 +77,32 @@ def n_grams(tokens: Sequence, n: int) -> list[tuple]:
     return [tuple(tokens[begin : begin + n]) for begin in range(len(tokens) - n + 1)]
 
 
+def spelled_words(text: str) -> list[str]:
+    """The runs of letters and digits of a text, in lower case, without plain numbers.
+
+    >>> spelled_words("Don't stop: 7 o'clock!")
+    ['don', 't', 'stop', 'o', 'clock']
+    """
+    return re.findall(r"\d*[^\W\d_][^\W_]*", text.lower())
+
+
 def vocabulary_of(texts: Iterable[str], min_count: int = 1) -> frozenset[str]:
-    """The words that occur at least `min_count` times in all."""
-    counts = Counter(word for text in texts for word in text.split())
+    """The words, as spelled, that occur at least `min_count` times in all."""
+    counts = Counter(word for text in texts for word in spelled_words(text))
     return frozenset(word for word, count in counts.items() if count >= min_count)
 
 
 def spelling_accuracy(texts: Sequence[str], vocabulary: Collection[str]) -> Estimate:
     """Share of words, of all texts, that are in a vocabulary, such as `vocabulary_of` the training texts.
 
-    A word that the end of a sample cuts in two counts like any other: compare with samples of the
-    data of equal length.
+    Words are `spelled_words`, and so are those of the vocabulary. One that the end of a sample cuts
+    in two counts like any other: compare with samples of the data of equal length.
 
     Raises:
         ValueError: no texts, no vocabulary, or no word in any text.
     """
-    words = [text.split() for text in as_list(texts, "texts")]
-    vocabulary = frozenset(as_list(vocabulary, "vocabulary"))
+    words = [spelled_words(text) for text in as_list(texts, "texts")]
+    vocabulary = vocabulary_of(as_list(vocabulary, "vocabulary"))
     if not any(words):
         raise ValueError(f"There is not a word in the {len(words)} texts.")
 

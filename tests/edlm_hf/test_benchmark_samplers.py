@@ -15,6 +15,7 @@ from edlm_hf.benchmarks.samplers_report import markdown, worth
 from edlm_hf.benchmarks.samplers_settings import SAMPLERS, SamplerSettings, arms_of_line
 from edlm_hf.cli import app
 from edlm_hf.evaluation import nelbo, sampler_bound
+from edlm_hf.markdown import code_span
 from edlm_hf.tokenization import text8_tokenizer
 
 LENGTH = 16
@@ -86,8 +87,9 @@ def test_every_sampler_is_measured(study):
     for row in result["samples"][1:]:
         assert row["num_samples"] == 4
         assert row["seconds_per_sample"] > 0
-        for name in ("judge_bits", "known_words", "unigram_entropy"):
+        for name in ("judge_bits", "known_words", "unigram_entropy", "distinct_2"):
             assert np.isfinite(row[name]["value"])
+        assert len(row["texts"]) == 4
 
     calls = {row["rule"]: row["calls"]["value"] for row in result["samples"][1:]}
     assert calls["first_hitting"] == LENGTH - 1
@@ -182,6 +184,8 @@ def test_page_names_what_was_run(study):
     page = markdown(result)
     assert "| books | spaced distance=4 score=entropy | 4 | 5 |" in page
     assert "| books | first_hitting | ∞ |" in page
+    texts = result["samples"][0]["texts"]
+    assert len(texts) == 4 and all(f"> {code_span(text)}" in page for text in texts)
 
 
 def test_samplers_are_read_from_one_line():

@@ -273,6 +273,12 @@ def test_spelling_accuracy_is_the_share_of_known_words():
     assert expected.value == 0.5
 
 
+def test_words_are_spelled_the_same_whatever_stands_around_them():
+    printed = '"The CAT, sat!"\nDon\'t, über-Katze: 7 cats_dogs…'
+    assert vocabulary_of([printed]) == {"the", "cat", "sat", "don", "t", "über", "katze", "cats", "dogs"}
+    assert spelling_accuracy([printed], {"The", "cat", "don't", "ÜBER"}).value == 5 / 9
+
+
 @pytest.mark.parametrize(
     "call,message",
     [
