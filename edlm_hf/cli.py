@@ -564,6 +564,9 @@ def samplers(
     ] = None,
     texts: Annotated[int | None, typer.Option(help="Blocks of each set for the bounds.", show_default="256")] = None,
     noise_samples: Annotated[int | None, typer.Option(help="Per text, 1 or even.", show_default="8")] = None,
+    inner_copies: Annotated[
+        int | None, typer.Option(help="m of bounds with an energy.", show_default="no such bounds")
+    ] = None,
     samples: Annotated[int | None, typer.Option(help="Samples of each; 0: bounds alone.", show_default="256")] = None,
     seed: Annotated[int | None, typer.Option(help="Of all randomness.", show_default="0")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Rows per batch.", show_default="32")] = None,
@@ -573,7 +576,11 @@ def samplers(
     as_json: Json = False,
     config: Config = None,
 ):
-    """Likelihood, samples and time of every rule of revealing masks, without an energy; goes on where it stopped."""
+    """Likelihood, samples and time of every way to sample; goes on where it stopped.
+
+    Besides rules of revealing masks, `--sampler` takes `spaced energy=ar candidates=8`, `speculative` and
+    `autoregressive`.
+    """
     import edlm_hf  # noqa: F401  (registers the model types)
     from edlm_hf.benchmarks.samplers import QUICK, SamplerSettings, run_samplers
     from edlm_hf.benchmarks.samplers_report import markdown
@@ -585,6 +592,7 @@ def samplers(
         "steps": steps,
         "num_texts": texts,
         "noise_samples": noise_samples,
+        "inner_copies": inner_copies,
         "num_generated": samples,
         "seed": seed,
         "batch_size": batch_size,

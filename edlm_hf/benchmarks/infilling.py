@@ -17,20 +17,18 @@ import edlm_hf
 from edlm_hf.benchmarks.infilling_report import markdown
 from edlm_hf.benchmarks.infilling_settings import Filling, InfillingSettings, fillings_of
 from edlm_hf.benchmarks.paragraphs import Paragraph, hide_words
-from edlm_hf.benchmarks.parts import digest_of_rows, digest_of_weights
+from edlm_hf.benchmarks.parts import digest_of_rows
 from edlm_hf.benchmarks.report import Progress, as_dict, environment, hardware, write_results
 from edlm_hf.benchmarks.study import Study
 from edlm_hf.benchmarks.text_sets import load_paragraphs, named_source
 from edlm_hf.benchmarks.timing import seconds_now
 from edlm_hf.evaluation.estimate import mean_estimate
-from edlm_hf.modeling.modeling_edlm import EDLMForMaskedDiffusion
 
 
 class InfillingStudy(Study):
     """The measurements of every way to fill masks.
 
     Attributes:
-        energies: the energies by name, each a composite with the denoiser and a hash of its weights.
         fillings: the ways that are compared.
 
     Raises:
@@ -41,23 +39,8 @@ class InfillingStudy(Study):
 
     def __init__(self, settings: InfillingSettings, output: Path):
         super().__init__(settings, output)
-        self.energies = {}
-        if settings.num_candidates > 1:
-            self.energies = self.load_energies()
-        self.fillings = fillings_of(settings, tuple(self.energies))
-
-    def load_energies(self) -> dict[str, tuple[nn.Module, str]]:
-        """The NCE energy of the model, and the AR model as an energy, as far as they are there."""
-        energies = {}
-        if getattr(self.network.config, "energy_type", "none") == "nce":
-            composite = self.network.to(self.device)
-            energies["nce"] = (composite, digest_of_weights(composite.energy_model))
-        if self.causal is not None:
-            composite = EDLMForMaskedDiffusion.from_components(
-                self.denoiser, self.causal, energy_type="ar", tokenizer=self.tokenizer
-            )
-            energies["ar"] = (composite.to(self.device), self.causal_digest)
-        return energies
+        names = tuple(self.energies) if settings.num_candidates > 1 else ()
+        self.fillings = fillings_of(settings, names)
 
     def paragraphs(self, source: str) -> list[Paragraph]:
         """The paragraphs of a set of texts with their hidden words, the start token in front of each."""
@@ -103,7 +86,7 @@ class InfillingStudy(Study):
 
     def filled(self, filling: Filling, paragraphs: list[Paragraph], seed: int) -> dict:
         """The paragraphs filled with one seed."""
-        _, energy_identity = self.energies.get(filling.energy, (None, None))
+        _, energy_identity = self.weighed_by(filling.energy)
         inputs = {
             "version": edlm_hf.__version__,
             "weights": self.identity,
@@ -119,7 +102,7 @@ class InfillingStudy(Study):
         return self.parts("filled", inputs, lambda: self.fill(filling, paragraphs, seed))
 
     def fill(self, filling: Filling, paragraphs: list[Paragraph], seed: int) -> dict:
-        model, _ = self.energies.get(filling.energy, (self.mdlm, None))
+        model, _ = self.weighed_by(filling.energy)
         options = {**filling.options(), "batch_size": self.settings.batch_size}
 
         # The first call of a network takes longer

@@ -48,7 +48,11 @@ class InfillingSettings(NetworkSettings):
         if min(self.seeds) < 0:
             raise ValueError(f"seeds is {self.seeds}, but a seed must not be negative.")
 
-        self.sampler_arms()  # which refuses samplers that do not exist or are there twice
+        for arm in self.sampler_arms():  # which refuses samplers that do not exist or are there twice
+            if arm.energy is not None:
+                raise ValueError(
+                    f"{arm.line!r} brings an energy, but here all samplers have the same ones: give num_candidates."
+                )
         if self.autoregressive is not None and self.num_candidates == 1:
             raise ValueError("autoregressive is given, but num_candidates is 1: an energy weighs 2 or more.")
 

@@ -1,9 +1,9 @@
 """Samples of an arm at T: token ids, network calls, seconds, and the weights of its candidates."""
 
 import torch
-from transformers import GenerationConfig
 
 from edlm_hf.benchmarks.candidate_profile import add_sums, sums_of_steps
+from edlm_hf.benchmarks.left_to_right import sample_left_to_right
 from edlm_hf.benchmarks.quality_arms import Arm
 from edlm_hf.benchmarks.report import hardware
 from edlm_hf.benchmarks.study import Study
@@ -65,48 +65,6 @@ def sample_batch(
     )
     output.sequences = output.sequences[:, len(study.prompt) :]
     return output
-
-
-def sample_left_to_right(study: Study, count: int) -> EDLMGenerationOutput:
-    """`count` samples of the AR model, as long as samples of the denoiser. A call is one token."""
-    options = left_to_right_options(study)
-    start = torch.full((count, 1), options.bos_token_id, device=study.device)
-    rows = study.causal.generate(start, attention_mask=torch.ones_like(start), generation_config=options)
-
-    kept = study.length - len(study.prompt)
-    calls = torch.full((count,), options.max_new_tokens)
-    return EDLMGenerationOutput(
-        sequences=rows[:, rows.shape[1] - kept :],
-        num_denoiser_calls=calls,
-        num_energy_calls=torch.zeros_like(calls),
-    )
-
-
-def left_to_right_options(study: Study) -> GenerationConfig:
-    """Plain sampling of complete rows, from the tokens that the denoiser can emit."""
-    config = study.mdlm.config
-    causal_config = study.causal.config
-    start = study.causal_start
-
-    # The start token may come again where it is also the end of a text
-    forbidden = {config.mask_token_id, *range(config.vocab_size, causal_config.vocab_size)}
-    if start != study.tokenizer.eos_token_id:
-        forbidden.add(start)
-    suppressed = sorted(token for token in forbidden if token < causal_config.vocab_size)
-
-    # Whether the start token is one of the L tokens
-    counts_start = bool(study.prompt) or study.wraps
-    return GenerationConfig(
-        do_sample=True,
-        temperature=1.0,
-        top_k=0,
-        top_p=1.0,
-        bos_token_id=start,
-        pad_token_id=start,
-        eos_token_id=[],  # None would mean the end token of the model, which ends rows early
-        max_new_tokens=study.length - counts_start,
-        suppress_tokens=suppressed,
-    )
 
 
 __all__ = ["generate_samples"]

@@ -1,6 +1,7 @@
-"""`edlm benchmark samplers`: the likelihood, samples and time of each rule of revealing masks.
+"""`edlm benchmark samplers`: the likelihood, samples and time of each way to sample.
 
-Every sampler runs on the same model without an energy. Bounds are on the same texts, and their
+All of them run on the same model: rules of revealing masks, with an energy or without, and the AR
+model that judges, for comparison. Bounds are on the same texts, and their
 differences to ancestral sampling are paired text by text. Samples come with their quality, calls
 and seconds. The same command goes on after an interruption, and one with more samplers computes
 only the new ones, see `parts.py`.
@@ -15,15 +16,23 @@ from pathlib import Path
 import torch
 
 import edlm_hf
+from edlm_hf.benchmarks.left_to_right import sample_left_to_right
 from edlm_hf.benchmarks.parts import digest_of_rows
 from edlm_hf.benchmarks.report import Progress, as_dict, environment, hardware, write_results
 from edlm_hf.benchmarks.samplers_figure import plot
 from edlm_hf.benchmarks.samplers_report import markdown
-from edlm_hf.benchmarks.samplers_settings import QUICK, SamplerArm, SamplerSettings
+from edlm_hf.benchmarks.samplers_settings import AUTOREGRESSIVE, QUICK, SamplerArm, SamplerSettings
 from edlm_hf.benchmarks.study import Study
 from edlm_hf.benchmarks.text_sets import TextSet
 from edlm_hf.benchmarks.timing import seconds_now
-from edlm_hf.evaluation import Estimate, autoregressive_nll, distinct_n, sampler_bound, unigram_entropy
+from edlm_hf.evaluation import (
+    Estimate,
+    LikelihoodEstimate,
+    autoregressive_nll,
+    distinct_n,
+    sampler_bound,
+    unigram_entropy,
+)
 from edlm_hf.evaluation.estimate import mean_estimate, ratio_estimate
 from edlm_hf.modeling.generation_edlm import EDLMGenerationOutput
 
@@ -35,13 +44,22 @@ NUM_SHOWN = 5
 
 
 class SamplerStudy(Study):
-    """The measurements of every sampler."""
+    """The measurements of every sampler.
+
+    Raises:
+        ValueError: as `Study`, or a sampler names an energy that the model does not have.
+    """
 
     settings: SamplerSettings
 
+    def __init__(self, settings: SamplerSettings, output: Path):
+        super().__init__(settings, output)
+        for arm in settings.arms():
+            self.weighed_by(arm.energy)
+
     def measurement_identity(self, arm: SamplerArm) -> dict:
         """What every measurement of an arm depends on."""
-        return {
+        identity = {
             "version": edlm_hf.__version__,
             "weights": self.identity,
             "length": self.length,
@@ -49,6 +67,9 @@ class SamplerStudy(Study):
             "seed": self.settings.seed,
             "dtype": self.settings.dtype,
         }
+        if arm.energy is not None:
+            _, identity["energy_weights"] = self.weighed_by(arm.energy)
+        return identity
 
     def bound(self, arm: SamplerArm, texts: TextSet) -> dict:
         """Nats of every text, and bits per character of all of them."""
@@ -58,18 +79,13 @@ class SamplerStudy(Study):
             "rows": digest_of_rows(rows),
             "noise_samples": self.settings.noise_samples,
         }
+        if arm.is_weighed:
+            inputs["inner_copies"] = self.settings.inner_copies
         return self.parts("bound", inputs, lambda: self.score(arm, rows))
 
     def score(self, arm: SamplerArm, rows: list[list[int]]) -> dict:
         began = seconds_now(self.device)
-        nll = sampler_bound(
-            self.mdlm,
-            rows,
-            num_samples=self.settings.noise_samples,
-            batch_size=self.settings.batch_size,
-            seed=self.settings.seed,
-            **arm.options("num_steps"),
-        )
+        nll = self.likelihood(arm, rows)
 
         # Texts are the clusters: a ratio of sums, with its error over texts
         characters = [len(text) for text in self.decode(rows)]
@@ -82,6 +98,25 @@ class SamplerStudy(Study):
             "seconds": seconds_now(self.device) - began,
             "hardware": hardware(self.device),
         }
+
+    def likelihood(self, arm: SamplerArm, rows: list[list[int]]) -> LikelihoodEstimate:
+        """Nats of the texts: of the AR model where it is what the arm samples from, otherwise a bound."""
+        if arm.is_autoregressive:
+            causal = self.causal.to(self.device)
+            return autoregressive_nll(causal, rows, scored=self.scored(rows), batch_size=self.settings.batch_size)
+
+        options = arm.options("num_steps")
+        if arm.is_weighed:
+            options["inner_copies"] = self.settings.inner_copies
+        model, _ = self.weighed_by(arm.energy)
+        return sampler_bound(
+            model,
+            rows,
+            num_samples=self.settings.noise_samples,
+            batch_size=self.settings.batch_size,
+            seed=self.settings.seed,
+            **options,
+        )
 
     def samples(self, arm: SamplerArm) -> dict:
         """Ids, calls and seconds of `num_generated` samples."""
@@ -115,14 +150,22 @@ class SamplerStudy(Study):
         return {
             "ids": [row for output in outputs for row in output.sequences.tolist()],
             "calls": torch.cat([output.num_denoiser_calls for output in outputs]).tolist(),
+            "energy_calls": torch.cat([output.num_energy_calls for output in outputs]).tolist(),
             "seconds": seconds,
             "hardware": hardware(self.device),
         }
 
     def sample_batch(self, arm: SamplerArm, count: int, seed: int) -> EDLMGenerationOutput:
         """`count` samples (count, L) without the start token in front of them."""
+        if arm.sampler == AUTOREGRESSIVE:
+            cuda_devices = [self.device] if self.device.type == "cuda" else []
+            with torch.random.fork_rng(cuda_devices):
+                torch.manual_seed(seed)
+                return sample_left_to_right(self, count)
+
         prompt = torch.tensor(self.prompt, dtype=torch.long, device=self.device)
-        output = self.mdlm.generate(
+        model, _ = self.weighed_by(arm.energy)
+        output = model.generate(
             prompt.expand(count, -1),
             max_new_tokens=self.length - len(self.prompt),
             eos_token_id=None,
@@ -171,6 +214,7 @@ class SamplerStudy(Study):
             "num_samples": num_samples,
             **self.quality(samples["ids"]),
             "calls": as_dict(mean_estimate(samples["calls"], "calls/sample")),
+            "energy_calls": as_dict(mean_estimate(samples["energy_calls"], "calls/sample")),
             "seconds_per_sample": statistics.median_high(seconds_per_sample),
             "hardware": samples["hardware"],
         }
@@ -192,7 +236,7 @@ def run_samplers(settings: SamplerSettings, output: Path, advance: Callable[[int
     """
     output.mkdir(parents=True, exist_ok=True)
     study = SamplerStudy(settings, output)
-    arms = settings.arms()
+    arms = settings.bounded_arms()
     sampled_arms = settings.sampled_arms()
     progress = Progress(advance, len(arms) * len(study.texts) + len(sampled_arms))
     result = {

@@ -10,7 +10,7 @@ def markdown(result: dict) -> str:
     settings = result["settings"]
     measured_on = sorted({row["hardware"] for row in result["bounds"]})
     lines = [
-        "# Samplers of one model without an energy",
+        "# Samplers of one model",
         "",
         f"{facts['date']}, torch {facts['torch']}, transformers {facts['transformers']}, {'; '.join(measured_on)}. "
         f"Model {settings['model']}, L = {result['length']}, {settings['dtype']}, seed {settings['seed']}, batches of "
@@ -19,9 +19,9 @@ def markdown(result: dict) -> str:
         f"`{facts['command']}`",
         "",
         f"Bounds of {settings['num_texts']} texts of each set at most, in bits per character (± over texts). For rules "
-        "whose reveal set follows from what is visible they are exact. Differences are paired text by text: ± is the "
-        "standard error of the difference over texts, noise included. ∞ is one token per call in random order. "
-        "'Worth' is the smallest measured T at which ancestral sampling reaches the bound.",
+        "whose reveal set follows from what is visible they are exact, and so are those of the AR model. Differences "
+        "are paired text by text: ± is the standard error of the difference over texts, noise included. ∞ is one token "
+        "per call in random order. 'Worth' is the smallest measured T at which ancestral sampling reaches the bound.",
         "",
         table(BOUND_COLUMNS, result["bounds"]),
     ]
@@ -29,7 +29,9 @@ def markdown(result: dict) -> str:
         lines += [
             "",
             f"Samples, ± one standard error. Judge: {settings['autoregressive']}. Bits under a judge mean nothing "
-            "without the entropy beside them. Calls and seconds are per sample, seconds the median over batches.",
+            "without the entropy beside them. Calls and seconds are per sample: calls of the denoiser "
+            "(`autoregressive`: of the AR model), and calls of the energy, one for all candidates of a step; "
+            "seconds are the median over batches.",
             "",
             table(SAMPLE_COLUMNS, result["samples"]),
             "",
@@ -105,6 +107,7 @@ SAMPLE_COLUMNS = {
     "entropy (bits)": estimate("unigram_entropy"),
     "distinct-2 (tokens)": estimate("distinct_2"),
     "calls": estimate("calls"),
+    "of the energy": estimate("energy_calls"),
     "seconds": number("seconds_per_sample"),
 }
 

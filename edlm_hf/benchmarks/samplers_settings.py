@@ -1,4 +1,4 @@
-"""The settings of `edlm benchmark samplers`, and samplers written in one line."""
+"""The settings of `edlm benchmark samplers`, and ways to sample that are written in one line."""
 
 import functools
 from dataclasses import dataclass, field
@@ -8,6 +8,14 @@ import torch
 from edlm_hf.benchmarks.settings import StudySettings, check_distinct, check_positive
 from edlm_hf.modeling.sampler_choice import make_sampler
 from edlm_hf.options import value_of
+
+# The line of the AR model alone, and that of the sampler which draws from it exactly
+AUTOREGRESSIVE = "autoregressive"
+SPECULATIVE = "speculative"
+
+# What a line can name beside the parameters of its sampler
+ENERGY, CANDIDATES = "energy", "candidates"
+ENERGIES = ("ar", "nce")
 
 # The rules, with their values of T after @ where they are not those of `SamplerSettings.steps`
 SAMPLERS = (
@@ -35,9 +43,11 @@ class SamplerSettings(StudySettings):
     """The samplers that are compared, on which texts and samples.
 
     Args:
-        model: an energy of a composite plays no part.
-        samplers: each a name, parameters, and values of T: `spaced score=entropy @8,16`.
+        samplers: each a name, parameters, and values of T: `spaced score=entropy @8,16`. With
+            `energy=ar candidates=8` an energy weighs k candidates: that of the AR model, or "nce",
+            that of the model itself. `speculative` and `autoregressive` are samples of the AR model.
         steps: values of T of the samplers that do not name any.
+        inner_copies: m of the bounds of arms with an energy. Without it they have samples alone.
         num_generated: samples for each sampler and T, 0 for bounds alone.
         sampled: the samplers that make samples, all of them unless given.
         others: see `StudySettings`.
@@ -51,6 +61,7 @@ class SamplerSettings(StudySettings):
     batch_size: int = 32
     samplers: tuple[str, ...] = SAMPLERS
     steps: tuple[int, ...] = (4, 8, 16, 32)
+    inner_copies: int | None = None
     num_generated: int = 256
     sampled: tuple[str, ...] = ()
     seed: int = 0
@@ -62,6 +73,8 @@ class SamplerSettings(StudySettings):
         if self.num_generated < 0 or self.num_generated == 1:
             raise ValueError(f"num_generated is {self.num_generated}, but it must be 0, or 2 and more for an error.")
 
+        if self.inner_copies is not None:
+            check_positive(self, ("inner_copies",))
         self.arms()  # which refuses samplers that do not exist or are there twice
 
         unknown = sorted(set(self.sampled) - set(self.samplers))
@@ -74,6 +87,10 @@ class SamplerSettings(StudySettings):
         """Every sampler at every T."""
         return arms_of_lines(self.samplers, self.steps)
 
+    def bounded_arms(self) -> list["SamplerArm"]:
+        """The arms whose likelihood is measured."""
+        return [arm for arm in self.arms() if not arm.is_weighed or self.inner_copies is not None]
+
     def sampled_arms(self) -> list["SamplerArm"]:
         """The arms that make samples."""
         if not self.num_generated:
@@ -83,20 +100,40 @@ class SamplerSettings(StudySettings):
 
 @dataclass(frozen=True)
 class SamplerArm:
-    """A sampler with its parameters and T, None where the number of its calls does not depend on T.
+    """A way to sample.
 
-    `line` is how the settings write it.
+    Args:
+        line: how the settings write it.
+        sampler: name of the sampler, or `AUTOREGRESSIVE`.
+        parameters: of the sampler.
+        steps: T, None where the number of calls does not depend on it.
+        energy: "ar" or "nce", None for the denoiser alone.
+        num_candidates: k, 1 where nothing is weighed.
     """
 
     line: str
     sampler: str
     parameters: tuple[tuple[str, object], ...]
     steps: int | None
+    energy: str | None = None
+    num_candidates: int = 1
+
+    @property
+    def is_autoregressive(self) -> bool:
+        """Whether its distribution is that of the AR model."""
+        return self.sampler in (AUTOREGRESSIVE, SPECULATIVE)
+
+    @property
+    def is_weighed(self) -> bool:
+        return self.num_candidates > 1
 
     @property
     def rule(self) -> str:
-        """The sampler and its parameters in words, without T."""
-        return " ".join([self.sampler, *(f"{name}={value}" for name, value in self.parameters)])
+        """The sampler, its parameters and its energy in words, without T."""
+        words = [self.sampler, *(f"{name}={value}" for name, value in self.parameters)]
+        if self.is_weighed:
+            words += [f"{ENERGY}={self.energy}", f"{CANDIDATES}={self.num_candidates}"]
+        return " ".join(words)
 
     @property
     def label(self) -> str:
@@ -104,11 +141,14 @@ class SamplerArm:
 
     def identity(self) -> dict:
         """What a measurement depends on, beside the model and the texts."""
-        return {"sampler": self.sampler, "parameters": dict(self.parameters), "steps": self.steps}
+        identity = {"sampler": self.sampler, "parameters": dict(self.parameters), "steps": self.steps}
+        if self.energy is not None:
+            identity |= {"energy": self.energy, "num_candidates": self.num_candidates}
+        return identity
 
     def options(self, name_of_steps: str) -> dict:
         """Arguments of `generate()` or of a bound, which have different names for T."""
-        options = {"sampler": self.sampler, "num_candidates": 1, **dict(self.parameters)}
+        options = {"sampler": self.sampler, "num_candidates": self.num_candidates, **dict(self.parameters)}
         if self.steps is not None:
             options[name_of_steps] = self.steps
         return options
@@ -129,7 +169,7 @@ def arms_of_lines(lines: tuple[str, ...], steps: tuple[int, ...]) -> list[Sample
 
 
 def arms_of_line(line: str, steps: tuple[int, ...]) -> list[SamplerArm]:
-    """The arms of `NAME [parameter=value ...] [@T,T,...]`, one for every T.
+    """The arms of `NAME [parameter=value ...] [energy=ar|nce [candidates=k]] [@T,T,...]`, one for every T.
 
     >>> [arm.label for arm in arms_of_line("spaced distance=8 @4,8", steps=(16,))]
     ['spaced distance=8 T=4', 'spaced distance=8 T=8']
@@ -146,13 +186,42 @@ def arms_of_line(line: str, steps: tuple[int, ...]) -> list[SamplerArm]:
             raise ValueError(f"{line!r} is not a sampler like 'spaced distance=8 score=entropy @8,16'.")
         parameters[key] = value_of(value)
 
+    energy, num_candidates = energy_of_line(line, name, parameters)
+
     if at:
         steps = steps_of_line(line, numbers)
     if min(steps) < 1:
         raise ValueError(f"{line!r} has T = {min(steps)}, but T must be positive.")
-    if not depends_on_steps(name, parameters):
+    if name == AUTOREGRESSIVE:
+        if parameters:
+            raise ValueError(f"{line!r} has parameters, but the AR model is sampled as it is.")
         steps = (None,)
-    return [SamplerArm(line, name, tuple(parameters.items()), number) for number in steps]
+    elif not depends_on_steps(name, parameters):
+        steps = (None,)
+    common = (line, name, tuple(parameters.items()))
+    return [SamplerArm(*common, number, energy, num_candidates) for number in steps]
+
+
+def energy_of_line(line: str, name: str, parameters: dict) -> tuple[str | None, int]:
+    """The energy and k of a line, taken out of its `parameters`. None and 1 without an energy."""
+    energy = parameters.pop(ENERGY, None)
+    num_candidates = parameters.pop(CANDIDATES, None)
+    if name in (AUTOREGRESSIVE, SPECULATIVE):
+        if energy is not None or num_candidates is not None:
+            raise ValueError(f"{line!r} draws from the AR model itself: leave out energy and candidates.")
+        return "ar", 1
+
+    if energy is None:
+        if num_candidates is not None:
+            raise ValueError(f"{line!r} has candidates, but nothing weighs them: add energy=ar or energy=nce.")
+        return None, 1
+
+    if energy not in ENERGIES:
+        raise ValueError(f"{line!r} has the energy {energy}, but it must be {' or '.join(ENERGIES)}.")
+    num_candidates = 8 if num_candidates is None else num_candidates
+    if not isinstance(num_candidates, int) or num_candidates < 2:
+        raise ValueError(f"{line!r} has candidates={num_candidates}, but an energy weighs 2 or more.")
+    return energy, num_candidates
 
 
 def steps_of_line(line: str, numbers: str) -> tuple[int, ...]:
@@ -182,4 +251,4 @@ QUICK = functools.partial(
     batch_size=8,
 )
 
-__all__ = ["QUICK", "SAMPLERS", "SamplerArm", "SamplerSettings", "arms_of_line", "arms_of_lines"]
+__all__ = ["AUTOREGRESSIVE", "QUICK", "SAMPLERS", "SamplerArm", "SamplerSettings", "arms_of_line", "arms_of_lines"]

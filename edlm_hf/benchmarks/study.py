@@ -95,6 +95,36 @@ class Study:
         return digest_of_weights(self.causal)
 
     @functools.cached_property
+    def energies(self) -> dict[str, tuple[nn.Module, str]]:
+        """The NCE energy of the model ("nce") and the AR model as an energy ("ar"), as far as they are there.
+
+        Each is a composite with the denoiser, and a hash of the weights of its energy.
+        """
+        energies = {}
+        if getattr(self.network.config, "energy_type", "none") == "nce":
+            composite = self.network.to(self.device)
+            energies["nce"] = (composite, digest_of_weights(composite.energy_model))
+        if self.causal is not None:
+            composite = EDLMForMaskedDiffusion.from_components(
+                self.denoiser, self.causal, energy_type="ar", tokenizer=self.tokenizer
+            )
+            energies["ar"] = (composite.to(self.device), self.causal_digest)
+        return energies
+
+    def weighed_by(self, energy: str | None) -> tuple[nn.Module, str | None]:
+        """The sampler with an energy and a hash of its weights, that of the denoiser alone for None.
+
+        Raises:
+            ValueError: the study has no such energy.
+        """
+        if energy is None:
+            return self.mdlm, None
+        if energy not in self.energies:
+            there = ", ".join(self.energies) or "none"
+            raise ValueError(f"There is no energy {energy!r} of {self.settings.model}, of those there are: {there}.")
+        return self.energies[energy]
+
+    @functools.cached_property
     def texts(self) -> list[TextSet]:
         """The sets of texts, cut into blocks of L tokens."""
         return [self.cut(source) for source in self.settings.data]

@@ -1,5 +1,6 @@
 """The study of samplers: differences are paired, and nothing is measured twice."""
 
+import dataclasses
 import json
 import math
 import shutil
@@ -9,12 +10,12 @@ import pytest
 from published import randomised, tiny_config
 from typer.testing import CliRunner
 
-from edlm_hf import MDLMForCausalLM, MDLMForMaskedLM
+from edlm_hf import EDLMForMaskedDiffusion, MDLMForCausalLM, MDLMForMaskedLM
 from edlm_hf.benchmarks.samplers import SamplerStudy, run_samplers
 from edlm_hf.benchmarks.samplers_report import markdown, worth
 from edlm_hf.benchmarks.samplers_settings import SAMPLERS, SamplerSettings, arms_of_line
 from edlm_hf.cli import app
-from edlm_hf.evaluation import nelbo, sampler_bound
+from edlm_hf.evaluation import autoregressive_nll, nelbo, sampler_bound
 from edlm_hf.markdown import code_span
 from edlm_hf.tokenization import text8_tokenizer
 
@@ -186,6 +187,50 @@ def test_page_names_what_was_run(study):
     assert "| books | first_hitting | ∞ |" in page
     texts = result["samples"][0]["texts"]
     assert len(texts) == 4 and all(f"> {code_span(text)}" in page for text in texts)
+
+
+def test_energies_and_the_autoregressive_model_stand_beside_the_rules(tmp_path):
+    lines = ("ancestral @2", "spaced energy=ar candidates=2 @2", "speculative draft_length=2", "autoregressive")
+    settings = SamplerSettings(**write_models(tmp_path), **TINY | {"samplers": lines, "inner_copies": 2})
+    result = run_samplers(settings, tmp_path / "out", lambda *said: None)
+    rules = ["ancestral", "spaced energy=ar candidates=2", "speculative draft_length=2", "autoregressive"]
+    assert [row["rule"] for row in result["bounds"]] == rules
+    bounds = {row["rule"]: row["sequence_nats"] for row in result["bounds"]}
+    calls = {row["rule"]: (row["calls"]["value"], row["energy_calls"]["value"]) for row in result["samples"][1:]}
+
+    # Both draw from the AR model: one likelihood, and the latter has one call a token
+    rows = SamplerStudy(settings, tmp_path / "out").texts[0].rows(5)
+    causal = MDLMForCausalLM.from_pretrained(settings.autoregressive)
+    exact = autoregressive_nll(causal, rows).sequence_nats
+    assert bounds["speculative draft_length=2"] == pytest.approx(exact, rel=1e-5) == bounds["autoregressive"]
+    assert calls["autoregressive"] == (LENGTH - 1, 0)
+    assert calls["speculative draft_length=2"][0] < LENGTH - 1
+
+    composite = EDLMForMaskedDiffusion.from_components(MDLMForMaskedLM.from_pretrained(settings.model), causal)
+    options = {"num_steps": 2, "num_samples": 2, "seed": 0, "batch_size": 3}
+    weighed = sampler_bound(composite, rows, sampler="spaced", num_candidates=2, inner_copies=2, **options)
+    assert bounds["spaced energy=ar candidates=2"] == pytest.approx(weighed.sequence_nats, rel=1e-5)
+    assert calls["spaced energy=ar candidates=2"] == (2, 2)
+
+    # Without m, arms with an energy have samples alone
+    without = dataclasses.replace(settings, inner_copies=None)
+    assert [arm.rule for arm in without.bounded_arms()] == [rules[0], *rules[2:]]
+
+
+@pytest.mark.parametrize(
+    "line,message",
+    [
+        ("spaced energy=bert @2", "must be ar or nce"),
+        ("spaced candidates=4 @2", "nothing weighs them"),
+        ("spaced energy=ar candidates=1", "weighs 2 or more"),
+        ("autoregressive energy=ar", "draws from the AR model itself"),
+        ("autoregressive temperature=1", "sampled as it is"),
+        ("spaced energy=nce @2", "no energy 'nce'"),
+    ],
+)
+def test_lines_that_say_nothing_right_are_refused(line, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        SamplerStudy(SamplerSettings(**write_models(tmp_path), samplers=(line,)), tmp_path)
 
 
 def test_samplers_are_read_from_one_line():
