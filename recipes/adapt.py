@@ -29,7 +29,7 @@ from edlm_hf.checkpoints import locate
 from edlm_hf.data import load_corpus, to_blocks
 from edlm_hf.evaluation import discrete_nelbo, sampler_bound
 from edlm_hf.evaluation.estimate import ratio_estimate
-from edlm_hf.tokenization import normalize_text8
+from edlm_hf.tokenization import is_text8, normalize_text8
 from edlm_hf.training import (
     LORA_MODULES_TO_SAVE,
     LORA_TARGET_MODULES,
@@ -42,7 +42,7 @@ CANDIDATES = 8
 
 
 def bits(nats, tokens) -> dict[str, float]:
-    """Bits per character, with the standard error over texts."""
+    """Bits per token, with the standard error over texts."""
     found = ratio_estimate(nats, tokens, "nats/token")
     return {"value": found.value / math.log(2), "standard_error": found.standard_error / math.log(2)}
 
@@ -79,7 +79,7 @@ def adapt(
     control: Path | None = None,
 ):
     tokenizer = AutoTokenizer.from_pretrained(locate(model))
-    texts = load_corpus(str(corpus), normalize=normalize_text8)
+    texts = load_corpus(str(corpus), normalize=normalize_text8 if is_text8(tokenizer) else None)
     base = AutoModelForMaskedLM.from_pretrained(locate(model))
     blocks = to_blocks(texts, tokenizer, base.config.max_position_embeddings, style="crop", start_token=True)
     train = blocks.select(range(len(blocks) * 9 // 10)).with_format("numpy")
@@ -126,7 +126,7 @@ def adapt(
         "candidates": CANDIDATES,
         "training_steps": training_steps(folder),
         "adapter_bytes": (folder / "adapter_model.safetensors").stat().st_size,
-        "bits_per_character": bounds,
+        "bits_per_token": bounds,
     }
     (folder / "results.json").write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps(result, indent=2))

@@ -2,8 +2,8 @@
 
     python recipes/curves.py RUNS OUTPUT
 
-RUNS holds books-cpu-autoregressive, books-cpu-denoiser, books-cpu-denoiser-continued and books-cpu-energy; OUTPUT gets
-training.json and training.png.
+RUNS holds prose-cpu-autoregressive, prose-cpu-denoiser and prose-cpu-energy; OUTPUT gets training.json and
+training.png.
 """
 
 import json
@@ -11,10 +11,12 @@ import math
 import sys
 from pathlib import Path
 
-from edlm_hf.benchmarks.figures import new_figure, save_figure
+from edlm_hf.benchmarks.figures import light_frame, new_figure, save_figure
 from edlm_hf.training import last_complete_checkpoint
 
-KINDS = ("autoregressive", "denoiser", "denoiser-continued", "energy")
+LIKELIHOODS = ("autoregressive", "denoiser")
+ENERGY = "energy"
+MEASURED = "eval_bits_per_token"
 
 
 def log_of(run: Path) -> list[dict]:
@@ -26,36 +28,49 @@ def log_of(run: Path) -> list[dict]:
 
 
 def draw(logs: dict[str, list[dict]], output: Path) -> None:
+    """Plot the losses of the likelihoods on the left, that of the energy on the right."""
     figure = new_figure(10, 3.8)
     if figure is None:
         return
     left, right = figure.subplots(1, 2)
-    rows = {"autoregressive": logs["autoregressive"], "denoiser": list(logs["denoiser"])}
-    steps_before = logs["denoiser"][-1]["step"]
-    rows["denoiser"] += [row | {"step": row["step"] + steps_before} for row in logs["denoiser-continued"]]
-    name = "eval_bits_per_character"
-    for colour, kind in zip(("C0", "C1"), rows, strict=True):
-        trained = [(row["step"], row["loss"] / math.log(2)) for row in rows[kind] if "loss" in row]
-        measured = [(row["step"], row[name], row[f"{name}_standard_error"]) for row in rows[kind] if name in row]
+
+    for i, kind in enumerate(LIKELIHOODS):
+        colour = f"C{i}"
+        trained = [(row["step"], row["loss"] / math.log(2)) for row in logs[kind] if "loss" in row]
         left.plot(*zip(*trained, strict=True), color=colour, linewidth=1, label=f"{kind}, training")
-        steps, values, spread = zip(*measured, strict=True)
-        style = {"fmt": "o", "markersize": 4, "capsize": 2, "label": f"{kind}, validation"}
-        left.errorbar(steps, values, yerr=spread, color=colour, **style)
-    left.set(xlabel="steps of 8,192 characters", ylabel="bits per character", ylim=(1.4, 3.2))
-    steps, losses = zip(*((row["step"], row["loss"]) for row in logs["energy"] if "loss" in row), strict=True)
-    right.plot(steps, losses, color="C2", linewidth=1, label="NCE loss, training")
-    right.axhline(2 * math.log(2), color="black", linestyle=":", linewidth=1, label="2 log 2: nothing known")
-    right.set(xlabel="steps of 32 texts", ylabel="nats")
+
+        measured = [row for row in logs[kind] if MEASURED in row]
+        left.errorbar(
+            [row["step"] for row in measured],
+            [row[MEASURED] for row in measured],
+            yerr=[row[f"{MEASURED}_standard_error"] for row in measured],
+            color=colour,
+            fmt="o",
+            markersize=4,
+            capsize=2,
+            label=f"{kind}, validation",
+        )
+    left.set(xlabel="steps of 4,096 tokens", ylabel="bits per token", ylim=(4.5, 9))
+
+    # Of two candidates, the text's and a draw: log 2 where nothing is known
+    trained = [(row["step"], row["loss"]) for row in logs[ENERGY] if "loss" in row]
+    right.plot(*zip(*trained, strict=True), color="C2", linewidth=1, label="ranking loss, training")
+    right.axhline(math.log(2), color="black", linestyle=":", linewidth=1, label="log 2: nothing known")
+    right.set(xlabel="steps of 16 texts", ylabel="nats")
+
     for axes in (left, right):
-        axes.grid(alpha=0.25, linewidth=0.6)
-        axes.spines[["top", "right"]].set_visible(False)
+        light_frame(axes)
         axes.legend(fontsize="small", frameon=False)
     save_figure(figure, output / "training.png")
 
 
-if __name__ == "__main__":
+def main():
     runs, output = map(Path, sys.argv[1:])
-    logs = {kind: log_of(runs / f"books-cpu-{kind}") for kind in KINDS}
+    logs = {kind: log_of(runs / f"prose-cpu-{kind}") for kind in (*LIKELIHOODS, ENERGY)}
     output.mkdir(parents=True, exist_ok=True)
     (output / "training.json").write_text(json.dumps(logs, indent=0) + "\n")
     draw(logs, output)
+
+
+if __name__ == "__main__":
+    main()

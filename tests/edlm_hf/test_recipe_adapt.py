@@ -48,7 +48,7 @@ def adapter(corpus) -> Path:
 
 
 def test_results_tell_the_bounds_of_the_same_texts_and_their_differences(adapter):
-    found = json.loads((adapter / "results.json").read_text())["bits_per_character"]
+    found = json.loads((adapter / "results.json").read_text())["bits_per_token"]
     denoiser = found["denoiser, no energy"]["value"]
     for m in (1, 2):
         before, after = (found[f"the {name}, m = {m}"]["value"] for name in ("checkpoint", "adapter"))
@@ -78,7 +78,7 @@ def test_training_that_was_cut_short_goes_on_and_an_adapter_that_is_there_is_onl
     monkeypatch.setattr(recipe, "EnergyTrainer", None)
     (tmp_path / names[1]).unlink()
     adapt(corpus, tmp_path, control=adapter)  # of the same weights
-    found = json.loads((tmp_path / names[1]).read_text())["bits_per_character"]
+    found = json.loads((tmp_path / names[1]).read_text())["bits_per_token"]
     assert found["the control, m = 2"] == found["the adapter, m = 2"]
     assert found["the adapter less the control, m = 2"] == {"value": 0, "standard_error": 0}
     adapt(corpus, tmp_path)
