@@ -57,7 +57,8 @@ class MDLMPreTrainedModel(CheckpointingMixin, PreTrainedModel):
         """Start as published: torch's own way for linear layers, zero for a `ZeroLinear`."""
         if isinstance(module, ZeroLinear):
             initialization.zeros_(module.weight)
-            initialization.zeros_(module.bias)
+            if module.bias is not None:
+                initialization.zeros_(module.bias)
         elif isinstance(module, (nn.Embedding, nn.Linear)):
             initialization.kaiming_uniform_(module.weight, a=math.sqrt(5))
             if getattr(module, "bias", None) is not None:

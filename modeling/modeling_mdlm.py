@@ -23,6 +23,7 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_mdlm import MDLMConfig
+from .draft_head import DraftHead, DraftHeadMixin
 from .fill_mask import register_fill_mask
 from .generation_edlm import EDLMGenerationConfig, MaskedDiffusionGenerationMixin
 from .masked_diffusion import subs_cross_entropy
@@ -238,7 +239,7 @@ class MDLMHeadedModel(MDLMPreTrainedModel):
         return wide_projection(self.get_output_embeddings())
 
 
-class MDLMForMaskedLM(MDLMHeadedModel, MaskedDiffusionGenerationMixin):
+class MDLMForMaskedLM(DraftHeadMixin, MDLMHeadedModel, MaskedDiffusionGenerationMixin):
     """The denoiser of masked diffusion: logits of the clean tokens, given the noisy ones."""
 
     generation_config_class = EDLMGenerationConfig
@@ -253,6 +254,10 @@ class MDLMForMaskedLM(MDLMHeadedModel, MaskedDiffusionGenerationMixin):
                 "MDLMForCausalLM (AutoModelForCausalLM) for the autoregressive baseline, or set causal=False."
             )
         super().__init__(config)
+        self.draft_head = None
+        if config.draft_rank:
+            self.draft_head = DraftHead(config.vocab_size, config.draft_rank)
+            self.post_init()
 
     @classmethod
     def from_causal(cls, causal: "MDLMForCausalLM", **changes) -> "MDLMForMaskedLM":

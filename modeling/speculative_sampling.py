@@ -8,6 +8,8 @@ Chen et al., arXiv 2302.01318).
 Shapes: R rows, L positions, N rows that go on, V vocabulary.
 """
 
+from dataclasses import dataclass
+
 import torch
 
 from .confidence import likeliest_tokens
@@ -66,10 +68,41 @@ def accept_or_replace(
     return tokens, accepted
 
 
+@dataclass(frozen=True)
+class Runs:
+    """Positions that are consecutive in every row, counted from 0 in their row.
+
+    Args:
+        count: (R,) the positions of a row.
+        first: (R,) the column of the first one.
+        offset: (R,) the number of the first one among the positions of all rows.
+    """
+
+    count: torch.LongTensor
+    first: torch.LongTensor
+    offset: torch.LongTensor
+
+    @classmethod
+    def of(cls, flags: torch.Tensor) -> "Runs":
+        """The positions of a mask (R, L) bool."""
+        count = flags.sum(-1)
+        return cls(count, flags.long().argmax(-1), count.cumsum(0) - count)
+
+    def at(self, rows: torch.LongTensor, number: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Rows and columns (N,) of position `number` of some `rows` (N,)."""
+        return rows, self.first[rows] + number
+
+    def numbers(self, rows: torch.LongTensor, number: int) -> torch.LongTensor:
+        """The numbers (N,) of these positions among those of all rows."""
+        return self.offset[rows] + number
+
+
 class SpeculativeSampling:
     """One round of speculative sampling, for a step whose window is the next n + 1 masks of a row.
 
-    1. Draft x_1 .. x_n ~ p_theta(. | x_t), independently of each other, in one call.
+    1. Draft x_1 .. x_n ~ q in one call of the denoiser. Its marginals p_theta(. | x_t) are
+       independent of each other. With a draft head (draft_head.py) x_i knows the draft before it:
+       x_1 ~ p_theta(. | x_t), then x_i ~ q_i(. | x_{i-1}) from left to right.
     2. Compute p_AR(. | x_<i) at all n + 1 positions, in one call.
     3. From the left, accept x_i or replace it. The first one that is replaced ends the round. If all
        are accepted, draw one token more from p_AR.
@@ -83,6 +116,10 @@ class SpeculativeSampling:
         self.noise = noise
         self.records = records
         self.is_greedy = process.config.do_sample is False
+
+        # None of published denoisers
+        denoiser = getattr(process.model, "denoiser", process.model)
+        self.draft_head = getattr(denoiser, "draft_head", None)
 
     def __call__(
         self,
@@ -99,9 +136,10 @@ class SpeculativeSampling:
         window = revealed.flags
 
         # 1. Drafts (R, L) at all positions of the window but the last, which is the target's own
-        count = window.sum(-1)
+        windows = Runs.of(window)
+        count = windows.count
         is_draft = window & (window.cumsum(-1) < count.unsqueeze(1))
-        drafts = self.draft(rows, proposal, Positions(is_draft))
+        drafts = self.draft(rows, proposal, Positions(is_draft), windows)
 
         # 2. p_AR at the window. `given` (R,) says whose first token belongs to the prompt.
         given = ~self.records.state.fillable[rows, 0]
@@ -110,26 +148,24 @@ class SpeculativeSampling:
         target = self.process.target.read(rows, drafts, window, given)
         uniforms = self.noise.per_draw(rows, revealed, 2)
 
-        # 3. Left to right. The window of a row begins at `first`, and at `offset` among all of them.
+        # 3. Left to right
         ids = proposal.ids.clone()
         log_probs = torch.full(ids.shape, torch.nan, device=ids.device)
-        first = window.long().argmax(-1)
-        offset = count.cumsum(0) - count
         going = torch.arange(len(rows), device=ids.device)  # (N,)
         for number in range(int(count.max())):
             going = going[number < count[going]]
             if not len(going):
                 break
-            at = (going, first[going] + number)
-            numbers = offset[going] + number
+            at = windows.at(going, number)
 
             # log p and log q (N, V), with q = 0 where nothing was drafted
             logits = target.logits(going, number)
             log_p = self.process.processors(ids[going], logits).log_softmax(-1)
-            log_q = proposal.logits_of(numbers).log_softmax(-1)
+            log_q = self.draft_logits(proposal, drafts, windows, going, number).log_softmax(-1)
             log_q = torch.where(is_draft[at].unsqueeze(1), log_q, -torch.inf)
 
             # The rows whose draft is replaced, and those without a draft, stop here
+            numbers = windows.numbers(going, number)
             of_numbers = uniforms[numbers.to(uniforms.device)]
             tokens, accepted = self.decide(drafts[at], log_p, log_q, of_numbers)
             ids[at] = tokens
@@ -147,14 +183,67 @@ class SpeculativeSampling:
         rows: torch.Tensor,
         proposal: Proposal,
         where: Positions,
+        windows: Runs,
     ) -> torch.LongTensor:
-        """The texts (R, L) with drafts at some positions."""
+        """The texts (R, L) with drafts at some positions, which are the first ones of `windows`."""
+        uniforms = None if self.is_greedy else self.noise.per_draw(rows, where, 1)
+        if self.draft_head is not None:
+            return self.draft_in_turn(proposal, where, windows, uniforms)
+
+        # All at once
         if self.is_greedy:
             tokens = proposal.likeliest(where)
         else:
-            uniforms = self.noise.per_draw(rows, where, 1)
             tokens, _ = proposal.sample(uniforms, where)
         return where.put(proposal.ids, tokens.flatten())
+
+    def draft_in_turn(
+        self,
+        proposal: Proposal,
+        where: Positions,
+        windows: Runs,
+        uniforms: torch.Tensor | None,
+    ) -> torch.LongTensor:
+        """`draft` with a head: from left to right, each draft from q_i(. | x_{i-1}).
+
+        Args:
+            uniforms: (n, 1) of all n drafts, None for the likeliest tokens.
+        """
+        texts = proposal.ids.clone()
+        drafts = Runs.of(where.flags)
+        going = torch.arange(len(texts), device=texts.device)  # (N,)
+        for number in range(int(drafts.count.max())):
+            going = going[number < drafts.count[going]]
+            logits = self.draft_logits(proposal, texts, windows, going, number)
+
+            if uniforms is None:
+                tokens = likeliest_tokens(logits)
+            else:
+                numbers = drafts.numbers(going, number)
+                of_numbers = uniforms[numbers.to(uniforms.device)]
+                tokens = sample_categorical(logits, of_numbers)[0].squeeze(1)
+            texts[drafts.at(going, number)] = tokens
+        return texts
+
+    def draft_logits(
+        self,
+        proposal: Proposal,
+        drafts: torch.LongTensor,
+        windows: Runs,
+        rows: torch.LongTensor,
+        number: int,
+    ) -> torch.Tensor:
+        """The logits (N, V) of q at position `number` of the windows of some `rows` (N,).
+
+        The left neighbour of the first draft is visible to the denoiser. The others have a draft
+        before them in the texts `drafts` (R, L), whose term the head adds. An id that the proposal
+        cannot emit stays at -inf.
+        """
+        logits = proposal.logits_of(windows.numbers(rows, number))
+        if self.draft_head is None or number == 0:
+            return logits
+        before = drafts[windows.at(rows, number - 1)]
+        return logits + self.draft_head(before).to(logits.device)
 
     def decide(
         self,

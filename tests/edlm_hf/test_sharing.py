@@ -37,6 +37,8 @@ FACTS = CardFacts(
 def build(kind):
     if kind == "denoiser":
         return tiny_denoiser(**VOCABULARY)
+    if kind == "drafter":
+        return tiny_denoiser(**VOCABULARY, draft_rank=2)
     if kind == "causal":
         return tiny_causal(**VOCABULARY)
     if kind == "trunk":
@@ -50,6 +52,7 @@ def build(kind):
 AUTO = {
     "nce": "AutoModelForMaskedLM",
     "denoiser": "AutoModelForMaskedLM",
+    "drafter": "AutoModelForMaskedLM",
     "causal": "AutoModelForCausalLM",
     "trunk": "AutoModel",
     "energy": "EDLMEnergyModel",
@@ -124,7 +127,7 @@ def test_pushed_model_loads_and_its_card_is_ours(hub, client, tmp_path, kind):
     assert client(load, repo_id=f"me/{kind}", auto_class=AUTO[kind]) == fingerprint(model)
     card = ModelCard(hub[f"me/{kind}"].text("README.md"))
     assert card.data.library_name == "transformers" and {"masked-diffusion", "tiny"} <= set(card.data.tags)
-    tasks = {"nce": "text-generation", "denoiser": "fill-mask", "causal": "text-generation"}
+    tasks = {"nce": "text-generation", "denoiser": "fill-mask", "drafter": "fill-mask", "causal": "text-generation"}
     assert card.data.pipeline_tag == tasks.get(kind, "feature-extraction" if kind == "trunk" else None)
     assert card.data.base_model is None and str(tmp_path) not in str(card)
     assert f'from_pretrained("me/{kind}"' in card.text and "REPOSITORY" not in card.text

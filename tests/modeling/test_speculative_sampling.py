@@ -14,6 +14,7 @@ import transformers as hf
 from exact import (
     MASK,
     SEQUENCES,
+    STATES,
     L,
     TableCausalLM,
     TableDenoiser,
@@ -29,6 +30,7 @@ from published import randomised, tiny_causal, tiny_denoiser
 from edlm_hf import EDLMForMaskedDiffusion
 from edlm_hf.evaluation import autoregressive_nll, sampler_bound
 from edlm_hf.modeling.causal_log_probs import TokenScorer
+from edlm_hf.modeling.draft_head import DraftHead
 from edlm_hf.modeling.drafting import Speculative
 from edlm_hf.modeling.generation_config_edlm import EDLMGenerationConfig
 from edlm_hf.modeling.speculative_sampling import accept_or_replace
@@ -45,8 +47,20 @@ EMPTY = torch.full((N, L), MASK)
 combine = EDLMForMaskedDiffusion.from_components
 
 
-def model(table=DENOISERS["another model"], p_ar=P_AR, **choices):
-    return combine(TableDenoiser(table), TableCausalLM(p_ar), mask_token_id=MASK, **choices)
+def model(table=DENOISERS["another model"], p_ar=P_AR, head=None, **choices):
+    denoiser = TableDenoiser(table)
+    denoiser.draft_head = head
+    return combine(denoiser, TableCausalLM(p_ar), mask_token_id=MASK, **choices)
+
+
+def random_head(scale=2.0):
+    """A head that was trained for something else: terms of up to 2 or 3 nats for every pair."""
+    head = DraftHead(V + 1, 3).double()
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for weight in head.parameters():
+            weight.copy_(scale**0.5 * torch.randn(weight.shape, generator=generator))
+    return head
 
 
 def sample(network, ids=None, seed=0, **options):
@@ -90,22 +104,36 @@ def test_the_law_is_that_of_the_autoregressive_model(denoiser, draft_length):
     assert distance(tokens, P_AR) < TV
 
 
-@pytest.mark.parametrize("draft_length", [1, 2])
+@pytest.mark.parametrize(
+    ("denoiser", "draft_length"),
+    [*itertools.product(["another model"], [1, 2, 3, 4, None]), ("right marginals", 3)],
+)
+def test_the_law_is_the_same_with_a_draft_head(denoiser, draft_length):
+    tokens = sample(model(DENOISERS[denoiser], head=random_head()), EMPTY, draft_length=draft_length)
+    assert distance(tokens, P_AR) < TV
+
+
+@pytest.mark.parametrize(("draft_length", "head"), [(1, None), (2, None), (2, random_head())])
 @pytest.mark.parametrize("prompt", [(2,), (0, 1)])
-def test_a_prompt_has_the_conditional_law(prompt, draft_length):
+def test_a_prompt_has_the_conditional_law(prompt, draft_length, head):
     ids = torch.tensor(prompt).expand(N, -1)
     new = L - len(prompt)
-    tokens = sample(model(), ids, max_new_tokens=new, draft_length=draft_length)
+    tokens = sample(model(head=head), ids, max_new_tokens=new, draft_length=draft_length)
     assert torch.equal(tokens[:, : len(prompt)], ids)
     assert distance(tokens[:, len(prompt) :], conditional(prompt, new)) < TV
 
 
-@pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize("block_length", [None, 1])
-def test_rows_of_unequal_length_have_their_own_laws(side, block_length):
+@pytest.mark.parametrize(
+    ("side", "block_length", "prompts", "head"),
+    [
+        *itertools.product(["left", "right"], [None, 1], [[(), (1,), (2, 0)]], [None]),
+        ("left", None, [(), (1,)], random_head()),
+    ],
+)
+def test_rows_of_unequal_length_have_their_own_laws(side, block_length, prompts, head):
     """Prompts of no, one and two tokens in one batch, each of them finished at its own pace."""
-    prompts = [(), (1,), (2, 0)]
-    width = 2
+    width = max(map(len, prompts))
+    new_tokens = L - width
     ids = torch.zeros(len(prompts), width, dtype=torch.long)
     real = torch.zeros_like(ids)
     for row, prompt in enumerate(prompts):
@@ -113,18 +141,20 @@ def test_rows_of_unequal_length_have_their_own_laws(side, block_length):
         ids[row, begin : begin + len(prompt)] = torch.tensor(prompt, dtype=torch.long)
         real[row, begin : begin + len(prompt)] = 1
 
-    network = combine(WindowDenoiser(random_windows(2)), TableCausalLM(P_AR))
+    denoiser = WindowDenoiser(random_windows(2))
+    denoiser.draft_head = head
+    network = combine(denoiser, TableCausalLM(P_AR))
     tokens = sample(
         network,
         ids.repeat(N // 2, 1),
         attention_mask=real.repeat(N // 2, 1),
-        max_new_tokens=2,
+        max_new_tokens=new_tokens,
         draft_length=2,
         block_length=block_length,
     )
     for row, prompt in enumerate(prompts):
         new = tokens[row :: len(prompts), width:]
-        assert distance(new, conditional(prompt, 2)) < TV
+        assert distance(new, conditional(prompt, new_tokens)) < TV
 
 
 def test_masks_at_the_end_of_a_prompt_are_filled_too():
@@ -138,8 +168,9 @@ def test_temperature_and_filters_are_those_of_the_autoregressive_model():
         p = np.where(p >= np.sort(p)[-2], p**2, 0)
         return p / p.sum()
 
-    tokens = sample(model(), EMPTY, temperature=0.5, top_k=2, draft_length=2)
-    assert distance(tokens, changed(two_likeliest_at_half_temperature)) < TV
+    for head in (None, random_head()):
+        tokens = sample(model(head=head), EMPTY, temperature=0.5, top_k=2, draft_length=2)
+        assert distance(tokens, changed(two_likeliest_at_half_temperature)) < TV
     assert distance(tokens, P_AR) > 10 * TV
 
 
@@ -227,6 +258,42 @@ def test_drafts_of_the_target_itself_are_all_accepted(draft_length, rounds):
     assert (out.tokens_per_forward == L / rounds).all() and out.energies is None
 
 
+@pytest.mark.parametrize("draft_length", [2, 3, None])
+def test_a_head_that_knows_the_chain_has_all_its_drafts_accepted(draft_length):
+    """A Markov chain: the denoiser knows what follows the text, the head what follows a draft."""
+    first = np.array([0.2, 0.5, 0.3])
+    follows = np.array([[0.7, 0.2, 0.1], [0.1, 0.1, 0.8], [0.5, 0.25, 0.25]])
+    chain = first[SEQUENCES[:, 0]] * follows[SEQUENCES[:, :-1], SEQUENCES[:, 1:]].prod(-1)
+
+    # (256, L, V): p(x_i | x_{i-1}) where the token before is visible, uniform after a mask
+    table = np.full((len(STATES), L, V), 1 / V)
+    table[:, 0] = first
+    known = STATES[:, :-1] != MASK
+    table[:, 1:][known] = follows[STATES[:, :-1][known]]
+
+    # U = 1 and W = log p(v | u), so that q_i(v | u) is p(v | u)
+    head = DraftHead(V + 1, V + 1).double()
+    with torch.no_grad():
+        head.previous.weight.copy_(torch.eye(V + 1))
+        head.next.weight[:V, :V] = torch.tensor(np.log(follows).T)
+
+    options = {"draft_length": draft_length, "return_dict_in_generate": True}
+    out = sample(model(table, chain, head), EMPTY[:20_000], **options)
+    assert torch.equal(out.num_drafts, out.num_accepted_drafts) and (out.num_drafts > 0).all()
+    without = sample(model(table, chain), EMPTY[:20_000], **options)
+    assert (without.num_drafts - without.num_accepted_drafts).double().mean() > 0.1
+
+
+def test_a_head_that_knows_nothing_changes_nothing():
+    network = with_causal("mdlm")
+    network.denoiser.add_draft_head(3)
+    for options in ({"draft_length": 4}, {}, {"do_sample": False}, {"temperature": 0.7, "top_k": 5}):
+        with_head = sample(network, PROMPTS, **RAGGED | options)
+        head, network.denoiser.draft_head = network.denoiser.draft_head, None
+        assert torch.equal(with_head, sample(network, PROMPTS, **RAGGED | options))
+        network.denoiser.draft_head = head
+
+
 def test_every_round_gives_its_accepted_drafts_and_one_token_more():
     network = model()
     out = sample(network, EMPTY[:5000], draft_length=2, return_dict_in_generate=True)
@@ -286,8 +353,8 @@ RAGGED = {
 }
 
 
-def with_causal(name):
-    sizes = {"vocab_size": VOCABULARY, "mask_token_id": MASK_ID, "model_length": LENGTH}
+def with_causal(name, **choices):
+    sizes = {"vocab_size": VOCABULARY, "mask_token_id": MASK_ID, "model_length": LENGTH} | choices
     return combine(tiny_denoiser(**sizes), CAUSAL[name]()).double()
 
 
@@ -337,9 +404,9 @@ def count_columns(monkeypatch) -> list[int]:
 
 
 @pytest.mark.parametrize("name", CAUSAL)
-@pytest.mark.parametrize("draft_length", [1, 4, None])
-def test_without_sampling_it_is_greedy_decoding(name, draft_length):
-    network = with_causal(name)
+@pytest.mark.parametrize(("draft_length", "draft_rank"), [(1, 0), (4, 0), (4, 3), (None, 0)])
+def test_without_sampling_it_is_greedy_decoding(name, draft_length, draft_rank):
+    network = with_causal(name, draft_rank=draft_rank)
     text = PROMPTS[:1]
     for _ in range(20):
         logits = network.energy_model(input_ids=text).logits[:, -1, :MASK_ID]
@@ -348,8 +415,9 @@ def test_without_sampling_it_is_greedy_decoding(name, draft_length):
     assert torch.equal(tokens, text)
 
 
-def test_the_same_seed_gives_the_same_tokens_and_a_row_its_own_greedy_text():
-    network = with_causal("mdlm")
+@pytest.mark.parametrize("draft_rank", [0, 3])
+def test_the_same_seed_gives_the_same_tokens_and_a_row_its_own_greedy_text(draft_rank):
+    network = with_causal("mdlm", draft_rank=draft_rank)
     assert torch.equal(sample(network, PROMPTS, **RAGGED), sample(network, PROMPTS, **RAGGED))
     assert not torch.equal(sample(network, PROMPTS, **RAGGED), sample(network, PROMPTS, seed=1, **RAGGED))
 
