@@ -19,7 +19,7 @@ demo: $(VENV)/installed
 
 test: $(VENV)/installed-test $(VENV)/installed-notebooks
 	$(BIN)/python tests/transformers_suite/fetch.py
-	$(if $(filter 0,$(JOBS)),,OMP_NUM_THREADS=1) $(BIN)/pytest -n $(JOBS) --nbmake notebooks tests
+	$(if $(filter 0,$(JOBS)),,OMP_NUM_THREADS=1) $(BIN)/pytest -n $(JOBS) --dist worksteal --nbmake notebooks tests
 
 # Run the notebooks and write what they print into them, as they are committed.
 notebooks: $(VENV)/installed-notebooks

@@ -6,6 +6,7 @@ Results go to stdout, everything else to stderr. Exit codes: 0; 1 for a failure,
 
 import os
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
@@ -31,12 +32,27 @@ from edlm_hf.terminal import QuotesSafely, tell, write
 app = typer.Typer(
     name="edlm",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_show_locals=False,
     help="Energy-based diffusion language models.",
 )
 benchmark = typer.Typer(no_args_is_help=True, help="Measure this package against the published method.")
 app.add_typer(benchmark, name="benchmark")
+
+
+def show_version(wanted: bool) -> None:
+    """Print the version and end the program, if that is `wanted`."""
+    if wanted:
+        write(f"edlm {version('edlm-hf')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options_of_the_program(
+    show: Annotated[
+        bool, typer.Option("--version", callback=show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Energy-based diffusion language models."""
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 
-from edlm_hf.checkpoints import locate
+from edlm_hf.checkpoints import CHECKPOINTS, locate
 from edlm_hf.errors import is_out_of_memory, one_line
 from edlm_hf.files import fault_of
 from edlm_hf.modeling.generation_edlm import EDLMGenerationConfig
@@ -84,8 +84,13 @@ def check_loaded(loaded) -> None:
 
 
 def check_folder(path: str) -> None:
-    """Raise ValueError if something is at `path`, but not the folder of a model."""
+    """Raise ValueError if `path` is not the folder of a model and cannot be a repository of the Hub either."""
     folder = Path(path)
+    if not folder.exists() and not is_repository_name(path):
+        raise ValueError(
+            f"There is no folder {path}. Give the folder of a model, a repository of the Hub (user/name), or a "
+            f"checkpoint that ships: {', '.join(CHECKPOINTS)}."
+        )
     if folder.is_file():
         raise ValueError(f"{path} is a file, but a folder is needed as save_pretrained writes it.")
 
@@ -95,6 +100,16 @@ def check_folder(path: str) -> None:
             f"{path} is an adapter, not a model. Load its base in Python with PeftModel.from_pretrained, merge it "
             "(edlm_hf.training.merge_lora), and save the whole."
         )
+
+
+def is_repository_name(name: str) -> bool:
+    """Whether a repository of the Hub can have this name, which a path of a folder seldom is.
+
+    >>> [is_repository_name(name) for name in ("gpt2", "user/model", "./model", "~/model", "a/b/c")]
+    [True, True, False, False, False]
+    """
+    parts = name.split("/")
+    return len(parts) <= 2 and all(re.fullmatch(r"\w[\w.-]*", part) for part in parts)
 
 
 def check_files(folder: str | Path, patterns: tuple[str, ...] = MODEL_FILES) -> None:

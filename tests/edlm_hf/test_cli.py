@@ -14,7 +14,7 @@ from published import golden, tiny_config
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from edlm_hf import MDLMForMaskedLM
+from edlm_hf import MDLMForMaskedLM, __version__
 from edlm_hf.cli import app
 from edlm_hf.modeling.sampler_choice import SAMPLERS
 from edlm_hf.tokenization import text8_tokenizer
@@ -58,6 +58,11 @@ def test_help_names_every_command():
     assert result.exit_code == 0
     for command in ("demo", "convert", "generate", "push"):
         assert command in result.output
+
+
+def test_the_version_is_printed_alone():
+    result = call("--version")
+    assert (result.exit_code, result.stdout) == (0, f"edlm {__version__}\n")
 
 
 def test_convert_writes_a_model(tmp_path):
@@ -267,6 +272,8 @@ def test_wrong_usage_is_exit_code_2(arguments, words):
     ("arguments", "words"),
     [
         (("generate", "--model", "{}/nothing"), "nothing"),
+        (("generate", "--model", "./nothing"), "There is no folder ./nothing"),
+        (("generate", "--model", "../a/b"), "a checkpoint that ships: edlm-books"),
         (("generate", "--model", "edlm-books-ar"), "Use MDLMForCausalLM"),
         (("generate", "--model", "{}", "--prompt", "ab", "--max-new-tokens", 99), "99 new ones are more than"),
         (("generate", "--model", "{}/nothing", "--sampler", "gibbs"), "must be one of ancestral, first_hitting"),
