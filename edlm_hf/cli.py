@@ -339,6 +339,14 @@ def train_energy(arguments: typer.Context):
     commands.train_energy(arguments.args)
 
 
+@app.command("train-drafts", **TRAINING)
+def train_drafts(arguments: typer.Context):
+    """Train the draft head of a denoiser, for speculative sampling, by a recipe (YAML) or flags; --help lists them."""
+    from edlm_hf.training import commands
+
+    commands.train_drafts(arguments.args)
+
+
 @app.command(cls=Command)
 def evaluate(
     model: Annotated[str, typer.Option(help="Folder or Hub repository of the model and its tokenizer.")],

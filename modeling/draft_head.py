@@ -58,6 +58,9 @@ class DraftHeadMixin:
     def add_draft_head(self, rank: int) -> None:
         """Give the denoiser a new head, in place of one that it may have.
 
+        U starts as the embedding of the tokens, projected at random to r dimensions. So what W learns
+        from one token holds for those too that the denoiser takes to be like it.
+
         Raises:
             ValueError: the rank is not positive.
         """
@@ -66,6 +69,14 @@ class DraftHeadMixin:
         self.config.draft_rank = rank
         head = DraftHead(self.config.vocab_size, rank)
         head.apply(self._init_weights)
+
+        # (V, r), with rows of length 1 on average
+        embedding = self.get_input_embeddings().weight.detach().float().cpu()
+        directions = torch.randn(embedding.shape[1], rank, device="cpu")
+        start = (embedding - embedding.mean(0)) @ directions
+        start = start / start.square().sum(-1).mean().sqrt().clamp_min(1e-6)
+        with torch.no_grad():
+            head.previous.weight.copy_(start)
         self.draft_head = head.to(self.device, self.dtype)
 
     def resize_token_embeddings(self, *args, **kwargs) -> nn.Module:

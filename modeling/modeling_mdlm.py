@@ -295,6 +295,7 @@ class MDLMForMaskedLM(DraftHeadMixin, MDLMHeadedModel, MaskedDiffusionGeneration
         position_ids: torch.LongTensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
         logits_at: torch.Tensor | None = None,
+        previous_ids: torch.LongTensor | None = None,
         **kwargs,
     ) -> MaskedLMOutput:
         """Raw logits (B, L, V), with one for the mask token.
@@ -306,12 +307,16 @@ class MDLMForMaskedLM(DraftHeadMixin, MDLMHeadedModel, MaskedDiffusionGeneration
                 carried over) over the labelled positions. The weight 1/t of the likelihood bound
                 belongs to the trainer.
             logits_at: (B, L) bool, the N positions whose logits (N, V) are wanted, all unless given.
+            previous_ids: (N,) the tokens before these, whose term the draft head adds.
 
         Raises:
-            ValueError: both `labels` and `logits_at`, or what the trunk refuses.
+            ValueError: both `labels` and `logits_at`, `previous_ids` without a draft head, or what
+                the trunk refuses.
         """
         if labels is not None and logits_at is not None:
             raise ValueError("The loss of labels needs all logits: give labels or logits_at, not both.")
+        if previous_ids is not None and self.draft_head is None:
+            raise ValueError("previous_ids needs a draft head: call add_draft_head(rank), or leave it out.")
         outputs = self.backbone(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -325,6 +330,8 @@ class MDLMForMaskedLM(DraftHeadMixin, MDLMHeadedModel, MaskedDiffusionGeneration
         if logits_at is not None:
             hidden_states = hidden_states[logits_at]
         logits = self.get_output_embeddings()(hidden_states)
+        if previous_ids is not None:
+            logits = logits + self.draft_head(previous_ids).to(logits.device)
 
         loss = None
         if labels is not None:

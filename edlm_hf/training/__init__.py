@@ -1,4 +1,4 @@
-"""Training: the denoiser, the autoregressive baseline and the energies."""
+"""Training: the denoiser, the autoregressive baseline, the energies and draft heads."""
 
 from edlm_hf.training.adapters import LORA_MODULES_TO_SAVE, LORA_TARGET_MODULES, merge_lora
 from edlm_hf.training.arguments import EDLMTrainingArguments
@@ -8,6 +8,7 @@ from edlm_hf.training.energy_arguments import EnergyArguments
 from edlm_hf.training.trainer_autoregressive import AutoregressiveTrainer
 from edlm_hf.training.trainer_base import EDLMTrainer
 from edlm_hf.training.trainer_denoiser import MaskedDiffusionArguments, MaskedDiffusionTrainer
+from edlm_hf.training.trainer_drafts import DraftArguments, DraftTrainer
 from edlm_hf.training.trainer_energy import EnergyTrainer
 from edlm_hf.training.whole_checkpoints import last_complete_checkpoint
 
@@ -16,6 +17,8 @@ __all__ = [
     "LORA_TARGET_MODULES",
     "AutoregressiveTrainer",
     "DataCollatorForBlocks",
+    "DraftArguments",
+    "DraftTrainer",
     "EDLMTrainer",
     "EDLMTrainingArguments",
     "EnergyArguments",

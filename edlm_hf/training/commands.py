@@ -1,4 +1,6 @@
-"""`edlm train-denoiser`, `train-autoregressive` and `train-energy`: a recipe (YAML) or flags in, a model folder out.
+"""`edlm train-denoiser`, `train-autoregressive`, `train-energy` and `train-drafts`: from flags to a model folder.
+
+Flags may stand in a recipe (YAML).
 
 A command that is repeated goes on from its newest complete checkpoint in `output_dir`, so that long runs can be made of
 short ones (`time_limit_minutes`); one that says another thing about the run is refused there.
@@ -46,6 +48,7 @@ from edlm_hf.training.folder_lock import FolderLock
 from edlm_hf.training.trainer_autoregressive import AutoregressiveTrainer
 from edlm_hf.training.trainer_base import EDLMTrainer
 from edlm_hf.training.trainer_denoiser import MaskedDiffusionArguments, MaskedDiffusionTrainer
+from edlm_hf.training.trainer_drafts import DraftArguments, DraftTrainer
 from edlm_hf.training.trainer_energy import EnergyTrainer
 from edlm_hf.training.whole_checkpoints import last_complete_checkpoint, named_checkpoint
 
@@ -142,6 +145,18 @@ class EnergyModelArguments:
     )
 
 
+@dataclass
+class DraftModelArguments:
+    denoiser: str | None = field(
+        default=None,
+        metadata={
+            "help": "The trained denoiser that gets a new draft head, a folder or a repository of the Hub; of a "
+            "composite its denoiser. It is saved with the head."
+        },
+    )
+    draft_rank: int = field(default=64, metadata={"help": "Rank of the head."})
+
+
 # ------------------------------------------------------------------------------------------------------------- commands
 
 
@@ -184,10 +199,20 @@ def train_energy(arguments: list[str]) -> dict:
     return run(EnergyTrainer, model, (data, parts, args), tokenizer)
 
 
+def train_drafts(arguments: list[str]) -> dict:
+    """Train the draft head of a denoiser, for speculative sampling; returns and prints what came out."""
+    data, parts, args = parse("train-drafts", (DataArguments, DraftModelArguments, DraftArguments), arguments)
+    model = new_drafter(parts)
+    tokenizer = choose_tokenizer(data, parts.denoiser)
+    fit_to_tokenizer(model, tokenizer)
+    return run(DraftTrainer, model, (data, parts, args), tokenizer)
+
+
 COMMANDS: dict[str, Callable[[list[str]], dict]] = {
     "train-denoiser": train_denoiser,
     "train-autoregressive": train_autoregressive,
     "train-energy": train_energy,
+    "train-drafts": train_drafts,
 }
 
 
@@ -366,6 +391,21 @@ def energy_of_another_denoiser(
     model.config.noise_schedule = config.noise_schedule
     model.config.noise_schedule_params = config.noise_schedule_params
     return model
+
+
+def new_drafter(parts: DraftModelArguments) -> edlm_hf.MDLMForMaskedLM:
+    """The denoiser with a new draft head.
+
+    Raises:
+        ValueError: no denoiser is given, it is not an MDLM, or the rank is not positive.
+    """
+    if parts.denoiser is None:
+        raise ValueError("Give denoiser, the trained denoiser that gets a draft head.")
+    denoiser = load_denoiser(parts.denoiser)
+    if not isinstance(denoiser, edlm_hf.MDLMForMaskedLM):
+        raise ValueError(f"{parts.denoiser} is not an MDLM denoiser, and only an MDLM can have a draft head.")
+    denoiser.add_draft_head(parts.draft_rank)
+    return denoiser
 
 
 def recipe_of(parsed: tuple) -> dict:

@@ -112,6 +112,49 @@ def masked_token_losses(
     return zeros.masked_scatter(masked, losses)
 
 
+def draft_cuts(modelled: torch.Tensor) -> torch.Tensor:
+    """The positions (B, L) bool where a round may begin: modelled ones before a modelled one.
+
+    Args:
+        modelled: (B, L) bool.
+    """
+    next_is_modelled = modelled.roll(-1, dims=-1)
+    next_is_modelled[:, -1] = False
+    return modelled & next_is_modelled
+
+
+def drafts_after(
+    modelled: torch.Tensor,
+    uniforms: torch.Tensor,
+    draft_length: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cut every row at c, uniform over its `draft_cuts`: what is masked, and where drafts stand.
+
+    In a row of five modelled tokens c is 0, 1, 2 or 3. With u = 0.3 it is 1, positions 1 to 4 are
+    masked, and with n = 3 the drafts after the first one stand at 2 and 3.
+
+    Args:
+        modelled: (B, L) bool.
+        uniforms: (B,) on [0, 1).
+        draft_length: n, the first draft included, which stands at c.
+
+    Returns:
+        All positions from c on, and the modelled ones of c + 1 .. c + n - 1, (B, L) bool each.
+        None in a row that cannot be cut.
+    """
+    # c has the number floor(u m) among the m positions where a round may begin
+    cuts = draft_cuts(modelled)
+    num_cuts = cuts.sum(-1)
+    number = torch.minimum((uniforms * num_cuts).long(), (num_cuts - 1).clamp_min(0))
+    is_cut = cuts & (cuts.cumsum(-1) == number.unsqueeze(1) + 1)
+
+    # 1 at c, 2 at c + 1, ...
+    masked = is_cut.cumsum(-1) > 0
+    draft = masked.cumsum(-1)
+    drafted = modelled & (draft >= 2) & (draft <= draft_length)
+    return masked, drafted
+
+
 def binary_nce_loss(positive: torch.Tensor, negative: torch.Tensor) -> torch.Tensor:
     """-log sigmoid(-E(x_0)) - mean_j log sigmoid(E(x^j)): the paper's equation 11, n negatives.
 
@@ -192,6 +235,8 @@ __all__ = [
     "NCE_LOSSES",
     "binary_nce_loss",
     "bound_weight",
+    "draft_cuts",
+    "drafts_after",
     "importance_times",
     "lattice_times",
     "low_discrepancy_times",

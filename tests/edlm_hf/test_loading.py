@@ -235,6 +235,7 @@ COMMANDS = {
     "train-denoiser": ("--model", "{}", "--dataset", "d", "--output_dir", "{}/out", "--use_cpu"),
     "train-autoregressive": ("--model", "{}", "--dataset", "d", "--output_dir", "{}/out", "--use_cpu"),
     "train-energy": ("--denoiser", "{}", "--dataset", "d", "--output_dir", "{}/out", "--use_cpu"),
+    "train-drafts": ("--denoiser", "{}", "--dataset", "d", "--output_dir", "{}/out", "--use_cpu"),
     "benchmark quality": ("--model", "{}", "--data", "text8", "--output", "{}/out"),
     "push": ("{}", "me/model"),
 }

@@ -18,12 +18,19 @@ from edlm_hf.cli import app
 from edlm_hf.evaluation import autoregressive_nll, h_profile, nelbo
 from edlm_hf.processes import disconnect
 from edlm_hf.tokenization import text8_tokenizer
-from edlm_hf.training import AutoregressiveTrainer, EnergyArguments, EnergyTrainer, MaskedDiffusionTrainer
+from edlm_hf.training import (
+    AutoregressiveTrainer,
+    DraftArguments,
+    DraftTrainer,
+    EnergyArguments,
+    EnergyTrainer,
+    MaskedDiffusionTrainer,
+)
 from edlm_hf.training.trainer_denoiser import MaskedDiffusionArguments
 
 
 def runs(folder, rows: int, steps: int) -> dict[str, list[dict]]:
-    """What three runs of three steps log, each followed by an evaluation of eleven rows, all of unequal length.
+    """What four runs of three steps log, each followed by an evaluation of eleven rows, all of unequal length.
 
     `rows` of a process in each of `steps`, and that many in a batch of the evaluation.
     """
@@ -39,6 +46,7 @@ def runs(folder, rows: int, steps: int) -> dict[str, list[dict]]:
         ("denoiser", MaskedDiffusionTrainer, MaskedDiffusionArguments, tiny_denoiser()),
         ("autoregressive", AutoregressiveTrainer, MaskedDiffusionArguments, tiny_causal()),
         ("energy", EnergyTrainer, EnergyArguments, energy),
+        ("drafts", DraftTrainer, DraftArguments, tiny_denoiser(draft_rank=2)),
     ):
         args = arguments(folder, args_class, **options)
         trainer = trainer_class(model, args, train_dataset=training, eval_dataset=evaluation)

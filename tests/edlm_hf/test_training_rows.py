@@ -26,6 +26,7 @@ from edlm_hf.training.row_noise import row_uniforms
 
 KINDS = ["denoiser", "autoregressive", "energy"]
 KIND = pytest.mark.parametrize("kind", KINDS)
+KIND_OR_DRAFTS = pytest.mark.parametrize("kind", [*KINDS, "drafts"])
 
 
 def batch_of(*rows, **changes) -> dict[str, torch.Tensor]:
@@ -263,7 +264,7 @@ def test_collators_whose_batches_mean_something_else_are_refused(tmp_path, kind,
         trainer_of(kind, tmp_path, random_blocks(8), given={"data_collator": collator}).train()
 
 
-@KIND
+@KIND_OR_DRAFTS
 def test_a_step_in_which_nothing_counts_is_refused(tmp_path, kind):
     ids = [[1, 2, 3]] * 8
     rows = Dataset.from_dict({"input_ids": ids, "labels": [[-100] * 3] * 8})
@@ -334,7 +335,7 @@ def losses_and_weights(kind, folder, rows, size, steps, model=None, **changes):
     return logged(trainer), torch.cat([weight.detach().flatten() for weight in trainer.model.parameters()]), trainer
 
 
-@KIND
+@KIND_OR_DRAFTS
 @pytest.mark.parametrize("size, steps", [(2, 4), (1, 8), (4, 2)])
 def test_rows_of_unequal_length_have_one_loss_and_gradient_however_they_are_divided(tmp_path, kind, size, steps):
     empty = [{"input_ids": [5, 6], "labels": [-100, -100]}] * 3
@@ -346,7 +347,7 @@ def test_rows_of_unequal_length_have_one_loss_and_gradient_however_they_are_divi
     assert trainer.rows_per_step == 8
 
 
-@KIND
+@KIND_OR_DRAFTS
 def test_a_short_last_batch_has_one_loss_however_it_is_divided(tmp_path, kind):
     """Eleven rows in two steps: of eight and of three, or of two and one."""
     rows, options = rows_with_prompts(11), {"max_steps": -1, "num_train_epochs": 1}
@@ -371,7 +372,7 @@ def test_a_causal_model_that_averages_by_itself_is_weighed_by_its_tokens(tmp_pat
     torch.testing.assert_close(others, weights, rtol=0, atol=1e-6)
 
 
-@KIND
+@KIND_OR_DRAFTS
 def test_padding_on_either_side_changes_no_loss(tmp_path, kind):
     rows = list(rows_with_prompts(8))
     padded = {"left": [], "right": []}
@@ -393,7 +394,7 @@ def test_padding_on_either_side_changes_no_loss(tmp_path, kind):
     assert others[0] == pytest.approx(bare, abs=1e-6) and others[1] == pytest.approx(bare, abs=1e-6)
 
 
-@KIND
+@KIND_OR_DRAFTS
 def test_the_batch_size_of_an_evaluation_changes_nothing(tmp_path, kind):
     rows = rows_with_prompts(11)
     found = []

@@ -32,11 +32,25 @@ def test_the_term_is_bilinear_and_in_single_precision_at_least():
 
 
 @torch.no_grad()
+def test_the_denoiser_gives_the_logits_of_drafts():
+    denoiser = tiny_denoiser(draft_rank=2)
+    at = torch.tensor([[False, True, False, False, True, False]])
+    plain = denoiser(IDS, logits_at=at).logits
+    drafts = denoiser(IDS, logits_at=at, previous_ids=PAIR).logits
+    torch.testing.assert_close(drafts, plain + denoiser.draft_head(PAIR))
+    with pytest.raises(ValueError, match="previous_ids needs a draft head"):
+        tiny_denoiser()(IDS, logits_at=at, previous_ids=PAIR)
+
+
+@torch.no_grad()
 def test_a_new_head_is_zero_and_leaves_the_denoiser_as_it_is():
     denoiser = tiny_denoiser().to(torch.bfloat16)
+    embedding = denoiser.get_input_embeddings().weight
+    embedding[4] = embedding[9]
     before = denoiser(IDS).logits
     denoiser.add_draft_head(3)
     head = denoiser.draft_head
+    assert torch.equal(head.previous.weight[4], head.previous.weight[9])  # tokens that are alike
     assert denoiser.config.draft_rank == 3 and head.previous.weight.dtype == torch.bfloat16
     assert (head(PAIR) == 0).all() and head.previous.weight.std() > 0.1
     assert torch.equal(denoiser(IDS).logits, before)

@@ -11,6 +11,8 @@ from torch import nn
 from edlm_hf import EDLMEnergyModel, EDLMForMaskedDiffusion
 from edlm_hf.training import (
     AutoregressiveTrainer,
+    DraftArguments,
+    DraftTrainer,
     EDLMTrainingArguments,
     EnergyArguments,
     EnergyTrainer,
@@ -57,7 +59,7 @@ def same(first: nn.Module, second: nn.Module) -> bool:
 
 
 def trainer_of(kind: str, folder, rows, eval_rows=None, model=None, given=None, **changes):
-    """One of the trainers, by what it trains: denoiser, autoregressive, energy; `given`: more arguments of its own."""
+    """One of the trainers: denoiser, autoregressive, drafts, energy; `given`: more arguments of its own."""
     sets = {"train_dataset": rows, "eval_dataset": eval_rows} | (given or {})
     if kind == "denoiser":
         model = tiny_denoiser() if model is None else model
@@ -65,6 +67,9 @@ def trainer_of(kind: str, folder, rows, eval_rows=None, model=None, given=None, 
     if kind == "autoregressive":
         model = tiny_causal() if model is None else model
         return AutoregressiveTrainer(model, arguments(folder, **changes), **sets)
+    if kind == "drafts":
+        model = tiny_denoiser(draft_rank=2) if model is None else model
+        return DraftTrainer(model, arguments(folder, DraftArguments, **changes), **sets)
     if model is None:
         energy = randomised(EDLMEnergyModel(tiny_config()), seed=3)
         model = EDLMForMaskedDiffusion.from_components(tiny_denoiser(), energy, energy_type="nce")

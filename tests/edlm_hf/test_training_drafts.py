@@ -1,0 +1,243 @@
+"""The trainer of draft heads: where it cuts, its loss by hand, what it learns, and that drafts are accepted for it."""
+
+import json
+import random
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from published import tiny_causal, tiny_config, tiny_denoiser
+from torch import nn
+from training import arguments, blocks, logged, random_blocks, same, trainer_of
+from transformers import AutoModelForMaskedLM, AutoTokenizer
+from transformers.modeling_outputs import CausalLMOutput
+from typer.testing import CliRunner
+
+from edlm_hf import EDLMForMaskedDiffusion, MDLMConfig, MDLMForMaskedLM
+from edlm_hf.cli import app
+from edlm_hf.tokenization import text8_tokenizer
+from edlm_hf.training import DraftArguments, DraftTrainer, MaskedDiffusionTrainer
+from edlm_hf.training.objectives import drafts_after
+
+MASK = 12
+
+
+def flags(text: str) -> list[bool]:
+    return [letter == "x" for letter in text]
+
+
+# ---------------------------------------------------------------------------------------------------------------- cuts
+
+
+@pytest.mark.parametrize(
+    ("modelled", "draft_length", "masked", "drafted"),
+    [
+        # Every cut of a whole row, each with a quarter of the uniforms
+        ("xxxxx", 3, ["xxxxx", ".xxxx", "..xxx", "...xx"], [".xx..", "..xx.", "...xx", "....x"]),
+        ("xxxxx", 2, ["xxxxx", ".xxxx", "..xxx", "...xx"], [".x...", "..x..", "...x.", "....x"]),
+        # A prompt before, padding after
+        ("..xxx..", 9, ["..xxxxx", "...xxxx"], ["...xx..", "....x.."]),
+        # A context token inside the text: a round needs two tokens, and context is not counted
+        ("xx.xxx", 4, ["xxxxxx", "...xxx", "....xx"], [".x.x..", "....xx", ".....x"]),
+        ("x.x.x", 4, ["....."], ["....."]),
+    ],
+)
+def test_a_round_begins_anywhere_before_a_token_that_counts(modelled, draft_length, masked, drafted):
+    count = len(masked)
+    for cut in range(count):
+        for within in (0.0, 0.5, 1 - 1e-9):
+            uniforms = torch.tensor([(cut + within) / count], dtype=torch.float64)
+            found = drafts_after(torch.tensor([flags(modelled)]), uniforms, draft_length)
+            assert [x[0].tolist() for x in found] == [flags(masked[cut]), flags(drafted[cut])]
+
+
+# ------------------------------------------------------------------------------------------------------------ the loss
+
+
+@torch.no_grad()
+def test_the_loss_is_that_of_the_corrected_proposal(tmp_path):
+    """By hand, one row and one draft at a time."""
+    trainer = trainer_of("drafts", tmp_path, random_blocks(8), draft_length=3)
+    denoiser = trainer.model.eval()
+    head = denoiser.draft_head
+    clean = torch.tensor([[3, 1, 4, 1, 5, 9], [2, 6, 5, 3, 5, 8]])
+    found = trainer.nats(denoiser, {"input_ids": clean, "labels": clean}, torch.tensor([0.5, 0.9]))
+
+    # Five cuts of six tokens: the uniforms say 2 and 4
+    for row, cut in enumerate([2, 4]):
+        noisy = clean[row : row + 1].clone()
+        noisy[:, cut:] = MASK
+        logits = denoiser(noisy).logits[0].clone()
+        logits[:, MASK] = -torch.inf
+        nats, without = [], []
+        for i in range(cut + 1, min(cut + 3, 6)):
+            before, token = clean[row, i - 1], clean[row, i]
+            term = head.next.weight @ head.previous.weight[before]
+            nats.append(-(logits[i] + term).log_softmax(-1)[token])
+            without.append(-logits[i].log_softmax(-1)[token])
+        assert found[0][row] == pytest.approx(float(torch.stack(nats).mean()), abs=1e-5)
+        assert found[1][row] == pytest.approx(float(torch.stack(without).mean()), abs=1e-5)
+        assert found[2][row] == len(nats)
+
+
+def test_a_new_head_has_the_loss_of_none_and_training_changes_the_head_alone(tmp_path):
+    denoiser = tiny_denoiser(dropout=0.5)
+    denoiser.add_draft_head(2)
+    before = {name: weight.clone() for name, weight in denoiser.state_dict().items()}
+    trainer = trainer_of("drafts", tmp_path, random_blocks(32), random_blocks(8), denoiser, max_steps=3)
+    first = trainer.evaluate()
+    assert first["eval_loss"] == first["eval_nll_without_head"] and first["eval_nll_change"] == 0
+
+    trainer.train()
+    assert logged(trainer)[0] == pytest.approx(logged(trainer, "nll_without_head")[0], abs=1e-6)
+    assert logged(trainer)[1] != pytest.approx(logged(trainer, "nll_without_head")[1], abs=1e-6)
+    changed = {name for name, weight in denoiser.state_dict().items() if not torch.equal(weight, before[name])}
+    assert changed == {"draft_head.previous.weight", "draft_head.next.weight"}
+
+    # The denoiser is frozen in eval mode: without its dropout the losses are the same
+    plain = tiny_denoiser()
+    plain.add_draft_head(2)
+    other = trainer_of("drafts", tmp_path, random_blocks(32), None, plain, max_steps=3)
+    other.train()
+    assert logged(other, "nll_without_head") == pytest.approx(logged(trainer, "nll_without_head"), abs=1e-6)
+
+
+# ----------------------------------------------------------------------------------------------------- what it learns
+
+
+def chain(seed: int = 0) -> np.ndarray:
+    """The chances T[u, v] that token v follows u, each of a few likely ones."""
+    weights = np.exp(2 * np.random.default_rng(seed).normal(size=(MASK, MASK)))
+    return weights / weights.sum(-1, keepdims=True)
+
+
+class MarkovLM(nn.Module):
+    """The chain as a causal language model, whose first token is uniform."""
+
+    def __init__(self, follows: np.ndarray):
+        super().__init__()
+        self.config = MDLMConfig(vocab_size=MASK + 2, mask_token_id=MASK, causal=True, bos_token_id=MASK + 1)
+        logits = torch.zeros(MASK + 2, MASK + 2)
+        logits[:MASK, :MASK] = torch.tensor(np.log(follows))
+        self.register_buffer("table", logits)
+
+    def forward(self, input_ids, attention_mask=None):
+        return CausalLMOutput(logits=self.table[input_ids])
+
+
+def accepted_drafts(denoiser, follows) -> float:
+    network = EDLMForMaskedDiffusion.from_components(denoiser, MarkovLM(follows), mask_token_id=MASK)
+    out = network.generate(
+        torch.full((400, 12), MASK),
+        sampler="speculative",
+        draft_length=4,
+        generator=torch.Generator().manual_seed(0),
+        return_dict_in_generate=True,
+    )
+    return float(out.num_accepted_drafts.sum() / out.num_denoiser_calls.sum())
+
+
+def test_a_markov_chain_is_learnt_to_its_entropy_and_more_drafts_are_accepted(tmp_path):
+    """The denoiser knows nothing but the 12 tokens: all that the head can learn is who follows whom."""
+    follows = chain()
+    numbers = np.random.default_rng(1)
+    texts = [numbers.integers(0, MASK, 2000)]
+    for _ in range(11):
+        draws = numbers.random((2000, 1))
+        texts.append((draws > follows[texts[-1]].cumsum(-1)).sum(-1).clip(max=MASK - 1))
+    rows = np.stack(texts, axis=1)
+
+    torch.manual_seed(0)
+    denoiser = MDLMForMaskedLM(tiny_config(vocab_size=MASK + 2, mask_token_id=MASK, absent_token_ids=[[13, 13]]))
+    without = accepted_drafts(denoiser, follows)
+    denoiser.add_draft_head(12)
+    options = {"max_steps": 150, "per_device_train_batch_size": 64, "learning_rate": 0.03, "ema_decay": 0.9}
+    trainer = trainer_of("drafts", tmp_path, blocks(rows[:1800]), blocks(rows[1800:]), denoiser, **options)
+    trainer.train()
+
+    # The entropy of the chain at the tokens before the last one of a row
+    entropies = -(follows * np.log(follows)).sum(-1)
+    entropy = entropies[rows[1800:, :-1]].mean()
+    measured = trainer.evaluate()
+    assert measured["eval_nll_without_head"] == pytest.approx(np.log(MASK + 1), abs=1e-5)
+    assert abs(measured["eval_loss"] - entropy) < 0.05 + 4 * measured["eval_loss_standard_error"]
+    with trainer.averaged_weights():
+        assert accepted_drafts(denoiser, follows) > without + 0.5
+
+
+# ------------------------------------------------------------------------------------------------ folders and refusals
+
+
+def test_a_folder_holds_the_denoiser_with_the_averaged_head_and_a_run_goes_on_from_it(tmp_path):
+    options = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4}
+    rows = random_blocks(32)
+    whole = trainer_of("drafts", tmp_path / "whole", rows, **options)
+    whole.train()
+    whole.save_model()
+    loaded = MDLMForMaskedLM.from_pretrained(tmp_path / "whole")
+    with whole.averaged_weights():
+        assert same(loaded, whole.model)
+
+    again = trainer_of("drafts", tmp_path / "whole", rows, **options)
+    again.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-2"))
+    assert same(again.model, whole.model)
+
+
+def test_the_command_saves_the_denoiser_of_a_composite_with_its_head(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    words = random.Random(0).choices(["the", "cat", "sat", "on", "a", "mat"], k=2000)
+    (tmp_path / "text.txt").write_text(" ".join(words))
+
+    # A composite with its tokenizer
+    tokenizer = text8_tokenizer(16)
+    special = {name: getattr(tokenizer, name) for name in ("mask_token_id", "bos_token_id", "pad_token_id")}
+    sizes = special | {"vocab_size": len(tokenizer), "model_length": 16}
+    causal = tiny_causal(**sizes)
+    whole = EDLMForMaskedDiffusion.from_components(tiny_denoiser(**sizes), causal)
+    whole.save_pretrained(tmp_path / "whole")
+    tokenizer.save_pretrained(tmp_path / "whole")
+
+    def call(**options):
+        flags = [f"--{name}={value}" for name, value in options.items()]
+        common = ["--use_cpu", "--report_to=none", "--disable_tqdm=true", "--style=crop", "--json"]
+        return CliRunner().invoke(app, ["train-drafts", f"--dataset={tmp_path / 'text.txt'}", *flags, *common])
+
+    folder = tmp_path / "drafts"
+    start = {"denoiser": tmp_path / "whole", "draft_rank": 8, "output_dir": folder}
+    called = call(**start, max_steps=40, learning_rate=0.05, per_device_train_batch_size=16, ema_decay=0.9)
+    assert called.exit_code == 0, called.output
+    result = json.loads(called.stdout)
+    assert result["class"] == "MDLMForMaskedLM" and result["steps"] == 40
+    assert result["eval_nll_change"] < -5 * result["eval_nll_change_standard_error"] < 0
+    assert "nll_without_head" in (folder / "README.md").read_text()
+
+    # The denoiser is what it was, and drafts for its target
+    drafter = AutoModelForMaskedLM.from_pretrained(folder)
+    assert drafter.config.draft_rank == 8
+    assert same(drafter.backbone, whole.denoiser.backbone)
+    start_token = torch.tensor([[AutoTokenizer.from_pretrained(folder).bos_token_id]])
+    network = EDLMForMaskedDiffusion.from_components(drafter, causal)
+    assert network.generate(start_token, max_new_tokens=15, sampler="speculative").shape == (1, 16)
+
+    told = call(output_dir=tmp_path / "other")
+    assert told.exit_code == 1 and "Give denoiser" in told.stderr
+    told = call(denoiser=tmp_path / "whole", output_dir=tmp_path / "other", draft_rank=0)
+    assert told.exit_code == 1 and "rank of a draft head is 0" in told.stderr
+
+
+def test_more_training_of_the_denoiser_leaves_its_head_alone(tmp_path):
+    trainer = trainer_of("denoiser", tmp_path, random_blocks(16), model=tiny_denoiser(draft_rank=2), max_steps=1)
+    assert isinstance(trainer, MaskedDiffusionTrainer)
+    assert not any(weight.requires_grad for weight in trainer.model.draft_head.parameters())
+    trainer.train()
+
+
+def test_what_has_no_head_cannot_be_trained(tmp_path):
+    for model in (tiny_denoiser(), tiny_causal(), EDLMForMaskedDiffusion.from_components(tiny_denoiser(draft_rank=2))):
+        with pytest.raises(ValueError, match="no draft head to train.*add_draft_head"):
+            DraftTrainer(model, arguments(tmp_path, DraftArguments), train_dataset=random_blocks(8))
+    with pytest.raises(ValueError, match="draft_length is 1, but it must be at least 2"):
+        arguments(tmp_path, DraftArguments, draft_length=1)
+    with pytest.raises(ValueError, match="neftune_noise_alpha is 5"):
+        arguments(tmp_path, DraftArguments, neftune_noise_alpha=5)
