@@ -20,6 +20,7 @@ CLASSES = {
     "denoiser": ("train-denoiser", (DataArguments, ModelArguments, commands.MaskedDiffusionArguments)),
     "autoregressive": ("train-autoregressive", (DataArguments, ModelArguments, commands.EDLMTrainingArguments)),
     "energy": ("train-energy", (DataArguments, EnergyModelArguments, commands.EnergyArguments)),
+    "drafts": ("train-drafts", (DataArguments, commands.DraftModelArguments, commands.DraftArguments)),
 }
 
 
