@@ -1,6 +1,6 @@
 """Make the checkpoints that ship out of what the recipes leave: half the bytes, no code (the package has it), the card.
 
-    python recipes/ship.py edlm-books edlm-books-ar --runs RUNS --results results/books --hardware "Two cores, seed 0"
+    python recipes/ship.py edlm-books edlm-books-ar --runs RUNS --results results/prose --hardware "Two cores, seed 0"
 
 RUNS holds the folders of the recipes. RESULTS holds the output of `edlm evaluate --json` on the
 checkpoints that ship, `nelbo-*.json` and `ar-*.json`, for the cards. So run it once for the weights,
@@ -53,25 +53,24 @@ def recipe(command: str, name: str) -> str:
 PLANNED = {"sampler": "spaced", "max_denoising_steps": 16}
 
 # What the networks of one corpus have in common
-of_letters = partial(
+of_prose = partial(
     Shipped,
     data="506 public-domain books, first published 1850-1928, of the collection mlschmitt/classic-books-markdown (nine "
-    "others are the validation and test splits), in the alphabet of text8: lower case, digits spelled out, everything "
-    "else a space.",
-    limits="Trained for less than four hours on two CPU cores: it shows what the method does and is no good writer. It "
-    "knows 26 letters and the space, the English of books from 1850 to 1928, and their opinions.",
+    "others are the validation and test splits), as they are printed, in 4,096 tokens of a byte-level BPE.",
+    limits="Trained for less than three hours on two CPU cores: it shows what the method does and is no good writer. "
+    "It knows the English of books from 1850 to 1928, and their opinions.",
 )
-LETTERS_CAUSAL = (recipe("train-autoregressive", "books_cpu/autoregressive"),)
-LETTERS_ENERGY = (
-    *LETTERS_CAUSAL,
-    recipe("train-denoiser", "books_cpu/denoiser"),
-    recipe("train-denoiser", "books_cpu/denoiser_continued"),
-    recipe("train-energy", "books_cpu/energy"),
+PROSE_CAUSAL = ("python recipes/tokenizer.py", recipe("train-autoregressive", "prose_cpu/autoregressive"))
+PROSE_ENERGY = (
+    *PROSE_CAUSAL,
+    recipe("train-denoiser", "prose_cpu/denoiser"),
+    recipe("train-drafts", "prose_cpu/drafts"),
+    recipe("train-energy", "prose_cpu/energy"),
 )
 
 SHIPPED = {
-    "edlm-books": of_letters("books-cpu-energy", LETTERS_ENERGY, generation=PLANNED),
-    "edlm-books-ar": of_letters("books-cpu-autoregressive", LETTERS_CAUSAL, auto_class=AutoModelForCausalLM),
+    "edlm-books": of_prose("prose-cpu-energy", PROSE_ENERGY, generation=PLANNED),
+    "edlm-books-ar": of_prose("prose-cpu-autoregressive", PROSE_CAUSAL, auto_class=AutoModelForCausalLM),
     "edlm-grammar": Shipped(
         "edlm-grammar",
         ("python recipes/grammar.py",),
@@ -158,7 +157,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="+", choices=SHIPPED, help="Checkpoints.")
     parser.add_argument("--runs", type=Path, default=Path(), help="Where the recipes left their folders.")
-    parser.add_argument("--results", type=Path, default=Path("results/books"), help="Outputs of `edlm evaluate`.")
+    parser.add_argument("--results", type=Path, default=Path("results/prose"), help="Outputs of `edlm evaluate`.")
     parser.add_argument("--hardware", required=True, help="Where they were trained, date and seed.")
     args = parser.parse_args()
     for name in args.names:
