@@ -4,7 +4,7 @@ from pathlib import Path
 
 ASSETS = Path(__file__).parent / "assets"
 CHECKPOINTS = {
-    "edlm-books": "denoiser and NCE energy: 506 public-domain books in the alphabet of text8, 256 characters",
+    "edlm-books": "denoiser and NCE energy: 506 public-domain books, 256 tokens of 4,096",
     "edlm-books-ar": "the autoregressive baseline of the same books, which is also the energy of EDLM-AR",
     "edlm-grammar": "two tiny networks of a small language, the second one the energy of the first",
 }

@@ -89,8 +89,11 @@ def demo(
     config: Config = None,
 ):
     """Show planned steps and energies at work: a prompt continued, holes filled in, a language that can be checked."""
+    from transformers.utils import logging
+
     from edlm_hf.demo import PROMPT, run_demo
 
+    logging.set_verbosity_error()
     prompt = PROMPT if prompt is None else prompt
     run_demo(prompt=prompt, new_tokens=new_tokens, steps=steps, candidates=candidates, seed=seed, as_json=as_json)
 

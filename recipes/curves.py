@@ -52,10 +52,10 @@ def draw(logs: dict[str, list[dict]], output: Path) -> None:
         )
     left.set(xlabel="steps of 4,096 tokens", ylabel="bits per token", ylim=(4.5, 9))
 
-    # Of two candidates, the text's and a draw: log 2 where nothing is known
+    # Of a text and a draw: 2 log 2 where nothing is known
     trained = [(row["step"], row["loss"]) for row in logs[ENERGY] if "loss" in row]
-    right.plot(*zip(*trained, strict=True), color="C2", linewidth=1, label="ranking loss, training")
-    right.axhline(math.log(2), color="black", linestyle=":", linewidth=1, label="log 2: nothing known")
+    right.plot(*zip(*trained, strict=True), color="C2", linewidth=1, label="NCE loss, training")
+    right.axhline(2 * math.log(2), color="black", linestyle=":", linewidth=1, label="2 log 2: nothing known")
     right.set(xlabel="steps of 16 texts", ylabel="nats")
 
     for axes in (left, right):

@@ -9,7 +9,6 @@ measure those, and run it again for the cards.
 
 import argparse
 import json
-import math
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -89,7 +88,7 @@ def likelihoods(name: str, results: Path) -> dict[str, tuple[float, float]]:
             continue
         for metric, value in run["metrics"].items():
             bits = value["bits_per_character"]["value"]
-            error = value["text_standard_error"] / math.log(2)
+            error = value["text_standard_error"] * bits / value["value"]
             found[f"{metric} of {run['data']}, {run['num_texts']} texts, bits/character"] = bits, error
     return found
 

@@ -14,7 +14,7 @@ from edlm_hf.files import to_json
 PROMPT = "It was late in the evening when the captain"
 
 NEXT = (
-    f'edlm generate --model {PROSE} --prompt "the old house" --max-new-tokens 120',
+    f'edlm generate --model {PROSE} --prompt "The old house" --max-new-tokens 120',
     "edlm benchmark samplers --help",
     "edlm train-energy --help",
 )

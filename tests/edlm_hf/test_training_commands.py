@@ -174,9 +174,9 @@ def test_blocks_and_tokenizer_are_those_of_the_model_to_start_from(tmp_path, rec
         assert made["steps"] == 1
         tokenizer = AutoTokenizer.from_pretrained(tmp_path / name)
         model = AutoModelForMaskedLM.from_pretrained(tmp_path / name)
-        assert tokenizer.mask_token_id == model.config.mask_token_id == 28
+        assert tokenizer.mask_token_id == model.config.mask_token_id == 4095
     wrong = call("train-energy", file, "--denoiser", "edlm-books", "--tokenizer", "text8", "--style", "wrap")
-    assert wrong.exit_code == 1 and "has id 27, but the model masks with id 28" in wrong.stderr
+    assert wrong.exit_code == 1 and "has id 27, but the model masks with id 4095" in wrong.stderr
     both = call("train-energy", file, "--denoiser", "edlm-books", "--model", "edlm-books")
     assert both.exit_code == 1 and "either denoiser" in both.stderr
 
