@@ -92,7 +92,7 @@ def test_a_new_user_comes_from_nothing_to_a_model_that_loads_elsewhere(tmp_path)
     try:
         client(run_and_push, folder=cwd, script=script, command=command)
         assert hub["user/edlm-mine"].private
-        assert bare(elsewhere.text, **hub.environment(tmp_path / "elsewhere")).startswith("it was a bright ")
+        assert bare(elsewhere.text, **hub.environment(tmp_path / "elsewhere")).startswith("It was a bright")
     finally:
         client.close()
         hub.close()
