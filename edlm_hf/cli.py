@@ -93,9 +93,14 @@ def demo(
 
     from edlm_hf.demo import PROMPT, run_demo
 
+    # Advice of transformers on calls that the reader does not see
+    verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
-    prompt = PROMPT if prompt is None else prompt
-    run_demo(prompt=prompt, new_tokens=new_tokens, steps=steps, candidates=candidates, seed=seed, as_json=as_json)
+    try:
+        prompt = PROMPT if prompt is None else prompt
+        run_demo(prompt=prompt, new_tokens=new_tokens, steps=steps, candidates=candidates, seed=seed, as_json=as_json)
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 @app.command(cls=Command)
