@@ -58,17 +58,19 @@ def build(model, tokenizer) -> gr.Blocks:
         gr.Markdown(ABOUT)
         with gr.Row():
             settings = [
-                gr.Slider(1, 256, value=32, step=1, label="T: steps"),
+                gr.Slider(1, 256, value=16, step=1, label="T: steps"),
                 gr.Slider(1, 16, value=8, step=1, label="k: candidates"),
                 gr.Slider(0, 1, value=1, step=0.05, label="w: window"),
                 gr.Slider(0, 9999, value=0, step=1, label="Seed"),
             ]
         with gr.Tab("Generate"):
-            prompt = gr.Textbox("it was a dark and ", label="Prompt (may be empty)")
+            prompt = gr.Textbox("It was a dark and", label="Prompt (may be empty)")
             length = gr.Slider(1, limit, value=limit, step=1, label="Length in tokens, prompt included")
             start = gr.Button("Generate", variant="primary")
         with gr.Tab("Infill"):
-            gaps = gr.Textbox(f"the {GAP * 5} sat on the {GAP * 6} and {GAP * 9}", label="Text with gaps")
+            gaps = gr.Textbox(
+                f"The old house stood at the end of{GAP * 3} and nobody lived in it.", label="Text with gaps"
+            )
             start_fill = gr.Button("Fill", variant="primary")
         text = gr.Textbox(label="Text", lines=3, interactive=False)
         picture = gr.HTML(label="Steps")

@@ -144,10 +144,10 @@ def test_space_generates_infills_and_shows_the_steps(browser, address):
     browser.get(address)
     button(browser, "Generate").click()
     generated = result(browser)
-    assert re.fullmatch("it was a dark and [a-z ]{50,}", generated)
+    assert re.fullmatch("it was a dark and[a-z ]{50,}", generated)
     wait(browser, lambda b: b.find_element(By.CLASS_NAME, "steps"))
     browser.switch_to.frame(browser.find_element(By.CLASS_NAME, "steps"))
-    step_through(browser, 32)
+    step_through(browser, 16)
     browser.switch_to.default_content()
     assert browser.save_screenshot(PICTURES / "space-generate.png")
 
@@ -157,7 +157,7 @@ def test_space_generates_infills_and_shows_the_steps(browser, address):
     fill.click()
     filled = result(browser, other_than=generated)
     # Up to so many letters: a network that was never trained draws start tokens too.
-    assert re.fullmatch("the [a-z ]{,5} sat on the [a-z ]{,6} and [a-z ]{,9}", filled)
+    assert re.fullmatch("the old house stood at the end of[a-z ]{,3} and nobody lived in it ?", filled)
     assert browser.save_screenshot(PICTURES / "space-infill.png")
     assert not errors(browser)
 
