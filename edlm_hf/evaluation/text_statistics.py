@@ -103,6 +103,7 @@ def spelling_accuracy(texts: Sequence[str], vocabulary: Collection[str]) -> Esti
     """
     words = [spelled_words(text) for text in as_list(texts, "texts")]
     vocabulary = vocabulary_of(as_list(vocabulary, "vocabulary"))
+    as_list(vocabulary, "vocabulary")  # numbers alone are no words
     if not any(words):
         raise ValueError(f"There is not a word in the {len(words)} texts.")
 
