@@ -33,7 +33,6 @@ app = typer.Typer(
     name="edlm",
     no_args_is_help=True,
     pretty_exceptions_show_locals=False,
-    help="Energy-based diffusion language models.",
 )
 benchmark = typer.Typer(no_args_is_help=True, help="Measure this package against the published method.")
 app.add_typer(benchmark, name="benchmark")

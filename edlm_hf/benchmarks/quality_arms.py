@@ -79,11 +79,8 @@ def autoregressive_arms(study: Study, flops: float) -> list[Arm]:
     causal_flops = forward_flops(study.causal.config, study.length, causal=True)
     arms = []
     for name, energy_type in (("EDLM-AR", "ar"), ("EDLM-coAR", "coar")):
-        composite = EDLMForMaskedDiffusion.from_components(
-            study.denoiser, study.causal, energy_type=energy_type, tokenizer=study.tokenizer
-        )
         identity = (*study.identity, energy_type, study.causal_digest)
-        arms.append(Arm(name, composite.to(study.device), flops, causal_flops, identity))
+        arms.append(Arm(name, study.with_causal(energy_type), flops, causal_flops, identity))
 
     arms.append(Arm(AR, study.causal.eval(), causal_flops, 0.0, (study.causal_digest,)))
     return arms

@@ -52,19 +52,14 @@ def sample_batch(
     if arm.causal:
         return sample_left_to_right(study, count)
 
-    prompt = torch.tensor(study.prompt, dtype=torch.long, device=study.device)
-    output = arm.model.generate(
-        prompt.expand(count, -1),
-        max_new_tokens=study.length - len(study.prompt),
+    return study.generate(
+        arm.model,
+        count,
+        generator,
         max_denoising_steps=steps,
         num_candidates=study.settings.num_candidates,
         energy_window=study.settings.window,
-        eos_token_id=None,
-        generator=generator,
-        return_dict_in_generate=True,
     )
-    output.sequences = output.sequences[:, len(study.prompt) :]
-    return output
 
 
 __all__ = ["generate_samples"]

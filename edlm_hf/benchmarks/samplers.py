@@ -1,10 +1,10 @@
 """`edlm benchmark samplers`: the likelihood, samples and time of each way to sample.
 
 All of them run on the same model: rules of revealing masks, with an energy or without, and the AR
-model that judges, for comparison. Bounds are on the same texts, and their
-differences to ancestral sampling are paired text by text. Samples come with their quality, calls
-and seconds. The same command goes on after an interruption, and one with more samplers computes
-only the new ones, see `parts.py`.
+model that judges, for comparison. Bounds are on the same texts, and their differences to ancestral
+sampling are paired text by text. Samples come with their quality, calls and seconds. The same
+command goes on after an interruption, and one with more samplers computes only the new ones, see
+`parts.py`.
 """
 
 import dataclasses
@@ -127,9 +127,9 @@ class SamplerStudy(Study):
             "prompt": self.prompt,
             "device": self.device.type,
         }
-        return self.parts("samples", inputs, lambda: self.generate(arm))
+        return self.parts("samples", inputs, lambda: self.draw_samples(arm))
 
-    def generate(self, arm: SamplerArm) -> dict:
+    def draw_samples(self, arm: SamplerArm) -> dict:
         count = self.settings.num_generated
         size = self.settings.batch_size
         if arm.steps is None:
@@ -163,18 +163,9 @@ class SamplerStudy(Study):
                 torch.manual_seed(seed)
                 return sample_left_to_right(self, count)
 
-        prompt = torch.tensor(self.prompt, dtype=torch.long, device=self.device)
         model, _ = self.weighed_by(arm.energy)
-        output = model.generate(
-            prompt.expand(count, -1),
-            max_new_tokens=self.length - len(self.prompt),
-            eos_token_id=None,
-            generator=torch.Generator(self.device).manual_seed(seed),
-            return_dict_in_generate=True,
-            **arm.options("max_denoising_steps"),
-        )
-        output.sequences = output.sequences[:, len(self.prompt) :]
-        return output
+        generator = torch.Generator(self.device).manual_seed(seed)
+        return self.generate(model, count, generator, **arm.options("max_denoising_steps"))
 
     def quality(self, rows: list[list[int]]) -> dict:
         """Quality and diversity of samples without start tokens."""

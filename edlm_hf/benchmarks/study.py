@@ -15,6 +15,7 @@ from edlm_hf.data import to_blocks
 from edlm_hf.evaluation import Estimate, spelling_accuracy, vocabulary_of
 from edlm_hf.evaluation.texts import read_texts
 from edlm_hf.loading import load_causal, load_masked, load_tokenizer
+from edlm_hf.modeling.generation_edlm import EDLMGenerationOutput
 from edlm_hf.modeling.modeling_edlm import EDLMForMaskedDiffusion
 
 
@@ -105,11 +106,15 @@ class Study:
             composite = self.network.to(self.device)
             energies["nce"] = (composite, digest_of_weights(composite.energy_model))
         if self.causal is not None:
-            composite = EDLMForMaskedDiffusion.from_components(
-                self.denoiser, self.causal, energy_type="ar", tokenizer=self.tokenizer
-            )
-            energies["ar"] = (composite.to(self.device), self.causal_digest)
+            energies["ar"] = (self.with_causal("ar"), self.causal_digest)
         return energies
+
+    def with_causal(self, energy_type: str) -> EDLMForMaskedDiffusion:
+        """The denoiser with the AR model as its energy, "ar" or "coar"."""
+        composite = EDLMForMaskedDiffusion.from_components(
+            self.denoiser, self.causal, energy_type=energy_type, tokenizer=self.tokenizer
+        )
+        return composite.to(self.device)
 
     def weighed_by(self, energy: str | None) -> tuple[nn.Module, str | None]:
         """The sampler with an energy and a hash of its weights, that of the denoiser alone for None.
@@ -139,6 +144,30 @@ class Study:
     def without_prompt(self, rows: Sequence[list[int]]) -> list[list[int]]:
         """Rows of texts as samples are stored: the start token is not among them."""
         return [row[len(self.prompt) :] for row in rows]
+
+    def generate(
+        self,
+        model: nn.Module,
+        count: int,
+        generator: torch.Generator,
+        **options,
+    ) -> EDLMGenerationOutput:
+        """`count` samples (count, L) of a masked diffusion model, without the start token in front of them.
+
+        Args:
+            options: of `generate()`.
+        """
+        prompt = torch.tensor(self.prompt, dtype=torch.long, device=self.device)
+        output = model.generate(
+            prompt.expand(count, -1),
+            max_new_tokens=self.length - len(self.prompt),
+            eos_token_id=None,
+            generator=generator,
+            return_dict_in_generate=True,
+            **options,
+        )
+        output.sequences = output.sequences[:, len(self.prompt) :]
+        return output
 
     def decode(self, rows: Sequence[Sequence[int]], keep_special: bool = False) -> list[str]:
         options = {"skip_special_tokens": not keep_special, "clean_up_tokenization_spaces": False}

@@ -103,7 +103,8 @@ def spelling_accuracy(texts: Sequence[str], vocabulary: Collection[str]) -> Esti
     """
     words = [spelled_words(text) for text in as_list(texts, "texts")]
     vocabulary = vocabulary_of(as_list(vocabulary, "vocabulary"))
-    as_list(vocabulary, "vocabulary")  # numbers alone are no words
+    if not vocabulary:
+        raise ValueError("There is not a word in the vocabulary: a word has a letter.")
     if not any(words):
         raise ValueError(f"There is not a word in the {len(words)} texts.")
 

@@ -132,7 +132,7 @@ def test_the_study_goes_on_where_it_stopped(study, monkeypatch, tmp_path):
     settings, finished, result, _ = study
     output = shutil.copytree(finished, tmp_path / "study")
     computed = []
-    for name in ("score", "generate", "judge_rows"):
+    for name in ("score", "draw_samples", "judge_rows"):
         own = getattr(SamplerStudy, name)
 
         def counted(*arguments, own=own, name=name):
@@ -151,7 +151,7 @@ def test_the_study_goes_on_where_it_stopped(study, monkeypatch, tmp_path):
     changes = {"samplers": (*RULES, "dilated @4"), "sampled": ("dilated @4",)}
     more = SamplerSettings(**vars(settings) | changes)
     again = run_samplers(more, output, lambda *_: None)
-    assert sorted(computed) == ["generate", "judge_rows", "score"]
+    assert sorted(computed) == ["draw_samples", "judge_rows", "score"]
     assert [row["rule"] for row in again["samples"]] == ["text: books", "dilated"]
     for row, before in zip(again["bounds"], result["bounds"], strict=False):
         assert row["sequence_nats"] == before["sequence_nats"]

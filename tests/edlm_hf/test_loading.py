@@ -14,6 +14,7 @@ from edlm_hf import EDLMForMaskedDiffusion, MDLMForMaskedLM
 from edlm_hf.cli import app
 from edlm_hf.errors import explanation, writing
 from edlm_hf.loading import load_causal, load_denoiser, load_masked, load_with_tokenizer
+from edlm_hf.loading_errors import is_repository_name
 from edlm_hf.tokenization import text8_tokenizer
 from edlm_hf.training import MaskedDiffusionArguments, MaskedDiffusionTrainer, commands
 
@@ -115,6 +116,18 @@ class WithoutClass(torch.nn.Module):
     def __init__(self, network):
         super().__init__()
         self.network, self.config = network, network.config
+
+
+@pytest.mark.parametrize("name", ["gpt2", "user/model", "user/model-1.0_b"])
+def test_a_name_that_the_hub_can_have_is_looked_for_there(name):
+    assert is_repository_name(name)
+
+
+@pytest.mark.parametrize("name", ["./model", "../model", "model/", "/model", "~/model", "a/b/c"])
+def test_a_name_that_the_hub_cannot_have_is_that_of_a_folder(name):
+    assert not is_repository_name(name)
+    with pytest.raises(ValueError, match="There is no folder"):
+        load_denoiser(name)
 
 
 def test_a_denoiser_is_taken_out_of_a_composite(folders):

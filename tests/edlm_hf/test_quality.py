@@ -289,6 +289,7 @@ def test_words_are_spelled_the_same_whatever_stands_around_them():
         (lambda: distinct_n(["a b", "a"], 3), "None of the 2 samples has 3 tokens"),
         (lambda: spelling_accuracy(["", " "], {"a"}), "not a word in the 2 texts"),
         (lambda: spelling_accuracy(["a"], set()), "vocabulary is empty"),
+        (lambda: spelling_accuracy(["a"], {"7", "!"}), "not a word in the vocabulary"),
         (lambda: mean_estimate([], "bits"), "0 samples"),
     ],
 )

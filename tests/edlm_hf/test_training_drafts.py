@@ -1,5 +1,6 @@
 """The trainer of draft heads: where it cuts, its loss by hand, what it learns, and that drafts are accepted for it."""
 
+import copy
 import json
 import random
 
@@ -230,7 +231,9 @@ def test_more_training_of_the_denoiser_leaves_its_head_alone(tmp_path):
     trainer = trainer_of("denoiser", tmp_path, random_blocks(16), model=tiny_denoiser(draft_rank=2), max_steps=1)
     assert isinstance(trainer, MaskedDiffusionTrainer)
     assert not any(weight.requires_grad for weight in trainer.model.draft_head.parameters())
+    before = copy.deepcopy(trainer.model)
     trainer.train()
+    assert same(trainer.model.draft_head, before.draft_head) and not same(trainer.model.backbone, before.backbone)
 
 
 def test_what_has_no_head_cannot_be_trained(tmp_path):
