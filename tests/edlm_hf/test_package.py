@@ -1,7 +1,9 @@
+import os
 import re
 import subprocess
 import sys
 import tomllib
+import zipfile
 from importlib.metadata import requires, version
 from pathlib import Path
 
@@ -39,10 +41,37 @@ print(edlm_hf.modeling.noise.__file__)
     assert Path(result.stdout.strip()) == ROOT / "modeling" / "noise.py"
 
 
-def test_every_package_folder_is_part_of_the_wheel():
-    listed = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
-    folders = {file.parent.relative_to(ROOT) for file in (ROOT / "edlm_hf").rglob("__init__.py")}
-    assert listed == {".".join(folder.parts) for folder in folders} | {"edlm_hf.modeling"}
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """The wheel of this clone, built without a network, without a warning."""
+    folder = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", folder]
+    result = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+    assert "warn" not in (result.stdout + result.stderr).lower()
+    (wheel,) = folder.iterdir()
+    return wheel
+
+
+def test_the_wheel_has_the_package_and_the_modelling_code_and_nothing_else(wheel):
+    files = [file for folder in ("edlm_hf", "modeling") for file in (ROOT / folder).rglob("*.*") if file.is_file()]
+    names = [file.relative_to(ROOT).as_posix() for file in files if file.suffix != ".pyc"]
+    expected = {f"edlm_hf/{name}" if name.startswith("modeling/") else name for name in names}
+    packed = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    assert packed == expected and len(packed) > 150
+    assert wheel.stat().st_size < 50e6
+
+
+@pytest.mark.parametrize("where", ["in the clone", "elsewhere"])
+def test_an_installed_wheel_is_imported_in_the_clone_and_elsewhere(wheel, tmp_path, where):
+    zipfile.ZipFile(wheel).extractall(tmp_path / "installed")
+    code = "import edlm_hf.modeling.noise; print(edlm_hf.__file__, edlm_hf.modeling.noise.__file__, sep='\\n')"
+    folder = ROOT if where == "in the clone" else tmp_path
+    environment = os.environ | {"PYTHONPATH": str(tmp_path / "installed")}
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=folder, env=environment
+    )
+    root = ROOT if where == "in the clone" else tmp_path / "installed"
+    assert all(Path(file).is_relative_to(root) for file in result.stdout.split())
 
 
 def test_version_is_that_of_the_distribution():
