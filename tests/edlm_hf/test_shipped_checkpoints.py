@@ -90,6 +90,7 @@ def test_cards_have_the_likelihoods_of_the_results(name, monkeypatch):
     for row, (bits, _) in found.items():
         assert f"| {row} | {bits:.6g} |" in card
     assert ship.SHIPPED[name].data in card and "\n".join(ship.SHIPPED[name].commands) in card
+    assert ship.SHIPPED[name].limits in card
 
 
 def test_readings_of_an_energy_are_those_of_its_last_evaluation(tmp_path, monkeypatch):
