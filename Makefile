@@ -12,7 +12,7 @@ VENV := .venv$(if $(filter-out constraints.txt,$(CONSTRAINTS)),-$(basename $(not
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c $(CONSTRAINTS)
 
-.PHONY: demo test notebooks bad-inputs architectures nightly gpu lint
+.PHONY: demo test notebooks bad-inputs architectures nightly gpu lint docs
 
 demo: $(VENV)/installed
 	$(BIN)/edlm demo
@@ -50,6 +50,10 @@ gpu: $(VENV)/installed-test
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+# The documentation site, in build/site: the search in it needs a server, say `python -m http.server -d build/site`.
+docs: $(VENV)/installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 # torch comes first, alone: where pip is set up with a CPU build of it, that one is taken.
 $(VENV)/installed: pyproject.toml $(CONSTRAINTS)

@@ -37,7 +37,7 @@ class PlainModuleConfig(PreTrainedConfig):
 class EDLMConfig(PreTrainedConfig):
     r"""Composite configuration of `EDLMForMaskedDiffusion` (arXiv 2410.21357).
 
-    Args:
+    Attributes:
         denoiser_config: configuration (or its dictionary with a `model_type`) of the masked
             language model that proposes tokens, an `MDLMConfig` unless given.
         energy_config: configuration of the energy network: a causal language model for `ar` and
@@ -51,13 +51,14 @@ class EDLMConfig(PreTrainedConfig):
         energy_adapter_rank: rank of the low-rank updates with which a shared energy runs the trunk,
             0 for none.
         energy_name_or_path: repository or folder of an AR energy that is kept by reference instead
-            of inside the checkpoint. `energy_revision` pins it.
+            of inside the checkpoint.
+        energy_revision: the commit of that repository.
         mask_token_id: the mask token of the denoiser, taken from its configuration unless given.
         absent_token_ids: ranges [first, last] of ids that the tokenizer lacks, which are never
             drawn. Taken from the denoiser unless given.
         logits_shift: 1 if the logits at position i - 1 predict token i (Dream, DiffuGPT), else 0.
-        noise_schedule, noise_schedule_params: as in `MDLMConfig`, taken from the denoiser unless
-            given.
+        noise_schedule: as in `MDLMConfig`, taken from the denoiser unless given.
+        noise_schedule_params: likewise.
 
     Raises:
         ValueError: a value is not allowed, or the parts contradict each other.

@@ -52,7 +52,7 @@ class MDLMConfig(PreTrainedConfig):
 
     Fields have the names of the published configuration of `kuleshov-group/mdlm-owt`.
 
-    Args:
+    Attributes:
         vocab_size: rows of the embedding, the mask token included.
         hidden_dim: width of the residual stream.
         cond_dim: width of the conditioning vector (unused when `causal`).

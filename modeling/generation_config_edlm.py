@@ -58,10 +58,10 @@ SCOPES = ("sequence", "revealed")
 class EDLMGenerationConfig(GenerationConfig):
     """`GenerationConfig` with the parameters of masked diffusion.
 
-    A parameter that is not given has the default below. Only the given ones are stored, and
+    A setting that is not given has the default below. Only the given ones are stored, and
     override another configuration (but `do_sample`, which is stored as True if it is not given).
 
-    Args:
+    Attributes:
         max_denoising_steps: T, steps of the reverse chain per block (128).
         sampler: which masks a step reveals: `ancestral` (T steps), `first_hitting` (one token per
             call, the law of T -> infinity), a planner by name (see sampler_choice.py),
@@ -69,8 +69,8 @@ class EDLMGenerationConfig(GenerationConfig):
             denoiser), or an object of your own: a `Sampler`, or a function (step, proposal) that
             returns bools of the shape of `proposal.ids`. Parameters of a sampler (`distance`,
             `score`, `gamma`, `threshold`, ...) are given beside it.
-        corrector_sweeps, corrector_positions: draw every position so often anew at the end, so many
-            at a time (0, 1).
+        corrector_sweeps: draw every position so often anew at the end (0).
+        corrector_positions: so many at a time (1).
         guidance_scale: classifier-free guidance against the text with its prompt masked. 1 is none.
         num_candidates: k, proposals that the energy weighs (8). 1 switches the energy off.
         energy_window: w, the energy acts at steps that start at t in [1 - w, 1] (1.0), or a pair

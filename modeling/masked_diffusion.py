@@ -314,8 +314,10 @@ def reverse_posterior(
     """q(x_s | x_t) with p_theta in place of x_0: r p_theta(v) for a token v, 1 - r for a mask.
 
     Args:
-        log_probs: (B, L, V) of `subs_log_probs`. noisy_ids: (B, L).
-        alpha_s, alpha_t: scalars or (B, 1, 1).
+        log_probs: (B, L, V) of `subs_log_probs`.
+        noisy_ids: (B, L).
+        alpha_s: a scalar or (B, 1, 1), as is `alpha_t`.
+        alpha_t: likewise.
 
     Returns:
         (B, L, V) probabilities. Visible tokens are kept.

@@ -109,9 +109,10 @@ class EDLMForMaskedDiffusion(EDLMPreTrainedModel, MaskedDiffusionGenerationMixin
             trust_energy_code: run the code in the repository of an energy given by name.
                 `trust_remote_code` is for the denoiser alone.
             mask_token_id: taken from the denoiser's configuration or `tokenizer` unless given.
-            tokenizer, energy_tokenizer: tokenizers or names. Where both are known their
-                vocabularies are compared. Ids that the denoiser's tokenizer lacks are never drawn
-                (its special tokens can be).
+            tokenizer: of the denoiser, or its name. Ids that it lacks are never drawn (its special
+                tokens can be).
+            energy_tokenizer: of the energy, or its name. Where both are known their vocabularies
+                are compared.
             logits_shift: 1 if the logits at position i - 1 predict token i, 0 if the logits at i
                 do. Unless given: `denoiser.config.logits_shift`, else 1 for models of type "Dream"
                 and 0 for all others.
@@ -177,7 +178,8 @@ class EDLMForMaskedDiffusion(EDLMPreTrainedModel, MaskedDiffusionGenerationMixin
         """The denoiser's logits (B, L, V), position by position whatever `logits_shift` is.
 
         Args:
-            input_ids, attention_mask: (B, L), as for the denoiser.
+            input_ids: (B, L), as for the denoiser.
+            attention_mask: (B, L), likewise.
             timesteps: (B,) total noise sigma, for denoisers that are conditioned on time.
             labels: (B, L), -100 where nothing is to be predicted. The loss is the mean
                 cross-entropy of the SUBS log-probabilities.

@@ -94,7 +94,8 @@ class MDLMModel(MDLMPreTrainedModel):
             timesteps: (B,) total noise sigma (not the diffusion time t), needed with
                 `time_conditioning` only.
             position_ids: (B, L), counted over the non-padding tokens unless given.
-            past_key_values, cache: key/value cache under either of its names, causal models only.
+            past_key_values: key/value cache, causal models only.
+            cache: the same under another name.
             queries: (B, Q) positions whose states (B, Q, H) are wanted, all unless given. The last
                 block computes no others. Bidirectional models only.
             readers: one for each block, of a network that runs this trunk with linear layers of its
@@ -300,8 +301,9 @@ class MDLMForMaskedLM(DraftHeadMixin, MDLMHeadedModel, MaskedDiffusionGeneration
     ) -> MaskedLMOutput:
         """Raw logits (B, L, V), with one for the mask token.
 
+        The arguments that are not listed are those of `MDLMModel`.
+
         Args:
-            input_ids, attention_mask, timesteps, position_ids, inputs_embeds: as for `MDLMModel`.
             labels: (B, L) clean tokens, -100 where nothing is to be predicted. The loss is the mean
                 cross-entropy of the SUBS log-probabilities (mask token impossible, visible tokens
                 carried over) over the labelled positions. The weight 1/t of the likelihood bound
@@ -407,7 +409,8 @@ class MDLMForCausalLM(MDLMHeadedModel, GenerationMixin):
         number.
 
         Args:
-            past_key_values, cache: key/value cache under either of its names.
+            past_key_values: key/value cache.
+            cache: the same under another name.
             labels: (B, L), shifted inside as usual. -100 is ignored.
             logits_to_keep: compute the logits of the last n positions alone (0: all positions), or
                 at the given indices.

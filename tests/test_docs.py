@@ -18,16 +18,22 @@ from local_hub import write_bert
 from published import randomised, tiny_causal, tiny_config, tiny_denoiser
 from python_path import python_path
 
-import edlm_hf
+import edlm_hf.data
+import edlm_hf.evaluation
+import edlm_hf.metrics
+import edlm_hf.training
 from edlm_hf.cards import CardFacts
 from edlm_hf.checkpoints import ASSETS, CHECKPOINTS
 from edlm_hf.hub import save_custom_generate
+from edlm_hf.modeling.sampler_choice import SAMPLERS
 from edlm_hf.tokenization import text8_tokenizer
 
 ROOT = Path(__file__).parents[1]
 QUICKSTART, SHARING = ROOT / "docs" / "quickstart.md", ROOT / "docs" / "sharing.md"
 PAGES = [ROOT / "README.md", *sorted(set((ROOT / "docs").glob("*.md")) - {QUICKSTART, SHARING})]
-PROSE = [*PAGES, QUICKSTART, SHARING, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", ROOT / "recipes" / "README.md"]
+REFERENCE = sorted((ROOT / "docs" / "reference").glob("*.md"))
+OTHERS = [ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", ROOT / "recipes" / "README.md"]
+PROSE = [*PAGES, QUICKSTART, SHARING, *REFERENCE, *OTHERS]
 FILES = [path for path in ROOT.glob("[!.]*/**/*") if path.is_file()] + list(ROOT.glob("*.*"))
 
 
@@ -271,6 +277,27 @@ def test_links_and_named_files_exist(page):
             assert name in names, f"{page.name} names {name}"
         elif name.startswith("test_"):
             assert name in functions, f"{page.name} names the test {name}"
+
+
+def documented_names() -> set[str]:
+    """What the pages of the reference describe."""
+    text = "\n".join(page.read_text() for page in REFERENCE)
+    return set(re.findall(r"^::: ([\w.]+)$", text, re.MULTILINE))
+
+
+@pytest.mark.parametrize("package", [edlm_hf, edlm_hf.data, edlm_hf.evaluation, edlm_hf.metrics, edlm_hf.training])
+def test_every_public_name_is_in_the_reference(package):
+    """That each name there exists is checked by `make docs`."""
+    public = set(getattr(package, "__all__", ()))
+    if not public:
+        public = {name for name, value in vars(package).items() if getattr(value, "__module__", "") == package.__name__}
+    assert public
+    assert not (missing := {f"{package.__name__}.{name}" for name in public} - documented_names()), missing
+
+
+def test_every_sampler_is_in_the_reference():
+    described = {name.rsplit(".", 1)[1] for name in documented_names()}
+    assert not (missing := {sampler.__name__ for sampler in SAMPLERS.values()} - described), missing
 
 
 def test_citation_and_changelog_speak_of_this_version():

@@ -55,9 +55,10 @@ def h_profile(
     L_inf / L = int_0^1 h(t) dt, and for log-linear noise L_T / L = (1 / T) sum_n h(n / T). So the
     slope of h is the factorisation gap that an energy can win back.
 
+    The arguments that are not listed are those of `nelbo`.
+
     Args:
         times: in (0, 1].
-        Others as in `nelbo`.
 
     Raises:
         ValueError: as `nelbo`, or a time outside (0, 1].

@@ -107,9 +107,10 @@ def discrete_nelbo(
 
     For log-linear noise this is (L / T) sum_n h(n / T), h the cross-entropy per masked token.
 
+    The arguments that are not listed are those of `nelbo`.
+
     Args:
         num_steps: T.
-        Others as in `nelbo`.
 
     Raises:
         ValueError: as `nelbo`, or num_steps < 1.
@@ -167,6 +168,8 @@ def sampler_bound(
     With `energy_scope="sequence"` and few steps m = 1 is loose even for a perfect energy, and a bound
     above `discrete_nelbo` says nothing against the sampler: report m = 1, 16 and 64.
 
+    The arguments that are not listed are those of `nelbo`.
+
     Args:
         num_steps: T, the default of generation unless given.
         num_candidates: k, the default of generation unless given.
@@ -177,7 +180,6 @@ def sampler_bound(
             block_length, energy_window, energy_temperature, energy_scope, energy_chunk_size,
             temperature, top_k, top_p, min_p, guidance_scale (a text that these forbid has no finite
             bound).
-        Others as in `nelbo`.
 
     Raises:
         ValueError: as `nelbo` and `generate()`, inner_copies < 1, do_sample=False, or a sampler that

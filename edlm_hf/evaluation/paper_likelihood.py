@@ -43,11 +43,12 @@ def paper_nll(
     Without masks the bracket is exactly 0. (The published code adds the AR energy of the visible text
     there, which diverges.)
 
+    The arguments that are not listed are those of `sampler_bound` and `nelbo`.
+
     Args:
         log_partition: `one` takes Z = 1, as the published validation code does (exact for coAR).
             `lower` and `upper` are the estimates of `log_partition_bounds`.
         partition_samples: proposals for these estimates.
-        Others as in `sampler_bound` and `nelbo`.
 
     Raises:
         ValueError: as `nelbo`, an unknown `log_partition`, or an energy of scope `revealed`.

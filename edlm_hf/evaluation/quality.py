@@ -58,9 +58,12 @@ def sample_report(
     """Everything that a claim about samples has to come with.
 
     Args:
-        texts, ids: the same B samples as text and as tokens of the model that made them.
-        judge, judge_options: for `generative_perplexity`, which is left out without a judge.
-        denoiser_calls, energy_calls: (B,) per sample, as `generate` counts them.
+        texts: B samples.
+        ids: the same samples as tokens of the model that made them.
+        judge: for `generative_perplexity`, which is left out without a judge.
+        judge_options: its other arguments.
+        denoiser_calls: (B,) per sample, as `generate` counts them.
+        energy_calls: (B,) likewise.
         seconds: for all samples together.
         vocabulary: for `spelling_accuracy`, which is left out without one.
 

@@ -13,9 +13,8 @@ class AutoregressiveTrainer(EDLMTrainer):
     Rows begin with the model's start token if it has one (`to_blocks(..., start_token=True)`), as
     in its energies and its likelihoods. `evaluate()` gives `edlm_hf.evaluation.autoregressive_nll`.
 
-    Args:
-        model: an `MDLMForCausalLM` or any other causal language model.
-        args: `EDLMTrainingArguments`. Other arguments as in `EDLMTrainer`.
+    The arguments are those of `EDLMTrainer`, with `EDLMTrainingArguments`. The model is an
+    `MDLMForCausalLM` or any other causal language model.
 
     Raises:
         ValueError: as in `EDLMTrainer`, or the model is not causal.

@@ -46,10 +46,9 @@ class MaskedDiffusionTrainer(EDLMTrainer):
     `evaluate()` gives that bound by `edlm_hf.evaluation.nelbo`: nats per token, perplexity, bits
     per token (or character), with standard errors over texts.
 
-    Args:
-        model: an `MDLMForMaskedLM`, or any other masked language model. That one then becomes the
-            denoiser of an `EDLMForMaskedDiffusion` without energy, which is trained and saved.
-        args: `MaskedDiffusionArguments`. Other arguments as in `EDLMTrainer`.
+    The arguments are those of `EDLMTrainer`, with `MaskedDiffusionArguments`. The model is an
+    `MDLMForMaskedLM`, or any other masked language model. That one then becomes the denoiser of an
+    `EDLMForMaskedDiffusion` without energy, which is trained and saved.
 
     Raises:
         ValueError: as in `EDLMTrainer`, or the model is causal, its noise schedule does not reach

@@ -53,9 +53,8 @@ class DraftTrainer(EDLMTrainer):
     Training and `evaluate()` give `nll_without_head` too, the loss of a head that knows nothing. The
     evaluation adds the difference, `nll_change`, which is negative for a head that helps.
 
-    Args:
-        model: an `MDLMForMaskedLM` with a head (`add_draft_head`).
-        args: `DraftArguments`. Other arguments as in `EDLMTrainer`.
+    The arguments are those of `EDLMTrainer`, with `DraftArguments`. The model is an
+    `MDLMForMaskedLM` with a head (`add_draft_head`).
 
     Raises:
         ValueError: as in `EDLMTrainer`, or the model has no head, or FSDP.

@@ -63,9 +63,8 @@ class EnergyTrainer(EDLMTrainer):
     bounds of the T-step sampler with and without the energy (`sampler_bound`, m = 1, and its
     change), T = `eval_denoising_steps`.
 
-    Args:
-        model: an `EDLMForMaskedDiffusion` with `energy_type="nce"`, or a `PeftModel` of one.
-        args: `EnergyArguments`. Other arguments as in `EDLMTrainer`.
+    The arguments are those of `EDLMTrainer`, with `EnergyArguments`. The model is an
+    `EDLMForMaskedDiffusion` with `energy_type="nce"`, or a `PeftModel` of one.
 
     Raises:
         ValueError: as in `EDLMTrainer`, or another energy type, or a shared energy with FSDP.
