@@ -4,30 +4,18 @@ Importing this package registers the model types `mdlm` and `edlm` with the auto
 `AutoModelForMaskedLM.from_pretrained("kuleshov-group/mdlm-owt")` needs no remote code.
 """
 
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM
-
-from edlm_hf import clone, sharing  # noqa: F401  (in a clone, modeling is found by `clone`)
+from edlm_hf import clone, help_only  # noqa: F401  (in a clone, modeling is found by `clone`)
 from edlm_hf.checkpoints import checkpoint
-from edlm_hf.modeling.checkpoints import CheckpointingMixin
-from edlm_hf.modeling.configuration_edlm import EDLMConfig
-from edlm_hf.modeling.configuration_mdlm import MDLMConfig
-from edlm_hf.modeling.energy_edlm import EDLMEnergyModel
-from edlm_hf.modeling.generation_edlm import EDLMGenerationConfig
-from edlm_hf.modeling.modeling_edlm import EDLMForMaskedDiffusion
-from edlm_hf.modeling.modeling_mdlm import MDLMForCausalLM, MDLMForMaskedLM, MDLMModel
-from edlm_hf.published_denoisers import load_published_denoiser, load_published_tokenizer
 
-AutoConfig.register("mdlm", MDLMConfig, exist_ok=True)
-AutoConfig.register("edlm", EDLMConfig, exist_ok=True)
-AutoModel.register(MDLMConfig, MDLMModel, exist_ok=True)
-AutoModelForMaskedLM.register(MDLMConfig, MDLMForMaskedLM, exist_ok=True)
-AutoModelForCausalLM.register(MDLMConfig, MDLMForCausalLM, exist_ok=True)
-for auto_class in (AutoModel, AutoModelForMaskedLM, AutoModelForCausalLM):
-    auto_class.register(EDLMConfig, EDLMForMaskedDiffusion, exist_ok=True)
-del auto_class
-
-# From here on models are saved and pushed with a card
-CheckpointingMixin.sharing = sharing
+if not help_only.is_wanted():
+    from edlm_hf import registration  # noqa: F401
+    from edlm_hf.modeling.configuration_edlm import EDLMConfig
+    from edlm_hf.modeling.configuration_mdlm import MDLMConfig
+    from edlm_hf.modeling.energy_edlm import EDLMEnergyModel
+    from edlm_hf.modeling.generation_edlm import EDLMGenerationConfig
+    from edlm_hf.modeling.modeling_edlm import EDLMForMaskedDiffusion
+    from edlm_hf.modeling.modeling_mdlm import MDLMForCausalLM, MDLMForMaskedLM, MDLMModel
+    from edlm_hf.published_denoisers import load_published_denoiser, load_published_tokenizer
 
 __version__ = "0.1.0"
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
+from edlm_hf.defaults import MODEL_LENGTH, NOISE_SCHEDULE
 from edlm_hf.lightning import Checkpoint
 from edlm_hf.lightning_networks import apply_averaged_weights, split_networks
 from edlm_hf.modeling.modeling_edlm import EDLMForMaskedDiffusion
@@ -24,10 +25,10 @@ def convert_lightning_checkpoint(
     output_dir: str | Path,
     *,
     use_ema: bool = True,
-    model_length: int = 1024,
+    model_length: int = MODEL_LENGTH,
     mask_token_id: int | None = None,
     time_conditioning: bool = False,
-    noise_schedule: str = "loglinear",
+    noise_schedule: str = NOISE_SCHEDULE,
     n_heads: int | None = None,
     dropout: float = 0.1,
 ) -> PreTrainedModel:

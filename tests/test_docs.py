@@ -194,7 +194,7 @@ z = y / 0
 ```
 
 ```bash
-edlm evaluate --model m --data d --num-steps many
+edlm evaluate --model m --dataset d --num-steps many
 edlm evaluate --model m
 ```
 
@@ -252,7 +252,7 @@ def test_blocks_that_are_wrong_are_found_with_their_line(tmp_path):
 def test_commands_that_exist_are_accepted(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     for command in (
-        "edlm evaluate --model m --data text8 --metrics nelbo,h_profile --json | tee result.json",
+        "edlm evaluate --model m --dataset text8 --metrics nelbo,h_profile --json | tee result.json",
         "torchrun --nproc_per_node 8 $(which edlm) train-energy recipes/text8/energy.yaml --max_steps 9",
         "OMP_NUM_THREADS=1 edlm benchmark speed --quick --output out  # a comment",
         "pip install edlm-hf",

@@ -11,14 +11,13 @@ Here every position has the same Zipf distribution, whatever is visible. So noth
 can change what is drawn, T included, and the distribution itself is the perfect judge.
 """
 
-import dataclasses
 import math
 
 import numpy as np
 import torch
 
+from edlm_hf.benchmarks.draws_settings import DrawSettings
 from edlm_hf.benchmarks.published import reverse_step
-from edlm_hf.benchmarks.settings import check_distinct, check_positive
 from edlm_hf.benchmarks.tables import rounded, table, text
 from edlm_hf.evaluation import unigram_entropy
 from edlm_hf.evaluation.estimate import mean_estimate
@@ -26,31 +25,6 @@ from edlm_hf.evaluation.estimate import mean_estimate
 # Random bits of torch.rand
 BITS = {"float32": 24, "float64": 53}
 SAMPLES, LENGTH = 64, 1024
-
-
-@dataclasses.dataclass(frozen=True)
-class DrawSettings:
-    """The settings of `edlm benchmark draws`.
-
-    Raises:
-        ValueError: a size is not positive, an exponent or a number of positions is negative.
-    """
-
-    steps: tuple[int, ...] = (128, 256, 512, 1024)
-    vocab_size: int = 50_258
-    exponent: float = 1.0
-    positions: int = 0
-    seed: int = 0
-
-    def __post_init__(self):
-        check_distinct(self, ("steps",))
-        check_positive(self, ("steps",))
-        if self.vocab_size < 3:
-            raise ValueError(f"vocab_size is {self.vocab_size}; it must be 3 or more: the mask and two tokens.")
-        for name in ("exponent", "positions"):
-            value = getattr(self, name)
-            if not 0 <= value < math.inf:
-                raise ValueError(f"{name} is {value}; it must be 0 or more.")
 
 
 def measure_draws(settings: DrawSettings) -> list[dict]:

@@ -3,41 +3,36 @@
 from dataclasses import dataclass
 
 from edlm_hf.benchmarks.samplers_settings import SamplerArm, arms_of_lines
-from edlm_hf.benchmarks.settings import NetworkSettings, check_distinct, check_positive
-
-SAMPLERS = ("ancestral", "first_hitting", "spaced score=entropy")
+from edlm_hf.benchmarks.settings import NetworkSettings, check_distinct, check_positive, steps_option
+from edlm_hf.settings import option
 
 
 @dataclass(frozen=True)
 class InfillingSettings(NetworkSettings):
     """The ways to fill masks that are compared, and on which paragraphs.
 
-    Args:
-        autoregressive: the AR model, as an energy.
-        num_paragraphs: of each set of texts.
-        num_words: hidden words of each paragraph.
-        samplers: each a name, parameters, and values of T: `spaced score=entropy @4,8`. The first
-            one, at its first T, is what the others are compared with.
-        steps: values of T of the samplers that do not name any.
-        num_candidates: k of every energy: of the one of the model and of the AR model, in addition to
-            none. 1 for none alone.
-        greedy: fill with the likeliest tokens too.
-        seeds: each fills all paragraphs anew. The hidden words stay those of the first seed.
-        others: see `NetworkSettings`.
+    The first sampler, at its first T, is what the others are compared with. Candidates are weighed by the energy of the
+    model and by the AR model, besides none. The hidden words are those of the first seed.
 
     Raises:
         ValueError: a value is out of range, a sampler does not exist or is given twice, or an AR
             model is given for one candidate.
     """
 
-    batch_size: int = 32
-    num_paragraphs: int = 200
-    num_words: int = 5
-    samplers: tuple[str, ...] = SAMPLERS
-    steps: tuple[int, ...] = (2, 4, 8)
-    num_candidates: int = 1
-    greedy: bool = False
-    seeds: tuple[int, ...] = (0,)
+    autoregressive: str | None = option(None, help="AR model, as an energy.")
+    batch_size: int = option(32, help="Rows per batch.")
+    num_paragraphs: int = option(200, old=("paragraphs",), help="Paragraphs of each set.")
+    num_words: int = option(5, old=("words",), help="Hidden words of a paragraph.")
+    samplers: tuple[str, ...] = option(
+        ("ancestral", "first_hitting", "spaced score=entropy"),
+        flag="sampler",
+        repeated=True,
+        help="'spaced score=entropy @4,8'; repeat for more. The others are compared with the first.",
+    )
+    steps: tuple[int, ...] = steps_option((2, 4, 8), "T of samplers without an @.")
+    num_candidates: int = option(1, old=("candidates",), help="Candidates k of every energy; 1 for no energy.")
+    greedy: bool = option(False, help="Fill with the likeliest tokens too.")
+    seeds: tuple[int, ...] = option((0,), help="Each fills all paragraphs anew.")
 
     def __post_init__(self):
         super().__post_init__()
@@ -126,4 +121,4 @@ def fillings_of(settings: InfillingSettings, energies: tuple[str, ...]) -> list[
     return fillings
 
 
-__all__ = ["SAMPLERS", "Filling", "InfillingSettings", "fillings_of"]
+__all__ = ["Filling", "InfillingSettings", "fillings_of"]

@@ -2,39 +2,33 @@
 
 from dataclasses import dataclass
 
-from edlm_hf.benchmarks.settings import StudySettings, check_distinct, check_positive
+from edlm_hf.benchmarks.settings import StudySettings, check_distinct, check_positive, steps_option
+from edlm_hf.settings import option
 
 
 @dataclass(frozen=True)
 class QualitySettings(StudySettings):
     """The energies that are compared, on which texts and samples.
 
-    Args:
-        autoregressive: the AR model: an arm, the energy of EDLM-AR and EDLM-coAR, the judge unless
-            `judge` is given.
-        nce: EDLM composites with an NCE energy of the same denoiser, one per scope. If `model` is
-            such a composite, its own energy takes part too.
-        judge: causal language model for the generative perplexity.
-        steps: values of T.
-        num_candidates: k.
-        window: w.
-        inner_copies: values of m for the sampler bound.
-        num_generated: samples for each of `seeds`.
-        dtype: of all networks but the judge.
-        others: see `StudySettings`.
+    If the model is a composite with an NCE energy, its own energy takes part too.
 
     Raises:
         ValueError: a value is out of range, missing or given twice.
     """
 
-    nce: tuple[str, ...] = ()
-    judge: str | None = None
-    steps: tuple[int, ...] = (8, 16, 32, 64, 128, 256)
-    num_candidates: int = 8
-    window: float = 1.0
-    inner_copies: tuple[int, ...] = (1, 16, 64)
-    num_generated: int = 256
-    seeds: tuple[int, ...] = (0,)
+    autoregressive: str | None = option(
+        None, help="AR model: an arm, the energy of EDLM-AR and EDLM-coAR, the judge unless one is given."
+    )
+    nce: tuple[str, ...] = option(
+        (), repeated=True, help="EDLM composite with an NCE energy of the same denoiser; one per scope."
+    )
+    judge: str | None = option(None, help="Causal language model for Gen-PPL.")
+    steps: tuple[int, ...] = steps_option((8, 16, 32, 64, 128, 256))
+    num_candidates: int = option(8, old=("candidates",), help="k of every energy.")
+    window: float = option(1.0, flag="energy-window", old=("window",), help="w: energy at t in [1 - w, 1].")
+    inner_copies: tuple[int, ...] = option((1, 16, 64), help="m of the sampler bound.")
+    num_generated: int = option(256, flag="num-return-sequences", old=("samples",), help="Samples per seed.")
+    seeds: tuple[int, ...] = option((0,), help="Each makes samples of its own.")
 
     def __post_init__(self):
         super().__post_init__()

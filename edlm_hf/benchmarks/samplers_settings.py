@@ -1,13 +1,10 @@
 """The settings of `edlm benchmark samplers`, and ways to sample that are written in one line."""
 
-import functools
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-import torch
-
-from edlm_hf.benchmarks.settings import StudySettings, check_distinct, check_positive
-from edlm_hf.modeling.sampler_choice import make_sampler
-from edlm_hf.options import value_of
+from edlm_hf.benchmarks.settings import StudySettings, check_distinct, check_positive, steps_option
+from edlm_hf.parsing import value_of
+from edlm_hf.settings import option
 
 # The line of the AR model alone, and that of the sampler which draws from it exactly
 AUTOREGRESSIVE = "autoregressive"
@@ -42,29 +39,33 @@ SAMPLERS = (
 class SamplerSettings(StudySettings):
     """The samplers that are compared, on which texts and samples.
 
-    Args:
-        samplers: each a name, parameters, and values of T: `spaced score=entropy @8,16`. With
-            `energy=ar candidates=8` an energy weighs k candidates: that of the AR model, or "nce",
-            that of the model itself. `speculative` and `autoregressive` are samples of the AR model.
-        steps: values of T of the samplers that do not name any.
-        inner_copies: m of the bounds of arms with an energy. Without it they have samples alone.
-        num_generated: samples for each sampler and T, 0 for bounds alone.
-        sampled: the samplers that make samples, all of them unless given.
-        others: see `StudySettings`.
+    A sampler is a name, parameters, and values of T: `spaced score=entropy @8,16`. With `energy=ar candidates=8` an
+    energy weighs k candidates: that of the AR model, or "nce", that of the model itself. `speculative` and
+    `autoregressive` are samples of the AR model.
 
     Raises:
         ValueError: a value is out of range, or a sampler does not exist or is given twice.
     """
 
-    autoregressive: str = field()  # required here
-    num_texts: int = 256
-    batch_size: int = 32
-    samplers: tuple[str, ...] = SAMPLERS
-    steps: tuple[int, ...] = (4, 8, 16, 32)
-    inner_copies: int | None = None
-    num_generated: int = 256
-    sampled: tuple[str, ...] = ()
-    seed: int = 0
+    autoregressive: str = option(help="AR model that judges the samples.")
+    num_texts: int = option(256, old=("texts",), help="Blocks of each set for the bounds.")
+    batch_size: int = option(32, help="Rows per batch.")
+    samplers: tuple[str, ...] = option(
+        SAMPLERS,
+        flag="sampler",
+        repeated=True,
+        shown="a list of all rules",
+        help="'spaced score=entropy @8,16'; repeat for more.",
+    )
+    steps: tuple[int, ...] = steps_option((4, 8, 16, 32), "T of samplers without an @.")
+    inner_copies: int | None = option(None, shown="no such bounds", help="m of bounds with an energy.")
+    num_generated: int = option(
+        256, flag="num-return-sequences", old=("samples",), help="Samples of each; 0: bounds alone."
+    )
+    sampled: tuple[str, ...] = option(
+        (), repeated=True, shown="all", help="One of the samplers, to make samples with; repeat for more."
+    )
+    seed: int = option(0, help="Of all randomness.")
 
     def __post_init__(self):
         super().__post_init__()
@@ -234,6 +235,10 @@ def steps_of_line(line: str, numbers: str) -> tuple[int, ...]:
 
 def depends_on_steps(name: str, parameters: dict) -> bool:
     """Whether the number of calls of a sampler depends on T."""
+    import torch
+
+    from edlm_hf.modeling.sampler_choice import make_sampler
+
     masked = torch.ones(1, 8, dtype=torch.bool, device="cpu")
     few = make_sampler(name, 2, parameters=parameters)
     more = make_sampler(name, 3, parameters=parameters)
@@ -241,14 +246,13 @@ def depends_on_steps(name: str, parameters: dict) -> bool:
 
 
 # A first look
-QUICK = functools.partial(
-    SamplerSettings,
-    samplers=("ancestral", "first_hitting", "dilated", "spaced score=entropy"),
-    steps=(4, 8),
-    num_texts=8,
-    noise_samples=2,
-    num_generated=8,
-    batch_size=8,
-)
+QUICK = {
+    "samplers": ("ancestral", "first_hitting", "dilated", "spaced score=entropy"),
+    "steps": (4, 8),
+    "num_texts": 8,
+    "noise_samples": 2,
+    "num_generated": 8,
+    "batch_size": 8,
+}
 
 __all__ = ["AUTOREGRESSIVE", "QUICK", "SAMPLERS", "SamplerArm", "SamplerSettings", "arms_of_line", "arms_of_lines"]

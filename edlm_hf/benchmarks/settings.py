@@ -1,12 +1,11 @@
 """Checks of settings, and the settings that the studies of quality and of samplers share."""
 
-from dataclasses import dataclass
+from dataclasses import Field, dataclass
 
-import torch
+from edlm_hf.settings import check_dtype, device_option, existing_device, option
 
-from edlm_hf.benchmarks.text_sets import named_source
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+# Precisions of networks in benchmarks
+DTYPES = ("float32", "bfloat16")
 
 
 def check_positive(settings, names: tuple[str, ...]) -> None:
@@ -28,50 +27,46 @@ def check_distinct(settings, names: tuple[str, ...]) -> None:
             raise ValueError(f"{name} is {values}, but a value may stand there only once.")
 
 
-def check_dtype(dtype: str) -> None:
-    """Raise ValueError unless the benchmarks know this precision."""
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype is {dtype!r}, but it must be one of {', '.join(DTYPES)}.")
+def dtype_option() -> Field:
+    """The precision of the networks of a benchmark."""
+    return option("float32", help=f"{' or '.join(DTYPES)}.")
 
 
-def check_device(device: str) -> None:
-    """Raise ValueError unless torch knows this device."""
-    try:
-        torch.device(device)
-    except RuntimeError:
-        raise ValueError(f"device is {device!r}, but it must be one like cpu, cuda or cuda:1.") from None
+def steps_option(default: tuple[int, ...], help: str = "Values of T.") -> Field:
+    """Numbers of denoising steps."""
+    return option(default, flag="max-denoising-steps", old=("steps",), help=help)
 
 
 @dataclass(frozen=True)
 class NetworkSettings:
     """The networks and texts of a study.
 
-    Args:
-        model: folder or Hub repository of the denoiser and its tokenizer, or of an EDLM composite.
-        data: the sets of texts, each a protocol (`edlm_hf.data.PROTOCOLS`), a Hub dataset or files,
-            or `name=source`. A set named after a protocol is cleaned like it
-            (`wikitext2=test.parquet`). The split is the evaluation split of a protocol, otherwise
-            "test".
-        autoregressive: the AR model.
-        batch_size: rows per call of a network.
-        dtype: float32 or bfloat16.
+    A set of texts that is named after a protocol is cleaned like it (`wikitext2=test.parquet`). The split is the
+    evaluation split of a protocol, otherwise "test". The fields have the names that they have in results.
 
     Raises:
         ValueError: a value is out of range, missing or given twice.
     """
 
-    model: str
-    data: tuple[str, ...]
-    autoregressive: str | None = None
-    batch_size: int = 16
-    dtype: str = "float32"
-    device: str = "cpu"
+    model: str = option(help="Denoiser with its tokenizer, or an EDLM composite; folder or Hub.")
+    data: tuple[str, ...] = option(
+        flag="dataset",
+        old=("data",),
+        repeated=True,
+        help="A protocol, a dataset of the Hub, files, or name=source; repeat for more.",
+    )
+    autoregressive: str | None = option(None, help="AR model, the energy of EDLM-AR.")
+    batch_size: int = option(16, help="Rows per batch.")
+    dtype: str = dtype_option()
+    device: str = device_option()
 
     def __post_init__(self):
+        from edlm_hf.benchmarks.text_sets import named_source
+
         check_distinct(self, ("data",))
         check_positive(self, ("batch_size",))
-        check_dtype(self.dtype)
-        check_device(self.device)
+        check_dtype(self.dtype, DTYPES)
+        existing_device(self.device)
 
         names = [named_source(text)[0] for text in self.data]
         if len(set(names)) < len(names):
@@ -82,20 +77,15 @@ class NetworkSettings:
 class StudySettings(NetworkSettings):
     """The settings that bounds and judged samples need besides the networks and texts.
 
-    Args:
-        autoregressive: the AR model, which judges samples.
-        vocabulary: corpus whose training split has the words that are spelled right.
-        num_texts: blocks of each set that are scored.
-        noise_samples: per text, 1 or an even number.
-        others: see `NetworkSettings`.
-
     Raises:
         ValueError: a value is out of range, missing or given twice.
     """
 
-    vocabulary: str | None = None
-    num_texts: int = 128
-    noise_samples: int = 8
+    vocabulary: str | None = option(None, help="Corpus whose training split has the words that are spelled right.")
+    num_texts: int = option(128, old=("texts",), help="Blocks of each set for the bounds.")
+    noise_samples: int = option(
+        8, flag="num-samples", old=("noise-samples",), help="Noise samples per text, 1 or even."
+    )
 
     def __post_init__(self):
         super().__post_init__()
@@ -104,4 +94,12 @@ class StudySettings(NetworkSettings):
             raise ValueError(f"noise_samples is {self.noise_samples}, but it must be 1 or even (they come in pairs).")
 
 
-__all__ = ["DTYPES", "NetworkSettings", "StudySettings", "check_distinct", "check_dtype", "check_positive"]
+__all__ = [
+    "DTYPES",
+    "NetworkSettings",
+    "StudySettings",
+    "check_distinct",
+    "check_positive",
+    "dtype_option",
+    "steps_option",
+]

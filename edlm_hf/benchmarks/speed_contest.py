@@ -5,7 +5,6 @@ from dataclasses import dataclass
 import torch
 
 from edlm_hf.benchmarks.published import AutoregressiveEnergy, sample_published
-from edlm_hf.benchmarks.settings import DTYPES
 from edlm_hf.benchmarks.speed_settings import OURS, PUBLISHED, Comparison, SpeedSettings
 from edlm_hf.benchmarks.timing import Stopwatch, seconds_now
 from edlm_hf.modeling.configuration_mdlm import MDLMConfig
@@ -46,7 +45,7 @@ def random_model(comparison: Comparison, settings: SpeedSettings) -> EDLMForMask
             parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
 
     model = EDLMForMaskedDiffusion.from_components(denoiser, energy, energy_type="ar")
-    model = model.to(settings.device, DTYPES[settings.dtype]).eval()
+    model = model.to(settings.device, getattr(torch, settings.dtype)).eval()
     if settings.compile:
         model.denoiser.backbone.compile()
         model.energy_model.backbone.compile()

@@ -5,7 +5,8 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from edlm_hf.benchmarks.settings import check_dtype, check_positive
+from edlm_hf.benchmarks.settings import DTYPES, check_positive, dtype_option, steps_option
+from edlm_hf.settings import check_dtype, device_option, existing_device, option
 
 MODES = ("mdlm", "ar", "first_hitting", "planned")
 PUBLISHED, OURS = "published", "ours"
@@ -38,42 +39,31 @@ class Comparison:
 class SpeedSettings:
     """What is measured: every combination of vocabulary, batch size, number of steps and mode.
 
-    Args:
-        modes: `mdlm` has no energy (k = 1). `ar` weighs `candidates` complete sequences by the
-            autoregressive energy in the window [1 - w, 1]. `first_hitting` reveals one token per
-            call, the distribution of T -> infinity, and is compared with published MDLM at the
-            largest T. `planned` is the spaced planner at T of `planned_steps`
-            against published MDLM at the T whose bound is not better (`EQUAL_BOUND`).
-        vocab_sizes: V, the mask among them.
-        steps: values of T.
-        length: L.
-        width, blocks: of both networks.
-        candidates: k of the energy.
-        window: w.
-        repeats: timed runs of each side.
-        scaling: measure also the time of ours against each size alone.
-        seed: of the weights.
+    `mdlm` has no energy (k = 1). `ar` weighs k complete sequences by the autoregressive energy in the window
+    [1 - w, 1]. `first_hitting` reveals one token per call, the distribution of T -> infinity, and is compared with
+    published MDLM at the largest T. `planned` is the spaced planner at T of `planned_steps` against published MDLM at
+    the T whose bound is not better (`EQUAL_BOUND`). The fields have the names that they have in results.
 
     Raises:
         ValueError: a value is out of range.
     """
 
-    modes: tuple[str, ...] = MODES
-    vocab_sizes: tuple[int, ...] = (28, 50258)
-    steps: tuple[int, ...] = (16, 64, 128, 256, 1024)
-    planned_steps: tuple[int, ...] = tuple(EQUAL_BOUND)
-    batch_sizes: tuple[int, ...] = (1, 8, 32)
-    length: int = 256
-    width: int = 256
-    blocks: int = 8
-    candidates: int = 8
-    window: float = 1.0
-    repeats: int = 5
-    dtype: str = "float32"
-    device: str = "cpu"
-    compile: bool = False
-    scaling: bool = False
-    seed: int = 0
+    modes: tuple[str, ...] = option(MODES, help="What is compared with the published sampler.")
+    vocab_sizes: tuple[int, ...] = option((28, 50258), help="V, with the mask.")
+    steps: tuple[int, ...] = steps_option((16, 64, 128, 256, 1024))
+    planned_steps: tuple[int, ...] = option(tuple(EQUAL_BOUND), help="T of planned, of these values.")
+    batch_sizes: tuple[int, ...] = option((1, 8, 32), help="Rows per batch.")
+    length: int = option(256, help="Tokens per row.")
+    width: int = option(256, flag="hidden-dim", old=("width",), help="Width of both networks.")
+    blocks: int = option(8, flag="n-blocks", old=("blocks",), help="Transformer blocks of each.")
+    candidates: int = option(8, flag="num-candidates", old=("candidates",), help="k of the AR energy.")
+    window: float = option(1.0, flag="energy-window", old=("window",), help="w: energy at t in [1 - w, 1].")
+    repeats: int = option(5, help="Timed runs per side, after a warm-up.")
+    dtype: str = dtype_option()
+    device: str = device_option()
+    compile: bool = option(False, help="torch.compile both networks, for both sides.")
+    scaling: bool = option(False, help="Also the time of ours against L, V, k, T and B alone.")
+    seed: int = option(0, help="Of the weights.")
 
     def __post_init__(self):
         lists = ("modes", "vocab_sizes", "steps", "planned_steps", "batch_sizes")
@@ -90,7 +80,8 @@ class SpeedSettings:
                 known = " and ".join(map(str, EQUAL_BOUND))
                 raise ValueError(f"planned_steps has {steps}, but equal bounds are known for {known} only.")
 
-        check_dtype(self.dtype)
+        check_dtype(self.dtype, DTYPES)
+        existing_device(self.device)
         if min(self.vocab_sizes) < 3:
             raise ValueError(f"vocab_sizes has {min(self.vocab_sizes)}, but two tokens and the mask are needed.")
         if not 0 <= self.window <= 1:
@@ -151,8 +142,16 @@ def sizes_along(axis: str, middle: int, mode: str) -> list[int]:
     return sizes
 
 
-QUICK = SpeedSettings(
-    vocab_sizes=(28, 8192), steps=(16, 64), batch_sizes=(1,), length=64, width=128, blocks=4, candidates=4, repeats=3
-)
+# A first look, in under two minutes
+QUICK = {
+    "vocab_sizes": (28, 8192),
+    "steps": (16, 64),
+    "batch_sizes": (1,),
+    "length": 64,
+    "width": 128,
+    "blocks": 4,
+    "candidates": 4,
+    "repeats": 3,
+}
 
 __all__ = ["AXES", "OURS", "PUBLISHED", "QUICK", "Comparison", "SpeedSettings"]

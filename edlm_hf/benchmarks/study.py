@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from edlm_hf.benchmarks.parts import Parts, digest_of_weights
-from edlm_hf.benchmarks.settings import DTYPES, NetworkSettings
+from edlm_hf.benchmarks.settings import NetworkSettings
 from edlm_hf.benchmarks.text_sets import TextSet, load_texts, named_source
 from edlm_hf.data import to_blocks
 from edlm_hf.evaluation import Estimate, spelling_accuracy, vocabulary_of
@@ -71,12 +71,12 @@ class Study:
 
     def load(self, name: str) -> nn.Module:
         """A denoiser or an EDLM composite, in the precision of the study."""
-        return load_masked(name, self.tokenizer, dtype=DTYPES[self.settings.dtype])
+        return load_masked(name, self.tokenizer, dtype=self.settings.dtype)
 
     def load_autoregressive(self) -> nn.Module | None:
         """The AR model of the settings, otherwise the one inside the composite, otherwise None."""
         if self.settings.autoregressive is not None:
-            causal = load_causal(self.settings.autoregressive, dtype=DTYPES[self.settings.dtype])
+            causal = load_causal(self.settings.autoregressive, dtype=self.settings.dtype)
             return getattr(causal, "energy_model", causal)
         if getattr(self.network.config, "energy_type", "none") in ("ar", "coar"):
             return self.network.energy_model

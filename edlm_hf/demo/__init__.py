@@ -11,8 +11,6 @@ from edlm_hf.demo.grammar_scene import show_grammar
 from edlm_hf.demo.prose_scenes import PROSE, load_prose, show_continuation, show_infilling
 from edlm_hf.files import to_json
 
-PROMPT = "It was late in the evening when the captain"
-
 NEXT = (
     f'edlm generate --model {PROSE} --prompt "The old house" --max-new-tokens 120',
     "edlm benchmark samplers --help",
@@ -21,12 +19,12 @@ NEXT = (
 
 
 def run_demo(
-    prompt: str = PROMPT,
-    new_tokens: int = 100,
-    steps: int = 16,
-    candidates: int = 8,
-    seed: int = 0,
-    as_json: bool = False,
+    prompt: str,
+    new_tokens: int,
+    steps: int,
+    candidates: int,
+    seed: int,
+    as_json: bool,
 ) -> None:
     """Show the three scenes and the commands to try next, or print what was found as JSON.
 

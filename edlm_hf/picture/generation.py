@@ -3,12 +3,12 @@
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from edlm_hf.defaults import COLUMNS, MOST_STATES
 from edlm_hf.loading import load_with_tokenizer
 from edlm_hf.modeling.generation_config_edlm import EDLMGenerationOutput
 from edlm_hf.picture.drawing import draw
 from edlm_hf.picture.states import states_of
 
-COLUMNS, MOST_STATES = 64, 9
 # New tokens, where the model has room for them
 LENGTH = 112
 

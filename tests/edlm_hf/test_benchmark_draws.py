@@ -117,7 +117,7 @@ def test_wrong_settings_are_refused_with_advice(change, advice):
 
 
 def test_command_prints_a_table_or_json():
-    command = ["benchmark", "draws", "--steps", "4,8", "--vocab-size", "101"]
+    command = ["benchmark", "draws", "--max-denoising-steps", "4,8", "--vocab-size", "101"]
     printed = CliRunner().invoke(app, command)
     assert printed.exit_code == 0, printed.output
     assert "| 8 | float32 |" in printed.stdout

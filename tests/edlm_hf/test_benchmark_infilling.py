@@ -296,13 +296,13 @@ def test_candidates_need_an_energy(tmp_path):
 
 def test_command_writes_and_prints(tmp_path):
     given = write_models(tmp_path)
-    command = ["benchmark", "infilling", "--model", given["model"], "--data", given["data"][0], "--device", "cpu"]
-    command += ["--paragraphs", "3", "--words", "2", "--sampler", "dilated @2", "--json", "--output"]
+    command = ["benchmark", "infilling", "--model", given["model"], "--dataset", given["data"][0], "--device", "cpu"]
+    command += ["--num-paragraphs", "3", "--num-words", "2", "--sampler", "dilated @2", "--json", "--output"]
     result = CliRunner().invoke(app, [*command, str(tmp_path / "out")])
     assert result.exit_code == 0, result.output
     (row,) = json.loads(result.stdout)["rows"]
     assert (row["sampler"], row["steps"], row["tokens"], row["difference"]) == ("dilated", 2, "drawn", None)
 
-    refused = CliRunner().invoke(app, [*command, str(tmp_path / "other"), "--paragraphs", "50"])
+    refused = CliRunner().invoke(app, [*command, str(tmp_path / "other"), "--num-paragraphs", "50"])
     assert refused.exit_code == 1
     assert "ask for fewer, or give more text" in refused.output

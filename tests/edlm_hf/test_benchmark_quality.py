@@ -334,7 +334,7 @@ def test_parts_are_found_by_what_they_depend_on(tmp_path):
         ({"noise_samples": 3}, "1 or even"),
         ({"num_generated": 1}, "at least 2 samples"),
         ({"data": ("a/x.txt", "b/x.txt")}, "same name"),
-        ({"device": "abacus"}, "cpu, cuda"),
+        ({"device": "abacus"}, "There is no device"),
     ],
 )
 def test_wrong_settings_are_refused_with_advice(change, advice):
@@ -369,8 +369,18 @@ def test_command_writes_and_prints(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     given = write_models(tmp_path)
     options = ["--model", given["nce"][0], "--autoregressive", given["autoregressive"]]
-    options += ["--data", given["data"][0], "--device", "cpu", "--json"]
-    small = ["--quick", "--steps", "2", "--samples", "2", "--texts", "2", "--inner-copies", "1"]
+    options += ["--dataset", given["data"][0], "--device", "cpu", "--json"]
+    small = [
+        "--quick",
+        "--max-denoising-steps",
+        "2",
+        "--num-return-sequences",
+        "2",
+        "--num-texts",
+        "2",
+        "--inner-copies",
+        "1",
+    ]
     command = ["benchmark", "quality", "--output", str(tmp_path / "out"), *options, *small]
 
     result = CliRunner().invoke(app, command)
@@ -380,6 +390,6 @@ def test_command_writes_and_prints(tmp_path, monkeypatch):
     assert "matplotlib" in result.stderr
     assert not list((tmp_path / "out").glob("*.png"))
 
-    refused = CliRunner().invoke(app, [*command, "--candidates", "1"])
+    refused = CliRunner().invoke(app, [*command, "--num-candidates", "1"])
     assert refused.exit_code == 1
     assert "at least 2" in refused.output

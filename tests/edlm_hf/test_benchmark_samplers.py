@@ -280,8 +280,8 @@ def test_a_judge_is_required():
 def test_command_writes_and_prints(tmp_path):
     given = write_models(tmp_path)
     options = ["--model", given["model"], "--autoregressive", given["autoregressive"]]
-    options += ["--data", given["data"][0], "--device", "cpu", "--json"]
-    small = ["--quick", "--texts", "2", "--samples", "0", "--sampler", "dilated @2"]
+    options += ["--dataset", given["data"][0], "--device", "cpu", "--json"]
+    small = ["--quick", "--num-texts", "2", "--num-return-sequences", "0", "--sampler", "dilated @2"]
     command = ["benchmark", "samplers", "--output", str(tmp_path / "out"), *options, *small]
 
     result = CliRunner().invoke(app, command)

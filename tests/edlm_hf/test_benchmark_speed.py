@@ -152,7 +152,21 @@ def call(*arguments):
     return CliRunner().invoke(app, ["benchmark", "speed", *map(str, arguments)])
 
 
-SMALL = ["--quick", "--vocab-sizes", "11", "--steps", 2, "--length", 8, "--width", 16, "--blocks", 1, "--repeats", 1]
+SMALL = [
+    "--quick",
+    "--vocab-sizes",
+    "11",
+    "--max-denoising-steps",
+    2,
+    "--length",
+    8,
+    "--hidden-dim",
+    16,
+    "--n-blocks",
+    1,
+    "--repeats",
+    1,
+]
 
 
 def test_command_writes_and_prints(tmp_path, monkeypatch):
@@ -169,8 +183,8 @@ def test_command_writes_and_prints(tmp_path, monkeypatch):
     [
         ("--modes", "magic", "only mdlm, ar, first_hitting, planned"),
         ("--planned-steps", "7", "for 8 and 16 only"),
-        ("--steps", "0", "must be positive"),
-        ("--window", "1.5", "must lie in [0, 1]"),
+        ("--max-denoising-steps", "0", "must be positive"),
+        ("--energy-window", "1.5", "must lie in [0, 1]"),
         ("--dtype", "float8", "float32, bfloat16"),
         ("--vocab-sizes", "2", "two tokens and the mask"),
         ("--batch-sizes", "some", "whole numbers like 16,64"),

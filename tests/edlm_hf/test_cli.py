@@ -75,12 +75,22 @@ def test_convert_writes_a_model(tmp_path):
 
 
 def test_generate_fills_masks_and_keeps_the_rest(model):
-    arguments = ["generate", "--model", model, "--prompt", "ab[MASK]d", "--max-new-tokens", 3, "--steps", 4]
-    result = call(*arguments, "--samples", 2, "--seed", 1, "--json")
+    arguments = [
+        "generate",
+        "--model",
+        model,
+        "--prompt",
+        "ab[MASK]d",
+        "--max-new-tokens",
+        3,
+        "--max-denoising-steps",
+        4,
+    ]
+    result = call(*arguments, "--num-return-sequences", 2, "--seed", 1, "--json")
     assert result.exit_code == 0, result.output
     texts = json.loads(result.stdout)
     assert len(texts) == 2 and all(len(text) == 7 and text[:2] == "ab" and text[3] == "d" for text in texts)
-    assert call(*arguments, "--samples", 2, "--seed", 1, "--json").stdout == result.stdout
+    assert call(*arguments, "--num-return-sequences", 2, "--seed", 1, "--json").stdout == result.stdout
 
 
 def test_what_is_not_said_is_as_the_model_is_set_to_and_texts_begin_with_its_start_token(tmp_path, monkeypatch):
@@ -91,18 +101,29 @@ def test_what_is_not_said_is_as_the_model_is_set_to_and_texts_begin_with_its_sta
     tokenizer.save_pretrained(tmp_path)
     seen, real = [], MDLMForMaskedLM.generate
     monkeypatch.setattr(MDLMForMaskedLM, "generate", lambda *args, **given: seen.append(given) or real(*args, **given))
-    result = call("generate", "--model", tmp_path, "--samples", 2, "--json")
+    result = call("generate", "--model", tmp_path, "--num-return-sequences", 2, "--json")
     assert result.exit_code == 0, result.output
     assert seen[0]["input_ids"].tolist() == [[27], [27]]
     assert not {"max_denoising_steps", "energy_window", "num_candidates", "block_length"} & set(seen[0])
-    assert call("generate", "--model", tmp_path, "--steps", 5, "--max-new-tokens", 4).exit_code == 0
+    assert call("generate", "--model", tmp_path, "--max-denoising-steps", 5, "--max-new-tokens", 4).exit_code == 0
     assert seen[1]["max_denoising_steps"] == 5 and seen[1]["max_new_tokens"] == 4
 
 
 def test_a_sampler_and_its_parameters_are_those_of_generate(model, monkeypatch):
     seen, real = [], MDLMForMaskedLM.generate
     monkeypatch.setattr(MDLMForMaskedLM, "generate", lambda *args, **given: seen.append(given) or real(*args, **given))
-    arguments = ["generate", "--model", model, "--prompt", "ab", "--max-new-tokens", 6, "--steps", 3, "--json"]
+    arguments = [
+        "generate",
+        "--model",
+        model,
+        "--prompt",
+        "ab",
+        "--max-new-tokens",
+        6,
+        "--max-denoising-steps",
+        3,
+        "--json",
+    ]
     parameters = ["--sampler-option", "distance=2", "--sampler-option", "score=random"]
     result = call(*arguments, "--sampler", "spaced", *parameters)
     assert result.exit_code == 0, result.output
@@ -127,7 +148,18 @@ def test_help_names_every_sampler(command):
 
 
 def test_a_text_longer_than_the_model_is_generated_block_after_block(model):
-    arguments = ["generate", "--model", model, "--prompt", "ab", "--max-new-tokens", 20, "--steps", 2, "--json"]
+    arguments = [
+        "generate",
+        "--model",
+        model,
+        "--prompt",
+        "ab",
+        "--max-new-tokens",
+        20,
+        "--max-denoising-steps",
+        2,
+        "--json",
+    ]
     too_long = call(*arguments)
     assert too_long.exit_code == 1 and "block_length" in too_long.stderr
     (text,) = json.loads(call(*arguments, "--block-length", 5).stdout)
@@ -144,7 +176,18 @@ def test_a_text_longer_than_the_model_is_generated_block_after_block(model):
     ],
 )
 def test_a_bar_of_all_steps_is_shown_on_a_terminal_only(model, options, steps):
-    arguments = ["generate", "--model", model, *options, "--steps", 4, "--samples", 3, "--batch-size", 2]
+    arguments = [
+        "generate",
+        "--model",
+        model,
+        *options,
+        "--max-denoising-steps",
+        4,
+        "--num-return-sequences",
+        3,
+        "--batch-size",
+        2,
+    ]
     shown = call(*arguments, "--json", env={"FORCE_COLOR": "1", "COLUMNS": "80"})  # to rich, a terminal
     told = re.sub(r"\x1b\[[\d;?]*\w", "", shown.stderr)
     assert re.search(f"text 3 of 3, steps .*{steps}/{steps}", told), told
@@ -160,7 +203,7 @@ def test_bars_of_the_libraries_are_shown_on_a_terminal_only(tmp_path, model, ter
     if terminal:
         termios.tcsetwinsize(write, (24, 80))
     told, cache = b"", {"HF_DATASETS_CACHE": str(tmp_path / "cache")}
-    arguments = "evaluate", "--model", model, "--data", tmp_path / "text.txt", "--normalize", "text8", "--json"
+    arguments = "evaluate", "--model", model, "--dataset", tmp_path / "text.txt", "--normalize-text8", "--json"
     with start(*arguments, env=cache, stdout=subprocess.PIPE, stderr=write) as program:
         os.close(write)
         with contextlib.suppress(OSError):  # how a terminal ends
@@ -177,11 +220,32 @@ def test_bars_of_the_libraries_are_shown_on_a_terminal_only(tmp_path, model, ter
 
 def test_options_come_from_a_file_and_flags_win(model, config):
     flags = call(
-        "generate", "--model", model, "--prompt", "ab", "--max-new-tokens", 3, "--steps", 4, "--seed", 1, "--json"
+        "generate",
+        "--model",
+        model,
+        "--prompt",
+        "ab",
+        "--max-new-tokens",
+        3,
+        "--max-denoising-steps",
+        4,
+        "--seed",
+        1,
+        "--json",
     )
-    options = {"model": str(model), "prompt": "ab", "max_new_tokens": 3, "steps": 4, "seed": 1, "json": True}
+    options = {
+        "model": str(model),
+        "prompt": "ab",
+        "max_new_tokens": 3,
+        "max_denoising_steps": 4,
+        "seed": 1,
+        "json": True,
+    }
     assert call("generate", "--config", config(**options)).stdout == flags.stdout != ""
-    options = {name.replace("_", "-"): x for name, x in options.items()} | {"samples": 2, "tokenizer": None}
+    options = {name.replace("_", "-"): x for name, x in options.items()} | {
+        "num-return-sequences": 2,
+        "tokenizer": None,
+    }
     result = call("generate", "--max-new-tokens", 5, "--config", config(**options))
     assert [len(text) for text in json.loads(result.stdout)] == [7, 7]
 
@@ -197,16 +261,16 @@ def test_positional_arguments_may_stand_in_the_file(tmp_path, config):
 @pytest.mark.parametrize(
     ("given", "steps", "data"),
     [
-        ({"steps": [4, 8], "data": ["a", "b=c"]}, (4, 8), ["a", "b=c"]),
-        ({"steps": "4,8", "data": "a"}, (4, 8), ["a"]),
-        ({"steps": 4, "data": ["a"], "nce": None}, (4,), ["a"]),
+        ({"max_denoising_steps": [4, 8], "dataset": ["a", "b=c"]}, (4, 8), ["a", "b=c"]),
+        ({"max_denoising_steps": "4,8", "dataset": "a"}, (4, 8), ["a"]),
+        ({"max_denoising_steps": 4, "dataset": ["a"], "nce": None}, (4,), ["a"]),
     ],
 )
 def test_lists_may_be_lists_in_the_file(config, given, steps, data):
     command = dict(commands())["benchmark", "quality"]
-    file = config(output="out", model="m", window=1, **given)
-    params = command.make_context("quality", ["--config", str(file), "--candidates", "3"]).params
-    assert (params["steps"], list(params["data"]), params["window"], params["candidates"]) == (steps, data, 1.0, 3)
+    file = config(output="out", model="m", energy_window=1, **given)
+    params = command.make_context("quality", ["--config", str(file), "--num-candidates", "3"]).params
+    assert (params["steps"], list(params["data"]), params["window"], params["num_candidates"]) == (steps, data, 1.0, 3)
 
 
 def test_every_command_takes_a_file_and_prints_json():
@@ -218,12 +282,15 @@ def test_every_command_takes_a_file_and_prints_json():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"colour": "red", "steps": 3}, "sets colour, which edlm generate does not have. It has model, tokenizer,"),
+        (
+            {"colour": "red", "max_denoising_steps": 3},
+            "sets colour, which edlm generate does not have. It has model, tokenizer,",
+        ),
         ({"config": "more.yaml"}, "sets config, which edlm generate does not have"),
-        ({"steps": "many"}, "'--steps'"),
-        ({"steps": 2.5}, "'--steps'"),
-        ({"steps": True}, "sets steps to True, but it must be a text or a number"),
-        ({"steps": [1, 2]}, "sets steps to [1, 2], but it must be a text or a number"),
+        ({"max_denoising_steps": "many"}, "'--max-denoising-steps'"),
+        ({"max_denoising_steps": 2.5}, "'--max-denoising-steps'"),
+        ({"max_denoising_steps": True}, "sets max-denoising-steps to True, but it must be a text or a number"),
+        ({"max_denoising_steps": [1, 2]}, "sets max-denoising-steps to [1, 2], but it must be a text or a number"),
         ({"prompt": {"a": "b"}}, "sets prompt to {'a': 'b'}"),
         ({"json": "yes"}, "sets json to 'yes', but it must be true or false"),
         (["steps"], "holds no lines `option: value`"),
@@ -251,15 +318,18 @@ def refused(result, words):
     ("arguments", "words"),
     [
         (("generate",), "Missing option '--model'"),
-        (("generate", "--model", "m", "--samples", 0), "'--samples'"),
+        (("generate", "--model", "m", "--num-return-sequences", 0), "'--num-return-sequences'"),
         (("generate", "--model", "m", "--seed", 10**30), "'--seed'"),
-        (("generate", "--model", "m", "--steps", -3), "'--steps'"),
-        (("generate", "--model", "m", "--window", 2), "'--window'"),
+        (("generate", "--model", "m", "--max-denoising-steps", -3), "'--max-denoising-steps'"),
+        (("generate", "--model", "m", "--energy-window", 2), "'--energy-window'"),
         (("generate", "--model", "m", "--device", "abacus"), "There is no device 'abacus' here"),
         (("generate", "--model", "m", "--device", "cpu:7"), "There is no device 'cpu:7' here"),
-        (("demo", "--steps", 0), "'--steps'"),
-        (("benchmark", "speed", "--output", "o", "--steps", "4,x"), "'4,x' is not a list of whole numbers like 16,64"),
-        (("evaluate", "--model", "m", "--data", "d", "--num-steps", "many"), "'--num-steps'"),
+        (("demo", "--max-denoising-steps", 0), "'--max-denoising-steps'"),
+        (
+            ("benchmark", "speed", "--output", "o", "--max-denoising-steps", "4,x"),
+            "'4,x' is not a list of whole numbers like 16,64",
+        ),
+        (("evaluate", "--model", "m", "--dataset", "d", "--num-steps", "many"), "'--num-steps'"),
         (("generate", "--model", "m", "--sampler-option", "distance"), "'distance' is not of the form NAME=VALUE"),
         (("write",), "No such command 'write'"),
     ],
@@ -279,12 +349,12 @@ def test_wrong_usage_is_exit_code_2(arguments, words):
         (("generate", "--model", "{}/nothing", "--sampler", "gibbs"), "must be one of ancestral, first_hitting"),
         (("generate", "--model", "{}", "--sampler", "spaced", "--sampler-option", "eta=1"), "'spaced' has no eta"),
         (("generate", "--model", "{}", "--sampler-option", "energy_window=0"), "No sampler has energy_window"),
-        (("evaluate", "--model", "{}/nothing", "--data", "text8"), "nothing"),
-        (("evaluate", "--model", "{}", "--data", "nothing.txt"), "No corpus 'nothing.txt'"),
+        (("evaluate", "--model", "{}/nothing", "--dataset", "text8"), "nothing"),
+        (("evaluate", "--model", "{}", "--dataset", "nothing.txt"), "No corpus 'nothing.txt'"),
         (("convert", "{}/nothing.ckpt", "{}/out"), "nothing.ckpt"),
         (("push", "{}/nothing", "me/x"), "no folder with a model"),
         (("benchmark", "speed", "--output", "{}/out", "--repeats", 0), "repeats"),
-        (("benchmark", "quality", "--output", "{}/out", "--model", "{}/nothing", "--data", "text8"), "nothing"),
+        (("benchmark", "quality", "--output", "{}/out", "--model", "{}/nothing", "--dataset", "text8"), "nothing"),
         (
             ("train-energy", "--dataset", "d", "--denoiser", "{}/nothing", "--use_cpu", "--output_dir", "{}/out"),
             "nothing",

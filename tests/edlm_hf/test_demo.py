@@ -17,7 +17,7 @@ from edlm_hf.demo.grammar_scene import show_grammar
 from edlm_hf.demo.prose_scenes import HIDDEN_WORDS, PARAGRAPH, hide, marked
 from edlm_hf.tokenization import text8_tokenizer, train_subword_tokenizer
 
-SMALL = ("--new-tokens", "12", "--steps", "2", "--candidates", "2")
+SMALL = ("--max-new-tokens", "12", "--max-denoising-steps", "2", "--num-candidates", "2")
 
 
 @pytest.fixture(params=["letters", "subwords"])

@@ -47,7 +47,7 @@ def as_json(*arguments):
 
 def test_blocks_of_a_local_text_are_scored_to_the_last_character(saved):
     folder, denoiser, causal, tokenizer = saved
-    options = ("--data", folder / "texts.txt", "--normalize", "text8", "--num-samples", 4)
+    options = ("--dataset", folder / "texts.txt", "--normalize-text8", "--num-samples", 4)
     text = " a plain short text of forty odd letters"
     found = as_json("--model", folder / "edlm", *options, "--metrics", "nelbo,sampler_bound,autoregressive_nll")
     assert found["num_characters"] == found["num_tokens"] == len(text)
@@ -67,7 +67,7 @@ def test_blocks_of_a_local_text_are_scored_to_the_last_character(saved):
 def test_the_bound_of_another_sampler_is_measured(saved):
     folder, denoiser, _, tokenizer = saved
     (folder / "words.txt").write_text("a short text")
-    options = "--data", folder / "words.txt", "--normalize", "text8", "--metrics", "sampler_bound", "--num-steps", 4
+    options = "--dataset", folder / "words.txt", "--normalize-text8", "--metrics", "sampler_bound", "--num-steps", 4
     options = "--model", folder / "edlm", *options, "--num-candidates", 1
     spaced = as_json(*options, "--sampler", "spaced", "--sampler-option", "distance=2")
     row = [tokenizer.bos_token_id, *tokenizer(" a short text", add_special_tokens=False).input_ids]
@@ -79,8 +79,8 @@ def test_the_bound_of_another_sampler_is_measured(saved):
 
 
 def test_text_is_brought_to_the_alphabet_of_the_tokenizer_and_the_settings_are_told(saved):
-    options = ("--model", saved[0] / "edlm", "--data", saved[0] / "texts.txt", "--num-steps", 7, "--seed", 3)
-    found, said, raw = (as_json(*options, *more) for more in ((), ("--normalize", "text8"), ("--normalize", "none")))
+    options = ("--model", saved[0] / "edlm", "--dataset", saved[0] / "texts.txt", "--num-steps", 7, "--seed", 3)
+    found, said, raw = (as_json(*options, *more) for more in ((), ("--normalize-text8",), ("--no-normalize-text8",)))
     assert found["metrics"] == said["metrics"] != raw["metrics"] and raw["num_characters"] == 40
     assert (found["settings"]["num_steps"], found["settings"]["seed"]) == (7, 3)
     assert {"date", "hardware", "command"} <= set(found["environment"])
@@ -88,26 +88,26 @@ def test_text_is_brought_to_the_alphabet_of_the_tokenizer_and_the_settings_are_t
 
 def test_windows_score_every_token_of_a_document_once(saved):
     folder, *_ = saved
-    options = ("--data", folder / "texts.txt", "--normalize", "text8", "--stride", 5, "--length", 12)
+    options = ("--dataset", folder / "texts.txt", "--normalize-text8", "--stride", 5, "--length", 12)
     found = as_json("--model", folder / "edlm", *options)
     assert found["num_tokens"] == 40 and found["num_texts"] > 4
 
 
 def test_a_table_shows_both_errors_and_the_number_of_samples(saved):
     folder, *_ = saved
-    result = call("--model", folder / "edlm", "--data", folder / "texts.txt", "--normalize", "text8")
+    result = call("--model", folder / "edlm", "--dataset", folder / "texts.txt", "--normalize-text8")
     assert result.exit_code == 0, result.output
     assert "| nelbo |" in result.output and "noise samples" in result.output and "±" in result.output
 
 
 def test_an_error_that_is_not_known_is_null_in_json(saved):
     folder, *_ = saved
-    options = ("--data", folder / "texts.txt", "--normalize", "text8", "--num-texts", 1)
+    options = ("--dataset", folder / "texts.txt", "--normalize-text8", "--num-texts", 1)
     assert as_json("--model", folder / "edlm", *options)["metrics"]["nelbo"]["text_standard_error"] is None
 
 
 def test_the_profile_is_a_table_of_its_own(saved):
-    options = ("--model", saved[0] / "edlm", "--data", saved[0] / "texts.txt", "--num-samples", 1)
+    options = ("--model", saved[0] / "edlm", "--dataset", saved[0] / "texts.txt", "--num-samples", 1)
     alone, both = (call(*options, "--metrics", metrics).stdout for metrics in ("h_profile", "nelbo,h_profile"))
     assert alone.startswith("| h_profile, t | nats/masked token |") and len(alone.strip().splitlines()) == 22
     assert "| nelbo |" in both and both.endswith(alone)
@@ -116,7 +116,7 @@ def test_the_profile_is_a_table_of_its_own(saved):
 def test_the_profile_is_part_of_the_json(saved):
     folder, *_ = saved
     found = as_json(
-        "--model", folder / "edlm", "--data", folder / "texts.txt", "--normalize", "text8", "--metrics", "h_profile"
+        "--model", folder / "edlm", "--dataset", folder / "texts.txt", "--normalize-text8", "--metrics", "h_profile"
     )
     assert len(found["metrics"]["h_profile"]["times"]) == len(found["metrics"]["h_profile"]["entropies"]) == 20
 
@@ -136,12 +136,12 @@ def test_the_profile_is_part_of_the_json(saved):
 )
 def test_bad_choices_are_refused_with_advice(saved, options, message):
     folder, *_ = saved
-    result = call("--model", folder / "edlm", "--data", folder / "texts.txt", "--normalize", "text8", *options)
+    result = call("--model", folder / "edlm", "--dataset", folder / "texts.txt", "--normalize-text8", *options)
     assert result.exit_code != 0 and message in result.output
 
 
 def test_a_corpus_that_is_not_there_is_an_error(saved):
     folder, *_ = saved
-    result = call("--model", folder / "edlm", "--data", folder / "nothing.txt")
+    result = call("--model", folder / "edlm", "--dataset", folder / "nothing.txt")
     assert result.exit_code == 1 and "nothing.txt" in result.output
     assert torch.is_grad_enabled()

@@ -49,7 +49,7 @@ def call(*arguments, env=None):
 @pytest.mark.parametrize("kind", OTHERS)
 def test_the_command_line_generates_by_any_masked_language_model(kind, tmp_path):
     folder = write_model(kind, tmp_path / kind)
-    arguments = "generate", "--model", folder, "--prompt", "ab[MASK]d", "--steps", 2, "--seed", 0
+    arguments = "generate", "--model", folder, "--prompt", "ab[MASK]d", "--max-denoising-steps", 2, "--seed", 0
     told = call(*arguments)
     assert told.exit_code == 0, told.stderr
     assert len(told.stdout.strip("\n")) == 4 and told.stdout[:2] == "ab" and told.stdout[3] == "d"
@@ -76,7 +76,7 @@ def test_what_is_trained_from_another_model_loads_and_is_trained_further(kind, t
         assert not torch.equal(model.get_input_embeddings().weight, before.get_input_embeddings().weight)
         ids = tokenizer("th[MASK] cat", return_tensors="pt").input_ids
         assert model.generate(ids, max_denoising_steps=2).shape == ids.shape
-    told = call("evaluate", "--model", tmp_path / "second", "--data", text, "--num-texts", 2, "--json")
+    told = call("evaluate", "--model", tmp_path / "second", "--dataset", text, "--num-texts", 2, "--json")
     assert told.exit_code == 0, told.stderr
 
 
@@ -160,7 +160,9 @@ def test_a_tokenizer_with_another_mask_is_refused(folders, tmp_path, kind):
     assert told.exit_code == 1 and not told.stdout and len(lines_of(told)) == 1
     assert "has id 27, but the model masks with id 28" in told.stderr
     (tmp_path / "text.txt").write_text("the cat")
-    evaluated = call("evaluate", "--model", model, "--tokenizer", tmp_path / "other", "--data", tmp_path / "text.txt")
+    evaluated = call(
+        "evaluate", "--model", model, "--tokenizer", tmp_path / "other", "--dataset", tmp_path / "text.txt"
+    )
     assert evaluated.exit_code == 1 and "has id 27, but the model masks with id 28" in evaluated.stderr
     with pytest.raises(ValueError, match="has id 27"):
         load_with_tokenizer(str(model), str(tmp_path / "other"))
@@ -244,12 +246,12 @@ def test_a_file_in_place_of_a_folder_is_named(folders):
 
 COMMANDS = {
     "generate": ("--model", "{}"),
-    "evaluate": ("--model", "{}", "--data", "text8"),
+    "evaluate": ("--model", "{}", "--dataset", "text8"),
     "train-denoiser": ("--model", "{}", "--dataset", "d", "--output_dir", "{}/out", "--use_cpu"),
     "train-autoregressive": ("--model", "{}", "--dataset", "d", "--output_dir", "{}/out", "--use_cpu"),
     "train-energy": ("--denoiser", "{}", "--dataset", "d", "--output_dir", "{}/out", "--use_cpu"),
     "train-drafts": ("--denoiser", "{}", "--dataset", "d", "--output_dir", "{}/out", "--use_cpu"),
-    "benchmark quality": ("--model", "{}", "--data", "text8", "--output", "{}/out"),
+    "benchmark quality": ("--model", "{}", "--dataset", "text8", "--output", "{}/out"),
     "push": ("{}", "me/model"),
 }
 

@@ -218,8 +218,18 @@ def test_what_cannot_be_drawn_is_refused_with_advice():
 
 def test_command_writes_the_picture(folder, tmp_path):
     path = tmp_path / "steps.svg"
-    command = ["picture", "--model", str(folder), "--prompt", "ab", "--max-new-tokens", "5", "--steps", "3"]
-    command += ["--candidates", "2", "--device", "cpu", "--json", "--output"]
+    command = [
+        "picture",
+        "--model",
+        str(folder),
+        "--prompt",
+        "ab",
+        "--max-new-tokens",
+        "5",
+        "--max-denoising-steps",
+        "3",
+    ]
+    command += ["--num-candidates", "2", "--device", "cpu", "--json", "--output"]
     result = CliRunner().invoke(app, [*command, str(path)])
     assert result.exit_code == 0, result.output
 

@@ -33,7 +33,7 @@ def push(source, repo_id, message="A model"):
 
     from edlm_hf.cli import app
 
-    result = CliRunner().invoke(app, ["push", source, repo_id, "--message", message])
+    result = CliRunner().invoke(app, ["push", source, repo_id, "--commit-message", message])
     return result.exit_code, result.stderr
 
 

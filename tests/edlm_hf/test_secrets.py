@@ -109,11 +109,11 @@ def test_cards_show_no_secret(tmp_path):
 
 def test_results_show_no_secret(tmp_path, monkeypatch):
     monkeypatch.setattr(
-        sys, "argv", ["edlm", "evaluate", "--data", "https://me:word@host/x", "--hub_token", "abc", LONG]
+        sys, "argv", ["edlm", "evaluate", "--dataset", "https://me:word@host/x", "--hub_token", "abc", LONG]
     )
     result = {"environment": environment(torch.device("cpu")), "settings": {"model": f"https://x:{LONG}@host"}}
     write_results(result, f"| https://me:word@host/{LONG} |", tmp_path)
-    assert result["environment"]["command"] == "edlm evaluate --data https://***@host/x --hub_token *** ***"
+    assert result["environment"]["command"] == "edlm evaluate --dataset https://***@host/x --hub_token *** ***"
     for file in tmp_path.iterdir():
         assert "word" not in file.read_text() and LONG not in file.read_text()
 
@@ -135,7 +135,7 @@ def test_messages_show_no_secret(tmp_path):
         (["train-denoiser", "--output_dir", tmp_path / "out", "--dataset", "x", "--hub_tokn", LONG], 2),
         (["train-denoiser", "--output_dir", tmp_path / "out", "--dataset", f"https://me:{LONG}@host/x"], 1),
         (["generate", "--model", "edlm-books", LONG], 2),
-        (["evaluate", "--model", f"https://me:{LONG}@host/x", "--data", "x.txt"], 1),
+        (["evaluate", "--model", f"https://me:{LONG}@host/x", "--dataset", "x.txt"], 1),
         (["push", tmp_path / LONG, "me/x"], 1),
     ):
         result = CliRunner().invoke(app, list(map(str, command)))

@@ -179,7 +179,16 @@ def test_revision_pins_a_push(hub, client, tmp_path):
     commit = client(push_model, source=str(tmp_path / "first"), **push)
     code, out, err = client(
         command,
-        arguments=["push", str(tmp_path / "second"), "me/pinned", "--revision", "v2", "--message", "Second", "--json"],
+        arguments=[
+            "push",
+            str(tmp_path / "second"),
+            "me/pinned",
+            "--revision",
+            "v2",
+            "--commit-message",
+            "Second",
+            "--json",
+        ],
     )
     assert code == 0, err
     result = json.loads(out.splitlines()[-1])
@@ -700,5 +709,5 @@ def test_mistakes_are_told_and_nothing_is_made(hub, client, folder, tmp_path):
         assert code == 1 and err.startswith("edlm push: ") and words in err and not out
     assert client(command, arguments=["push", str(folder)])[0] == 2
     code, out, _ = client(command, arguments=["push", "--help"])
-    assert code == 0 and all(option in out for option in ("--private", "--revision", "--message", "--json"))
+    assert code == 0 and all(option in out for option in ("--private", "--revision", "--commit-message", "--json"))
     assert set(hub.repositories) == before

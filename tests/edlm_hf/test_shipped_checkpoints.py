@@ -134,7 +134,17 @@ def test_the_energy_prefers_the_text_to_proposals_with_the_same_visible_tokens(m
 
 
 def test_generate_takes_the_short_name():
-    arguments = "generate", "--model", "edlm-books", "--prompt", "The", "--max-new-tokens", "8", "--steps", "2"
+    arguments = (
+        "generate",
+        "--model",
+        "edlm-books",
+        "--prompt",
+        "The",
+        "--max-new-tokens",
+        "8",
+        "--max-denoising-steps",
+        "2",
+    )
     result = CliRunner().invoke(app, [*arguments, "--seed", "0", "--json"])
     assert result.exit_code == 0, result.output
     assert '["The' in result.stdout

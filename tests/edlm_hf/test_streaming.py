@@ -210,7 +210,7 @@ def test_command_shows_the_text_while_it_forms_and_leaves_it(tmp_path):
     MDLMForMaskedLM(tiny_config(vocab_size=len(tokenizer))).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     command = [sys.executable, "-c", "from edlm_hf.cli import app; app()", "generate", "--model", str(tmp_path)]
-    command += ["--seed", "1", "--prompt", "ab[MASK]d", "--max-new-tokens", "3", "--steps", "4"]
+    command += ["--seed", "1", "--prompt", "ab[MASK]d", "--max-new-tokens", "3", "--max-denoising-steps", "4"]
     ours, theirs = pty.openpty()
     environment = os.environ | {"TERM": "xterm-256color", "COLUMNS": "80"}
     process = subprocess.Popen(command, stdout=theirs, stderr=subprocess.DEVNULL, env=environment)

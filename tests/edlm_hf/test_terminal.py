@@ -102,7 +102,19 @@ def on_a_terminal(*arguments) -> str:
 
 @pytest.mark.skipif(os.name != "posix", reason="needs a pseudo-terminal")
 def test_generated_texts_steer_no_terminal_and_are_piped_as_they_are(model):
-    arguments = "generate", "--model", model, "--samples", 4, "--max-new-tokens", 12, "--steps", 2, "--seed", 0
+    arguments = (
+        "generate",
+        "--model",
+        model,
+        "--num-return-sequences",
+        4,
+        "--max-new-tokens",
+        12,
+        "--max-denoising-steps",
+        2,
+        "--seed",
+        0,
+    )
     shown = on_a_terminal(*arguments)
     assert not {TITLE, "\x9b", "\x08", "\u202e"} & set(shown) and "\x1b[2J" not in shown and TITLE not in shown
     with start(*arguments, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as program:

@@ -135,7 +135,7 @@ def test_of_several_files_the_damaged_one_is_named(tmp_path):
 @pytest.mark.parametrize("name", ["latin.txt", "cut.jsonl", "empty.txt"])
 def test_the_command_line_says_it_in_one_line(tmp_path, name):
     (tmp_path / name).write_bytes(UNREADABLE[name][0])
-    told = CliRunner().invoke(app, ["evaluate", "--model", "edlm-books", "--data", str(tmp_path / name)])
+    told = CliRunner().invoke(app, ["evaluate", "--model", "edlm-books", "--dataset", str(tmp_path / name)])
     bars = "Loading weights", "Generating"  # the program switches them off where there is no terminal
     lines = [line for line in told.stderr.splitlines() if line and not line.startswith(bars)]
     assert told.exit_code == 1 and len(lines) == 1 and name in lines[0]

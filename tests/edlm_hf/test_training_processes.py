@@ -154,7 +154,17 @@ if __name__ == "__main__":
 
     home = Path(sys.argv[1])
     logs = runs(home / "two", rows=2, steps=2) | {"likelihoods": gather_object([likelihoods()])}
-    arguments = "generate", "--model", str(home), "--max-new-tokens", "12", "--steps", "2", "--samples", "5"
+    arguments = (
+        "generate",
+        "--model",
+        str(home),
+        "--max-new-tokens",
+        "12",
+        "--max-denoising-steps",
+        "2",
+        "--num-return-sequences",
+        "5",
+    )
     result = CliRunner().invoke(app, [*arguments, "--seed", "0", "--batch-size", "2", "--json"])
     assert result.exit_code == 0, (result.output, result.exception)
     if os.environ["RANK"] == "0":

@@ -207,8 +207,18 @@ def test_command_writes_the_page(tmp_path):
         tiny_denoiser(**sizes), randomised(EDLMEnergyModel(tiny_config(**sizes)))
     ).save_pretrained(tmp_path)
     TOKENIZER.save_pretrained(tmp_path)
-    arguments = ["generate", "--model", str(tmp_path), "--prompt", "ab[MASK]d", "--steps", "3", "--json", "--html"]
-    arguments += [str(tmp_path / "page.html"), "--samples", "3", "--batch-size", "2"]
+    arguments = [
+        "generate",
+        "--model",
+        str(tmp_path),
+        "--prompt",
+        "ab[MASK]d",
+        "--max-denoising-steps",
+        "3",
+        "--json",
+        "--html",
+    ]
+    arguments += [str(tmp_path / "page.html"), "--num-return-sequences", "3", "--batch-size", "2"]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
     shown = Page((tmp_path / "page.html").read_text(encoding="utf-8"))

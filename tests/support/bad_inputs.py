@@ -353,7 +353,7 @@ copy("unknown-dtype", config={"dtype": "float99"})
 Path("no-model").mkdir()
 Path("words.txt").write_text("it was a bright cold day in april\\n" * 9)
 Path("latin.txt").write_bytes(b"caf\\xe9 au lait\\n" * 9)
-Path("wrong.yaml").write_text("steps: many\\n")
+Path("wrong.yaml").write_text("max_denoising_steps: many\\n")
 """,
         (
             "generate",
@@ -362,7 +362,7 @@ Path("wrong.yaml").write_text("steps: many\\n")
             "generate --model cut",
             "generate --model unknown-type",
             "generate --model unknown-dtype",
-            "generate --model edlm-books --steps 0",
+            "generate --model edlm-books --max-denoising-steps 0",
             "generate --model edlm-books --max-new-tokens 9999",
             "generate --model edlm-books --device cuda:77",
             "generate --model edlm-books --config wrong.yaml",
@@ -371,13 +371,13 @@ Path("wrong.yaml").write_text("steps: many\\n")
             "generate --model edlm-books --sampler spaced --sampler-option distance",
             "generate --model edlm-books --sampler spaced --sampler-option gamma=0.1",
             "generate --model edlm-books --sampler-option energy_window=0.5",
-            "evaluate --model edlm-books --data nothing.txt",
-            "evaluate --model edlm-books --data latin.txt",
-            "evaluate --model edlm-books --data words.txt --metrics loss",
-            "evaluate --model edlm-books --data words.txt --num-samples 3",
-            "evaluate --model edlm-books --data words.txt --dtype float99",
-            "evaluate --model edlm-books --data words.txt --sampler spaced",
-            "evaluate --model edlm-books --data words.txt --metrics sampler_bound --sampler low_confidence",
+            "evaluate --model edlm-books --dataset nothing.txt",
+            "evaluate --model edlm-books --dataset latin.txt",
+            "evaluate --model edlm-books --dataset words.txt --metrics loss",
+            "evaluate --model edlm-books --dataset words.txt --num-samples 3",
+            "evaluate --model edlm-books --dataset words.txt --dtype float99",
+            "evaluate --model edlm-books --dataset words.txt --sampler spaced",
+            "evaluate --model edlm-books --dataset words.txt --metrics sampler_bound --sampler low_confidence",
             "convert words.txt converted",
             "push no-model user/name",
             "push nothing-here user/name",

@@ -1,0 +1,52 @@
+"""A command whose failures are one line, and what it tells on the standard error."""
+
+import os
+
+import typer
+from typer.core import TyperCommand
+
+from edlm_hf.errors import explanation
+from edlm_hf.hidden_secrets import hide_secrets
+from edlm_hf.terminal import tell, visible
+
+
+class Command(TyperCommand):
+    """A command whose failures are one line on stderr and exit code 1, if the user can mend them.
+
+    With EDLM_TRACEBACK=1 in the environment they keep their traceback. Ctrl-C is exit code 130.
+    """
+
+    def make_context(self, *args, **kwargs):
+        """As usual. A message of wrong usage, which quotes the arguments, shows no secret."""
+        try:
+            return super().make_context(*args, **kwargs)
+        except Exception as error:
+            if isinstance(getattr(error, "message", None), str):
+                error.message = visible(hide_secrets(error.message))
+            raise
+
+    def invoke(self, context):
+        """Run it with the model types registered, which `import edlm_hf` leaves out where only help is wanted."""
+        try:
+            import edlm_hf.registration  # noqa: F401
+
+            return super().invoke(context)
+        except KeyboardInterrupt:
+            tell_line(context, "interrupted.")
+            raise typer.Exit(130) from None
+        except Exception as error:
+            line = None if isinstance(error, BrokenPipeError) else explanation(error)
+            wants_traceback = os.environ.get("EDLM_TRACEBACK", "0") not in ("", "0")
+            if line is None or wants_traceback:
+                raise
+            tell_line(context, line)
+            raise typer.Exit(1) from None
+
+
+def tell_line(context: typer.Context, line: str) -> None:
+    """Tell one line about a command. Of several processes only the first one does."""
+    if os.environ.get("RANK", "0") == "0":
+        tell(f"{context.command_path}: {line}")
+
+
+__all__ = ["Command", "tell_line"]

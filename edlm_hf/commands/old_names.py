@@ -1,0 +1,90 @@
+"""Flags and YAML keys by the names that they had in an earlier version, which still work and tell the new name."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import typer
+
+from edlm_hf.commands.command import tell_line
+
+
+@dataclass(frozen=True)
+class Renamed:
+    """What an old name means now.
+
+    Args:
+        name: the new name, without the hyphens in front.
+        values: what texts of the old option mean, where the new one is true or false.
+    """
+
+    name: str
+    values: Mapping[str, bool] = field(default_factory=dict)
+
+    def truth_of(self, old: str, text: str) -> bool:
+        """True or false for a text of the old option."""
+        if text not in self.values:
+            raise typer.BadParameter(f"{old} is {text!r}, but it must be {' or '.join(self.values)}.")
+        return self.values[text]
+
+
+def with_new_names(
+    context: typer.Context,
+    arguments: Iterable[str],
+    renamed: Mapping[str, Renamed],
+) -> list[str]:
+    """Arguments with the new names of flags, and with hyphens for underscores in them.
+
+    The values of flags stay as they are, whatever they look like.
+    """
+    flags = {flag for option in context.command.params if getattr(option, "is_flag", False) for flag in option.opts}
+    words = iter(arguments)
+    new, used = [], []
+    for word in words:
+        name, equals, value = word.partition("=")
+        if word == "--" or not word.startswith("--"):
+            new.append(word)
+            # All that follows is positional
+            new += words if word == "--" else ()
+            continue
+
+        name = name.replace("_", "-")
+        entry = renamed.get(name[2:])
+        if entry is not None:
+            used.append(name[2:])
+            name = f"--{entry.name}"
+
+        if entry is not None and entry.values:
+            text = value if equals else next(words, "")
+            new.append(name if entry.truth_of(f"--{used[-1]}", text) else f"--no-{entry.name}")
+            continue
+
+        new.append(f"{name}{equals}{value}")
+        takes_value = any(name in option.opts for option in context.command.params) and name not in flags
+        if takes_value and not equals:
+            new += [word for word in [next(words, None)] if word is not None]
+
+    tell_new_names(context, {f"--{old}": f"--{renamed[old].name}" for old in used})
+    return new
+
+
+def with_new_keys(context: typer.Context, lines: Mapping[str, object], renamed: Mapping[str, Renamed]) -> dict:
+    """The lines of a YAML file by the new names of its keys."""
+    new = {}
+    for name, value in lines.items():
+        entry = renamed.get(name)
+        if entry is not None and entry.values:
+            value = entry.truth_of(name, str(value))
+        new[entry.name if entry else name] = value
+
+    tell_new_names(context, {name: renamed[name].name for name in lines if name in renamed})
+    return new
+
+
+def tell_new_names(context: typer.Context, names: Mapping[str, str]) -> None:
+    """Tell in one line which old names were used, and the new ones."""
+    if names:
+        changes = ", ".join(f"{old} (now {new})" for old, new in names.items())
+        tell_line(context, f"old names, which the next version will not know: {changes}.")
+
+
+__all__ = ["Renamed", "with_new_keys", "with_new_names"]

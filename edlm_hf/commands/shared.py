@@ -1,0 +1,100 @@
+"""Options that several commands have."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import typer
+
+from edlm_hf.parsing import name_and_value
+from edlm_hf.settings import option
+from edlm_hf.terminal import tell
+
+MODEL_HELP = "Folder or Hub repository, or a checkpoint that ships (edlm-books)."
+PROMPT_HELP = "Text to continue; mask tokens in it are filled."
+LARGEST_SEED = 2**48
+
+
+def seed_of(text: str) -> int:
+    """`7` -> 7.
+
+    Raises:
+        ValueError: it is not the seed of a generator, also where each of many processes has its own.
+    """
+    if not text.isdecimal() or int(text) > LARGEST_SEED:
+        raise ValueError(f"{text!r} is not a whole number from 0 to {LARGEST_SEED}.")
+    return int(text)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplerOptions:
+    """A sampler and its parameters.
+
+    Raises:
+        ValueError: there is no such sampler, or it does not have the parameter or its value.
+    """
+
+    sampler: str | None = option(
+        None,
+        shown="the model's",
+        help="Which masks a step reveals: ancestral, first_hitting, dilated, spaced, top_k, entropy_bound, threshold, "
+        "factor, klass, remdm, low_confidence, edit or speculative.",
+    )
+    sampler_option: tuple[tuple[str, object], ...] = option(
+        (),
+        parser=name_and_value,
+        repeated=True,
+        metavar="NAME=VALUE",
+        help="A parameter of the sampler, such as score=margin; repeat for more.",
+    )
+
+    def __post_init__(self):
+        from edlm_hf.modeling.sampler_choice import PARAMETERS, make_sampler
+
+        parameters = dict(self.sampler_option)
+        if unknown := sorted(set(parameters) - PARAMETERS):
+            raise ValueError(f"No sampler has {', '.join(unknown)}. There are {', '.join(sorted(PARAMETERS))}.")
+        if self.sampler is not None:
+            make_sampler(self.sampler, num_steps=1, parameters=parameters)
+
+    def arguments(self) -> dict:
+        """Keyword arguments of `generate()`."""
+        sampler = {} if self.sampler is None else {"sampler": self.sampler}
+        return sampler | dict(self.sampler_option)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResultFolder:
+    """Where a benchmark writes."""
+
+    output: Path = option(help="Folder for results.json, results.md, plots and finished parts.")
+
+
+def check_output_file(path: Path, flag: str) -> None:
+    """Raise typer.BadParameter unless the folder of a file to write is there, and no folder has its name."""
+    if path.is_dir():
+        raise typer.BadParameter(f"{path} is a folder.", param_hint=flag)
+    if not path.absolute().parent.is_dir():
+        raise typer.BadParameter(f"There is no folder {path.parent}: make it first.", param_hint=flag)
+
+
+def tell_missing_plots(result: dict) -> None:
+    """Tell how to get plots, where a benchmark made none."""
+    if not result["plots"]:
+        tell("No plots: matplotlib is not installed (pip install matplotlib).")
+
+
+def without_none(options: dict) -> dict:
+    """The options that were given. The others keep the default of what they are passed to."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+__all__ = [
+    "MODEL_HELP",
+    "PROMPT_HELP",
+    "ResultFolder",
+    "SamplerOptions",
+    "check_output_file",
+    "seed_of",
+    "tell_missing_plots",
+    "without_none",
+]

@@ -1,0 +1,21 @@
+"""Registers the model types `mdlm` and `edlm` with the auto classes of transformers, once in a process."""
+
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM
+
+from edlm_hf import sharing
+from edlm_hf.modeling.checkpoints import CheckpointingMixin
+from edlm_hf.modeling.configuration_edlm import EDLMConfig
+from edlm_hf.modeling.configuration_mdlm import MDLMConfig
+from edlm_hf.modeling.modeling_edlm import EDLMForMaskedDiffusion
+from edlm_hf.modeling.modeling_mdlm import MDLMForCausalLM, MDLMForMaskedLM, MDLMModel
+
+AutoConfig.register("mdlm", MDLMConfig, exist_ok=True)
+AutoConfig.register("edlm", EDLMConfig, exist_ok=True)
+AutoModel.register(MDLMConfig, MDLMModel, exist_ok=True)
+AutoModelForMaskedLM.register(MDLMConfig, MDLMForMaskedLM, exist_ok=True)
+AutoModelForCausalLM.register(MDLMConfig, MDLMForCausalLM, exist_ok=True)
+for auto_class in (AutoModel, AutoModelForMaskedLM, AutoModelForCausalLM):
+    auto_class.register(EDLMConfig, EDLMForMaskedDiffusion, exist_ok=True)
+
+# From here on models are saved and pushed with a card
+CheckpointingMixin.sharing = sharing
