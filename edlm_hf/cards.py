@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import PreTrainedConfig
 
 from edlm_hf.card_signatures import UNKNOWN, is_untouched, sign
@@ -142,12 +142,13 @@ def model_card(
     kind = KINDS.get(architecture, KINDS["EDLMForMaskedDiffusion"])
     bases = [name for name in base_models or [] if is_hub_name(name)]
 
-    # 1. Metadata, for the Hub
+    # 1. Metadata, for the Hub. Measurements stand in its `model-index`, under the name of the model
     family = "edlm" if architecture.startswith("EDLM") else "mdlm"
     all_tags = [family, "masked-diffusion", "diffusion-language-model"]
     if adapter:
         all_tags.append("lora")
     all_tags += tags or []
+    measurements = eval_results(facts, kind.task)
     metadata = ModelCardData(
         library_name="peft" if adapter else "transformers",
         license=facts.license,
@@ -156,6 +157,8 @@ def model_card(
         base_model=bases or None,
         datasets=facts.datasets or None,
         tags=list(dict.fromkeys(all_tags)),
+        model_name=PLACEHOLDER if measurements else None,
+        eval_results=measurements or None,
     )
 
     # 2. The kind of the model, and its table
@@ -297,6 +300,23 @@ def results_table(facts: CardFacts) -> str | None:
     return table
 
 
+def eval_results(facts: CardFacts, task: str | None) -> list[EvalResult]:
+    """List the measurements of the table as the Hub reads them: `1.826 ± 0.012` where an error is known."""
+    entries = []
+    for name, (value, error) in facts.results.items():
+        shown = value if error is None else f"{value:.6g} ± {error:.2g}"
+        entries.append(
+            EvalResult(
+                task_type=task or "other",
+                dataset_type="text",
+                dataset_name=facts.measured or "text",
+                metric_type=name,
+                metric_value=shown,
+            )
+        )
+    return entries
+
+
 def with_names(card: str, repo_id: str, tags: list[str] | None = None) -> str:
     """Write the name of its repository into the examples of a card, and add tags.
 
@@ -305,6 +325,7 @@ def with_names(card: str, repo_id: str, tags: list[str] | None = None) -> str:
     untouched = is_untouched(card)
     named = card.replace(f'"{PLACEHOLDER}"', f'"{repo_id}"').replace(f"`{PLACEHOLDER}`", f"`{repo_id}`")
     named = named.replace(f"\n# {PLACEHOLDER}\n", f"\n# {repo_id}\n")
+    named = named.replace(f"\n- name: {PLACEHOLDER}\n", f"\n- name: {repo_id}\n")
 
     # The metadata is written anew only where it changes: a card of a person keeps its layout
     parsed = ModelCard(named, ignore_metadata_errors=True)

@@ -17,7 +17,7 @@ from transformers.integrations.peft import MIN_PEFT_VERSION
 
 from edlm_hf import EDLMEnergyModel, EDLMForMaskedDiffusion, MDLMForCausalLM, MDLMModel, checkpoint
 from edlm_hf.card_signatures import UNKNOWN, is_untouched
-from edlm_hf.cards import CardFacts, model_card
+from edlm_hf.cards import CardFacts, model_card, with_names
 from edlm_hf.hub import save_custom_generate, write_better_card
 from edlm_hf.markdown import code_span
 from edlm_hf.tokenization import text8_tokenizer
@@ -484,6 +484,10 @@ def test_card_says_what_was_measured_and_what_is_missing(tmp_path):
     assert "| bits/char | 1.4322 | 0.0021 |" in full and "| steps | 1000 |  |" in full
     data = ModelCard(full).data
     assert data.license == "mit" and data.datasets == ["afmck/text8"]
+    found = [(result.metric_type, result.metric_value, result.dataset_name) for result in data.eval_results]
+    assert found == [("bits/char", "1.4322 ± 0.0021", FACTS.measured), ("steps", 1000, FACTS.measured)]
+    named = ModelCard(with_names(full, "me/model")).data
+    assert (named.model_name, named.eval_results) == ("me/model", data.eval_results)
     model.card_facts = None
     model.save_pretrained(tmp_path)
     assert (tmp_path / "README.md").read_text() == full  # what is known is not lost to a save that knows less
