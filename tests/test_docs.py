@@ -29,11 +29,12 @@ from edlm_hf.modeling.sampler_choice import SAMPLERS
 from edlm_hf.tokenization import text8_tokenizer
 
 ROOT = Path(__file__).parents[1]
-QUICKSTART, SHARING = ROOT / "docs" / "quickstart.md", ROOT / "docs" / "sharing.md"
-PAGES = [ROOT / "README.md", *sorted(set((ROOT / "docs").glob("*.md")) - {QUICKSTART, SHARING})]
+FIRST_HOUR, QUICKSTART, SHARING = (ROOT / "docs" / f"{name}.md" for name in ("first_hour", "quickstart", "sharing"))
+WITH_A_HUB = {FIRST_HOUR, QUICKSTART, SHARING}
+PAGES = [ROOT / "README.md", *sorted(set((ROOT / "docs").glob("*.md")) - WITH_A_HUB)]
 REFERENCE = sorted((ROOT / "docs" / "reference").glob("*.md"))
 OTHERS = [ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", ROOT / "recipes" / "README.md"]
-PROSE = [*PAGES, QUICKSTART, SHARING, *REFERENCE, *OTHERS]
+PROSE = [*PAGES, *sorted(WITH_A_HUB), *REFERENCE, *OTHERS]
 FILES = [path for path in ROOT.glob("[!.]*/**/*") if path.is_file()] + list(ROOT.glob("*.*"))
 
 
@@ -59,17 +60,33 @@ def run_page(page, folder):
     return [block["error"] for block in pages.run_page(Path(page), Path(folder)) if block["error"]]
 
 
-def test_every_block_of_the_page_on_sharing_runs_as_written(tmp_path):
-    """The pushes too: the Hub is a local server."""
+@pytest.fixture
+def hub():
+    """A Hub of this machine."""
     hub = HubServer()
+    yield hub
+    hub.close()
+
+
+@pytest.fixture
+def client(hub, tmp_path):
+    """A process that takes it for the Hub."""
     client = HubClient(hub.environment(tmp_path / "hf") | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""})
-    try:
-        assert not (wrong := client(run_page, page=SHARING, folder=tmp_path / "scratch")), "\n\n".join(wrong)
-        assert set(hub.repositories) >= {"user/edlm", "user/edlm-tyger", "user/edlm-tyger-2", "user/edlm-merged"}
-        assert hub["user/edlm-merged"].private and "v2" in hub["user/edlm-tyger"].branches
-    finally:
-        client.close()
-        hub.close()
+    yield client
+    client.close()
+
+
+def test_every_block_of_the_page_on_sharing_runs_as_written(hub, client, tmp_path):
+    """The pushes too: the Hub is a local server."""
+    assert not (wrong := client(run_page, page=SHARING, folder=tmp_path / "scratch")), "\n\n".join(wrong)
+    assert set(hub.repositories) >= {"user/edlm", "user/edlm-tyger", "user/edlm-tyger-2", "user/edlm-merged"}
+    assert hub["user/edlm-merged"].private and "v2" in hub["user/edlm-tyger"].branches
+
+
+def test_the_tasks_of_the_first_hour_work_as_written(hub, client, tmp_path):
+    """All but the installation and the site, which `tests/nightly/test_first_hour.py` has."""
+    assert not (wrong := client(run_page, page=FIRST_HOUR, folder=tmp_path / "scratch")), "\n\n".join(wrong)
+    assert hub["user/my-bert"].private
 
 
 def run_and_push(folder, script, command):
