@@ -13,8 +13,10 @@ if not help_only.is_wanted():
     from edlm_hf.modeling.configuration_mdlm import MDLMConfig
     from edlm_hf.modeling.energy_edlm import EDLMEnergyModel
     from edlm_hf.modeling.generation_edlm import EDLMGenerationConfig
+    from edlm_hf.modeling.mdlm_trunk import MDLMModel
     from edlm_hf.modeling.modeling_edlm import EDLMForMaskedDiffusion
-    from edlm_hf.modeling.modeling_mdlm import MDLMForCausalLM, MDLMForMaskedLM, MDLMModel
+    from edlm_hf.modeling.modeling_mdlm import MDLMForMaskedLM
+    from edlm_hf.modeling.modeling_mdlm_causal import MDLMForCausalLM
     from edlm_hf.published_denoisers import load_published_denoiser, load_published_tokenizer
 
 __version__ = "0.1.0"

@@ -9,7 +9,8 @@ from transformers import PreTrainedModel
 
 from edlm_hf.modeling.configuration_mdlm import MDLMConfig
 from edlm_hf.modeling.energy_edlm import EDLMEnergyModel
-from edlm_hf.modeling.modeling_mdlm import MDLMForCausalLM, MDLMForMaskedLM
+from edlm_hf.modeling.modeling_mdlm import MDLMForMaskedLM
+from edlm_hf.modeling.modeling_mdlm_causal import MDLMForCausalLM
 from edlm_hf.terminal import list_names
 
 

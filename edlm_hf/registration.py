@@ -6,8 +6,10 @@ from edlm_hf import sharing
 from edlm_hf.modeling.checkpoints import CheckpointingMixin
 from edlm_hf.modeling.configuration_edlm import EDLMConfig
 from edlm_hf.modeling.configuration_mdlm import MDLMConfig
+from edlm_hf.modeling.mdlm_trunk import MDLMModel
 from edlm_hf.modeling.modeling_edlm import EDLMForMaskedDiffusion
-from edlm_hf.modeling.modeling_mdlm import MDLMForCausalLM, MDLMForMaskedLM, MDLMModel
+from edlm_hf.modeling.modeling_mdlm import MDLMForMaskedLM
+from edlm_hf.modeling.modeling_mdlm_causal import MDLMForCausalLM
 
 AutoConfig.register("mdlm", MDLMConfig, exist_ok=True)
 AutoConfig.register("edlm", EDLMConfig, exist_ok=True)

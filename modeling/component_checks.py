@@ -5,7 +5,7 @@ from torch import nn
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedModel
 
 from .configuration_edlm import EDLMConfig
-from .modeling_mdlm import MDLMPreTrainedModel
+from .mdlm_pretrained import MDLMPreTrainedModel
 from .network_facts import accepts, without_adapters
 from .network_probes import is_causal, sees_later_tokens
 

@@ -18,7 +18,8 @@ from transformers.utils import cached_file
 from .configuration_edlm import ENERGY_TYPES, EDLMConfig, PlainModuleConfig, check_choice
 from .configuration_mdlm import MDLMConfig
 from .foreign_denoisers import build_foreign_denoiser
-from .modeling_mdlm import MDLMForCausalLM, MDLMForMaskedLM
+from .modeling_mdlm import MDLMForMaskedLM
+from .modeling_mdlm_causal import MDLMForCausalLM
 from .network_energy import EDLMEnergyModel
 from .network_facts import num_ids
 from .shared_energy import EDLMSharedEnergyModel

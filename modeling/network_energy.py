@@ -14,7 +14,7 @@ from transformers.utils.generic import can_return_tuple
 from .configuration_mdlm import MDLMConfig
 from .masked_diffusion import at_least_float32
 from .mdlm_blocks import ZeroLinear
-from .modeling_mdlm import MDLMModel
+from .mdlm_trunk import MDLMModel
 from .projection import HALF, full_precision, precision_of
 
 

@@ -13,7 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from .evaluation_mode import evaluating
-from .modeling_mdlm import MDLMPreTrainedModel
+from .mdlm_pretrained import MDLMPreTrainedModel
 from .network_facts import accepts, device_of, vocabulary_size, without_adapters
 
 # Model types in which padding takes part though it is masked: tokens are mixed without a mask,

@@ -8,7 +8,7 @@ from torch import nn
 from transformers import initialization
 
 from .mdlm_blocks import BlockReader, ZeroLinear
-from .modeling_mdlm import MDLMModel, MDLMPreTrainedModel
+from .mdlm_trunk import MDLMModel, MDLMPreTrainedModel
 from .network_energy import NetworkEnergyMixin, start_as_mean
 
 

@@ -9,7 +9,8 @@ from edlm_hf.benchmarks.speed_settings import OURS, PUBLISHED, Comparison, Speed
 from edlm_hf.benchmarks.timing import Stopwatch, seconds_now
 from edlm_hf.modeling.configuration_mdlm import MDLMConfig
 from edlm_hf.modeling.modeling_edlm import EDLMForMaskedDiffusion
-from edlm_hf.modeling.modeling_mdlm import MDLMForCausalLM, MDLMForMaskedLM
+from edlm_hf.modeling.modeling_mdlm import MDLMForMaskedLM
+from edlm_hf.modeling.modeling_mdlm_causal import MDLMForCausalLM
 
 # `sampler=` of `generate()` and its parameters
 OWN_SAMPLERS = {

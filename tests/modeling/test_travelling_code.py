@@ -1,14 +1,16 @@
 """The code that travels with every checkpoint: it stands alone, and asks a reader for no trust besides."""
 
 import ast
+import inspect
 import re
 import sys
 from pathlib import Path
 
 import pytest
 from published import tiny_denoiser
+from transformers.dynamic_module_utils import get_relative_import_files
 
-from edlm_hf import EDLMForMaskedDiffusion
+from edlm_hf import EDLMEnergyModel, EDLMForMaskedDiffusion, MDLMForCausalLM, MDLMForMaskedLM, MDLMModel
 from edlm_hf.modeling import modeling_mdlm
 
 MODELING = Path(modeling_mdlm.__file__).parent
@@ -52,3 +54,21 @@ def test_code_beside_a_checkpoint_is_the_modelling_code_alone(tmp_path):
         model.save_pretrained(folder)
         files = {file.name for file in folder.glob("*.py")}
         assert files < {file.name for file in FILES}
+
+
+@pytest.mark.parametrize(
+    ("model_class", "most_kilobytes"),
+    [
+        (MDLMModel, 95),
+        (MDLMForCausalLM, 100),
+        (EDLMEnergyModel, 105),
+        (MDLMForMaskedLM, 325),
+        (EDLMForMaskedDiffusion, 460),
+    ],
+)
+def test_a_network_without_diffusion_brings_no_code_of_samplers(model_class, most_kilobytes):
+    source = Path(inspect.getfile(model_class))
+    files = {source, *map(Path, get_relative_import_files(source))}
+    assert sum(file.stat().st_size for file in files) <= 1000 * most_kilobytes
+    has_samplers = any(file.stem == "samplers" for file in files)
+    assert has_samplers == (model_class in (MDLMForMaskedLM, EDLMForMaskedDiffusion))

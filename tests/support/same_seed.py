@@ -11,7 +11,8 @@ import torch
 
 from edlm_hf import EDLMForMaskedDiffusion
 from edlm_hf.modeling.configuration_mdlm import MDLMConfig
-from edlm_hf.modeling.modeling_mdlm import MDLMForCausalLM, MDLMForMaskedLM
+from edlm_hf.modeling.modeling_mdlm import MDLMForMaskedLM
+from edlm_hf.modeling.modeling_mdlm_causal import MDLMForCausalLM
 
 RECORDED = Path(__file__).parents[1] / "golden" / "same_seed.json"
 VOCABULARY, MASK, LENGTH = 11, 10, 24
