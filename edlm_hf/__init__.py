@@ -19,7 +19,7 @@ if not help_only.is_wanted():
     from edlm_hf.modeling.modeling_mdlm_causal import MDLMForCausalLM
     from edlm_hf.published_denoisers import load_published_denoiser, load_published_tokenizer
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "EDLMConfig",

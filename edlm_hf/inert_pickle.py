@@ -2,9 +2,9 @@
 
 Nothing is imported or executed, and time and memory are proportional to its length.
 
-`torch.load(weights_only=True)` with inert classes for the names that it does not know was tried (torch 2.13). It hashes
-every key: a file of 935 bytes, with tuples in tuples as a key, kept it busy without end. It also refuses honest files
-with a set in their settings.
+`torch.load` with `weights_only=True`, and inert classes for the names that it does not know, was tried (torch 2.13). It
+hashes every key: a file of 935 bytes, with tuples in tuples as a key, kept it busy without end. It also refuses honest
+files with a set in their settings.
 """
 
 import pickletools

@@ -322,3 +322,22 @@ def test_citation_and_changelog_speak_of_this_version():
     assert citation["version"] == edlm_hf.__version__ and citation["cff-version"]
     assert "2410.21357" in json.dumps(citation["preferred-citation"])
     assert f"## {edlm_hf.__version__}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def commands_of(command):
+    """Every command of the program, those of a group too."""
+    if not hasattr(command, "commands"):
+        return [command]
+    return [leaf for part in command.commands.values() for leaf in commands_of(part)]
+
+
+def test_the_changelog_says_every_flag_that_has_a_new_name():
+    from typer.main import get_command
+
+    from edlm_hf.cli import app
+
+    rows = [line for line in (ROOT / "CHANGELOG.md").read_text().splitlines() if line.startswith("| `")]
+    renamed = [getattr(command, "renamed", {}) for command in commands_of(get_command(app))]
+    pairs = {(f"`--{old}", f"`--{entry.name}`") for names in renamed for old, entry in names.items()}
+    missing = [pair for pair in pairs if not any(pair[0] in row and pair[1] in row for row in rows)]
+    assert len(pairs) >= 14 and not missing
