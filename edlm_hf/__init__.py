@@ -8,16 +8,18 @@ from edlm_hf import clone, help_only  # noqa: F401  (in a clone, modeling is fou
 from edlm_hf.checkpoints import checkpoint
 
 if not help_only.is_wanted():
-    from edlm_hf import registration  # noqa: F401
-    from edlm_hf.modeling.configuration_edlm import EDLMConfig
-    from edlm_hf.modeling.configuration_mdlm import MDLMConfig
-    from edlm_hf.modeling.energy_edlm import EDLMEnergyModel
-    from edlm_hf.modeling.generation_edlm import EDLMGenerationConfig
-    from edlm_hf.modeling.mdlm_trunk import MDLMModel
-    from edlm_hf.modeling.modeling_edlm import EDLMForMaskedDiffusion
-    from edlm_hf.modeling.modeling_mdlm import MDLMForMaskedLM
-    from edlm_hf.modeling.modeling_mdlm_causal import MDLMForCausalLM
-    from edlm_hf.published_denoisers import load_published_denoiser, load_published_tokenizer
+    from edlm_hf.registration import (
+        EDLMConfig,
+        EDLMEnergyModel,
+        EDLMForMaskedDiffusion,
+        EDLMGenerationConfig,
+        MDLMConfig,
+        MDLMForCausalLM,
+        MDLMForMaskedLM,
+        MDLMModel,
+        load_published_denoiser,
+        load_published_tokenizer,
+    )
 
 __version__ = "0.2.0"
 
@@ -34,3 +36,12 @@ __all__ = [
     "load_published_denoiser",
     "load_published_tokenizer",
 ]
+
+
+def __getattr__(name: str):
+    """A public name where only help was wanted, but a command runs after all."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from edlm_hf import registration
+
+    return getattr(registration, name)

@@ -81,11 +81,27 @@ def quiet_libraries() -> None:
         os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")  # read when a command imports datasets
 
 
-add_command(app, "demo", demo)
-add_command(app, "convert", convert)
-add_command(app, "generate", generate)
-add_command(app, "picture", picture)
-add_command(app, "push", push)
+COMMANDS = {
+    "demo": demo,
+    "generate": generate,
+    "picture": picture,
+    "evaluate": evaluate,
+    "convert": convert,
+    "push": push,
+}
+# With the values of --quick, where there is one
+BENCHMARKS = {
+    "speed": (speed, speed_settings.QUICK),
+    "quality": (quality, quality_settings.QUICK),
+    "samplers": (samplers, samplers_settings.QUICK),
+    "infilling": (infilling, None),
+    "draws": (draws, None),
+}
+
+for name, run in COMMANDS.items():
+    add_command(app, name, run)
+for name, (run, quick) in BENCHMARKS.items():
+    add_command(benchmark, name, run, quick)
 
 # Their options are those of transformers' Trainer, and are parsed by its HfArgumentParser
 TRAINING = {
@@ -127,11 +143,4 @@ def train_drafts(arguments: typer.Context):
     commands.train_drafts(arguments.args)
 
 
-add_command(app, "evaluate", evaluate)
-
 app.add_typer(benchmark, name="benchmark")
-add_command(benchmark, "speed", speed, quick=speed_settings.QUICK)
-add_command(benchmark, "quality", quality, quick=quality_settings.QUICK)
-add_command(benchmark, "draws", draws)
-add_command(benchmark, "samplers", samplers, quick=samplers_settings.QUICK)
-add_command(benchmark, "infilling", infilling)

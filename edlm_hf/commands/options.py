@@ -45,7 +45,8 @@ def add_command(
     fields = [field for kind in kinds.values() for field in options_of(kind)]
 
     def command(context: typer.Context, **values) -> None:
-        chosen = dict(quick) if values.get("quick") else {}
+        is_quick = values.get("quick") and not values["no_quick"]
+        chosen = dict(quick) if is_quick else {}
         for field in fields:
             if context.get_parameter_source(field.name).name != "DEFAULT":
                 value = values[field.name]
@@ -177,11 +178,14 @@ def common_parameters(renamed: Mapping[str, Renamed], has_quick: bool) -> list[i
         callback=read, is_eager=True, exists=True, dir_okay=False, help="YAML file of options; flags override it."
     )
     common = [
-        parameter("quick", Annotated[bool, quick], False),
         parameter("json", Annotated[bool, json], False),
         parameter("config", Annotated[Path | None, config], None),
     ]
-    return common if has_quick else common[1:]
+    if has_quick:
+        no_quick = typer.Option("--no-quick", hidden=True)
+        common.insert(0, parameter("no_quick", Annotated[bool, no_quick], False))
+        common.insert(0, parameter("quick", Annotated[bool, quick], False))
+    return common
 
 
 def parameter(name: str, annotation, default=inspect.Parameter.empty) -> inspect.Parameter:

@@ -145,3 +145,17 @@ def test_a_corpus_that_is_not_there_is_an_error(saved):
     result = call("--model", folder / "edlm", "--dataset", folder / "nothing.txt")
     assert result.exit_code == 1 and "nothing.txt" in result.output
     assert torch.is_grad_enabled()
+
+
+# The keys of `settings` in files of results, which others read
+RECORDED = """model data metrics tokenizer split normalize length stride num_texts num_steps sampler_options
+num_candidates inner_copies energy_window num_samples batch_size seed dtype device"""
+
+
+def test_names_of_0_1_0_are_known_and_results_keep_their_keys(saved):
+    folder, *_ = saved
+    new = as_json("--model", folder / "edlm", "--dataset", folder / "texts.txt", "--no-normalize-text8")
+    old = as_json("--model", folder / "edlm", "--data", folder / "texts.txt", "--normalize", "none")
+    assert old["metrics"] == new["metrics"] and old["settings"] == new["settings"]
+    assert set(new["settings"]) == set(RECORDED.split())
+    assert new["settings"]["normalize"] == "none" and new["settings"]["data"] == str(folder / "texts.txt")
