@@ -114,33 +114,33 @@ TRAINING = {
 @app.command("train-denoiser", **TRAINING)
 def train_denoiser(arguments: typer.Context):
     """Train a masked diffusion model by a recipe (YAML) or flags; --help lists them."""
-    from edlm_hf.training import commands
+    from edlm_hf.commands import train
 
-    commands.train_denoiser(arguments.args)
+    train.train_denoiser(arguments.args)
 
 
 @app.command("train-autoregressive", **TRAINING)
 def train_autoregressive(arguments: typer.Context):
     """Train the autoregressive baseline by a recipe (YAML) or flags; --help lists them."""
-    from edlm_hf.training import commands
+    from edlm_hf.commands import train
 
-    commands.train_autoregressive(arguments.args)
+    train.train_autoregressive(arguments.args)
 
 
 @app.command("train-energy", **TRAINING)
 def train_energy(arguments: typer.Context):
     """Train the NCE energy of a denoiser by a recipe (YAML) or flags; --help lists them."""
-    from edlm_hf.training import commands
+    from edlm_hf.commands import train
 
-    commands.train_energy(arguments.args)
+    train.train_energy(arguments.args)
 
 
 @app.command("train-drafts", **TRAINING)
 def train_drafts(arguments: typer.Context):
     """Train the draft head of a denoiser, for speculative sampling, by a recipe (YAML) or flags; --help lists them."""
-    from edlm_hf.training import commands
+    from edlm_hf.commands import train
 
-    commands.train_drafts(arguments.args)
+    train.train_drafts(arguments.args)
 
 
 app.add_typer(benchmark, name="benchmark")

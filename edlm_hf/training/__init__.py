@@ -5,6 +5,7 @@ from edlm_hf.training.arguments import EDLMTrainingArguments
 from edlm_hf.training.averaging import ExponentialMovingAverage
 from edlm_hf.training.collators import DataCollatorForBlocks
 from edlm_hf.training.energy_arguments import EnergyArguments
+from edlm_hf.training.memory import sizes_in_bytes
 from edlm_hf.training.trainer_autoregressive import AutoregressiveTrainer
 from edlm_hf.training.trainer_base import EDLMTrainer
 from edlm_hf.training.trainer_denoiser import MaskedDiffusionArguments, MaskedDiffusionTrainer
@@ -28,4 +29,5 @@ __all__ = [
     "MaskedDiffusionTrainer",
     "last_complete_checkpoint",
     "merge_lora",
+    "sizes_in_bytes",
 ]

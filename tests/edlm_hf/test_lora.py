@@ -31,7 +31,7 @@ from edlm_hf.training import (
     EnergyTrainer,
     merge_lora,
 )
-from edlm_hf.training.commands import sizes_in_bytes
+from edlm_hf.training.memory import sizes_in_bytes
 
 BASES = {
     "own": {},

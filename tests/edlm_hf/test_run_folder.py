@@ -18,7 +18,9 @@ from safetensors.torch import load_file
 from training import denoiser_trainer, random_blocks
 
 from edlm_hf import MDLMForMaskedLM
-from edlm_hf.training import commands, last_complete_checkpoint
+from edlm_hf.commands import training_run
+from edlm_hf.commands.train import train_denoiser
+from edlm_hf.training import last_complete_checkpoint
 from edlm_hf.training.folder_lock import FolderLock
 from edlm_hf.training.whole_checkpoints import MANIFEST, fault_of_checkpoint
 
@@ -35,7 +37,7 @@ def text(tmp_path_factory):
 
 
 def train(text, folder, *more) -> dict:
-    return commands.train_denoiser(["--dataset", str(text), "--output_dir", str(folder), *FLAGS, *map(str, more)])
+    return train_denoiser(["--dataset", str(text), "--output_dir", str(folder), *FLAGS, *map(str, more)])
 
 
 @pytest.fixture(scope="module")
@@ -75,16 +77,16 @@ def test_a_second_run_in_a_folder_ends_at_once_and_says_who_is_there(text, tmp_p
 
 def test_runs_that_begin_at_the_same_time_do_not_take_each_others_identity(text, tmp_path, monkeypatch):
     """The second begins while the first makes its blocks: before there is a recipe or a checkpoint."""
-    load_sets, refused = commands.load_sets, []
+    load_sets, refused = training_run.load_sets, []
 
     def meanwhile(*args):
-        monkeypatch.setattr(commands, "load_sets", load_sets)
+        monkeypatch.setattr(training_run, "load_sets", load_sets)
         with pytest.raises(ValueError, match="Another run works in"):
             train(text, tmp_path / "run", "--learning_rate", "0.5")
         refused.append(True)
         return load_sets(*args)
 
-    monkeypatch.setattr(commands, "load_sets", meanwhile)
+    monkeypatch.setattr(training_run, "load_sets", meanwhile)
     train(text, tmp_path / "run")
     assert refused and json.loads((tmp_path / "run/recipe.json").read_text())["learning_rate"] == 1e-2
 

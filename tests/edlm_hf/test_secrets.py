@@ -18,9 +18,11 @@ from typer.testing import CliRunner
 from edlm_hf.benchmarks.report import environment, write_results
 from edlm_hf.cards import CardFacts
 from edlm_hf.cli import app
+from edlm_hf.commands.train import train_denoiser
+from edlm_hf.commands.training_flags import DataArguments, ModelArguments
+from edlm_hf.commands.training_recipe import parse
 from edlm_hf.hidden_secrets import hide_in_command, hide_in_values, hide_secrets, is_secret_name
 from edlm_hf.training import EnergyArguments, MaskedDiffusionArguments
-from edlm_hf.training.commands import DataArguments, ModelArguments, parse
 
 CLASSES = DataArguments, ModelArguments, MaskedDiffusionArguments
 LONG = "hf_" + "aB3dE6" * 6
@@ -122,11 +124,10 @@ def test_messages_show_no_secret(tmp_path):
     recipe = {"hub_token": "my secret", "dataset": f"https://me:{LONG}@host/x"}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     assert (
-        parse("train-denoiser", CLASSES, [str(tmp_path / "recipe.yaml"), "--output_dir", "x"])[2].hub_token
-        == "my secret"
+        parse(train_denoiser, CLASSES, [str(tmp_path / "recipe.yaml"), "--output_dir", "x"])[2].hub_token == "my secret"
     )
     flags = ["--output_dir", "x", "--hub_token", "another"]
-    assert parse("train-denoiser", CLASSES, [str(tmp_path / "recipe.yaml"), *flags])[2].hub_token == "another"
+    assert parse(train_denoiser, CLASSES, [str(tmp_path / "recipe.yaml"), *flags])[2].hub_token == "another"
     assert "--hub_token HUB_TOKEN" in CliRunner().invoke(app, ["train-denoiser", "--help"]).output
     (tmp_path / "wrong.yaml").write_text(yaml.safe_dump({"hub_token": "my secret", "max_steps": "my secret"}))
     for command, code in (

@@ -11,16 +11,23 @@ import yaml
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
 from typer.testing import CliRunner
 
+from edlm_hf import MDLMConfig, MDLMForMaskedLM
 from edlm_hf.cli import app
-from edlm_hf.training import commands
-from edlm_hf.training.commands import DataArguments, EnergyModelArguments, ModelArguments, new_energy, parse
+from edlm_hf.commands import train
+from edlm_hf.commands.new_models import new_energy, new_model
+from edlm_hf.commands.training_data import choose_tokenizer, load_sets
+from edlm_hf.commands.training_flags import DataArguments, DraftModelArguments, EnergyModelArguments, ModelArguments
+from edlm_hf.commands.training_recipe import parse
+from edlm_hf.loading import load_denoiser
+from edlm_hf.tokenization import text8_tokenizer
+from edlm_hf.training import DraftArguments, EDLMTrainingArguments, EnergyArguments, MaskedDiffusionArguments
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 CLASSES = {
-    "denoiser": ("train-denoiser", (DataArguments, ModelArguments, commands.MaskedDiffusionArguments)),
-    "autoregressive": ("train-autoregressive", (DataArguments, ModelArguments, commands.EDLMTrainingArguments)),
-    "energy": ("train-energy", (DataArguments, EnergyModelArguments, commands.EnergyArguments)),
-    "drafts": ("train-drafts", (DataArguments, commands.DraftModelArguments, commands.DraftArguments)),
+    "denoiser": (train.train_denoiser, (DataArguments, ModelArguments, MaskedDiffusionArguments)),
+    "autoregressive": (train.train_autoregressive, (DataArguments, ModelArguments, EDLMTrainingArguments)),
+    "energy": (train.train_energy, (DataArguments, EnergyModelArguments, EnergyArguments)),
+    "drafts": (train.train_drafts, (DataArguments, DraftModelArguments, DraftArguments)),
 }
 
 
@@ -97,8 +104,8 @@ def test_a_denoiser_starts_from_the_autoregressive_baseline(tmp_path, recipe):
 
 
 def test_a_denoiser_goes_on_from_the_one_in_a_composite_that_ships():
-    denoiser = commands.load_denoiser("edlm-books")
-    assert type(denoiser) is commands.edlm_hf.MDLMForMaskedLM and denoiser.config.hidden_dim == 192
+    denoiser = load_denoiser("edlm-books")
+    assert type(denoiser) is MDLMForMaskedLM and denoiser.config.hidden_dim == 192
 
 
 def test_a_command_that_stops_at_its_time_limit_goes_on_when_repeated(recipe):
@@ -183,15 +190,15 @@ def test_blocks_and_tokenizer_are_those_of_the_model_to_start_from(tmp_path, rec
 
 def test_the_last_twentieth_of_a_file_is_for_evaluation_unless_another_is_given(tmp_path, recipe):
     file = recipe("denoiser", eval_dataset=None, eval_blocks=None)
-    data, *_ = parse("train-denoiser", CLASSES["denoiser"][1], [file])
-    training, held_out = commands.load_sets(data, commands.choose_tokenizer(data, None))
+    data, *_ = parse(train.train_denoiser, CLASSES["denoiser"][1], [file])
+    training, held_out = load_sets(data, choose_tokenizer(data, None))
     data.eval_dataset = data.dataset
-    whole, again = commands.load_sets(data, commands.choose_tokenizer(data, None))
+    whole, again = load_sets(data, choose_tokenizer(data, None))
     assert len(held_out) == len(whole) // 20 > 0 and len(training) + len(held_out) == len(whole) == len(again)
     assert (held_out[0]["input_ids"] == whole[len(training)]["input_ids"]).all()
     data.eval_dataset, data.streaming = None, True
     with pytest.raises(ValueError, match="nothing to evaluate on: give --eval_dataset"):
-        commands.load_sets(data, commands.choose_tokenizer(data, None))
+        load_sets(data, choose_tokenizer(data, None))
     assert call("train-denoiser", file, "--length", 0).exit_code == 1
 
 
@@ -220,7 +227,7 @@ def test_a_recipe_that_is_not_there_is_exit_code_2(tmp_path):
     assert result.exit_code == 2 and "no.yaml cannot be read" in result.stderr
 
 
-@pytest.mark.parametrize("command", commands.COMMANDS)
+@pytest.mark.parametrize("command", train.COMMANDS)
 def test_help_lists_the_flags(command):
     result = call(command, "--help")
     assert result.exit_code == 0 and "--learning_rate" in result.output and "--dataset" in result.output
@@ -246,11 +253,11 @@ def test_the_three_models_of_the_larger_books_recipes_could_ship(tmp_path):
         flags = ["--bf16", "false", "--torch_compile", "false", "--output_dir", str(tmp_path)]
         return parse(command, classes, [str(RECIPES / "books" / f"{name}.yaml"), *flags])
 
-    tokenizer = commands.text8_tokenizer(256)
+    tokenizer = text8_tokenizer(256)
     data, chosen, _ = sizes("autoregressive")
-    causal = commands.new_model(chosen, data, tokenizer, causal=True)
+    causal = new_model(chosen, data, tokenizer, causal=True)
     _, chosen, _ = sizes("denoiser")
-    denoiser = commands.edlm_hf.MDLMForMaskedLM.from_causal(causal, cond_dim=chosen.cond_dim)
+    denoiser = MDLMForMaskedLM.from_causal(causal, cond_dim=chosen.cond_dim)
     _, parts, _ = sizes("energy")
     denoiser.save_pretrained(tmp_path / "denoiser")
     parts.denoiser = str(tmp_path / "denoiser")
@@ -260,10 +267,8 @@ def test_the_three_models_of_the_larger_books_recipes_could_ship(tmp_path):
 
 def test_an_energy_of_few_blocks_starts_from_the_first_ones_of_the_denoiser(tmp_path):
     torch.manual_seed(0)
-    config = commands.edlm_hf.MDLMConfig(
-        vocab_size=13, hidden_dim=16, cond_dim=8, n_blocks=3, n_heads=2, model_length=12
-    )
-    denoiser = commands.edlm_hf.MDLMForMaskedLM(config)
+    config = MDLMConfig(vocab_size=13, hidden_dim=16, cond_dim=8, n_blocks=3, n_heads=2, model_length=12)
+    denoiser = MDLMForMaskedLM(config)
     denoiser.save_pretrained(tmp_path)
     model = new_energy(EnergyModelArguments(str(tmp_path), energy_blocks=1))
     assert len(model.energy_model.blocks) == 1 and len(model.denoiser.backbone.blocks) == 3

@@ -17,7 +17,7 @@ from transformers import AutoModelForMaskedLM
 from edlm_hf import EDLMEnergyModel, EDLMForMaskedDiffusion, MDLMConfig, MDLMForMaskedLM
 from edlm_hf.evaluation import discrete_nelbo, sampler_bound
 from edlm_hf.training import LORA_MODULES_TO_SAVE, LORA_TARGET_MODULES, EnergyArguments, EnergyTrainer
-from edlm_hf.training.commands import sizes_in_bytes
+from edlm_hf.training.memory import sizes_in_bytes
 from edlm_hf.training.objectives import ranking_nce_loss
 
 WAYS = {

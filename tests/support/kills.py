@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from edlm_hf.training import commands
+from edlm_hf.commands import train
 from edlm_hf.training.whole_checkpoints import MANIFEST
 
 STEPS, SAVE_STEPS = 120, 10
@@ -38,7 +38,7 @@ def start(text: Path, folder: Path) -> int:
     os.dup2(log, 2)
     status = 1
     try:
-        commands.train_denoiser(["--dataset", str(text), "--output_dir", str(folder), *FLAGS])
+        train.train_denoiser(["--dataset", str(text), "--output_dir", str(folder), *FLAGS])
         status = 0
     finally:
         os._exit(status)

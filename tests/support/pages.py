@@ -106,7 +106,7 @@ def check_edlm(arguments: list[str]) -> None:
     from typer.main import get_command
 
     from edlm_hf.cli import app
-    from edlm_hf.training import commands as training
+    from edlm_hf.commands import train as training
 
     command, name = get_command(app), "edlm"
     while hasattr(command, "commands"):
@@ -132,7 +132,7 @@ class Parsed(Exception):
 
 def check_training(name: str, arguments: list[str]) -> None:
     """The command itself, up to the point where it has understood its arguments."""
-    from edlm_hf.training import commands as training
+    from edlm_hf.commands import train as training
 
     parse = training.parse
 

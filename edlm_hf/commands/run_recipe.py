@@ -1,0 +1,48 @@
+"""What makes a run another one, in a file beside its checkpoints."""
+
+import json
+from dataclasses import fields
+from pathlib import Path
+
+from transformers import TrainingArguments
+
+from edlm_hf.data.corpus import has_splits
+from edlm_hf.files import fault_of, to_json
+from edlm_hf.hidden_secrets import hide_in_values
+
+RECIPE = "recipe.json"  # beside the checkpoints of a run: what it is
+# Of the training arguments, what makes a run another one; where and how often something is written does not
+SHAPING = ("learning_rate", "weight_decay", "lr_scheduler_type", "warmup_steps", "seed")
+READING = ("json", "time_limit_minutes", "eval_dataset", "eval_split", "eval_blocks", "attn_implementation")
+READING += ("eval_noise_samples", "eval_num_candidates", "eval_denoising_steps")
+
+
+def recipe_of(parsed: tuple) -> dict:
+    """The arguments of a command that make a run what it is; the rows of a step are those of all devices."""
+    *parts, args = parsed
+    ours = {field.name for field in fields(args)} - {field.name for field in fields(TrainingArguments)}
+    found = {name: value for part in parts for name, value in vars(part).items()}
+    found |= {name: getattr(args, name) for name in (*SHAPING, *sorted(ours))}
+    data = parts[0]
+    found["held_out"] = data.eval_dataset is None and not has_splits(data.dataset)  # then less is trained on
+    found["rows_per_step"] = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    chosen = {name: value for name, value in found.items() if name not in READING}
+    return json.loads(to_json(hide_in_values(chosen)))
+
+
+def check_same_run(folder: str, recipe: dict) -> None:
+    """Raise ValueError if a folder holds the checkpoints of another run."""
+    path = Path(folder, RECIPE)
+    if not path.exists():
+        if recipe["held_out"]:
+            raise ValueError(f"{folder} does not say what its run was trained on: give --eval_dataset.")
+        return
+    if fault := fault_of(path):
+        raise ValueError(f"{path} {fault}. It says what the run is: put it back, or delete it if you know the run.")
+    stored = json.loads(path.read_text())
+    if other := [name for name in recipe if name in stored and stored[name] != recipe[name]]:
+        told = "; ".join(f"{name} is {recipe[name]!r}, there {stored[name]!r}" for name in other)
+        raise ValueError(
+            f"{folder} holds the checkpoints of another run: {told}. Go on with the values of that run, or give "
+            "another output_dir."
+        )

@@ -1,0 +1,101 @@
+"""The flags of the training commands, which are also the keys of their recipes."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass
+class DataArguments:
+    dataset: str = field(metadata={"help": "A protocol (text8, openwebtext, ...), a dataset of the Hub, or files."})
+    eval_dataset: str | None = field(
+        default=None,
+        metadata={"help": "Unless given, `dataset` itself; of files the last twentieth, which is then not trained on."},
+    )
+    train_split: str = field(default="train", metadata={"help": "Split to train on."})
+    eval_split: str | None = field(
+        default=None, metadata={"help": "Split to evaluate on: validation unless given, test if there is none."}
+    )
+    text_column: str | None = field(default=None, metadata={"help": "Column with the text, where it is not obvious."})
+    tokenizer: str | None = field(
+        default=None,
+        metadata={
+            "help": "text8 (27 characters), or a tokenizer of the Hub. Unless given, that of the model that training "
+            "starts from, or text8."
+        },
+    )
+    normalize_text8: bool = field(default=False, metadata={"help": "Reduce the text to the alphabet of text8."})
+    length: int | None = field(
+        default=None, metadata={"help": "Tokens per block; unless given, the protocol's, or the longest of the model."}
+    )
+    style: str | None = field(
+        default=None, metadata={"help": "wrap (start and end of text) or crop; the protocol's unless given."}
+    )
+    start_token: bool = field(
+        default=False, metadata={"help": "Begin cropped blocks with a start token, as a model that has one needs it."}
+    )
+    streaming: bool = field(default=False, metadata={"help": "Read the training data while it is used."})
+    eval_blocks: int | None = field(default=None, metadata={"help": "Evaluate on the first blocks only."})
+    time_limit_minutes: float | None = field(
+        default=None, metadata={"help": "Save and stop after so long; the same command goes on from there."}
+    )
+    json: bool = field(default=False, metadata={"help": "Print the result as JSON."})
+
+    def __post_init__(self):
+        for name in ("length", "eval_blocks"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, but it must be at least 1.")
+
+
+@dataclass
+class ModelArguments:
+    model: str | None = field(default=None, metadata={"help": "Start from this model, not from random weights."})
+    from_causal: str | None = field(
+        default=None,
+        metadata={"help": "Start the denoiser from the weights of this autoregressive baseline, whose sizes it takes."},
+    )
+    hidden_dim: int = field(default=768, metadata={"help": "Width."})
+    cond_dim: int = field(default=128, metadata={"help": "Width of the conditioning (denoiser only)."})
+    n_blocks: int = field(default=12, metadata={"help": "Transformer blocks."})
+    n_heads: int = field(default=12, metadata={"help": "Attention heads."})
+    dropout: float = field(default=0.1, metadata={"help": "Dropout of the residual branches."})
+    time_conditioning: bool = field(default=False, metadata={"help": "Show the noise level to the denoiser."})
+    noise_schedule: str = field(default="loglinear", metadata={"help": "Noise schedule of the denoiser."})
+
+
+@dataclass
+class EnergyModelArguments:
+    denoiser: str | None = field(
+        default=None,
+        metadata={"help": "The trained denoiser that gets a new energy, a folder or a repository of the Hub."},
+    )
+    model: str | None = field(
+        default=None, metadata={"help": "Instead of a denoiser: go on with the energy of this model, held as it is."}
+    )
+    energy: str = field(
+        default="full",
+        metadata={
+            "help": "full: a copy of the denoiser. lora: the denoiser's own weights with low-rank updates. head: a "
+            "small head on the denoiser's hidden states.",
+            "choices": ["full", "lora", "head"],
+        },
+    )
+    adapter_rank: int = field(default=16, metadata={"help": "Rank of the updates (lora)."})
+    energy_blocks: int | None = field(default=None, metadata={"help": "Only the first blocks of the copy (full)."})
+    energy_scope: str | None = field(
+        default=None,
+        metadata={
+            "help": "What the energy weighs; unless given, what that of the model does, or sequence.",
+            "choices": ["sequence", "revealed"],
+        },
+    )
+
+
+@dataclass
+class DraftModelArguments:
+    denoiser: str | None = field(
+        default=None,
+        metadata={
+            "help": "The trained denoiser that gets a new draft head, a folder or a repository of the Hub; of a "
+            "composite its denoiser. It is saved with the head."
+        },
+    )
+    draft_rank: int = field(default=64, metadata={"help": "Rank of the head."})

@@ -1,0 +1,85 @@
+"""From flags and a recipe (YAML) to the dataclasses of a training command."""
+
+import argparse
+import sys
+from collections.abc import Callable
+
+from transformers import HfArgumentParser, set_seed
+
+from edlm_hf.files import read_options
+from edlm_hf.hidden_secrets import hide_in_command, hide_secrets, hide_shapes, is_secret_name
+from edlm_hf.terminal import visible
+
+
+class Flags(HfArgumentParser):
+    """The flags of a command. Neither its help, which shows the recipe, nor its errors show a secret."""
+
+    secrets: tuple[str, ...] = ()  # of the recipe
+
+    def __init__(self, command: Callable, classes: tuple[type, ...]):
+        self.command = f"edlm {command.__name__.replace('_', '-')}"
+        super().__init__(
+            classes,
+            prog=self.command,
+            usage=f"{self.command} [RECIPE.yaml] [--FLAG VALUE ...]",
+            description=command.__doc__.partition(";")[0] + ". Flags override the recipe.",
+            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        )
+        self.options = {action.dest: action for action in self._actions}
+        # Two runs must not meet in a folder that nobody named
+        self.options["output_dir"].required = True
+
+    def format_help(self) -> str:
+        return visible(hide_shapes(super().format_help()))
+
+    def error(self, message: str):
+        super().error(visible(hide_secrets(message, self.secrets)))
+
+
+def parse(command: Callable, classes: tuple[type, ...], arguments: list[str]) -> tuple:
+    """Make dataclasses of flags; a first argument that is not a flag is a YAML file with the defaults.
+
+    Whatever is not a flag of the command, in the file or after it, or has a value of another type, ends the program
+    with exit code 2. The seed is set: new weights are those of the seed.
+
+    Args:
+        command: the function, after which messages and the help are named.
+        classes: dataclasses, the last one of training arguments.
+    """
+    parser = Flags(command, classes)
+    if arguments and not arguments[0].startswith("-"):
+        arguments = with_recipe(parser, arguments[0], arguments[1:])
+
+    *parsed, unknown = parser.parse_args_into_dataclasses(
+        arguments, return_remaining_strings=True, look_for_args_file=False
+    )
+    if unknown:
+        parser.error(f"there is no {' '.join(unknown)}; --help lists the flags.")
+    args = parsed[-1]
+
+    # From here on nothing that writes down how it was called, such as a card or a logger, sees a secret
+    secrets = [value for name, value in vars(args).items() if is_secret_name(name) and isinstance(value, str)]
+    sys.argv[1:] = hide_in_command(sys.argv[1:], secrets)
+    set_seed(args.seed)
+    return tuple(parsed)
+
+
+def with_recipe(parser: Flags, file: str, arguments: list[str]) -> list[str]:
+    """Make the lines of a YAML file the defaults of the parser, and return the arguments to parse."""
+    try:
+        recipe = read_options(file)
+    except ValueError as error:
+        parser.error(str(error))
+    if unknown := set(recipe) - set(parser.options):
+        parser.error(f"{file} sets {', '.join(sorted(unknown))}, which {parser.command} does not have.")
+    for name in recipe:
+        parser.options[name].required = False
+
+    # Secrets become flags: the help would show them as defaults
+    secrets = {name: str(value) for name, value in recipe.items() if is_secret_name(name) and value is not None}
+    parser.secrets = tuple(secrets.values())
+
+    # argparse converts and checks defaults that are text
+    others = {name: value for name, value in recipe.items() if name not in secrets}
+    parser.set_defaults(**{name: str(x) if isinstance(x, (int, float)) else x for name, x in others.items()})
+    return [*(f"--{name}={value}" for name, value in secrets.items()), *arguments]
