@@ -1,11 +1,15 @@
 """Flags and YAML keys by the names that they had in an earlier version, which still work and tell the new name."""
 
+import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import typer
 
 from edlm_hf.commands.command import tell_line
+
+# Which has the new names alone
+NEXT_VERSION = "0.3.0"
 
 
 @dataclass(frozen=True)
@@ -36,32 +40,34 @@ def with_new_names(
 
     The values of flags stay as they are, whatever they look like.
     """
-    flags = {flag for option in context.command.params if getattr(option, "is_flag", False) for flag in option.opts}
+    options = [option for option in context.command.params if not getattr(option, "is_flag", False)]
+    with_value = {flag for option in options for flag in option.opts}
     words = iter(arguments)
     new, used = [], []
     for word in words:
-        name, equals, value = word.partition("=")
-        if word == "--" or not word.startswith("--"):
+        # What follows "--" is positional
+        if word == "--":
+            new += [word, *words]
+            break
+        if not word.startswith("--"):
             new.append(word)
-            # All that follows is positional
-            new += words if word == "--" else ()
             continue
 
-        name = name.replace("_", "-")
-        entry = renamed.get(name[2:])
-        if entry is not None:
-            used.append(name[2:])
-            name = f"--{entry.name}"
+        flag, equals, value = word.partition("=")
+        name = flag[2:].replace("_", "-")
+        entry = renamed.get(name, Renamed(name))
+        if name in renamed:
+            used.append(name)
 
-        if entry is not None and entry.values:
+        # An option that took one of two texts is a flag now
+        if entry.values:
             text = value if equals else next(words, "")
-            new.append(name if entry.truth_of(f"--{used[-1]}", text) else f"--no-{entry.name}")
+            new.append(f"--{entry.name}" if entry.truth_of(f"--{name}", text) else f"--no-{entry.name}")
             continue
 
-        new.append(f"{name}{equals}{value}")
-        takes_value = any(name in option.opts for option in context.command.params) and name not in flags
-        if takes_value and not equals:
-            new += [word for word in [next(words, None)] if word is not None]
+        new.append(f"--{entry.name}{equals}{value}")
+        if not equals and new[-1] in with_value:
+            new += itertools.islice(words, 1)
 
     tell_new_names(context, {f"--{old}": f"--{renamed[old].name}" for old in used})
     return new
@@ -84,7 +90,7 @@ def tell_new_names(context: typer.Context, names: Mapping[str, str]) -> None:
     """Tell in one line which old names were used, and the new ones."""
     if names:
         changes = ", ".join(f"{old} (now {new})" for old, new in names.items())
-        tell_line(context, f"old names, which the next version will not know: {changes}.")
+        tell_line(context, f"old names, which work until {NEXT_VERSION}: {changes}.")
 
 
 __all__ = ["Renamed", "with_new_keys", "with_new_names"]

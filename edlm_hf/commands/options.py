@@ -9,24 +9,17 @@ Only what a user gives reaches a dataclass, which has the defaults and the check
 """
 
 import dataclasses
-import functools
 import inspect
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import NoneType
-from typing import Annotated, get_args, get_origin, get_type_hints
+from typing import Annotated, get_type_hints
 
 import typer
 
 from edlm_hf.commands.command import Command
 from edlm_hf.commands.config_file import read_config
+from edlm_hf.commands.flags import flag_of, parameter, parameters_of
 from edlm_hf.commands.old_names import Renamed, with_new_names
-from edlm_hf.parsing import names, numbers
-
-# Parser and metavar of tuples that are given as one text
-LISTS = {int: (numbers, "N,..."), str: (names, "NAME,...")}
-# Short, so that no column cuts the name of a flag
-METAVARS = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
 
 
 def add_command(
@@ -61,9 +54,7 @@ def add_command(
     for kind in kinds.values():
         types = get_type_hints(kind)
         for field in options_of(kind):
-            parameters.append(parameter_of(field, types[field.name]))
-            if without_none(types[field.name]) is bool and not field.default:
-                parameters.append(hidden_opposite_of(field))
+            parameters += parameters_of(field, types[field.name])
     parameters += common_parameters(renamed, quick is not None)
 
     command.__signature__ = inspect.Signature(parameters)
@@ -91,11 +82,6 @@ def make(kind: type, values: Mapping[str, object]):
     return kind(**{field.name: values[field.name] for field in dataclasses.fields(kind) if field.name in values})
 
 
-def flag_of(field: dataclasses.Field) -> str:
-    """The name of a flag, without the hyphens in front."""
-    return field.metadata["flag"] or field.name.replace("_", "-")
-
-
 def old_names_of(fields: list[dataclasses.Field]) -> dict[str, Renamed]:
     """What the old names of fields mean now."""
     return {
@@ -103,66 +89,6 @@ def old_names_of(fields: list[dataclasses.Field]) -> dict[str, Renamed]:
         for field in fields
         for old in field.metadata["old"]
     }
-
-
-def parameter_of(field: dataclasses.Field, kind: type) -> inspect.Parameter:
-    """The parameter of a function that Typer makes the flag of a field of."""
-    facts = field.metadata
-    kind = without_none(kind)
-    details = {name: facts[name] for name in ("help", "min", "max")}
-    details["metavar"] = facts["metavar"] or METAVARS.get(kind)
-    parser = facts["parser"]
-    default = None if field.default is dataclasses.MISSING else field.default
-    shown = facts["shown"] or (default is not None and default is not False)
-
-    # A tuple is a flag that is given several times, or one text
-    if get_origin(kind) is tuple and facts["repeated"]:
-        shown = facts["shown"] or ", ".join(default or ()) or False
-        kind, default = list[str], None
-        details["metavar"] = facts["metavar"] or METAVARS[str]
-    elif get_origin(kind) is tuple:
-        parser, details["metavar"] = LISTS[get_args(kind)[0]]
-        kind, default = str, ",".join(map(str, default))
-    if parser is not None:
-        details["parser"] = with_usage_error(parser)
-        default = None if default is None else str(default)
-
-    # The opposite of a flag that is off is hidden: it would make the columns of the help narrow
-    flag = f"--{flag_of(field)}"
-    if kind is bool and default:
-        flag += f"/--no-{flag_of(field)}"
-
-    if facts["positional"]:
-        declared = typer.Argument(show_default=shown, **details | {"metavar": field.name.upper()})
-    else:
-        declared = typer.Option(flag, show_default=shown, **details)
-
-    is_required = field.default is field.default_factory is dataclasses.MISSING
-    return parameter(field.name, Annotated[kind | None, declared], inspect.Parameter.empty if is_required else default)
-
-
-def hidden_opposite_of(field: dataclasses.Field) -> inspect.Parameter:
-    """The flag that switches off what a file or the default switches on."""
-    return parameter(f"no_{field.name}", Annotated[bool, typer.Option(f"--no-{flag_of(field)}", hidden=True)], False)
-
-
-def without_none(kind: type) -> type:
-    """`int | None` -> int."""
-    others = [part for part in get_args(kind) if part is not NoneType]
-    return others[0] if NoneType in get_args(kind) and len(others) == 1 else kind
-
-
-def with_usage_error(parser: Callable[[str], object]) -> Callable[[str], object]:
-    """The parser with its ValueError as a message of wrong usage."""
-
-    @functools.wraps(parser)
-    def parse(text: str):
-        try:
-            return parser(text)
-        except ValueError as error:
-            raise typer.BadParameter(str(error)) from None
-
-    return parse
 
 
 def common_parameters(renamed: Mapping[str, Renamed], has_quick: bool) -> list[inspect.Parameter]:
@@ -186,10 +112,6 @@ def common_parameters(renamed: Mapping[str, Renamed], has_quick: bool) -> list[i
         common.insert(0, parameter("no_quick", Annotated[bool, no_quick], False))
         common.insert(0, parameter("quick", Annotated[bool, quick], False))
     return common
-
-
-def parameter(name: str, annotation, default=inspect.Parameter.empty) -> inspect.Parameter:
-    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=default)
 
 
 __all__ = ["add_command"]

@@ -152,10 +152,10 @@ def test_flags_and_keys_of_0_1_0_give_the_texts_of_the_new_ones(saved, command, 
     assert json.loads(old.stdout) == texts
     changes = "--samples (now --num-return-sequences), --steps (now --max-denoising-steps), "
     changes += "--candidates (now --num-candidates)."
-    assert told_lines(old) == [f"edlm generate: old names, which the next version will not know: {changes}"]
+    assert told_lines(old) == [f"edlm generate: old names, which work until 0.3.0: {changes}"]
 
     (tmp_path / "old.yaml").write_text("{samples: 2, steps: 3, candidates: 2}")
     old = CliRunner().invoke(app, [*arguments, "--config", str(tmp_path / "old.yaml")])
     assert json.loads(old.stdout) == texts
-    told = f"edlm generate: old names, which the next version will not know: {changes.replace('--', '')}"
+    told = f"edlm generate: old names, which work until 0.3.0: {changes.replace('--', '')}"
     assert told_lines(old) == [told]
