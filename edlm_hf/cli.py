@@ -6,12 +6,11 @@ Results go to stdout, everything else to stderr. Exit codes: 0; 1 for a failure,
 
 import os
 import sys
-from importlib.metadata import version
 from typing import Annotated
 
 import typer
 
-from edlm_hf import help_only
+from edlm_hf import __version__, help_only
 from edlm_hf.benchmarks import quality_settings, samplers_settings, speed_settings
 from edlm_hf.commands.benchmark_draws import draws
 from edlm_hf.commands.benchmark_infilling import infilling
@@ -39,7 +38,7 @@ benchmark = typer.Typer(no_args_is_help=True, help="Measure this package against
 def show_version(wanted: bool) -> None:
     """Print the version and end the program, if that is `wanted`."""
     if wanted:
-        write(f"edlm {version('edlm-hf')}")
+        write(f"edlm {__version__}")
         raise typer.Exit
 
 
