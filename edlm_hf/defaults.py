@@ -7,3 +7,4 @@ NOISE_SCHEDULE = "loglinear"
 # Of pictures: letters of a line, and states between mask and text
 COLUMNS = 64
 MOST_STATES = 9
+MOST_ANIMATED_STATES = 33

@@ -6,7 +6,7 @@ from pathlib import Path
 import typer
 
 from edlm_hf.commands.shared import MODEL_HELP, PROMPT_HELP, SamplerOptions, check_output_file, seed_of
-from edlm_hf.defaults import COLUMNS, MOST_STATES
+from edlm_hf.defaults import COLUMNS, MOST_ANIMATED_STATES, MOST_STATES
 from edlm_hf.files import to_json, write_atomically
 from edlm_hf.settings import device_option, option
 from edlm_hf.terminal import write
@@ -25,7 +25,13 @@ class PictureOptions:
     max_denoising_steps: int = option(8, min=1, old=("steps",), help="Denoising steps T.")
     num_candidates: int = option(8, min=1, old=("candidates",), help="Candidates k that an energy weighs.")
     columns: int = option(COLUMNS, min=16, help="Letters of a line.")
-    states: int = option(MOST_STATES, min=2, help="States at most, at even distances.")
+    states: int | None = option(
+        None,
+        min=2,
+        shown=f"{MOST_STATES}, or {MOST_ANIMATED_STATES} of --animate",
+        help="States at most, at even distances.",
+    )
+    animate: bool = option(False, help="One state after the other in one place, not one below the other.")
     seed: int = option(0, parser=seed_of, help="Seed of all randomness.")
     device: str = device_option()
 
@@ -46,6 +52,7 @@ def picture(options: PictureOptions, sampler: SamplerOptions, as_json: bool) -> 
         device=options.device,
         columns=options.columns,
         most_states=options.states,
+        animate=options.animate,
         max_denoising_steps=options.max_denoising_steps,
         num_candidates=options.num_candidates,
         **sampler.arguments(),

@@ -35,12 +35,14 @@ class Frame:
         energies: the left edge of the energies.
         block: the height of a state.
         right: the right edge of the content.
+        num_candidates: k, or 0 where there are no energies.
     """
 
     text: float
     energies: float
     block: float
     right: float
+    num_candidates: int
 
 
 def draw(states: Sequence[State], columns: int) -> str:
@@ -51,32 +53,62 @@ def draw(states: Sequence[State], columns: int) -> str:
     """
     # 1. Places and sizes
     tokens = places_of(states, columns)
-    num_candidates = max(len(state.energies or []) for state in states)
-    frame = frame_of(tokens, num_candidates)
-    legend = draw_legend(has_energies=num_candidates > 0)
+    frame = frame_of(tokens, most_candidates(states))
+    legend = draw_legend(has_energies=frame.num_candidates > 0)
     right = max(frame.right, legend.width)
 
     # 2. The names of the columns, then the states
-    parts = [draw_label(frame.text, 30, "from masks to text")]
-    if num_candidates:
-        parts.append(draw_label(frame.energies, 30, f"energy of {num_candidates} candidates"))
+    parts = [draw_label(frame.text, 30, "from masks to text"), *draw_heading_of_energies(frame)]
     largest = largest_difference(states)
     top = HEADER
     for state in states:
         parts.append(f'<g id="state-{state.step}" aria-label={quoteattr(state.text())}>')
         parts.append(f'<path class="rule" d="M{MARGIN} {top - GAP / 2:g}H{right:.0f}"/>')
         parts.append(draw_label(MARGIN, top + 15, f"step {state.step}" if state.step else "start"))
-        parts += draw_tokens(state, tokens, frame.text, top)
-        if state.energies is not None:
-            bottom = top + (frame.block + LONGEST_BAR) / 2 - 2
-            parts += draw_energies(state, frame.energies, bottom, largest)
+        parts += draw_state(state, tokens, frame, top, largest)
         parts.append("</g>")
         top += frame.block + GAP
     parts.append(f'<g transform="translate({MARGIN} {top + 4:g})">{legend.content}</g>')
 
     # 3. The file
-    width = right + MARGIN
-    height = top + FOOTER - GAP
+    return svg_file(states, tokens, parts, width=right + MARGIN, height=top + FOOTER - GAP)
+
+
+def draw_state(state: State, tokens: Sequence[Place], frame: Frame, top: float, largest: float) -> list[str]:
+    """The text of a state, and the energies of its candidates beside it.
+
+    Args:
+        top: the upper edge.
+        largest: the difference of energies that has the longest bar.
+    """
+    parts = draw_tokens(state, tokens, frame.text, top)
+    if state.energies is not None:
+        bottom = top + (frame.block + LONGEST_BAR) / 2 - 2
+        parts += draw_energies(state, frame.energies, bottom, largest)
+    return parts
+
+
+def draw_heading_of_energies(frame: Frame) -> list[str]:
+    """The name of the column of energies, nothing where there is none."""
+    if not frame.num_candidates:
+        return []
+    return [draw_label(frame.energies, 30, f"energy of {frame.num_candidates} candidates")]
+
+
+def svg_file(
+    states: Sequence[State],
+    tokens: Sequence[Place],
+    parts: Sequence[str],
+    *,
+    width: float,
+    height: float,
+    style: str = "",
+) -> str:
+    """The file with these parts inside a card.
+
+    Args:
+        style: more rules of CSS.
+    """
     num_tokens = sum(place.width > 0 for place in tokens)
     return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
         width=f"{width:.0f}",
@@ -85,8 +117,14 @@ def draw(states: Sequence[State], columns: int) -> str:
         card_height=f"{height - 1:.0f}",
         title=f"{num_tokens} tokens in {states[-1].step} steps, from masks to text",
         description=escape(states[-1].text()),
+        style=style,
         content="\n".join(parts),
     )
+
+
+def most_candidates(states: Sequence[State]) -> int:
+    """k, or 0 where no candidates were ever weighed."""
+    return max(len(state.energies or []) for state in states)
 
 
 def places_of(states: Sequence[State], columns: int) -> list[Place]:
@@ -104,9 +142,12 @@ def places_of(states: Sequence[State], columns: int) -> list[Place]:
     return places(states[-1].texts, widths, columns)
 
 
-def frame_of(tokens: Sequence[Place], num_candidates: int) -> Frame:
-    """The frame around tokens at these places, with room for a bar for each candidate."""
-    text = MARGIN + STEP_COLUMN
+def frame_of(tokens: Sequence[Place], num_candidates: int, text: float = MARGIN + STEP_COLUMN) -> Frame:
+    """The frame around tokens at these places, with room for a bar for each candidate.
+
+    Args:
+        text: the left edge of the text.
+    """
     right = text + LETTER * max(place.column + place.width for place in tokens)
     lines = 1 + max(place.line for place in tokens)
     block = LINE * lines
@@ -115,7 +156,7 @@ def frame_of(tokens: Sequence[Place], num_candidates: int) -> Frame:
     if num_candidates:
         right = energies + max(BAR_DISTANCE * num_candidates, 142)
         block = max(block, LONGEST_BAR)
-    return Frame(text, energies, block, right)
+    return Frame(text, energies, block, right, num_candidates)
 
 
 def draw_tokens(state: State, tokens: Sequence[Place], left: float, top: float) -> list[str]:

@@ -3,9 +3,10 @@
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from edlm_hf.defaults import COLUMNS, MOST_STATES
+from edlm_hf.defaults import COLUMNS, MOST_ANIMATED_STATES, MOST_STATES
 from edlm_hf.loading import load_with_tokenizer
 from edlm_hf.modeling.generation_config_edlm import EDLMGenerationOutput
+from edlm_hf.picture.animation import animate as animated
 from edlm_hf.picture.drawing import draw
 from edlm_hf.picture.states import states_of
 
@@ -19,7 +20,8 @@ def generation_picture(
     *,
     mask_token_id: int | None = None,
     columns: int = COLUMNS,
-    most_states: int = MOST_STATES,
+    most_states: int | None = None,
+    animate: bool = False,
 ) -> str:
     """Draw the first row of `output` as SVG.
 
@@ -27,14 +29,19 @@ def generation_picture(
         output: of `generate(..., return_dict_in_generate=True, output_history=True)`.
         mask_token_id: the mask token, for tokenizers that have none.
         columns: letters of a line.
-        most_states: of more states than this, so many at even distances.
+        most_states: of more states than this, so many at even distances. Unless given 9, or 33 if they move.
+        animate: show the states one after the other in one place.
 
     Raises:
         ValueError: the output has no history, no mask token is known, a number is too small, or
             there is no text to draw.
     """
+    if most_states is None:
+        most_states = MOST_ANIMATED_STATES if animate else MOST_STATES
     check_sizes(columns, most_states)
-    return draw(states_of(output, tokenizer, mask_token_id, most_states), columns)
+
+    states = states_of(output, tokenizer, mask_token_id, most_states)
+    return animated(states, columns) if animate else draw(states, columns)
 
 
 def make_picture(
@@ -45,7 +52,8 @@ def make_picture(
     seed: int = 0,
     device: str = "cpu",
     columns: int = COLUMNS,
-    most_states: int = MOST_STATES,
+    most_states: int | None = None,
+    animate: bool = False,
     **options,
 ) -> str:
     """Generate one text and draw it as SVG. The same arguments give the same picture.
@@ -55,12 +63,12 @@ def make_picture(
         prompt: text to continue. Its mask tokens are filled.
         max_new_tokens: length of the continuation. Unless given 112, or as many as fit.
         options: of `generate()`, such as `max_denoising_steps` and `num_candidates`.
-        columns, most_states: as in `generation_picture`.
+        columns, most_states, animate: as in `generation_picture`.
 
     Raises:
         ValueError: a number is too small, or as loading and `generate()`.
     """
-    check_sizes(columns, most_states)
+    check_sizes(columns, MOST_STATES if most_states is None else most_states)
     network, tokenizer = load_with_tokenizer(model)
     network = network.to(device)
 
@@ -79,7 +87,8 @@ def make_picture(
         **options,
     )
     mask_token_id = network.config.mask_token_id
-    return generation_picture(output, tokenizer, mask_token_id=mask_token_id, columns=columns, most_states=most_states)
+    how = {"columns": columns, "most_states": most_states, "animate": animate}
+    return generation_picture(output, tokenizer, mask_token_id=mask_token_id, **how)
 
 
 def room_for(longest: int | None, num_given: int) -> int:

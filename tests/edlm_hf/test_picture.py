@@ -103,6 +103,23 @@ def test_bars_are_the_energies_above_the_least_one_and_the_taken_one_is_marked()
     assert heights(1) == heights(3) == []
 
 
+def test_states_that_move_stand_in_one_place_and_the_finished_text_stays():
+    svg = generation_picture(written_output(), TOKENIZER, animate=True)
+    picture = Picture(svg)
+    assert picture.states() == {"state-0": "a░░░", "state-1": "a░░d", "state-2": "a░░d", "state-3": "ab d"}
+
+    # Each has its turn of 0.8 seconds, then the last one waits 5: that is 7.4 in all
+    groups = [group for group in picture.parts("g") if group.get("id")]
+    assert [group.get("style") for group in groups] == [*(f"animation-delay: {x}s" for x in (0.0, 0.8, 1.6)), None]
+    assert "animation: show 7.4s" in svg and "32.432%, 100% { visibility: visible; }" in svg
+    assert {text.get("y") for step in range(4) for text in picture.parts("text", "given", step)} == {"65"}
+
+    # Without animations all but the last are hidden, and no script is needed
+    assert [group.get("class") for group in groups] == ["state", "state", "state", "state last"]
+    assert ".state { visibility: hidden;" in svg and ".state.last { visibility: visible;" in svg
+    assert "prefers-reduced-motion" in svg and "<script" not in svg
+
+
 def test_without_an_energy_there_are_no_bars():
     output = written_output()
     output.energies = output.chosen = None
@@ -238,6 +255,11 @@ def test_command_writes_the_picture(folder, tmp_path):
     assert list(picture.states()) == ["state-0", "state-1", "state-2", "state-3"]
     assert picture.states()["state-0"] == "ab░░░░░"
     assert len(picture.parts("rect", "taken")) == 4  # three steps and the legend
+    assert "animation" not in path.read_text(encoding="utf-8")
+
+    result = CliRunner().invoke(app, [*command, str(path), "--animate"])
+    assert result.exit_code == 0, result.output
+    assert "animation: show" in path.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
