@@ -1,5 +1,7 @@
 """The documentation, model cards included: its code runs, its commands exist, its links lead somewhere."""
 
+import contextlib
+import io
 import json
 import os
 import re
@@ -50,6 +52,30 @@ def test_every_block_of_every_page_runs_as_written(tmp_path):
     report = json.loads((tmp_path / "report.json").read_text())
     assert {block["page"] for block in report if block["language"] == "python"} >= {"README.md", "using.md"}
     assert not (wrong := [block["error"] for block in report if block["error"]]), "\n\n".join(wrong)
+
+
+def test_readme_prints_what_it_shows():
+    """The output below the command and the snippet, and the length of the page."""
+    from typer.testing import CliRunner
+
+    from edlm_hf.cli import app
+
+    # 1. The command
+    readme = list(pages.blocks(ROOT / "README.md"))
+    (console,) = [block for block in readme if block.language == "console"]
+    ((edlm, *command),) = pages.commands(console)
+    shown = console.text.split("\n", 1)[1]
+    assert edlm == "edlm"
+    assert CliRunner().invoke(app, command).stdout.strip() == shown.strip()
+
+    # 2. The first snippet, whose output is the block after it
+    number = [block.language for block in readme].index("python")
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(readme[number].text, {})
+    assert printed.getvalue().strip() == readme[number + 1].text.strip()
+
+    assert len((ROOT / "README.md").read_text().split()) <= 700
 
 
 def run_page(page, folder):
