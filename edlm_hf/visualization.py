@@ -171,9 +171,25 @@ def page(rows: Sequence[Trajectory]) -> str:
     return template.substitute(
         mask=MASK_SYMBOL,
         steps=max((row.num_steps for row in rows), default=0),
+        start=first_step_shown(rows),
         sections="\n".join(section(number, row) for number, row in enumerate(rows, 1)),
         rows=data,
     )
+
+
+def first_step_shown(rows: Sequence[Trajectory]) -> int:
+    """The step with the lowest effective sample size, where the energy decides most. Without an energy the last one.
+
+    Steps are counted from 1. Of several the first.
+    """
+    sizes = []
+    for row in rows:
+        for step, size in enumerate(row.effective_sample_size, 1):
+            if size is not None:
+                sizes.append((size, step))
+
+    last = max((row.num_steps for row in rows), default=0)
+    return min(sizes)[1] if sizes else last
 
 
 def section(number: int, row: Trajectory) -> str:

@@ -122,9 +122,21 @@ def test_page_stands_alone_and_works_with_a_keyboard_and_a_screen_reader():
     assert shown.named("html", lang="en") and shown.named("title") and "prefers-color-scheme: dark" in text
     assert shown.named("label", **{"for": "step"}) and shown.named("output", **{"for": "step"})
     slider = shown.named("input", id="step", type="range")[0][0]
-    assert (slider["min"], slider["max"], slider["value"]) == ("0", "5", "5")
+    assert (slider["min"], slider["max"]) == ("0", "5")
     assert [given["aria-labelledby"] for given, _ in shown.named("section")] == ["text-1", "text-2"]
     assert {given["id"] for given, _ in shown.named("h2")} == {"text-1", "text-2"}
+
+
+def test_page_opens_at_the_step_with_the_lowest_effective_sample_size():
+    def opened_at(output):
+        return Page(generation_html(output, TOKENIZER)).named("input", id="step")[0][0]["value"]
+
+    output = written_output()
+    assert opened_at(output) == "3"  # 1.0 in the second row, 1.2 in the first step of the first
+    output.effective_sample_size[2, 1] = 1.9
+    assert opened_at(output) == "1"
+    output.energies = None
+    assert opened_at(output) == "3"  # the last one, where there is no energy
 
 
 class Shouting:

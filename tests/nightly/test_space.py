@@ -122,6 +122,7 @@ def step_through(browser, last):
     """Use the page of a generation from the keyboard: at both ends, and at a step with candidates of the first row."""
     slider = browser.find_element(By.ID, "step")
     place, text = browser.find_element(By.TAG_NAME, "output"), browser.find_element(By.CLASS_NAME, "text")
+    slider.send_keys(Keys.END)
     assert place.text == f"step {last} of {last}" and "░" not in text.text
     slider.send_keys(Keys.HOME)
     assert place.text == f"step 0 of {last}" and "░" in text.text
