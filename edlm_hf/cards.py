@@ -12,6 +12,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import PreTrainedConfig
 
 from edlm_hf.card_signatures import UNKNOWN, is_untouched, sign
+from edlm_hf.checkpoints import CHECKPOINTS
 from edlm_hf.hidden_secrets import hide_secrets
 from edlm_hf.markdown import code_block, code_span, inline
 
@@ -141,6 +142,7 @@ def model_card(
     facts = facts or CardFacts()
     kind = KINDS.get(architecture, KINDS["EDLMForMaskedDiffusion"])
     bases = [name for name in base_models or [] if is_hub_name(name)]
+    ships = next((name for name in base_models or [] if name in CHECKPOINTS), None)
 
     # 1. Metadata, for the Hub. Measurements stand in its `model-index`, under the name of the model
     family = "edlm" if architecture.startswith("EDLM") else "mdlm"
@@ -165,6 +167,8 @@ def model_card(
     sections = [f"# {PLACEHOLDER}"]
     if adapter:
         sections.append(f"An adapter for this model: {kind.description}")
+        if ships:
+            sections.append(f"Its base is the checkpoint `{ships}`, which ships with edlm-hf.")
     else:
         sections.append(kind.description)
         if config is not None:
@@ -176,7 +180,11 @@ def model_card(
     if adapter and energy_scope is not None:
         source += f', energy_scope="{energy_scope}"'
     tokenizer = bases[0] if adapter and bases else PLACEHOLDER
-    sections += ["## Use", *examples_of(architecture, config, source, tokenizer, adapter=adapter)]
+    if adapter and ships:
+        scope = source.removeprefix(f'"{PLACEHOLDER}"')
+        sections += ["## Use", *examples_on_shipped_base(kind, config, ships, scope)]
+    else:
+        sections += ["## Use", *examples_of(architecture, config, source, tokenizer, adapter=adapter)]
 
     # 4. The facts of its author
     sections += sections_of(facts, has_bases=bool(bases))
@@ -184,6 +192,39 @@ def model_card(
     body = "\n\n".join(section for section in sections if section)
     card = ModelCard(f"---\n{metadata.to_yaml()}\n---\n\n{body}\n")
     return sign(hide_secrets(str(card)))
+
+
+def example_of(kind, config: PreTrainedConfig | None) -> tuple[str, tuple[str, ...]]:
+    """The modules that the code of a card imports, and its lines after loading."""
+    if GENERATE not in kind.example or getattr(config, "bos_token_id", None) is None:
+        return "transformers", kind.example
+
+    # The start token is a prompt, and the rest of the longest sequence is generated
+    new_tokens = (config.max_position_embeddings or 129) - 1
+    return "torch, transformers", (GENERATE_AFTER_START.format(new_tokens), *kind.example[1:])
+
+
+def examples_on_shipped_base(kind, config: PreTrainedConfig | None, base: str, scope: str) -> list[str]:
+    """Write code that loads an adapter on a checkpoint that ships with this package.
+
+    Args:
+        base: name of the checkpoint.
+        scope: further arguments of `from_pretrained`, as code.
+    """
+    imports, example = example_of(kind, config)
+    folder = f'edlm_hf.checkpoint("{base}")'
+    lines = [
+        f"base = transformers.{kind.auto_class}.from_pretrained({folder}{scope})",
+        f'model = peft.PeftModel.from_pretrained(base, "{PLACEHOLDER}")',
+        f"tokenizer = transformers.AutoTokenizer.from_pretrained({folder})",
+    ]
+    command = f'edlm generate --model "{PLACEHOLDER}"'
+    return [
+        "With [edlm-hf](https://pypi.org/project/edlm-hf) (`pip install edlm-hf`, `peft`):",
+        code_block(f"import edlm_hf, peft, {imports}", *lines, *example),
+        "On the command line, merged into its base:",
+        code_block(command, language="bash"),
+    ]
 
 
 def examples_of(
@@ -197,14 +238,7 @@ def examples_of(
         architecture, config, adapter: as in `model_card`.
     """
     kind = KINDS.get(architecture, KINDS["EDLMForMaskedDiffusion"])
-    imports = "transformers"
-    example = kind.example
-
-    # The start token is a prompt, and the rest of the longest sequence is generated
-    if GENERATE in example and getattr(config, "bos_token_id", None) is not None:
-        imports = "torch, transformers"
-        new_tokens = (config.max_position_embeddings or 129) - 1
-        example = (GENERATE_AFTER_START.format(new_tokens), *example[1:])
+    imports, example = example_of(kind, config)
 
     # 1. With this package
     model_class = f"transformers.{kind.auto_class}" if kind.auto_class else f"edlm_hf.{architecture}"
@@ -349,7 +383,7 @@ def base_models_of(card: ModelCard) -> list[str]:
 
 def is_hub_name(name: str | None) -> bool:
     """Whether a `name_or_path` is a repository of the Hub, as far as can be told without asking the Hub."""
-    if not name or not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", name):
+    if not name or name in CHECKPOINTS or not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", name):
         return False
     return not Path(name).exists()
 

@@ -34,4 +34,14 @@ def locate(name: str) -> str:
     return name
 
 
-__all__ = ["ASSETS", "CHECKPOINTS", "checkpoint", "locate"]
+def portable_name(path: str) -> str:
+    """Return the name of a checkpoint that ships for its folder, or any other path as it is.
+
+    >>> portable_name(checkpoint("edlm-books"))
+    'edlm-books'
+    """
+    names = {str(ASSETS / name): name for name in CHECKPOINTS}
+    return names.get(str(path), path)
+
+
+__all__ = ["ASSETS", "CHECKPOINTS", "checkpoint", "locate", "portable_name"]

@@ -17,6 +17,7 @@ from transformers import PreTrainedConfig
 from transformers.dynamic_module_utils import get_relative_import_files
 
 import edlm_hf
+from edlm_hf.adapter_loading import name_base_of_adapters
 from edlm_hf.card_signatures import BLANK, replaces
 from edlm_hf.cards import KINDS, CardFacts, base_models_of, model_card
 from edlm_hf.loading import load_config
@@ -158,6 +159,7 @@ def push(model, repo_id: str, *, facts: CardFacts | None = None, **kwargs) -> Co
             facts = None
 
         with tempfile.TemporaryDirectory() as folder:
+            name_base_of_adapters(model)
             model.save_pretrained(folder)
             write_better_card(Path(folder), facts, getattr(model, "config", None))
             return push(folder, repo_id, **kwargs)

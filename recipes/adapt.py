@@ -20,23 +20,16 @@ import math
 from pathlib import Path
 
 import typer
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel, get_peft_model
 from transformers import AutoModelForMaskedLM, AutoTokenizer, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 
 from edlm_hf.benchmarks.text_sets import TextSet
 from edlm_hf.checkpoints import locate
-from edlm_hf.data import load_corpus, to_blocks
+from edlm_hf.data import blocks_for
 from edlm_hf.evaluation import discrete_nelbo, sampler_bound
 from edlm_hf.evaluation.estimate import ratio_estimate
-from edlm_hf.tokenization import is_text8, normalize_text8
-from edlm_hf.training import (
-    LORA_MODULES_TO_SAVE,
-    LORA_TARGET_MODULES,
-    EnergyArguments,
-    EnergyTrainer,
-    last_complete_checkpoint,
-)
+from edlm_hf.training import EnergyArguments, EnergyTrainer, energy_lora, last_complete_checkpoint
 
 CANDIDATES = 8
 
@@ -79,17 +72,14 @@ def adapt(
     control: Path | None = None,
 ):
     tokenizer = AutoTokenizer.from_pretrained(locate(model))
-    texts = load_corpus(str(corpus), normalize=normalize_text8 if is_text8(tokenizer) else None)
     base = AutoModelForMaskedLM.from_pretrained(locate(model))
-    blocks = to_blocks(texts, tokenizer, base.config.max_position_embeddings, style="crop", start_token=True)
+    blocks = blocks_for(str(corpus), tokenizer, base.config)
     train = blocks.select(range(len(blocks) * 9 // 10)).with_format("numpy")
     held_out = blocks.select(range(len(blocks) * 19 // 20, len(blocks)))
     ids = TextSet(corpus.stem, held_out).rows(num_texts)
 
     if not (folder / "adapter_model.safetensors").exists():
-        lora = LoraConfig(
-            r=rank, lora_alpha=2 * rank, target_modules=LORA_TARGET_MODULES, modules_to_save=LORA_MODULES_TO_SAVE
-        )
+        lora = energy_lora(r=rank, alpha=2 * rank)
         set_seed(seed)  # the adapter starts at random
         args = EnergyArguments(
             str(folder), nce_loss="ranking", num_negatives=1, denoising_steps=denoising_steps,

@@ -10,8 +10,8 @@ from torch import nn
 
 from edlm_hf.benchmarks.parts import Parts, digest_of_weights
 from edlm_hf.benchmarks.settings import NetworkSettings
-from edlm_hf.benchmarks.text_sets import TextSet, load_texts, named_source
-from edlm_hf.data import to_blocks
+from edlm_hf.benchmarks.text_sets import TextSet, load_blocks, load_texts
+from edlm_hf.data.block_rules import can_wrap
 from edlm_hf.evaluation import Estimate, spelling_accuracy, vocabulary_of
 from edlm_hf.evaluation.texts import read_texts
 from edlm_hf.loading import load_causal, load_masked, load_tokenizer
@@ -65,7 +65,7 @@ class Study:
         if self.length is None:
             raise ValueError(f"{settings.model} does not say how long its texts are (max_position_embeddings).")
         self.prompt = [] if config.bos_token_id is None else [config.bos_token_id]
-        self.wraps = (self.tokenizer.eos_token_id, self.tokenizer.sep_token_id) != (None, None)
+        self.wraps = can_wrap(self.tokenizer, config)
         if self.causal is not None:
             self.causal_start = self.start_of_causal()
 
@@ -132,14 +132,8 @@ class Study:
     @functools.cached_property
     def texts(self) -> list[TextSet]:
         """The sets of texts, cut into blocks of L tokens."""
-        return [self.cut(source) for source in self.settings.data]
-
-    def cut(self, source: str) -> TextSet:
-        corpus = load_texts(source, self.tokenizer)
-        style = "wrap" if self.wraps else "crop"
-        start_token = bool(self.prompt) and not self.wraps
-        blocks = to_blocks(corpus, self.tokenizer, self.length, style=style, start_token=start_token)
-        return TextSet(named_source(source)[0], blocks)
+        config = self.mdlm.config
+        return [load_blocks(source, self.tokenizer, config, self.length) for source in self.settings.data]
 
     def without_prompt(self, rows: Sequence[list[int]]) -> list[list[int]]:
         """Rows of texts as samples are stored: the start token is not among them."""

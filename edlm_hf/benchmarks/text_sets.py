@@ -1,7 +1,6 @@
 """Sets of texts by name: a corpus in the alphabet of the tokenizer, cut into blocks of equal
 length."""
 
-import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -10,8 +9,9 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from edlm_hf.benchmarks.paragraphs import split_into_paragraphs
-from edlm_hf.data import PROTOCOLS, load_corpus
-from edlm_hf.tokenization import is_text8, normalize_text8
+from edlm_hf.data import PROTOCOLS, block_rule, load_corpus
+from edlm_hf.data.block_rules import evaluation_split
+from edlm_hf.tokenization import normalize_text8
 
 
 class TextSet(NamedTuple):
@@ -47,49 +47,37 @@ def load_texts(text: str, tokenizer: PreTrainedTokenizerBase, split: str | None 
     the tokenizer has no other characters. The split is the evaluation split of the protocol, or
     "test", unless given.
     """
-    alphabet = (normalize_text8,) if is_text8(tokenizer) else ()
-    return load_cleaned(text, split, alphabet)
+    _, source = named_source(text)
+    rule = block_rule(source, tokenizer)
+    return rule.load(source, split or evaluation_split(source), clean=cleaning_of(text))
+
+
+def load_blocks(text: str, tokenizer: PreTrainedTokenizerBase, config, length: int) -> TextSet:
+    """Load the corpus of `source` or `name=source` as in `load_texts`, and cut it into blocks of `length` tokens."""
+    name, source = named_source(text)
+    rule = block_rule(source, tokenizer, config, length=length)
+    corpus = rule.load(source, evaluation_split(source), clean=cleaning_of(text))
+    return TextSet(name, rule.cut(corpus, tokenizer))
 
 
 def load_paragraphs(text: str, tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """The paragraphs of all documents of `source` or `name=source`, cleaned as in `load_texts`."""
+    _, source = named_source(text)
+    corpus = load_corpus(source, evaluation_split(source), normalize=cleaning_of(text))
     paragraphs = []
-    for document in load_cleaned(text, split=None)["text"]:
+    for document in corpus["text"]:
         paragraphs += split_into_paragraphs(document)
 
     # Last, since the text8 alphabet has no blank lines
-    if is_text8(tokenizer):
+    if block_rule(source, tokenizer).normalize_text8:
         paragraphs = [normalize_text8(paragraph) for paragraph in paragraphs]
     return paragraphs
 
 
-def load_cleaned(
-    text: str,
-    split: str | None,
-    functions: tuple[Callable[[str], str], ...] = (),
-) -> Dataset:
-    """Load the corpus of `source` or `name=source`, cleaned like the protocol of its name.
-
-    Args:
-        split: unless given, the evaluation split of the protocol, or "test".
-        functions: applied to every document last.
-    """
+def cleaning_of(text: str) -> Callable[[str], str] | None:
+    """The cleaning of the protocol after which `name=source` is named. A protocol itself is cleaned when it loads."""
     name, source = named_source(text)
-    if name in PROTOCOLS and source != name and PROTOCOLS[name].clean:
-        functions = (PROTOCOLS[name].clean, *functions)
-
-    if split is None:
-        split = PROTOCOLS[source].evaluation if source in PROTOCOLS else "test"
-    normalize = functools.partial(apply_all, functions) if functions else None
-    return load_corpus(source, split, normalize=normalize)
+    return PROTOCOLS[name].clean if name in PROTOCOLS and source != name else None
 
 
-def apply_all(functions: tuple[Callable[[str], str], ...], text: str) -> str:
-    """The functions one after the other. At the top of a module, so that other processes can load
-    it."""
-    for function in functions:
-        text = function(text)
-    return text
-
-
-__all__ = ["TextSet", "load_paragraphs", "load_texts", "named_source"]
+__all__ = ["TextSet", "load_blocks", "load_paragraphs", "load_texts", "named_source"]

@@ -8,13 +8,15 @@ from transformers import PreTrainedTokenizerBase
 
 from edlm_hf import evaluation
 from edlm_hf.commands.evaluate import EvaluationSettings
-from edlm_hf.data import PROTOCOLS, document_windows, load_corpus, to_blocks
+from edlm_hf.data import block_rule, document_windows
+from edlm_hf.data.block_rules import evaluation_split
+from edlm_hf.data.corpus import Corpus
 from edlm_hf.evaluation import HProfile, LikelihoodEstimate
 from edlm_hf.evaluation.texts import Texts, read_texts
 from edlm_hf.hidden_secrets import hide_in_values
 from edlm_hf.loading import load_causal, load_config, load_masked, load_tokenizer
+from edlm_hf.modeling.network_facts import longest_text
 from edlm_hf.processes import connected
-from edlm_hf.tokenization import is_text8, normalize_text8
 
 
 @dataclass(frozen=True)
@@ -144,29 +146,38 @@ def load_texts(
     settings: EvaluationSettings, tokenizer: PreTrainedTokenizerBase, config
 ) -> tuple[Sequence[list[int]], list[torch.Tensor] | None]:
     """Ids of every text, and which of them to score where windows overlap (None: as the likelihoods have it)."""
-    protocol = PROTOCOLS.get(settings.dataset)
-    split = settings.split or (protocol.evaluation if protocol else "test")
-    normalizes = settings.normalize_text8
-    if normalizes is None:
-        normalizes = is_text8(tokenizer) and settings.dataset != "text8"
-    corpus = load_corpus(settings.dataset, split, normalize=normalize_text8 if normalizes else None)
-    longest = getattr(config, "max_position_embeddings", None)
-    wanted = [x for x in (settings.length or (protocol.length if protocol else None), longest) if x is not None]
-    if not wanted:
+    longest = longest_text(config)
+    length = settings.length
+    if length is not None and longest is not None:
+        length = min(length, longest)
+    rule = block_rule(settings.dataset, tokenizer, config, length=length, normalize_text8=settings.normalize_text8)
+    if rule.length is None:
         raise ValueError(f"{settings.model} does not say how long its texts are: pass length.")
-    length, start = min(wanted), getattr(config, "bos_token_id", None)
-    if settings.stride is None:
-        marked = tokenizer.eos_token_id is not None or tokenizer.sep_token_id is not None
-        style = protocol.style if protocol else "wrap" if marked else "crop"
-        blocks = to_blocks(
-            corpus, tokenizer, length, style=style, start_token=start is not None and style == "crop", drop_last=False
-        )
-        if settings.num_texts is not None:
-            blocks = blocks.select(range(min(settings.num_texts, len(blocks))))
-        blocks = blocks.with_format("numpy")
-        return [row["input_ids"][row["attention_mask"] == 1].tolist() for row in blocks], None
+    corpus = rule.load(settings.dataset, settings.split or evaluation_split(settings.dataset))
+
+    if settings.stride is not None:
+        return windows_of(corpus, tokenizer, config, rule.length, settings)
+    blocks = rule.cut(corpus, tokenizer, drop_last=False)
+    if settings.num_texts is not None:
+        blocks = blocks.select(range(min(settings.num_texts, len(blocks))))
+    blocks = blocks.with_format("numpy")
+    return [row["input_ids"][row["attention_mask"] == 1].tolist() for row in blocks], None
+
+
+def windows_of(
+    corpus: Corpus,
+    tokenizer: PreTrainedTokenizerBase,
+    config,
+    length: int,
+    settings: EvaluationSettings,
+) -> tuple[list[list[int]], list[torch.Tensor]]:
+    """Windows of `length` tokens on every document, the start token in front, and which of their tokens to score."""
+    start = getattr(config, "bos_token_id", None)
     prefix = [] if start is None else [start]
-    ids, scored = [], []
+    not_scored = torch.zeros(len(prefix), dtype=torch.bool, device="cpu")
+
+    ids = []
+    scored = []
     for text in corpus["text"]:
         found = tokenizer(text, add_special_tokens=False, verbose=False).input_ids
         tokens = torch.tensor(found, device="cpu")
@@ -174,7 +185,7 @@ def load_texts(
             continue
         for row, counts in zip(*document_windows(tokens, length - len(prefix), settings.stride), strict=True):
             ids.append(prefix + row.tolist())
-            scored.append(torch.cat([torch.zeros(len(prefix), dtype=torch.bool, device="cpu"), counts]))
+            scored.append(torch.cat([not_scored, counts]))
             if len(ids) == settings.num_texts:
                 return ids, scored
     return ids, scored

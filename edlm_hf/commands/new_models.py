@@ -10,6 +10,7 @@ from edlm_hf.loading import load, load_denoiser
 from edlm_hf.modeling.network_facts import longest_text, num_ids
 from edlm_hf.modeling.vocabulary import absent_ids
 from edlm_hf.tokenization import vocabulary_rows
+from edlm_hf.training.adapters import energy_lora
 
 
 def new_model(sizes: ModelArguments, data: DataArguments, tokenizer, causal: bool = False) -> PreTrainedModel:
@@ -42,6 +43,8 @@ def new_energy(parts: EnergyModelArguments) -> edlm_hf.EDLMForMaskedDiffusion:
     scope = {} if parts.energy_scope is None else {"energy_scope": parts.energy_scope}
     if parts.model is not None:
         return load(AutoModelForMaskedLM.from_pretrained, parts.model, **scope)
+    if parts.adapter:
+        raise ValueError("adapter is for the energy that a model has: give model in place of denoiser.")
     denoiser = load_denoiser(parts.denoiser)
     options = {"energy_type": "nce"} | scope
     if isinstance(denoiser, edlm_hf.EDLMForMaskedDiffusion):
@@ -61,6 +64,13 @@ def new_energy(parts: EnergyModelArguments) -> edlm_hf.EDLMForMaskedDiffusion:
         first.backbone.blocks = first.backbone.blocks[: parts.energy_blocks]
         energy = edlm_hf.EDLMEnergyModel.from_denoiser(first)
     return edlm_hf.EDLMForMaskedDiffusion.from_components(denoiser, energy, **options)
+
+
+def with_new_adapter(model: edlm_hf.EDLMForMaskedDiffusion, rank: int):
+    """A `PeftModel`: the energy of a model with a new adapter."""
+    from peft import get_peft_model
+
+    return get_peft_model(model, energy_lora(r=rank, alpha=2 * rank))
 
 
 def energy_of_another_denoiser(

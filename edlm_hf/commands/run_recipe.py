@@ -24,6 +24,7 @@ def recipe_of(parsed: tuple) -> dict:
     found = {name: value for part in parts for name, value in vars(part).items()}
     found |= {name: getattr(args, name) for name in (*SHAPING, *sorted(ours))}
     data = parts[0]
+    found["normalize_text8"] = bool(data.normalize_text8)
     found["held_out"] = data.eval_dataset is None and not has_splits(data.dataset)  # then less is trained on
     found["rows_per_step"] = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     chosen = {name: value for name, value in found.items() if name not in READING}

@@ -1,42 +1,76 @@
 """The tokenizer of a training command, and the blocks that it trains and evaluates on."""
 
+from transformers import PreTrainedTokenizerBase
+
 from edlm_hf.commands.training_flags import DataArguments
-from edlm_hf.data import PROTOCOLS, load_corpus, to_blocks
-from edlm_hf.data.corpus import has_splits
+from edlm_hf.data import PROTOCOLS, BlockRule, block_rule
+from edlm_hf.data.corpus import Corpus, has_splits
 from edlm_hf.loading import load_config, load_tokenizer
-from edlm_hf.modeling.network_facts import longest_text
-from edlm_hf.tokenization import add_mask_token, normalize_text8, text8_tokenizer
+from edlm_hf.tokenization import add_mask_token, text8_tokenizer
+
+# Of a new model, on a corpus that is not a protocol
+NEW_LENGTH = 1024
 
 
-def choose_tokenizer(data: DataArguments, start: str | None):
-    """The tokenizer; `data` gets what was not said of blocks, where needed from `start`, the model to start from."""
-    protocol = PROTOCOLS.get(data.dataset)
+def choose_tokenizer(data: DataArguments, start: str | None) -> PreTrainedTokenizerBase:
+    """Load or make the tokenizer, and decide in `data` how the corpus is cut, as far as it is not chosen.
+
+    Args:
+        start: the model that training starts from.
+    """
     config = load_config(start) if start else None
-    longest = longest_text(config)
-    data.length = data.length or (protocol.length if protocol else longest or 1024)
-    data.style = data.style or (protocol.style if protocol else "wrap")
-    data.start_token |= data.style == "crop" and getattr(config, "bos_token_id", None) is not None
     data.tokenizer = data.tokenizer or start or "text8"
-    if data.tokenizer == "text8":
-        return text8_tokenizer(data.length, start_token=data.start_token)
-    return add_mask_token(load_tokenizer(data.tokenizer))
+    is_new = data.tokenizer == "text8"
+    tokenizer = text8_tokenizer() if is_new else add_mask_token(load_tokenizer(data.tokenizer))
+
+    rule = rule_of(data, data.dataset, tokenizer, config)
+    data.length = rule.length or NEW_LENGTH
+    data.style = rule.style
+    data.start_token = rule.start_token
+    # Where it is not needed here, it may still be for `eval_dataset`
+    data.normalize_text8 = rule.normalize_text8 or data.normalize_text8
+    return text8_tokenizer(data.length, start_token=data.start_token) if is_new else tokenizer
 
 
-def load_blocks(data: DataArguments, tokenizer, training: bool):
-    name = data.dataset if training else data.eval_dataset or data.dataset
-    protocol = PROTOCOLS.get(name)
-    held_out = protocol.evaluation if protocol and "validation" not in protocol.splits else "validation"
-    split = data.train_split if training else data.eval_split or held_out
-    normalize = normalize_text8 if data.normalize_text8 else None
+def rule_of(data: DataArguments, source: str, tokenizer: PreTrainedTokenizerBase, config=None) -> BlockRule:
+    """The rule for a corpus, with what the flags choose."""
+    return block_rule(
+        source,
+        tokenizer,
+        config,
+        length=data.length,
+        style=data.style,
+        start_token=data.start_token,
+        normalize_text8=data.normalize_text8,
+    )
+
+
+def load_blocks(data: DataArguments, tokenizer: PreTrainedTokenizerBase, training: bool) -> Corpus:
+    """The blocks to train on, or those to evaluate on."""
+    source = data.dataset if training else data.eval_dataset or data.dataset
+    split = data.train_split if training else data.eval_split or held_out_split(source)
     streaming = data.streaming and training
-    corpus = load_corpus(name, split, streaming=streaming, text_column=data.text_column, normalize=normalize)
-    start_token = data.start_token and data.style == "crop"
-    blocks = to_blocks(corpus, tokenizer, data.length, style=data.style, start_token=start_token)
+
+    rule = rule_of(data, source, tokenizer)
+    corpus = rule.load(source, split, streaming=streaming, text_column=data.text_column)
+    blocks = rule.cut(corpus, tokenizer)
     return blocks if streaming else blocks.with_format("numpy")
 
 
-def load_sets(data: DataArguments, tokenizer) -> tuple:
-    """Blocks to train and to evaluate on."""
+def held_out_split(source: str) -> str:
+    """The validation split, or what a protocol without one evaluates on."""
+    protocol = PROTOCOLS.get(source)
+    if protocol is None or "validation" in protocol.splits:
+        return "validation"
+    return protocol.evaluation
+
+
+def load_sets(data: DataArguments, tokenizer: PreTrainedTokenizerBase) -> tuple[Corpus, Corpus]:
+    """Blocks to train and to evaluate on.
+
+    Raises:
+        ValueError: there is nothing to evaluate on.
+    """
     training = load_blocks(data, tokenizer, training=True)
     if data.eval_dataset is not None or has_splits(data.dataset):
         blocks = load_blocks(data, tokenizer, training=False)
@@ -44,5 +78,6 @@ def load_sets(data: DataArguments, tokenizer) -> tuple:
         raise ValueError(f"{data.dataset} has nothing to evaluate on: give --eval_dataset.")
     else:
         last = len(training) - max(1, len(training) // 20)
-        training, blocks = training.select(range(last)), training.select(range(last, len(training)))
+        blocks = training.select(range(last, len(training)))
+        training = training.select(range(last))
     return training, blocks.select(range(min(data.eval_blocks or len(blocks), len(blocks))))

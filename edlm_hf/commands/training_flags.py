@@ -22,15 +22,23 @@ class DataArguments:
             "starts from, or text8."
         },
     )
-    normalize_text8: bool = field(default=False, metadata={"help": "Reduce the text to the alphabet of text8."})
+    normalize_text8: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Bring the text to the 27 symbols of text8. Unless given, where the tokenizer has no others."
+        },
+    )
     length: int | None = field(
-        default=None, metadata={"help": "Tokens per block; unless given, the protocol's, or the longest of the model."}
+        default=None, metadata={"help": "Tokens per block; unless given, the protocol's or the model's, the shorter."}
     )
     style: str | None = field(
-        default=None, metadata={"help": "wrap (start and end of text) or crop; the protocol's unless given."}
+        default=None,
+        metadata={
+            "help": "wrap (start and end of text) or crop. Unless given, what model, tokenizer and protocol need."
+        },
     )
-    start_token: bool = field(
-        default=False, metadata={"help": "Begin cropped blocks with a start token, as a model that has one needs it."}
+    start_token: bool | None = field(
+        default=None, metadata={"help": "Begin cropped blocks with a start token. Unless given, if the model has one."}
     )
     streaming: bool = field(default=False, metadata={"help": "Read the training data while it is used."})
     eval_blocks: int | None = field(default=None, metadata={"help": "Evaluate on the first blocks only."})
@@ -78,7 +86,11 @@ class EnergyModelArguments:
             "choices": ["full", "lora", "head"],
         },
     )
-    adapter_rank: int = field(default=16, metadata={"help": "Rank of the updates (lora)."})
+    adapter: bool = field(
+        default=False,
+        metadata={"help": "Train and save a small PEFT adapter of the energy of `model`, in place of a whole model."},
+    )
+    adapter_rank: int = field(default=16, metadata={"help": "Rank of the updates (lora, adapter)."})
     energy_blocks: int | None = field(default=None, metadata={"help": "Only the first blocks of the copy (full)."})
     energy_scope: str | None = field(
         default=None,

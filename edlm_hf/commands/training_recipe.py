@@ -5,10 +5,16 @@ import sys
 from collections.abc import Callable
 
 from transformers import HfArgumentParser, set_seed
+from transformers.hf_argparser import string_to_bool
 
 from edlm_hf.files import read_options
 from edlm_hf.hidden_secrets import hide_in_command, hide_secrets, hide_shapes, is_secret_name
 from edlm_hf.terminal import visible
+
+# Defaults that differ from those of transformers, and learn on a small text
+LOGGING_STEPS = 10
+NETWORK_RATE = 3e-4
+SMALL_PARTS_RATE = 1e-3
 
 
 class Flags(HfArgumentParser):
@@ -28,6 +34,16 @@ class Flags(HfArgumentParser):
         self.options = {action.dest: action for action in self._actions}
         # Two runs must not meet in a folder that nobody named
         self.options["output_dir"].required = True
+        self.set_defaults(logging_steps=LOGGING_STEPS, learning_rate=None)
+        self.options["learning_rate"].help = (
+            f"Of AdamW at its highest; {SMALL_PARTS_RATE:g} for low-rank updates, adapters and heads, and "
+            f"{NETWORK_RATE:g} for networks, unless given."
+        )
+        # `--start_token` alone is true, also where it is decided unless given
+        for option in self._actions:
+            if option.type is string_to_bool:
+                option.nargs = "?"
+                option.const = True
 
     def format_help(self) -> str:
         return visible(hide_shapes(super().format_help()))
@@ -50,6 +66,7 @@ def parse(command: Callable, classes: tuple[type, ...], arguments: list[str]) ->
     if arguments and not arguments[0].startswith("-"):
         arguments = with_recipe(parser, arguments[0], arguments[1:])
 
+    choose_learning_rate(parser, arguments)
     *parsed, unknown = parser.parse_args_into_dataclasses(
         arguments, return_remaining_strings=True, look_for_args_file=False
     )
@@ -62,6 +79,22 @@ def parse(command: Callable, classes: tuple[type, ...], arguments: list[str]) ->
     sys.argv[1:] = hide_in_command(sys.argv[1:], secrets)
     set_seed(args.seed)
     return tuple(parsed)
+
+
+def choose_learning_rate(parser: Flags, arguments: list[str]) -> None:
+    """Make a learning rate that suits what is trained the default, unless the flags or the recipe have one."""
+    if parser.get_default("learning_rate") is not None:  # of the recipe
+        return
+    flags, _ = parser.parse_known_args(arguments)
+    # An adapter or a shared energy, or a draft head
+    is_small = hasattr(flags, "draft_rank") or is_small_energy(flags)
+    parser.set_defaults(learning_rate=SMALL_PARTS_RATE if is_small else NETWORK_RATE)
+
+
+def is_small_energy(flags: argparse.Namespace) -> bool:
+    """Whether an adapter, or low-rank updates or a head on a denoiser, are all that is trained."""
+    has_new_energy = getattr(flags, "energy", "full") != "full" and flags.model is None
+    return has_new_energy or getattr(flags, "adapter", False)
 
 
 def with_recipe(parser: Flags, file: str, arguments: list[str]) -> list[str]:

@@ -13,6 +13,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from edlm_hf.cards import CardFacts
 from edlm_hf.commands.run_recipe import RECIPE, check_same_run, recipe_of
 from edlm_hf.commands.training_data import load_sets
+from edlm_hf.commands.training_report import training_report
 from edlm_hf.errors import writing
 from edlm_hf.files import to_json, write_atomically
 from edlm_hf.hidden_secrets import hide_in_command
@@ -20,6 +21,7 @@ from edlm_hf.markdown import code_span
 from edlm_hf.terminal import tell, write
 from edlm_hf.training.folder_lock import FolderLock
 from edlm_hf.training.memory import peak_memory, sizes_in_bytes
+from edlm_hf.training.trainer_autoregressive import AutoregressiveTrainer
 from edlm_hf.training.trainer_base import EDLMTrainer
 from edlm_hf.training.whole_checkpoints import last_complete_checkpoint, named_checkpoint
 
@@ -32,7 +34,8 @@ def run(trainer_class: type[EDLMTrainer], model: PreTrainedModel, parsed: tuple,
         with writing(args.output_dir, "What was saved before is whole: make room, and repeat the command."), lock:
             result = train(trainer_class, model, parsed, tokenizer)
     if args.process_index == 0:
-        write(to_json(result) if data.json else "\n".join(f"{name}: {value}" for name, value in result.items()))
+        is_causal = trainer_class is AutoregressiveTrainer
+        write(to_json(result) if data.json else training_report(result, data, is_causal))
         if not result["finished"]:
             tell("Stopped at the time limit: repeat the command to go on.")
     return result
@@ -69,7 +72,8 @@ def train(trainer_class: type[EDLMTrainer], model: PreTrainedModel, parsed: tupl
         measured = trainer.evaluate()
         result |= measured
         texts = f"{len(blocks)} blocks of {data.length} tokens of {code_span(data.eval_dataset or data.dataset)}"
-        model.card_facts = CardFacts(
+        base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        base.card_facts = CardFacts(
             data=code_span(data.dataset) + (", reduced to the alphabet of text8" if data.normalize_text8 else ""),
             command=shlex.join(["edlm", *hide_in_command(sys.argv[1:])]),
             results={

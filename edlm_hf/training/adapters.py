@@ -1,9 +1,6 @@
 """LoRA (arXiv 2106.09685) of the energy by PEFT: the layers that it adapts, and how it is merged.
 
-get_peft_model(
-    model,
-    LoraConfig(r=8, target_modules=LORA_TARGET_MODULES, modules_to_save=LORA_MODULES_TO_SAVE),
-)
+get_peft_model(model, energy_lora(r=8, alpha=16))
 """
 
 from typing import TYPE_CHECKING
@@ -15,7 +12,7 @@ from edlm_hf.modeling.energy_edlm import SharedLinear
 from edlm_hf.modeling.modeling_edlm import EDLMForMaskedDiffusion
 
 if TYPE_CHECKING:  # slow to import
-    from peft import PeftModel
+    from peft import LoraConfig, PeftModel
 
 # All linear layers in the blocks of the energy, and none of the denoiser, whether or not the energy
 # shares the weights of the denoiser.
@@ -23,6 +20,20 @@ LORA_TARGET_MODULES = r"energy_model\.blocks\.\d+\.(attn_qkv|attn_out|mlp\.[02])
 
 # Modules that are small or start at zero are trained as a whole
 LORA_MODULES_TO_SAVE = ["vocab_proj", "energy_head", "energy_model.output_layer.linear"]
+
+
+def energy_lora(r: int = 16, alpha: int = 32, **kwargs) -> "LoraConfig":
+    """Make the configuration of an adapter of the energy, for `peft.get_peft_model`.
+
+    Args:
+        r: rank of the updates B A.
+        alpha: the updates are scaled by alpha / r.
+        kwargs: of `peft.LoraConfig`.
+    """
+    from peft import LoraConfig
+
+    modules = {"target_modules": LORA_TARGET_MODULES, "modules_to_save": LORA_MODULES_TO_SAVE}
+    return LoraConfig(**({"r": r, "lora_alpha": alpha} | modules | kwargs))
 
 
 def merge_lora(model: "PeftModel") -> EDLMForMaskedDiffusion:
@@ -110,4 +121,4 @@ def widen(linear: SharedLinear, down: torch.Tensor, up: torch.Tensor) -> None:
     linear.up = nn.Parameter(up.contiguous())
 
 
-__all__ = ["LORA_MODULES_TO_SAVE", "LORA_TARGET_MODULES", "merge_lora"]
+__all__ = ["LORA_MODULES_TO_SAVE", "LORA_TARGET_MODULES", "energy_lora", "merge_lora"]

@@ -51,7 +51,8 @@ class SavingMixin:
         """As usual. An adapter gets our card in place of PEFT's template."""
         super()._save(output_dir, state_dict)
         if self.args.should_save:
-            write_better_card(Path(output_dir or self.args.output_dir), config=self.model.config)
+            facts = getattr(self.model, "card_facts", None) if hasattr(self.model, "peft_config") else None
+            write_better_card(Path(output_dir or self.args.output_dir), facts, self.model.config)
 
     def create_model_card(self, *args, **kwargs):
         """Do nothing: `save_model` writes the card of the model, which a push keeps."""

@@ -6,11 +6,13 @@ import torch
 from torch import nn
 from transformers import Trainer
 
+from edlm_hf.adapter_loading import name_base_of_adapters
 from edlm_hf.modeling.edlm_pretrained import EDLMPreTrainedModel
 from edlm_hf.modeling.network_facts import num_ids
 from edlm_hf.training.arguments import EDLMTrainingArguments
 from edlm_hf.training.averaging import ExponentialMovingAverage
 from edlm_hf.training.collators import ROW_COLUMNS, DataCollatorForBlocks
+from edlm_hf.training.freezing import thaw
 from edlm_hf.training.global_batch import GlobalBatchMixin
 from edlm_hf.training.optimizers import MuonAdamW
 from edlm_hf.training.refused_options import check_arguments
@@ -119,6 +121,8 @@ class EDLMTrainer(GlobalBatchMixin, RowEvaluationMixin, SavingMixin, ResumingMix
         check_model(model)
         if self.args.save_strategy != "no" and isinstance(model, EDLMPreTrainedModel):
             model.check_loadable()
+        thaw(model)
+        name_base_of_adapters(model)
         if self.args.attn_implementation:
             model.set_attn_implementation(self.args.attn_implementation)
         self.special_tokens.read(model)

@@ -8,6 +8,7 @@ from edlm_hf.evaluation.estimate import mean_estimate
 from edlm_hf.modeling.masked_diffusion import make_schedule
 from edlm_hf.training.arguments import EDLMTrainingArguments
 from edlm_hf.training.collators import CONTEXT_LABEL
+from edlm_hf.training.freezing import freeze, thaw
 from edlm_hf.training.global_batch import EVALUATION
 from edlm_hf.training.objectives import draft_cuts, drafts_after, masked_token_losses
 from edlm_hf.training.refused_options import REFUSED_OF_ENERGIES, check_fields
@@ -82,8 +83,8 @@ class DraftTrainer(EDLMTrainer):
         model = super().prepare_model(model, tokenizer)
 
         self.schedule = make_schedule(model.config.noise_schedule, **(model.config.noise_schedule_params or {}))
-        model.requires_grad_(False)
-        model.draft_head.requires_grad_(True)
+        freeze(model)
+        thaw(model.draft_head)
         return model
 
     def items(self, labels):
@@ -160,7 +161,8 @@ class DraftTrainer(EDLMTrainer):
         """As usual, with the average of the loss without the head over all processes."""
         if "loss" in logs and self.readings is not None:
             nats, rows = self.accelerator.reduce(self.readings, reduction="sum").tolist()
-            logs["nll_without_head"] = nats / rows
+            if rows:
+                logs["nll_without_head"] = nats / rows
             self.readings = None
         super().log(logs, start_time)
 

@@ -15,6 +15,7 @@ from edlm_hf.modeling.positions import Positions
 from edlm_hf.modeling.proposal import Proposal
 from edlm_hf.training.collators import CONTEXT_LABEL
 from edlm_hf.training.energy_arguments import RANDOM_ORDER, EnergyArguments
+from edlm_hf.training.freezing import freeze
 from edlm_hf.training.global_batch import EVALUATION
 from edlm_hf.training.objectives import (
     NCE_LOSSES,
@@ -104,7 +105,8 @@ class EnergyTrainer(EDLMTrainer):
         self.schedule = make_schedule(config.noise_schedule, **(config.noise_schedule_params or {}))
         self.schedule.check_reaches_full_mask()
         self.sampler = self.args.make_sampler()
-        model.denoiser.requires_grad_(False).eval()
+        freeze(model.denoiser)
+        model.denoiser.eval()
         return model
 
     def items(self, labels):

@@ -1,0 +1,87 @@
+"""Adapters by name: folders and repositories that hold an adapter of PEFT, and no model.
+
+An adapter is merged into its base when it is loaded, so that it generates, is measured and is saved like any model. Its
+base may be a checkpoint that ships.
+"""
+
+import json
+import re
+from pathlib import Path
+
+from transformers import PreTrainedModel
+from transformers.utils import cached_file
+
+from edlm_hf.checkpoints import locate, portable_name
+
+DESCRIPTION = "adapter_config.json"
+
+
+def file_of(name: str, file: str, location: dict) -> Path | None:
+    """A small file of a folder or repository, None where it has none of this name."""
+    quiet = {
+        "_raise_exceptions_for_missing_entries": False,
+        "_raise_exceptions_for_gated_repo": False,
+        "_raise_exceptions_for_connection_errors": False,
+    }
+    try:
+        path = cached_file(locate(name), file, **quiet, **location)
+    except (OSError, ValueError):
+        return None
+    return path and Path(path)
+
+
+def base_of_adapter(name: str, location: dict) -> str | None:
+    """The base model of an adapter, None if `name` is a model or nothing.
+
+    Args:
+        location: arguments of `from_pretrained` that say where the files are.
+
+    Raises:
+        ValueError: the adapter does not name its base.
+    """
+    if file_of(name, "config.json", location) is not None:
+        return None
+    path = file_of(name, DESCRIPTION, location)
+    if path is None:
+        return None
+
+    try:
+        base = json.loads(path.read_text(encoding="utf-8")).get("base_model_name_or_path")
+    except (ValueError, AttributeError):
+        base = None
+    if not isinstance(base, str):
+        raise ValueError(f"{name} is an adapter, but its {DESCRIPTION} names no base model. Load it with PEFT.")
+    return base
+
+
+def scope_of_adapter(name: str, location: dict) -> str | None:
+    """The energy scope that an adapter was trained for. It stands in the code of its card."""
+    path = file_of(name, "README.md", location)
+    found = re.search(r'energy_scope="(\w+)"', path.read_text(encoding="utf-8", errors="replace")) if path else None
+    return found and found[1]
+
+
+def with_adapter(base: PreTrainedModel, name: str, location: dict) -> PreTrainedModel:
+    """Load the adapter `name` into its base.
+
+    Raises:
+        ValueError: it does not fit, or cannot be merged.
+    """
+    from peft import PeftModel
+
+    from edlm_hf.training.adapters import merge_lora
+
+    try:
+        return merge_lora(PeftModel.from_pretrained(base, locate(name), **location))
+    except (RuntimeError, TypeError, OSError) as error:
+        raise ValueError(f"The adapter {name} does not fit its base: {' '.join(str(error).split())[:300]}") from error
+
+
+def name_base_of_adapters(model) -> None:
+    """Let adapters name a base that ships with the package by its name, not by its folder on this machine."""
+    for config in (getattr(model, "peft_config", None) or {}).values():
+        if config.base_model_name_or_path:
+            config.base_model_name_or_path = portable_name(config.base_model_name_or_path)
+
+
+__all__ = ["base_of_adapter", "name_base_of_adapters", "scope_of_adapter", "with_adapter"]

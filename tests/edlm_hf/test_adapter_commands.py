@@ -1,0 +1,102 @@
+"""An adapter from the command line: trained on a checkpoint that ships, generated from, pushed, loaded by others."""
+
+import json
+import re
+from pathlib import Path
+
+import datasets
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForMaskedLM
+from typer.testing import CliRunner
+
+import edlm_hf
+from edlm_hf.checkpoints import portable_name
+from edlm_hf.cli import app
+from edlm_hf.loading import load_masked, load_with_tokenizer
+from edlm_hf.pushing import check_references
+from edlm_hf.training import LORA_MODULES_TO_SAVE, LORA_TARGET_MODULES, energy_lora
+
+SMALL = "--length 16 --eval_blocks 2 --max_steps 1 --per_device_train_batch_size 2 --eval_denoising_steps 2"
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("adapter")
+    (folder / "my.txt").write_text(200 * "Tyger, Tyger, burning bright, in the forests of the night. ")
+    arguments = f"train-energy --model edlm-books --adapter --adapter_rank 2 --energy_scope revealed {SMALL} --use_cpu"
+    words = [*arguments.split(), "--dataset", str(folder / "my.txt"), "--output_dir", str(folder / "lora")]
+    cache = datasets.config.HF_DATASETS_CACHE
+    datasets.config.HF_DATASETS_CACHE = str(folder / "cache")
+    result = CliRunner().invoke(app, [*words, "--report_to", "none", "--disable_tqdm", "true"])
+    datasets.config.HF_DATASETS_CACHE = cache
+    assert result.exit_code == 0, result.output
+    assert "Next     edlm generate --model" in result.stdout and re.search(r"nce_loss +\d\.\d+ ± \d", result.stdout)
+    return folder / "lora"
+
+
+def test_the_folder_holds_the_adapter_alone_and_names_its_base(adapter):
+    stored = json.loads((adapter / "adapter_config.json").read_text())
+    assert stored["base_model_name_or_path"] == "edlm-books" and stored["r"] == 2 and stored["lora_alpha"] == 4
+    assert not (adapter / "config.json").exists()
+    assert (adapter / "adapter_model.safetensors").stat().st_size < 5e6
+
+
+def test_it_loads_merged_with_the_energies_that_peft_computes(adapter):
+    base = AutoModelForMaskedLM.from_pretrained(edlm_hf.checkpoint("edlm-books"), energy_scope="revealed")
+    with_peft = PeftModel.from_pretrained(base, adapter).eval()
+    merged, tokenizer = load_with_tokenizer(str(adapter))
+    assert type(merged) is edlm_hf.EDLMForMaskedDiffusion and merged.config.energy_scope == "revealed"
+
+    noisy = tokenizer("Tyger, [MASK][MASK] bright", return_tensors="pt").input_ids
+    candidates = torch.stack([noisy.where(noisy != tokenizer.mask_token_id, i) for i in (50, 60)], dim=1)
+    with torch.no_grad():
+        energies = with_peft.energy(candidates, noisy)
+        torch.testing.assert_close(merged.energy(candidates, noisy), energies, rtol=1e-4, atol=1e-4)
+
+
+def test_generate_takes_the_folder_of_the_adapter(adapter):
+    words = f"generate --model {adapter} --prompt Tyger --max-new-tokens 4 --max-denoising-steps 2 --seed 0"
+    result = CliRunner().invoke(app, words.split())
+    assert result.exit_code == 0 and result.stdout.startswith("Tyger"), result.output
+
+
+def test_its_card_says_how_to_load_it_and_it_can_be_shared(adapter):
+    card = (adapter / "README.md").read_text()
+    assert "`edlm-books`, which ships with edlm-hf" in card and "edlm generate --model" in card
+    assert "peft.PeftModel.from_pretrained(base, " in card and "my.txt" in card
+    assert "base_model:" not in card  # it is not a repository of the Hub
+    check_references(adapter)
+
+
+def test_a_base_that_is_only_here_is_still_refused(adapter, tmp_path):
+    description = json.loads((adapter / "adapter_config.json").read_text())
+    description["base_model_name_or_path"] = str(tmp_path)
+    (tmp_path / "adapter_config.json").write_text(json.dumps(description))
+    with pytest.raises(ValueError, match="no repository of the Hub"):
+        check_references(tmp_path)
+    del description["base_model_name_or_path"]
+    (tmp_path / "adapter_config.json").write_text(json.dumps(description))
+    with pytest.raises(ValueError, match="names no base model"):
+        load_masked(str(tmp_path))
+
+
+def test_names_of_checkpoints_are_portable(tmp_path):
+    assert [portable_name(edlm_hf.checkpoint(name)) for name in edlm_hf.checkpoints.CHECKPOINTS] == [
+        *edlm_hf.checkpoints.CHECKPOINTS
+    ]
+    assert portable_name(str(tmp_path)) == str(tmp_path)
+
+
+def test_energy_lora_adapts_the_energy_alone():
+    config = energy_lora()
+    assert (config.r, config.lora_alpha, config.target_modules) == (16, 32, LORA_TARGET_MODULES)
+    assert config.modules_to_save == LORA_MODULES_TO_SAVE
+    assert energy_lora(4, 8, lora_dropout=0.1).lora_dropout == 0.1
+
+
+def test_an_adapter_needs_an_energy_to_be_on(tmp_path):
+    words = ["train-energy", "--denoiser", "edlm-books", "--adapter", "--dataset", "x", "--output_dir", str(tmp_path)]
+    result = CliRunner().invoke(app, [*words, "--use_cpu"])
+    assert result.exit_code == 1 and "give model in place of denoiser" in result.stderr
