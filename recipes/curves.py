@@ -2,8 +2,8 @@
 
     python recipes/curves.py RUNS OUTPUT
 
-RUNS holds prose-cpu-autoregressive, prose-cpu-denoiser and prose-cpu-energy; OUTPUT gets training.json and
-training.png.
+RUNS holds prose-cpu-autoregressive, prose-cpu-denoiser and prose-cpu-energy, and prose-cpu-drafts if drafts were
+trained; OUTPUT gets training.json and training.png, in which the drafts are not drawn.
 """
 
 import json
@@ -16,6 +16,7 @@ from edlm_hf.training import last_complete_checkpoint
 
 LIKELIHOODS = ("autoregressive", "denoiser")
 ENERGY = "energy"
+DRAFTS = "drafts"
 MEASURED = "eval_bits_per_token"
 
 
@@ -66,7 +67,10 @@ def draw(logs: dict[str, list[dict]], output: Path) -> None:
 
 def main():
     runs, output = map(Path, sys.argv[1:])
-    logs = {kind: log_of(runs / f"prose-cpu-{kind}") for kind in (*LIKELIHOODS, ENERGY)}
+    kinds = [*LIKELIHOODS, ENERGY]
+    if (runs / f"prose-cpu-{DRAFTS}").exists():
+        kinds.append(DRAFTS)
+    logs = {kind: log_of(runs / f"prose-cpu-{kind}") for kind in kinds}
     output.mkdir(parents=True, exist_ok=True)
     (output / "training.json").write_text(json.dumps(logs, indent=0) + "\n")
     draw(logs, output)

@@ -85,6 +85,7 @@ class DraftTrainer(EDLMTrainer):
         self.schedule = make_schedule(model.config.noise_schedule, **(model.config.noise_schedule_params or {}))
         freeze(model)
         thaw(model.draft_head)
+        model.draft_head.requires_grad_(True)
         return model
 
     def items(self, labels):

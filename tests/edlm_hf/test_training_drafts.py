@@ -10,7 +10,7 @@ import pytest
 import torch
 from published import tiny_causal, tiny_config, tiny_denoiser
 from torch import nn
-from training import arguments, blocks, logged, random_blocks, same, trainer_of
+from training import arguments, blocks, denoiser_trainer, logged, random_blocks, same, trainer_of
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 from transformers.modeling_outputs import CausalLMOutput
 from typer.testing import CliRunner
@@ -244,3 +244,34 @@ def test_what_has_no_head_cannot_be_trained(tmp_path):
         arguments(tmp_path, DraftArguments, draft_length=1)
     with pytest.raises(ValueError, match="neftune_noise_alpha is 5"):
         arguments(tmp_path, DraftArguments, neftune_noise_alpha=5)
+
+
+@pytest.mark.parametrize("kind", ["drafts", "energy"])
+def test_a_later_trainer_in_the_same_process_trains_the_denoiser(tmp_path, kind):
+    before = trainer_of(kind, tmp_path / "first", random_blocks(8)).model
+    denoiser = before.denoiser if kind == "energy" else before
+    chosen = denoiser.backbone.vocab_embed
+    assert not any(weight.requires_grad for weight in denoiser.backbone.parameters())
+
+    later = denoiser_trainer(tmp_path / "later", denoiser, max_steps=1)
+    assert all(weight.requires_grad for weight in denoiser.backbone.parameters())
+    weights = copy.deepcopy(denoiser)
+    later.train()
+    assert not torch.equal(chosen.embedding, weights.backbone.vocab_embed.embedding)
+
+
+def test_what_a_user_froze_stays_frozen_in_later_trainers(tmp_path):
+    denoiser = tiny_denoiser(draft_rank=2)
+    denoiser.backbone.blocks[0].requires_grad_(False)
+    trainer_of("drafts", tmp_path / "first", random_blocks(8), model=denoiser)
+    denoiser_trainer(tmp_path / "later", denoiser)
+    of_backbone = dict(denoiser.backbone.named_parameters())
+    frozen = {name for name, weight in of_backbone.items() if not weight.requires_grad}
+    assert frozen == {name for name in of_backbone if name.startswith("blocks.0.")}
+
+
+def test_a_log_without_rows_that_can_be_cut_divides_by_nothing(tmp_path):
+    trainer = trainer_of("drafts", tmp_path, random_blocks(8), draft_length=3)
+    trainer.readings = torch.zeros(2)
+    trainer.log({"loss": 0.0})
+    assert "nll_without_head" not in trainer.state.log_history[-1]
