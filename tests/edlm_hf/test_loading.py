@@ -12,11 +12,12 @@ from typer.testing import CliRunner
 
 from edlm_hf import EDLMForMaskedDiffusion, MDLMForMaskedLM
 from edlm_hf.cli import app
+from edlm_hf.commands import train
 from edlm_hf.errors import explanation, writing
 from edlm_hf.loading import load_causal, load_denoiser, load_masked, load_with_tokenizer
 from edlm_hf.loading_errors import is_repository_name
 from edlm_hf.tokenization import text8_tokenizer
-from edlm_hf.training import MaskedDiffusionArguments, MaskedDiffusionTrainer, commands
+from edlm_hf.training import MaskedDiffusionArguments, MaskedDiffusionTrainer
 
 
 @pytest.fixture(scope="module")
@@ -359,4 +360,4 @@ def test_a_full_disk_is_named_whatever_the_library_says(tmp_path, error):
 
 
 def test_commands_of_training_take_what_they_load_from_one_place():
-    assert commands.load_denoiser is load_denoiser
+    assert train.load_denoiser is load_denoiser
