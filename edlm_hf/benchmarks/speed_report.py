@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from edlm_hf.benchmarks.figures import legend_beside, new_figure, save_figure
+from edlm_hf.benchmarks.figures import light_frame, new_figure, plain_ticks, save_figure
 from edlm_hf.benchmarks.speed_settings import OURS, PUBLISHED
 from edlm_hf.benchmarks.tables import Column, table, text
 
@@ -104,37 +104,57 @@ def scaling_table(result: dict) -> str:
 
 
 def plot(result: dict, output: Path) -> list[str]:
-    """Write time and peak memory against T, a picture for each V. Nothing without matplotlib."""
+    """Write the ratios of time and of memory, a picture for each V. Nothing without matplotlib."""
     written = []
     for vocab_size in result["settings"]["vocab_sizes"]:
-        rows = [row for row in result["comparisons"] if row["vocab_size"] == vocab_size]
-        figure = new_figure(11, 4.5)
+        rows = [row for row in result["comparisons"] if row["vocab_size"] == vocab_size and "speedup" in row]
+        figure = new_figure(11, 1.7 + 0.35 * len(rows))
         if figure is None:
             return []
+        if not rows:
+            continue
 
-        left, right = figure.subplots(1, 2)
-        plot_sides(left, rows, "seconds", scale=1)
-        left.set_ylabel("seconds")
-        plot_sides(right, rows, "peak_bytes", scale=1e-6)
-        right.set_ylabel("peak memory in MB")
-        legend_beside(right)
-        figure.suptitle(f"V = {vocab_size}, L = {result['settings']['length']}")
+        left, right = figure.subplots(1, 2, sharey=True)
+        plot_speedups(left, rows)
+        plot_memory(right, rows)
+        figure.suptitle(f"Ours against published: V = {vocab_size}, L = {result['settings']['length']}")
         written.append(save_figure(figure, output / f"speed_{vocab_size}.png"))
     return written
 
 
-def plot_sides(axes, rows: list[dict], name: str, scale: float) -> None:
-    """A colour for each mode and batch size, broken lines for published and solid ones for ours."""
-    kinds = list(dict.fromkeys((row["mode"], row["batch_size"]) for row in rows))
-    for i, (mode, batch_size) in enumerate(kinds):
-        of_kind = [row for row in rows if (row["mode"], row["batch_size"]) == (mode, batch_size)]
-        for side, style in ((PUBLISHED, "--"), (OURS, "-")):
-            measured = [row for row in of_kind if side in row]
-            x = [row["steps"] for row in measured]
-            y = [row[side][name] * scale for row in measured]
-            label = f"{mode}, B = {batch_size}, {side}"
-            axes.plot(x, y, style, marker="o", color=f"C{i % 10}", label=label)
-    axes.set(xlabel="steps T", xscale="log", yscale="log")
+def plot_speedups(axes, rows: list[dict]) -> None:
+    """A point for each comparison, and the range over its runs."""
+    for height, row in enumerate(rows):
+        low, high = row["speedup_range"]
+        middle = row["speedup"]
+        spread = [[max(middle - low, 0)], [max(high - middle, 0)]]
+        axes.errorbar(middle, height, xerr=spread, fmt="o", color="C0", capsize=3)
+    axes.set_yticks(range(len(rows)), [name_of(row) for row in rows])
+    axes.invert_yaxis()
+    finish_ratios(axes, "times faster: ratio of medians, and the range over runs")
+
+
+def plot_memory(axes, rows: list[dict]) -> None:
+    """A point for each comparison, without a range: peak memory is measured once."""
+    axes.plot([row["memory_ratio"] for row in rows], range(len(rows)), "o", color="C1")
+    axes.tick_params(labelleft=False)
+    finish_ratios(axes, "part of the published peak memory")
+
+
+def finish_ratios(axes, label: str) -> None:
+    """A logarithmic axis that has room for 1, where a line says that nothing differs."""
+    axes.axvline(1, color="0.4", linestyle=":", linewidth=1)
+    axes.set(xscale="log", xlabel=label)
+    low, high = axes.get_xlim()
+    axes.set_xlim(min(low, 0.7), max(high, 1.5))
+    axes.margins(y=0.2)
+    plain_ticks(axes.xaxis)
+    light_frame(axes)
+
+
+def name_of(row: dict) -> str:
+    """Mode, B and T of a comparison."""
+    return f"{row['mode']}, B = {row['batch_size']}, T = {steps(row)}"
 
 
 __all__ = ["markdown", "plot"]
