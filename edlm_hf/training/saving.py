@@ -4,6 +4,7 @@ Every folder holds the averaged weights as its model. A checkpoint has the prese
 which training goes on, beside them.
 """
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -49,7 +50,10 @@ class SavingMixin:
 
     def _save(self, output_dir=None, state_dict=None):
         """As usual. An adapter gets our card in place of PEFT's template."""
-        super()._save(output_dir, state_dict)
+        with warnings.catch_warnings():
+            # PEFT looks for the base of an adapter on the Hub, also where it ships with this package
+            warnings.filterwarnings("ignore", message="Could not find a config file in edlm-")
+            super()._save(output_dir, state_dict)
         if self.args.should_save:
             facts = getattr(self.model, "card_facts", None) if hasattr(self.model, "peft_config") else None
             write_better_card(Path(output_dir or self.args.output_dir), facts, self.model.config)

@@ -121,12 +121,21 @@ class EDLMTrainer(GlobalBatchMixin, RowEvaluationMixin, SavingMixin, ResumingMix
         check_model(model)
         if self.args.save_strategy != "no" and isinstance(model, EDLMPreTrainedModel):
             model.check_loadable()
-        thaw(model)
         name_base_of_adapters(model)
         if self.args.attn_implementation:
             model.set_attn_implementation(self.args.attn_implementation)
         self.special_tokens.read(model)
         return model
+
+    def freeze_rest(self, model: nn.Module) -> None:
+        """Freeze the weights that this trainer does not train. Here: none."""
+
+    def train(self, *args, **kwargs):
+        """As usual. What an earlier trainer in this process froze is trainable again."""
+        if self.model is not None:
+            thaw(self.model)
+            self.freeze_rest(self.model)
+        return super().train(*args, **kwargs)
 
     def call_model_init(self, trial=None):
         """As usual. The rows come in the order in which a model that was given sees them."""

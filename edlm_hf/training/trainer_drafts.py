@@ -83,10 +83,14 @@ class DraftTrainer(EDLMTrainer):
         model = super().prepare_model(model, tokenizer)
 
         self.schedule = make_schedule(model.config.noise_schedule, **(model.config.noise_schedule_params or {}))
+        self.freeze_rest(model)
+        return model
+
+    def freeze_rest(self, model):
+        """Freeze all but the head."""
         freeze(model)
         thaw(model.draft_head)
         model.draft_head.requires_grad_(True)
-        return model
 
     def items(self, labels):
         """Rows that can be cut, (B, 1) bool."""

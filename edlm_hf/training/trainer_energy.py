@@ -105,9 +105,13 @@ class EnergyTrainer(EDLMTrainer):
         self.schedule = make_schedule(config.noise_schedule, **(config.noise_schedule_params or {}))
         self.schedule.check_reaches_full_mask()
         self.sampler = self.args.make_sampler()
-        freeze(model.denoiser)
+        self.freeze_rest(model)
         model.denoiser.eval()
         return model
+
+    def freeze_rest(self, model):
+        """Freeze the denoiser."""
+        freeze(model.denoiser)
 
     def items(self, labels):
         """Rows in which a token counts, (B, 1) bool."""
