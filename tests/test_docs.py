@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import ast
 import json
 import os
 import re
@@ -34,6 +35,8 @@ ROOT = Path(__file__).parents[1]
 FIRST_HOUR, QUICKSTART, SHARING = (ROOT / "docs" / f"{name}.md" for name in ("first_hour", "quickstart", "sharing"))
 WITH_A_HUB = {FIRST_HOUR, QUICKSTART, SHARING}
 PAGES = [ROOT / "README.md", *sorted(set((ROOT / "docs").glob("*.md")) - WITH_A_HUB)]
+SYMBOLS, MATHEMATICS = ROOT / "docs" / "symbols.md", ROOT / "docs" / "mathematics.md"
+TROUBLESHOOTING = ROOT / "docs" / "troubleshooting.md"
 REFERENCE = sorted((ROOT / "docs" / "reference").glob("*.md"))
 OTHERS = [ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", ROOT / "recipes" / "README.md"]
 PROSE = [*PAGES, *sorted(WITH_A_HUB), *REFERENCE, *OTHERS]
@@ -318,7 +321,7 @@ def test_links_and_named_files_exist(page):
             assert (ROOT / name).exists(), f"{page.name} names {name}"
         elif re.fullmatch(r"\w+\.(py|md|yaml)", name):
             assert name in names, f"{page.name} names {name}"
-        elif name.startswith("test_"):
+        elif re.fullmatch(r"test_\w+", name):
             assert name in functions, f"{page.name} names the test {name}"
 
 
@@ -341,6 +344,49 @@ def test_every_public_name_is_in_the_reference(package):
 def test_every_sampler_is_in_the_reference():
     described = {name.rsplit(".", 1)[1] for name in documented_names()}
     assert not (missing := {sampler.__name__ for sampler in SAMPLERS.values()} - described), missing
+
+
+def names_in(path: Path) -> set[str]:
+    """Every name that a file of Python defines or uses, keys of dictionaries too."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        names |= {getattr(node, field, None) for field in ("name", "arg", "attr", "id")}
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            names.add(node.value)
+    return names
+
+
+def test_symbols_of_the_paper_are_where_the_page_says():
+    """A row of docs/symbols.md: the symbol, what it is, names in the code, their file."""
+    rows = re.findall(r"^\| .+ \| .+ \| (.+) \| `([\w/]+\.py)` \|$", SYMBOLS.read_text(), re.MULTILINE)
+    assert len(rows) == SYMBOLS.read_text().count(".py` |") >= 30
+    for code, path in rows:
+        names = re.findall(r"`(\w+)`", code)
+        assert names, code
+        assert not (missing := set(names) - names_in(ROOT / path)), f"{path} has no {missing}"
+
+
+def test_every_label_of_a_test_is_defined():
+    defined = re.findall(r"^\| ([CS]\d+) \|", MATHEMATICS.read_text(), re.MULTILINE)
+    assert len(defined) == len(set(defined))
+    used = set()
+    for file in (ROOT / "tests").rglob("test_*.py"):
+        used |= set(re.findall(r"\b[CS]\d+\b", file.read_text()))
+    assert used and not (undefined := used - set(defined)), undefined
+
+
+def test_messages_that_users_meet_are_written_so_in_the_code():
+    """The first column of docs/troubleshooting.md, where "..." stands for what differs."""
+    texts = [(ROOT / "docs" / "bad_inputs.md").read_text().replace("\\", "").replace("`", "")]
+    for folder in ("edlm_hf", "modeling"):
+        for file in (ROOT / folder).rglob("*.py"):
+            nodes = ast.walk(ast.parse(file.read_text()))
+            texts += [node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+    messages = re.findall(r"^\| `([^`]+)` \|", TROUBLESHOOTING.read_text(), re.MULTILINE)
+    assert len(messages) >= 30
+    for message in messages:
+        for part in message.split("..."):
+            assert any(part.strip() in text for text in texts), f"{message}: nothing says {part.strip()!r}"
 
 
 def test_citation_and_changelog_speak_of_this_version():
