@@ -8,7 +8,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from .configuration_mdlm import MDLMConfig
 
 # The projection of a model with a head, which a trunk lacks
-HEAD_KEYS = r"(output_layer\.linear\.(weight|bias)|draft_head\.(previous|next)\.weight)$"
+HEAD_KEYS = r"(output_layer\.linear\.(weight|bias)|draft_head\.(enter|leave)\.(weight|bias))$"
 
 # Keys that a message names
 NUM_EXAMPLES = 8

@@ -66,7 +66,7 @@ class MDLMConfig(PreTrainedConfig):
         absent_token_ids: ranges [first, last] of ids that the tokenizer lacks, which are never
             drawn.
         causal: the paper's autoregressive baseline: causal attention, no conditioning.
-        draft_rank: rank of the denoiser's `draft_head` (draft_head.py), 0 for none.
+        draft_width: width of the denoiser's `draft_head` (draft_head.py), 0 for none.
         noise_schedule: `loglinear`, `cosine`, `cosinesqr`, `geometric` or `linear`.
         noise_schedule_params: keyword arguments of the schedule (`eps`, or `sigma_min` and
             `sigma_max`).
@@ -98,7 +98,7 @@ class MDLMConfig(PreTrainedConfig):
     mask_token_id: int | None = None
     absent_token_ids: list[list[int]] | None = None
     causal: bool = False
-    draft_rank: int = 0
+    draft_width: int = 0
     noise_schedule: str = "loglinear"
     noise_schedule_params: dict[str, float | int] | None = None
 
@@ -135,9 +135,9 @@ class MDLMConfig(PreTrainedConfig):
             )
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout is {self.dropout}, but it must lie in [0, 1).")
-        if self.draft_rank < 0 or (self.causal and self.draft_rank):
+        if self.draft_width < 0 or (self.causal and self.draft_width):
             raise ValueError(
-                f"draft_rank is {self.draft_rank} with causal={self.causal}, but it must be 0 (no head), or at least "
+                f"draft_width is {self.draft_width} with causal={self.causal}, but it must be 0 (no head), or at least "
                 "1 for a denoiser: a causal model drafts nothing."
             )
 

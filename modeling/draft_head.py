@@ -1,10 +1,10 @@
-"""Drafts that know the draft before them: a small head of the denoiser, for speculative sampling.
+"""Drafts that know the drafts before them: a small head of the denoiser, for speculative sampling.
 
-A denoiser gives the tokens of all masks at once, each without the others: draft 2 does not know
-draft 1. The head adds what a pair of neighbours says. It stands beside the denoiser, whose own
-logits stay as they are.
+A denoiser gives the tokens of all masks at once, each without the others: draft 3 does not know
+drafts 1 and 2. The head corrects its hidden state at a draft by the two tokens before. The
+denoiser, whose own logits stay as they are, makes the logits of the draft from it as from any other.
 
-Shapes: N positions, V vocabulary, r rank.
+Shapes: N positions, H hidden, W width of the head.
 """
 
 import torch
@@ -12,76 +12,94 @@ from torch import nn
 
 from .mdlm_blocks import ZeroLinear
 from .network_facts import on_device_of
-from .projection import wide_projection
+from .projection import precision_of
 
 
 class DraftHead(nn.Module):
-    """The bilinear term U[x_{i-1}] . W[v] that is added to the denoiser's logits of x_i.
+    """The hidden state of a draft, corrected by the tokens before it.
 
-    log q_i(v | x_{i-1}) = l_i(v) + U[x_{i-1}] . W[v] - log Z(x_{i-1})
+    h_i' = h_i + B silu(A [norm h_i, norm e(x_{i-1}), norm e(x_{i-2})])
 
-    l_i are the logits of the proposal. W starts at zero, so that a head that was not trained changes
-    nothing. Drafts that depend on earlier drafts are those of Hydra (arXiv 2402.05109), whose heads
-    are larger.
+    h_i is the denoiser's hidden state before the projection to the vocabulary, e(x) its embedding of
+    a token, and norm makes the mean 0 and the variance 1. B starts at zero, so that a head that was
+    not trained changes nothing. Drafts that depend on earlier drafts are those of Hydra (arXiv
+    2402.05109).
 
     Args:
-        vocab_size: V.
-        rank: r.
+        hidden_dim: H.
+        width: W.
     """
 
-    def __init__(self, vocab_size: int, rank: int):
+    TOKENS_BEFORE = 2
+
+    def __init__(self, hidden_dim: int, width: int):
         super().__init__()
-        self.previous = nn.Embedding(vocab_size, rank)  # U
-        self.next = ZeroLinear(rank, vocab_size, bias=False)  # W
+        self.enter = nn.Linear((1 + self.TOKENS_BEFORE) * hidden_dim, width)  # A
+        self.leave = ZeroLinear(width, hidden_dim, bias=False)  # B
 
-    def forward(self, previous_ids: torch.LongTensor) -> torch.Tensor:
-        """The term (N, V), in at least float32, for the tokens (N,) before N positions."""
-        (previous_ids,) = on_device_of(self, previous_ids)
-        return wide_projection(self.next)(self.previous(previous_ids))
+    def forward(self, hidden: torch.Tensor, embeddings: torch.Tensor) -> torch.Tensor:
+        """Corrected hidden states (N, H).
 
-    @torch.no_grad()
-    def resize(self, vocab_size: int) -> None:
-        """Change V. New tokens have rows of zeros, for which the term is zero."""
-        for layer in (self.previous, self.next):
-            old = layer.weight
-            weight = old.new_zeros(vocab_size, old.shape[1])
-            num_kept = min(vocab_size, len(old))
-            weight[:num_kept] = old[:num_kept]
-            layer.weight = nn.Parameter(weight, requires_grad=old.requires_grad)
-        self.previous.num_embeddings = vocab_size
-        self.next.out_features = vocab_size
+        Args:
+            hidden: (N, H).
+            embeddings: (N, 2, H) of the token before each position, and of the one before that.
+        """
+        dtype = precision_of(self.enter, hidden.dtype)
+        inputs = torch.cat([hidden.unsqueeze(1), embeddings.to(hidden)], dim=1)
+        inputs = nn.functional.layer_norm(inputs, inputs.shape[-1:])
+
+        # (N, 3H) -> (N, W) -> (N, H)
+        inner = nn.functional.silu(self.enter(inputs.flatten(1).to(dtype)))
+        return hidden + self.leave(inner).to(hidden.dtype)
 
 
 class DraftHeadMixin:
-    """A denoiser that may have a `draft_head`: None where `config.draft_rank` is 0."""
+    """A denoiser that may have a `draft_head`: None where `config.draft_width` is 0."""
 
-    def add_draft_head(self, rank: int) -> None:
+    def add_draft_head(self, width: int) -> None:
         """Give the denoiser a new head, in place of one that it may have.
 
-        U starts as the embedding of the tokens, projected at random to r dimensions. So what W learns
-        from one token holds for those too that the denoiser takes to be like it.
-
         Raises:
-            ValueError: the rank is not positive.
+            ValueError: the width is not positive.
         """
-        if rank < 1:
-            raise ValueError(f"The rank of a draft head is {rank}, but it must be at least 1.")
-        self.config.draft_rank = rank
-        head = DraftHead(self.config.vocab_size, rank)
+        if width < 1:
+            raise ValueError(f"The width of a draft head is {width}, but it must be at least 1.")
+        self.config.draft_width = width
+        head = DraftHead(self.config.hidden_dim, width)
         head.apply(self._init_weights)
-
-        # (V, r), with rows of length 1 on average
-        embedding = self.get_input_embeddings().weight.detach().float().cpu()
-        directions = torch.randn(embedding.shape[1], rank, device="cpu")
-        start = (embedding - embedding.mean(0)) @ directions
-        start = start / start.square().sum(-1).mean().sqrt().clamp_min(1e-6)
-        with torch.no_grad():
-            head.previous.weight.copy_(start)
         self.draft_head = head.to(self.device, self.dtype)
 
-    def resize_token_embeddings(self, *args, **kwargs) -> nn.Module:
-        """As for every model of transformers. The head gets the same vocabulary."""
-        embeddings = super().resize_token_embeddings(*args, **kwargs)
-        if self.draft_head is not None:
-            self.draft_head.resize(self.config.vocab_size)
-        return embeddings
+    def hidden_of_drafts(
+        self,
+        hidden: torch.Tensor,
+        previous_ids: torch.LongTensor,
+    ) -> torch.Tensor:
+        """The hidden states (N, H) of drafts after the tokens before them.
+
+        Args:
+            hidden: (N, H) of `hidden_at`.
+            previous_ids: (N, 2) the token before each draft and the one before that, the mask token
+                where a text begins.
+        """
+        embedding = self.get_input_embeddings()
+        (previous_ids,) = on_device_of(embedding, previous_ids)
+        hidden, embeddings = on_device_of(self.draft_head, hidden, embedding(previous_ids))
+        return self.draft_head(hidden, embeddings)
+
+
+def tokens_before(
+    ids: torch.LongTensor,
+    rows: torch.LongTensor,
+    columns: torch.LongTensor,
+    mask_token_id: int,
+) -> torch.LongTensor:
+    """The two tokens (N, 2) before N places of texts (R, L), the nearest one first.
+
+    Where a text begins they are the mask token. Before place (0, 1) of the text (7, 8, 9) these are
+    7 and the mask, before (0, 2) they are 8 and 7.
+    """
+    before = []
+    for distance in (1, 2):
+        token = ids[rows, (columns - distance).clamp_min(0)]
+        before.append(token.masked_fill(columns < distance, mask_token_id))
+    return torch.stack(before, dim=1)

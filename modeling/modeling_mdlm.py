@@ -34,8 +34,8 @@ class MDLMForMaskedLM(DraftHeadMixin, MDLMHeadedModel, MaskedDiffusionGeneration
             )
         super().__init__(config)
         self.draft_head = None
-        if config.draft_rank:
-            self.draft_head = DraftHead(config.vocab_size, config.draft_rank)
+        if config.draft_width:
+            self.draft_head = DraftHead(config.hidden_dim, config.draft_width)
             self.post_init()
 
     @classmethod
@@ -87,7 +87,8 @@ class MDLMForMaskedLM(DraftHeadMixin, MDLMHeadedModel, MaskedDiffusionGeneration
                 carried over) over the labelled positions. The weight 1/t of the likelihood bound
                 belongs to the trainer.
             logits_at: (B, L) bool, the N positions whose logits (N, V) are wanted, all unless given.
-            previous_ids: (N,) the tokens before these, whose term the draft head adds.
+            previous_ids: (N, 2) the two tokens before these, by which the draft head corrects the
+                logits (`hidden_of_drafts`).
 
         Raises:
             ValueError: both `labels` and `logits_at`, `previous_ids` without a draft head, or what
@@ -96,7 +97,7 @@ class MDLMForMaskedLM(DraftHeadMixin, MDLMHeadedModel, MaskedDiffusionGeneration
         if labels is not None and logits_at is not None:
             raise ValueError("The loss of labels needs all logits: give labels or logits_at, not both.")
         if previous_ids is not None and self.draft_head is None:
-            raise ValueError("previous_ids needs a draft head: call add_draft_head(rank), or leave it out.")
+            raise ValueError("previous_ids needs a draft head: call add_draft_head(width), or leave it out.")
         outputs = self.backbone(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -109,9 +110,9 @@ class MDLMForMaskedLM(DraftHeadMixin, MDLMHeadedModel, MaskedDiffusionGeneration
         hidden_states = outputs.last_hidden_state
         if logits_at is not None:
             hidden_states = hidden_states[logits_at]
-        logits = self.get_output_embeddings()(hidden_states)
         if previous_ids is not None:
-            logits = logits + self.draft_head(previous_ids).to(logits.device)
+            hidden_states = self.hidden_of_drafts(hidden_states, previous_ids)
+        logits = self.get_output_embeddings()(hidden_states)
 
         loss = None
         if labels is not None:

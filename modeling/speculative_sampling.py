@@ -8,11 +8,13 @@ Chen et al., arXiv 2302.01318).
 Shapes: R rows, L positions, N rows that go on, V vocabulary.
 """
 
+import dataclasses
 from dataclasses import dataclass
 
 import torch
 
 from .confidence import likeliest_tokens
+from .draft_head import tokens_before
 from .energies import Energy
 from .generation_config_edlm import EDLMGenerationConfig
 from .generation_records import Records
@@ -101,8 +103,8 @@ class SpeculativeSampling:
     """One round of speculative sampling, for a step whose window is the next n + 1 masks of a row.
 
     1. Draft x_1 .. x_n ~ q in one call of the denoiser. Its marginals p_theta(. | x_t) are
-       independent of each other. With a draft head (draft_head.py) x_i knows the draft before it:
-       x_1 ~ p_theta(. | x_t), then x_i ~ q_i(. | x_{i-1}) from left to right.
+       independent of each other. With a draft head (draft_head.py) x_i knows the two tokens before
+       it: x_1 ~ p_theta(. | x_t), then x_i ~ q_i(. | x_{i-1}, x_{i-2}) from left to right.
     2. Compute p_AR(. | x_<i) at all n + 1 positions, in one call.
     3. From the left, accept x_i or replace it. The first one that is replaced ends the round. If all
        are accepted, draw one token more from p_AR.
@@ -117,9 +119,10 @@ class SpeculativeSampling:
         self.records = records
         self.is_greedy = process.config.do_sample is False
 
-        # None of published denoisers
+        # The denoiser if it has a draft head
         denoiser = getattr(process.model, "denoiser", process.model)
-        self.draft_head = getattr(denoiser, "draft_head", None)
+        has_head = getattr(denoiser, "draft_head", None) is not None
+        self.drafter = denoiser if has_head else None
 
     def __call__(
         self,
@@ -139,7 +142,7 @@ class SpeculativeSampling:
         windows = Runs.of(window)
         count = windows.count
         is_draft = window & (window.cumsum(-1) < count.unsqueeze(1))
-        drafts = self.draft(rows, proposal, Positions(is_draft), windows)
+        drafts, drafted = self.draft(rows, proposal, Positions(is_draft), windows)
 
         # 2. p_AR at the window. `given` (R,) says whose first token belongs to the prompt.
         given = ~self.records.state.fillable[rows, 0]
@@ -161,11 +164,11 @@ class SpeculativeSampling:
             # log p and log q (N, V), with q = 0 where nothing was drafted
             logits = target.logits(going, number)
             log_p = self.process.processors(ids[going], logits).log_softmax(-1)
-            log_q = self.draft_logits(proposal, drafts, windows, going, number).log_softmax(-1)
+            numbers = windows.numbers(going, number)
+            log_q = drafted.logits_of(numbers).log_softmax(-1)
             log_q = torch.where(is_draft[at].unsqueeze(1), log_q, -torch.inf)
 
             # The rows whose draft is replaced, and those without a draft, stop here
-            numbers = windows.numbers(going, number)
             of_numbers = uniforms[numbers.to(uniforms.device)]
             tokens, accepted = self.decide(drafts[at], log_p, log_q, of_numbers)
             ids[at] = tokens
@@ -184,10 +187,10 @@ class SpeculativeSampling:
         proposal: Proposal,
         where: Positions,
         windows: Runs,
-    ) -> torch.LongTensor:
-        """The texts (R, L) with drafts at some positions, which are the first ones of `windows`."""
+    ) -> tuple[torch.LongTensor, Proposal]:
+        """Texts (R, L) with drafts at some positions, the first ones of `windows`, and their q."""
         uniforms = None if self.is_greedy else self.noise.per_draw(rows, where, 1)
-        if self.draft_head is not None:
+        if self.drafter is not None:
             return self.draft_in_turn(proposal, where, windows, uniforms)
 
         # All at once
@@ -195,7 +198,7 @@ class SpeculativeSampling:
             tokens = proposal.likeliest(where)
         else:
             tokens, _ = proposal.sample(uniforms, where)
-        return where.put(proposal.ids, tokens.flatten())
+        return where.put(proposal.ids, tokens.flatten()), proposal
 
     def draft_in_turn(
         self,
@@ -203,47 +206,34 @@ class SpeculativeSampling:
         where: Positions,
         windows: Runs,
         uniforms: torch.Tensor | None,
-    ) -> torch.LongTensor:
-        """`draft` with a head: from left to right, each draft from q_i(. | x_{i-1}).
+    ) -> tuple[torch.LongTensor, Proposal]:
+        """`draft` with a head: from left to right, each draft from q_i(. | x_{i-1}, x_{i-2}).
 
         Args:
             uniforms: (n, 1) of all n drafts, None for the likeliest tokens.
         """
         texts = proposal.ids.clone()
         drafts = Runs.of(where.flags)
+        drafted = dataclasses.replace(proposal, hidden=proposal.hidden.clone())
         going = torch.arange(len(texts), device=texts.device)  # (N,)
         for number in range(int(drafts.count.max())):
             going = going[number < drafts.count[going]]
-            logits = self.draft_logits(proposal, texts, windows, going, number)
+            at = drafts.at(going, number)
 
+            # The tokens before the first draft are visible to the denoiser
+            numbers = windows.numbers(going, number)
+            if number > 0:
+                before = tokens_before(texts, *at, proposal.config.mask_token_id)
+                hidden = self.drafter.hidden_of_drafts(drafted.hidden[numbers], before)
+                drafted.hidden[numbers] = hidden.to(drafted.hidden)
+
+            logits = drafted.processed(numbers)
             if uniforms is None:
-                tokens = likeliest_tokens(logits)
+                texts[at] = likeliest_tokens(logits)
             else:
-                numbers = drafts.numbers(going, number)
-                of_numbers = uniforms[numbers.to(uniforms.device)]
-                tokens = sample_categorical(logits, of_numbers)[0].squeeze(1)
-            texts[drafts.at(going, number)] = tokens
-        return texts
-
-    def draft_logits(
-        self,
-        proposal: Proposal,
-        drafts: torch.LongTensor,
-        windows: Runs,
-        rows: torch.LongTensor,
-        number: int,
-    ) -> torch.Tensor:
-        """The logits (N, V) of q at position `number` of the windows of some `rows` (N,).
-
-        The left neighbour of the first draft is visible to the denoiser. The others have a draft
-        before them in the texts `drafts` (R, L), whose term the head adds. An id that the proposal
-        cannot emit stays at -inf.
-        """
-        logits = proposal.logits_of(windows.numbers(rows, number))
-        if self.draft_head is None or number == 0:
-            return logits
-        before = drafts[windows.at(rows, number - 1)]
-        return logits + self.draft_head(before).to(logits.device)
+                of_numbers = uniforms[drafts.numbers(going, number).to(uniforms.device)]
+                texts[at] = sample_categorical(logits, of_numbers)[0].squeeze(1)
+        return texts, drafted
 
     def decide(
         self,

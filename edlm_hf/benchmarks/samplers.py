@@ -16,10 +16,10 @@ from pathlib import Path
 import torch
 
 import edlm_hf
+from edlm_hf.benchmarks import samplers_figure, speculative_figure
 from edlm_hf.benchmarks.left_to_right import sample_left_to_right
 from edlm_hf.benchmarks.parts import digest_of_rows
 from edlm_hf.benchmarks.report import Progress, as_dict, environment, hardware, write_results
-from edlm_hf.benchmarks.samplers_figure import plot
 from edlm_hf.benchmarks.samplers_report import markdown
 from edlm_hf.benchmarks.samplers_settings import AUTOREGRESSIVE, QUICK, SamplerArm, SamplerSettings
 from edlm_hf.benchmarks.study import Study
@@ -257,8 +257,11 @@ def run_samplers(settings: SamplerSettings, output: Path, advance: Callable[[int
         write_results(result, markdown(result), output)
         progress.finish_one()
 
-    # 3. The plot
-    result["plots"] = plot(result, output)
+    # 3. The plots
+    result["plots"] = [
+        *samplers_figure.plot(result, output),
+        *speculative_figure.plot(result, output),
+    ]
     write_results(result, markdown(result), output)
     return result
 

@@ -105,12 +105,12 @@ def new_drafter(parts: DraftModelArguments) -> edlm_hf.MDLMForMaskedLM:
     """The denoiser with a new draft head.
 
     Raises:
-        ValueError: no denoiser is given, it is not an MDLM, or the rank is not positive.
+        ValueError: no denoiser is given, it is not an MDLM, or the width is not positive.
     """
     if parts.denoiser is None:
         raise ValueError("Give denoiser, the trained denoiser that gets a draft head.")
     denoiser = load_denoiser(parts.denoiser)
     if not isinstance(denoiser, edlm_hf.MDLMForMaskedLM):
         raise ValueError(f"{parts.denoiser} is not an MDLM denoiser, and only an MDLM can have a draft head.")
-    denoiser.add_draft_head(parts.draft_rank)
+    denoiser.add_draft_head(parts.draft_width)
     return denoiser

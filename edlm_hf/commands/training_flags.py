@@ -110,4 +110,4 @@ class DraftModelArguments:
             "composite its denoiser. It is saved with the head."
         },
     )
-    draft_rank: int = field(default=64, metadata={"help": "Rank of the head."})
+    draft_width: int = field(default=512, metadata={"help": "Width of the head."})

@@ -87,7 +87,7 @@ def choose_learning_rate(parser: Flags, arguments: list[str]) -> None:
         return
     flags, _ = parser.parse_known_args(arguments)
     # An adapter or a shared energy, or a draft head
-    is_small = hasattr(flags, "draft_rank") or is_small_energy(flags)
+    is_small = hasattr(flags, "draft_width") or is_small_energy(flags)
     parser.set_defaults(learning_rate=SMALL_PARTS_RATE if is_small else NETWORK_RATE)
 
 

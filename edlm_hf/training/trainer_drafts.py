@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 import torch
 
 from edlm_hf.evaluation.estimate import mean_estimate
+from edlm_hf.modeling.draft_head import tokens_before
 from edlm_hf.modeling.masked_diffusion import make_schedule
 from edlm_hf.training.arguments import EDLMTrainingArguments
 from edlm_hf.training.collators import CONTEXT_LABEL
@@ -40,19 +41,19 @@ class DraftArguments(EDLMTrainingArguments):
 
 
 class DraftTrainer(EDLMTrainer):
-    """Minimises -log q_i(x_i | x_{i-1}) of the drafts of a round, with the text's own tokens.
+    """Minimises -log q_i(x_i | x_{i-1}, x_{i-2}) of the drafts of a round, with the text's own tokens.
 
     1. Draw a cut c, uniform over the positions of a row, and mask every token from c on.
     2. One call of the frozen denoiser gives p_theta(. | x_t) at c + 1 .. c + n - 1.
-    3. The head corrects them by the tokens before (`DraftHead`). The loss of a row is the mean of
-       -log q_i(x_i | x_{i-1}) over these positions, in nats per token.
+    3. The head corrects them by the two tokens before (`DraftHead`). The loss of a row is the mean
+       of -log q_i(x_i | x_{i-1}, x_{i-2}) over these positions, in nats per token.
 
     The cut is the end of a prompt, and what follows is what `sampler="speculative"` drafts. The less
     the loss is, the more of the drafts are likely under the distribution of the text, and so under a
     good autoregressive model. Only the head is trained, averaged and changed.
 
-    Training and `evaluate()` give `nll_without_head` too, the loss of a head that knows nothing. The
-    evaluation adds the difference, `nll_change`, which is negative for a head that helps.
+    `evaluate()` gives `nll_without_head` too, the loss of a head that knows nothing, and the
+    difference, `nll_change`, which is negative for a head that helps.
 
     The arguments are those of `EDLMTrainer`, with `DraftArguments`. The model is an
     `MDLMForMaskedLM` with a head (`add_draft_head`).
@@ -68,8 +69,6 @@ class DraftTrainer(EDLMTrainer):
         super().__init__(*args, **kwargs)
         # The loss is divided by the items of the whole step: the Trainer must not average it again
         self.model_accepts_loss_kwargs = True
-        # Sums over the rows since the last line of the log: the loss without the head, and rows
-        self.readings: torch.Tensor | None = None
 
     def prepare_model(self, model, tokenizer=None):
         check_model(model)
@@ -101,32 +100,27 @@ class DraftTrainer(EDLMTrainer):
         first = inputs["first_row"]
         rows = slice(first, first + len(inputs["input_ids"]))
         _, cut_uniforms = self.noise((), rows=rows)
-        nats, without_head, num_drafts = self.nats(model, inputs, cut_uniforms)
-
-        # Sums of the rows that count
-        is_cut = num_drafts > 0
+        nats, _ = self.nats(model, inputs, cut_uniforms)
         loss = nats.sum() / self.items_per_process
-        sums = torch.stack([without_head.sum(), is_cut.sum().to(without_head)])
-        self.readings = sums if self.readings is None else self.readings + sums
-
-        outputs = {"nll": nats, "nll_without_head": without_head}
-        return (loss, outputs) if return_outputs else loss
+        return (loss, {"nll": nats}) if return_outputs else loss
 
     def nats(
         self,
         model,
         inputs: dict,
         cut_uniforms: torch.Tensor,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.LongTensor]:
+        with_head: bool = True,
+    ) -> tuple[torch.Tensor, torch.LongTensor]:
         """Mean nats of the drafts after a cut of every row.
 
         Args:
             model: the denoiser, wrapped or not.
             inputs: a batch of the collator.
             cut_uniforms: (B,) that decide the cuts.
+            with_head: q is that of the head, or without it the denoiser's own.
 
         Returns:
-            -log q_i(x_i | x_{i-1}) (B,), the same without the head, and the number of drafts (B,).
+            -log q_i(x_i) (B,), and the number of drafts (B,).
         """
         clean = inputs["input_ids"]  # (B, L)
         modelled = inputs["labels"] != CONTEXT_LABEL
@@ -139,10 +133,12 @@ class DraftTrainer(EDLMTrainer):
         share = num_masked / modelled.sum(-1).clamp_min(1)
 
         # 2. Logits (N, V) at the drafts, of the frozen denoiser and of the head, which sees the
-        #    tokens (N,) before them. The Trainer has put both in train mode.
+        #    tokens (N, 2) before them. The Trainer has put both in train mode.
         self.model.backbone.eval()
-        before = clean.roll(1, dims=-1)[drafted]
-        corrected = model(
+        before = None
+        if with_head:
+            before = tokens_before(clean, *drafted.nonzero(as_tuple=True), mask_token_id)
+        logits = model(
             input_ids=noisy,
             attention_mask=inputs.get("attention_mask"),
             timesteps=self.schedule.total(self.schedule.time(share)).float(),
@@ -150,31 +146,16 @@ class DraftTrainer(EDLMTrainer):
             previous_ids=before,
         ).logits
 
-        # 3. The same without the head
-        with torch.no_grad():
-            logits = corrected - self.model.draft_head(before)
-
-        # (B,) means
+        # 3. (B,) means
         num_drafts = drafted.sum(-1)
-        means = []
-        for of_drafts in (corrected, logits):
-            losses = masked_token_losses(of_drafts, clean, drafted, mask_token_id)
-            means.append(losses.sum(-1) / num_drafts.clamp_min(1))
-        return means[0], means[1], num_drafts
-
-    def log(self, logs, start_time=None):
-        """As usual, with the average of the loss without the head over all processes."""
-        if "loss" in logs and self.readings is not None:
-            nats, rows = self.accelerator.reduce(self.readings, reduction="sum").tolist()
-            if rows:
-                logs["nll_without_head"] = nats / rows
-            self.readings = None
-        super().log(logs, start_time)
+        losses = masked_token_losses(logits, clean, drafted, mask_token_id)
+        return losses.sum(-1) / num_drafts.clamp_min(1), num_drafts
 
     def evaluate_rows(self, inputs, numbers):
         key = (self.args.seed, EVALUATION)
         _, cut_uniforms = self.uniforms(key, numbers, ())
-        nats, without_head, num_drafts = self.nats(self.model, inputs, cut_uniforms)
+        nats, num_drafts = self.nats(self.model, inputs, cut_uniforms)
+        without_head, _ = self.nats(self.model, inputs, cut_uniforms, with_head=False)
         return {"loss": nats, "nll_without_head": without_head, "tokens": num_drafts}
 
     def summarise(self, rows):

@@ -38,7 +38,7 @@ def build(kind):
     if kind == "denoiser":
         return tiny_denoiser(**VOCABULARY)
     if kind == "drafter":
-        return tiny_denoiser(**VOCABULARY, draft_rank=2)
+        return tiny_denoiser(**VOCABULARY, draft_width=2)
     if kind == "causal":
         return tiny_causal(**VOCABULARY)
     if kind == "trunk":

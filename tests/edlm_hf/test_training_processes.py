@@ -46,7 +46,7 @@ def runs(folder, rows: int, steps: int) -> dict[str, list[dict]]:
         ("denoiser", MaskedDiffusionTrainer, MaskedDiffusionArguments, tiny_denoiser()),
         ("autoregressive", AutoregressiveTrainer, MaskedDiffusionArguments, tiny_causal()),
         ("energy", EnergyTrainer, EnergyArguments, energy),
-        ("drafts", DraftTrainer, DraftArguments, tiny_denoiser(draft_rank=2)),
+        ("drafts", DraftTrainer, DraftArguments, tiny_denoiser(draft_width=2)),
     ):
         args = arguments(folder, args_class, **options)
         trainer = trainer_class(model, args, train_dataset=training, eval_dataset=evaluation)

@@ -281,7 +281,7 @@ def without_package(tmp_path_factory):
 )
 def test_code_travels_with_the_checkpoint(tmp_path, without_package, kind, auto_class, name):
     parts = {"denoiser": tiny_denoiser, "causal": tiny_causal, "trunk": lambda: tiny_denoiser().backbone}
-    parts["drafter"] = lambda: tiny_denoiser(draft_rank=2)
+    parts["drafter"] = lambda: tiny_denoiser(draft_width=2)
     model = parts[kind]() if kind in parts else composite(kind)
     model.save_pretrained(tmp_path / "model")
     without_package(REMOTE, tmp_path / "model", auto_class, tmp_path / "result")

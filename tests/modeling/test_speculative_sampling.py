@@ -26,11 +26,11 @@ from exact import (
     random_windows,
 )
 from published import randomised, tiny_causal, tiny_denoiser
+from torch import nn
 
 from edlm_hf import EDLMForMaskedDiffusion
 from edlm_hf.evaluation import autoregressive_nll, sampler_bound
 from edlm_hf.modeling.causal_log_probs import TokenScorer
-from edlm_hf.modeling.draft_head import DraftHead
 from edlm_hf.modeling.drafting import Speculative
 from edlm_hf.modeling.generation_config_edlm import EDLMGenerationConfig
 from edlm_hf.modeling.speculative_sampling import accept_or_replace
@@ -48,19 +48,30 @@ combine = EDLMForMaskedDiffusion.from_components
 
 
 def model(table=DENOISERS["another model"], p_ar=P_AR, head=None, **choices):
-    denoiser = TableDenoiser(table)
-    denoiser.draft_head = head
+    denoiser = with_head(TableDenoiser(table), head)
     return combine(denoiser, TableCausalLM(p_ar), mask_token_id=MASK, **choices)
 
 
+class TableHead(nn.Module):
+    """A draft head that adds terms (V + 1, V + 1, V + 1) of the two tokens before to logits."""
+
+    def __init__(self, terms):
+        super().__init__()
+        self.register_buffer("terms", torch.as_tensor(terms, dtype=torch.float64))
+
+    def forward(self, hidden, previous_ids):
+        return hidden + self.terms[previous_ids[:, 0], previous_ids[:, 1]]
+
+
+def with_head(denoiser, head):
+    denoiser.draft_head = denoiser.hidden_of_drafts = head
+    return denoiser
+
+
 def random_head(scale=2.0):
-    """A head that was trained for something else: terms of up to 2 or 3 nats for every pair."""
-    head = DraftHead(V + 1, 3).double()
+    """A head that was trained for something else: terms of up to several nats for every pair of tokens."""
     generator = torch.Generator().manual_seed(7)
-    with torch.no_grad():
-        for weight in head.parameters():
-            weight.copy_(scale**0.5 * torch.randn(weight.shape, generator=generator))
-    return head
+    return TableHead(scale * torch.randn(V + 1, V + 1, V + 1, generator=generator))
 
 
 def sample(network, ids=None, seed=0, **options):
@@ -141,8 +152,7 @@ def test_rows_of_unequal_length_have_their_own_laws(side, block_length, prompts,
         ids[row, begin : begin + len(prompt)] = torch.tensor(prompt, dtype=torch.long)
         real[row, begin : begin + len(prompt)] = 1
 
-    denoiser = WindowDenoiser(random_windows(2))
-    denoiser.draft_head = head
+    denoiser = with_head(WindowDenoiser(random_windows(2)), head)
     network = combine(denoiser, TableCausalLM(P_AR))
     tokens = sample(
         network,
@@ -260,23 +270,21 @@ def test_drafts_of_the_target_itself_are_all_accepted(draft_length, rounds):
 
 @pytest.mark.parametrize("draft_length", [2, 3, None])
 def test_a_head_that_knows_the_chain_has_all_its_drafts_accepted(draft_length):
-    """A Markov chain: the denoiser knows what follows the text, the head what follows a draft."""
-    first = np.array([0.2, 0.5, 0.3])
-    follows = np.array([[0.7, 0.2, 0.1], [0.1, 0.1, 0.8], [0.5, 0.25, 0.25]])
-    chain = first[SEQUENCES[:, 0]] * follows[SEQUENCES[:, :-1], SEQUENCES[:, 1:]].prod(-1)
+    """Every token depends on two: the denoiser knows what follows the text, the head what follows drafts."""
+    # p(v | u, u') of a token after u after u'. Index V stands for no token.
+    follows = np.random.default_rng(0).dirichlet(np.ones(V), size=(V + 1, V + 1))
+    padded = np.pad(SEQUENCES, ((0, 0), (2, 0)), constant_values=V)
+    chain = np.prod([follows[padded[:, i + 1], padded[:, i], SEQUENCES[:, i]] for i in range(L)], axis=0)
 
-    # (256, L, V): p(x_i | x_{i-1}) where the token before is visible, uniform after a mask
+    # (256, L, V): p where the tokens before are visible, uniform after a mask
     table = np.full((len(STATES), L, V), 1 / V)
-    table[:, 0] = first
-    known = STATES[:, :-1] != MASK
-    table[:, 1:][known] = follows[STATES[:, :-1][known]]
+    visible = np.pad(STATES, ((0, 0), (2, 0)), constant_values=V)
+    for i in range(L):
+        known = (STATES[:, :i] != MASK).all(-1)
+        table[known, i] = follows[visible[known, i + 1], visible[known, i]]
 
-    # U = 1 and W = log p(v | u), so that q_i(v | u) is p(v | u)
-    head = DraftHead(V + 1, V + 1).double()
-    with torch.no_grad():
-        head.previous.weight.copy_(torch.eye(V + 1))
-        head.next.weight[:V, :V] = torch.tensor(np.log(follows).T)
-
+    assert MASK == V
+    head = TableHead(np.pad(np.log(follows), ((0, 0), (0, 0), (0, 1))) + np.log(V))
     options = {"draft_length": draft_length, "return_dict_in_generate": True}
     out = sample(model(table, chain, head), EMPTY[:20_000], **options)
     assert torch.equal(out.num_drafts, out.num_accepted_drafts) and (out.num_drafts > 0).all()
@@ -404,9 +412,9 @@ def count_columns(monkeypatch) -> list[int]:
 
 
 @pytest.mark.parametrize("name", CAUSAL)
-@pytest.mark.parametrize(("draft_length", "draft_rank"), [(1, 0), (4, 0), (4, 3), (None, 0)])
-def test_without_sampling_it_is_greedy_decoding(name, draft_length, draft_rank):
-    network = with_causal(name, draft_rank=draft_rank)
+@pytest.mark.parametrize(("draft_length", "draft_width"), [(1, 0), (4, 0), (4, 3), (None, 0)])
+def test_without_sampling_it_is_greedy_decoding(name, draft_length, draft_width):
+    network = with_causal(name, draft_width=draft_width)
     text = PROMPTS[:1]
     for _ in range(20):
         logits = network.energy_model(input_ids=text).logits[:, -1, :MASK_ID]
@@ -415,9 +423,9 @@ def test_without_sampling_it_is_greedy_decoding(name, draft_length, draft_rank):
     assert torch.equal(tokens, text)
 
 
-@pytest.mark.parametrize("draft_rank", [0, 3])
-def test_the_same_seed_gives_the_same_tokens_and_a_row_its_own_greedy_text(draft_rank):
-    network = with_causal("mdlm", draft_rank=draft_rank)
+@pytest.mark.parametrize("draft_width", [0, 3])
+def test_the_same_seed_gives_the_same_tokens_and_a_row_its_own_greedy_text(draft_width):
+    network = with_causal("mdlm", draft_width=draft_width)
     assert torch.equal(sample(network, PROMPTS, **RAGGED), sample(network, PROMPTS, **RAGGED))
     assert not torch.equal(sample(network, PROMPTS, **RAGGED), sample(network, PROMPTS, seed=1, **RAGGED))
 

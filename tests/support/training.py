@@ -68,7 +68,7 @@ def trainer_of(kind: str, folder, rows, eval_rows=None, model=None, given=None, 
         model = tiny_causal() if model is None else model
         return AutoregressiveTrainer(model, arguments(folder, **changes), **sets)
     if kind == "drafts":
-        model = tiny_denoiser(draft_rank=2) if model is None else model
+        model = tiny_denoiser(draft_width=2) if model is None else model
         return DraftTrainer(model, arguments(folder, DraftArguments, **changes), **sets)
     if model is None:
         energy = randomised(EDLMEnergyModel(tiny_config()), seed=3)
