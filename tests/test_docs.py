@@ -1,8 +1,8 @@
 """The documentation, model cards included: its code runs, its commands exist, its links lead somewhere."""
 
+import ast
 import contextlib
 import io
-import ast
 import json
 import os
 import re
