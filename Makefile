@@ -53,7 +53,7 @@ lint: $(VENV)/installed-dev
 
 # The documentation site, in build/site: the search in it needs a server, say `python -m http.server -d build/site`.
 docs: $(VENV)/installed-docs
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # torch comes first, alone: where pip is set up with a CPU build of it, that one is taken.
 $(VENV)/installed: pyproject.toml $(CONSTRAINTS)

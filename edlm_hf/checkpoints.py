@@ -13,7 +13,9 @@ CHECKPOINTS = {
 def checkpoint(name: str) -> str:
     """Return the folder of a checkpoint that ships with the package, for `from_pretrained`.
 
-    >>> AutoModelForMaskedLM.from_pretrained(edlm_hf.checkpoint("edlm-books"))
+    >>> from transformers import AutoTokenizer
+    >>> len(AutoTokenizer.from_pretrained(checkpoint("edlm-books")))
+    4096
 
     Raises:
         ValueError: no checkpoint of that name ships.

@@ -103,8 +103,9 @@ class AutoregressiveEnergy(Energy):
         """Warn once that an `ar` energy without a start token is approximate."""
         if self.config.energy_type == "ar":
             logger.warning_once(
-                "The autoregressive energy model has no bos_token_id, so the first token keeps the law of the "
-                "proposal and the energy is approximate. Set energy_model.config.bos_token_id if it has one."
+                "The autoregressive energy model has no bos_token_id, so the first token keeps the "
+                "distribution of the proposal and the energy is approximate. Set "
+                "energy_model.config.bos_token_id if it has one."
             )
 
 

@@ -64,7 +64,7 @@ class EDLMGenerationConfig(GenerationConfig):
     Attributes:
         max_denoising_steps: T, steps of the reverse chain per block (128).
         sampler: which masks a step reveals: `ancestral` (T steps), `first_hitting` (one token per
-            call, the law of T -> infinity), a planner by name (see sampler_choice.py),
+            call, the limit of T -> infinity), a planner by name (see sampler_choice.py),
             `speculative` (exactly the AR energy model, which accepts or replaces drafts of the
             denoiser), or an object of your own: a `Sampler`, or a function (step, proposal) that
             returns bools of the shape of `proposal.ids`. Parameters of a sampler (`distance`,

@@ -288,9 +288,9 @@ class MaskedDiffusionGenerationMixin(PreparationMixin, ProposingMixin, Generatio
 
         if filters:
             logger.warning_once(
-                "temperature, top_k, top_p and min_p change the proposal, and with it the law that "
-                "is sampled: samples are no longer those of the model. Pass temperature=1.0 (and "
-                "no top_k, top_p, min_p) for the model's own law."
+                "temperature, top_k, top_p and min_p change the proposal, and with it the "
+                "distribution: samples are no longer those of the model. Pass temperature=1.0 (and "
+                "no top_k, top_p, min_p) for the model's own."
             )
         return LogitsProcessorList([*processors, *filters])
 

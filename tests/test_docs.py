@@ -2,6 +2,8 @@
 
 import ast
 import contextlib
+import doctest
+import importlib
 import io
 import json
 import os
@@ -344,6 +346,19 @@ def test_every_public_name_is_in_the_reference(package):
 def test_every_sampler_is_in_the_reference():
     described = {name.rsplit(".", 1)[1] for name in documented_names()}
     assert not (missing := {sampler.__name__ for sampler in SAMPLERS.values()} - described), missing
+
+
+WITH_EXAMPLES = [
+    path.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".")
+    for path in sorted((ROOT / "edlm_hf").rglob("*.py"))
+    if ">>>" in path.read_text()
+]
+
+
+@pytest.mark.parametrize("module", WITH_EXAMPLES)
+def test_examples_in_docstrings_hold(module):
+    result = doctest.testmod(importlib.import_module(module), optionflags=doctest.NORMALIZE_WHITESPACE)
+    assert result.attempted and not result.failed
 
 
 def names_in(path: Path) -> set[str]:

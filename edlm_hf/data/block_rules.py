@@ -96,13 +96,16 @@ def blocks_for(
 ) -> Corpus:
     """Load a corpus and cut it into the rows that a model is trained and measured on.
 
-    >>> model = AutoModelForMaskedLM.from_pretrained(edlm_hf.checkpoint("edlm-books"))
-    >>> blocks_for("my.txt", tokenizer, model.config)
+    `blocks_for("my.txt", tokenizer, model.config)` are the rows of a file. Choices that are None are
+    decided by the model, its tokenizer and the corpus (docs/training.md, section 1).
 
     Args:
         source: a corpus of `load_corpus`: a protocol, a dataset of the Hub, or files.
         config: of the model, None for one that is still to be made.
-        length, style, start_token, normalize_text8: choices; None: decided, see the top of this file.
+        length: tokens of a row.
+        style: `crop` or `wrap`, as in `to_blocks`.
+        start_token: begin cropped rows with the start token.
+        normalize_text8: write the text in the alphabet of text8.
     """
     rule = block_rule(
         source,
