@@ -28,8 +28,7 @@ class PictureOptions:
     states: int | None = option(
         None,
         min=2,
-        shown=f"{MOST_STATES}, or {MOST_ANIMATED_STATES} of --animate",
-        help="States at most, at even distances.",
+        help=f"States at most, at even distances: {MOST_STATES} unless given, {MOST_ANIMATED_STATES} with --animate.",
     )
     animate: bool = option(False, help="One state after the other in one place, not one below the other.")
     seed: int = option(0, parser=seed_of, help="Seed of all randomness.")
