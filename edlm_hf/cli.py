@@ -104,42 +104,31 @@ for name, (run, quick) in BENCHMARKS.items():
 
 # Their options are those of transformers' Trainer, and are parsed by its HfArgumentParser
 TRAINING = {
-    "cls": Command,
-    "context_settings": {"allow_extra_args": True, "ignore_unknown_options": True},
-    "add_help_option": False,
+    "train-denoiser": "a masked diffusion model",
+    "train-autoregressive": "the autoregressive baseline",
+    "train-energy": "the NCE energy of a denoiser",
+    "train-drafts": "the draft head of a denoiser, for speculative sampling,",
 }
 
 
-@app.command("train-denoiser", **TRAINING)
-def train_denoiser(arguments: typer.Context):
-    """Train a masked diffusion model by a recipe (YAML) or flags; --help lists them."""
-    from edlm_hf.commands import train
+def add_training_command(name: str, description: str) -> None:
+    """Add a command that passes its arguments to `commands/train.py`, which is imported when it runs."""
 
-    train.train_denoiser(arguments.args)
+    def command(arguments: typer.Context) -> None:
+        from edlm_hf.commands.train import COMMANDS
 
+        COMMANDS[name](arguments.args)
 
-@app.command("train-autoregressive", **TRAINING)
-def train_autoregressive(arguments: typer.Context):
-    """Train the autoregressive baseline by a recipe (YAML) or flags; --help lists them."""
-    from edlm_hf.commands import train
-
-    train.train_autoregressive(arguments.args)
-
-
-@app.command("train-energy", **TRAINING)
-def train_energy(arguments: typer.Context):
-    """Train the NCE energy of a denoiser by a recipe (YAML) or flags; --help lists them."""
-    from edlm_hf.commands import train
-
-    train.train_energy(arguments.args)
+    text = f"Train {description} by a recipe (YAML) or flags; --help lists them."
+    app.command(
+        name,
+        cls=Command,
+        help=text,
+        context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+        add_help_option=False,
+    )(command)
 
 
-@app.command("train-drafts", **TRAINING)
-def train_drafts(arguments: typer.Context):
-    """Train the draft head of a denoiser, for speculative sampling, by a recipe (YAML) or flags; --help lists them."""
-    from edlm_hf.commands import train
-
-    train.train_drafts(arguments.args)
-
-
+for name, description in TRAINING.items():
+    add_training_command(name, description)
 app.add_typer(benchmark, name="benchmark")

@@ -1,8 +1,7 @@
 """`edlm benchmark infilling`: hidden words found again."""
 
 from edlm_hf.benchmarks.infilling_settings import InfillingSettings
-from edlm_hf.commands.progress import running
-from edlm_hf.commands.shared import ResultFolder
+from edlm_hf.commands.shared import ResultFolder, run_with_bar
 from edlm_hf.files import to_json
 from edlm_hf.terminal import write
 
@@ -12,7 +11,5 @@ def infilling(folder: ResultFolder, settings: InfillingSettings, as_json: bool) 
     from edlm_hf.benchmarks.infilling import run_infilling
     from edlm_hf.benchmarks.infilling_report import markdown
 
-    progress, advance = running()
-    with progress:
-        result = run_infilling(settings, folder.output, advance)
+    result = run_with_bar(run_infilling, settings, folder)
     write(to_json(result) if as_json else markdown(result))

@@ -1,8 +1,7 @@
 """`edlm benchmark quality`: every energy, at equal work."""
 
 from edlm_hf.benchmarks.quality_settings import QualitySettings
-from edlm_hf.commands.progress import running
-from edlm_hf.commands.shared import ResultFolder, tell_missing_plots
+from edlm_hf.commands.shared import ResultFolder, run_with_bar, tell_missing_plots
 from edlm_hf.files import to_json
 from edlm_hf.terminal import write
 
@@ -12,8 +11,6 @@ def quality(folder: ResultFolder, settings: QualitySettings, as_json: bool) -> N
     from edlm_hf.benchmarks.quality import run_study
     from edlm_hf.benchmarks.quality_report import markdown
 
-    progress, advance = running()
-    with progress:
-        result = run_study(settings, folder.output, advance)
+    result = run_with_bar(run_study, settings, folder)
     tell_missing_plots(result)
     write(to_json(result) if as_json else markdown(result))

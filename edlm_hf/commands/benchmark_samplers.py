@@ -1,8 +1,7 @@
 """`edlm benchmark samplers`: every way to sample."""
 
 from edlm_hf.benchmarks.samplers_settings import SamplerSettings
-from edlm_hf.commands.progress import running
-from edlm_hf.commands.shared import ResultFolder, tell_missing_plots
+from edlm_hf.commands.shared import ResultFolder, run_with_bar, tell_missing_plots
 from edlm_hf.files import to_json
 from edlm_hf.terminal import write
 
@@ -16,9 +15,7 @@ def samplers(folder: ResultFolder, settings: SamplerSettings, as_json: bool) -> 
     from edlm_hf.benchmarks.samplers import run_samplers
     from edlm_hf.benchmarks.samplers_report import markdown
 
-    progress, advance = running()
-    with progress:
-        result = run_samplers(settings, folder.output, advance)
+    result = run_with_bar(run_samplers, settings, folder)
     if result["samples"]:
         tell_missing_plots(result)
     write(to_json(result) if as_json else markdown(result))

@@ -25,7 +25,7 @@ def parameters_of(field: dataclasses.Field, kind: type) -> list[inspect.Paramete
         kind: the type of the field.
     """
     flag = flag_of(field)
-    kind = without_none(kind)
+    kind = type_beside_none(kind)
     declarations = [f"--{flag}"]
     if kind is bool and field.default is True:
         declarations = [f"--{flag}/--no-{flag}"]
@@ -88,7 +88,7 @@ def flag_of(field: dataclasses.Field) -> str:
     return field.metadata["flag"] or field.name.replace("_", "-")
 
 
-def without_none(kind: type) -> type:
+def type_beside_none(kind: type) -> type:
     """`int | None` -> int."""
     others = [part for part in get_args(kind) if part is not NoneType]
     return others[0] if NoneType in get_args(kind) and len(others) == 1 else kind

@@ -1,10 +1,12 @@
 """Options that several commands have."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import typer
 
+from edlm_hf.commands.progress import running
 from edlm_hf.parsing import name_and_value
 from edlm_hf.settings import option
 from edlm_hf.terminal import tell
@@ -77,6 +79,13 @@ def check_output_file(path: Path, flag: str) -> None:
         raise typer.BadParameter(f"There is no folder {path.parent}: make it first.", param_hint=flag)
 
 
+def run_with_bar(run: Callable[..., dict], settings, folder: ResultFolder) -> dict:
+    """The result of a benchmark, whose progress a bar on a terminal shows."""
+    progress, advance = running()
+    with progress:
+        return run(settings, folder.output, advance)
+
+
 def tell_missing_plots(result: dict) -> None:
     """Tell how to get plots, where a benchmark made none."""
     if not result["plots"]:
@@ -94,6 +103,7 @@ __all__ = [
     "ResultFolder",
     "SamplerOptions",
     "check_output_file",
+    "run_with_bar",
     "seed_of",
     "tell_missing_plots",
     "without_none",
