@@ -15,6 +15,9 @@ from edlm_hf.checkpoints import locate, portable_name
 
 DESCRIPTION = "adapter_config.json"
 
+# Arguments of from_pretrained that concern the repository of the adapter alone
+OF_ONE_REPOSITORY = ("revision", "subfolder", "trust_remote_code")
+
 
 def file_of(name: str, file: str, location: dict) -> Path | None:
     """A small file of a folder or repository, None where it has none of this name."""
@@ -31,14 +34,29 @@ def file_of(name: str, file: str, location: dict) -> Path | None:
 
 
 def base_of_adapter(name: str, location: dict) -> str | None:
-    """The base model of an adapter, None if `name` is a model or nothing.
+    """The base model of an adapter, None if `name` is a model or nothing. A base may be an adapter too.
 
     Args:
         location: arguments of `from_pretrained` that say where the files are.
 
     Raises:
-        ValueError: the adapter does not name its base.
+        ValueError: an adapter does not name its base, or is its own base.
     """
+    base = named_base(name, location)
+    seen = {name}
+    following = base
+    while following is not None:
+        if following in seen:
+            raise ValueError(
+                f"{name} is an adapter of {base}, but {following} is its own base. Name a model in {DESCRIPTION}."
+            )
+        seen.add(following)
+        following = named_base(following, arguments_of_base(location))
+    return base
+
+
+def named_base(name: str, location: dict) -> str | None:
+    """The base model that an adapter names, None if `name` is a model or nothing."""
     if file_of(name, "config.json", location) is not None:
         return None
     path = file_of(name, DESCRIPTION, location)
@@ -52,6 +70,15 @@ def base_of_adapter(name: str, location: dict) -> str | None:
     if not isinstance(base, str):
         raise ValueError(f"{name} is an adapter, but its {DESCRIPTION} names no base model. Load it with PEFT.")
     return base
+
+
+def arguments_of_base(kwargs: dict) -> dict:
+    """Arguments of `from_pretrained` for the base of an adapter.
+
+    Access to the Hub holds for the base too. The revision is that of the adapter's repository, and
+    whoever trusts the code of that one has not trusted the code of another.
+    """
+    return {key: value for key, value in kwargs.items() if key not in OF_ONE_REPOSITORY}
 
 
 def scope_of_adapter(name: str, location: dict) -> str | None:
@@ -84,4 +111,4 @@ def name_base_of_adapters(model) -> None:
             config.base_model_name_or_path = portable_name(config.base_model_name_or_path)
 
 
-__all__ = ["base_of_adapter", "name_base_of_adapters", "scope_of_adapter", "with_adapter"]
+__all__ = ["arguments_of_base", "base_of_adapter", "name_base_of_adapters", "scope_of_adapter", "with_adapter"]

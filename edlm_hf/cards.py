@@ -12,7 +12,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import PreTrainedConfig
 
 from edlm_hf.card_signatures import UNKNOWN, is_untouched, sign
-from edlm_hf.checkpoints import CHECKPOINTS
+from edlm_hf.checkpoints import CHECKPOINTS, ships
 from edlm_hf.hidden_secrets import hide_secrets
 from edlm_hf.markdown import code_block, code_span, inline
 
@@ -142,7 +142,7 @@ def model_card(
     facts = facts or CardFacts()
     kind = KINDS.get(architecture, KINDS["EDLMForMaskedDiffusion"])
     bases = [name for name in base_models or [] if is_hub_name(name)]
-    ships = next((name for name in base_models or [] if name in CHECKPOINTS), None)
+    shipped = next(filter(ships, base_models or []), None)
 
     # 1. Metadata, for the Hub. Measurements stand in its `model-index`, under the name of the model
     family = "edlm" if architecture.startswith("EDLM") else "mdlm"
@@ -167,8 +167,8 @@ def model_card(
     sections = [f"# {PLACEHOLDER}"]
     if adapter:
         sections.append(f"An adapter for this model: {kind.description}")
-        if ships:
-            sections.append(f"Its base is the checkpoint `{ships}`, which ships with edlm-hf.")
+        if shipped:
+            sections.append(f"Its base is the checkpoint `{shipped}`, which ships with edlm-hf.")
     else:
         sections.append(kind.description)
         if config is not None:
@@ -180,9 +180,9 @@ def model_card(
     if adapter and energy_scope is not None:
         source += f', energy_scope="{energy_scope}"'
     tokenizer = bases[0] if adapter and bases else PLACEHOLDER
-    if adapter and ships:
+    if adapter and shipped:
         scope = source.removeprefix(f'"{PLACEHOLDER}"')
-        sections += ["## Use", *examples_on_shipped_base(kind, config, ships, scope)]
+        sections += ["## Use", *examples_on_shipped_base(kind, config, shipped, scope)]
     else:
         sections += ["## Use", *examples_of(architecture, config, source, tokenizer, adapter=adapter)]
 

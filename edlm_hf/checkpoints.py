@@ -26,14 +26,14 @@ def checkpoint(name: str) -> str:
     return str(ASSETS / name)
 
 
-def locate(name: str) -> str:
-    """Return the folder of a checkpoint that ships, or any other name of a model as it is.
+def ships(name: str | None) -> bool:
+    """Whether a name means a checkpoint that ships. A local folder of the same name comes first."""
+    return name in CHECKPOINTS and not Path(name).exists()
 
-    A local folder of the same name comes first.
-    """
-    if name in CHECKPOINTS and not Path(name).exists():
-        return checkpoint(name)
-    return name
+
+def locate(name: str) -> str:
+    """Return the folder of a checkpoint that ships, or any other name of a model as it is."""
+    return checkpoint(name) if ships(name) else name
 
 
 def portable_name(path: str) -> str:
@@ -46,4 +46,4 @@ def portable_name(path: str) -> str:
     return names.get(str(path), path)
 
 
-__all__ = ["ASSETS", "CHECKPOINTS", "checkpoint", "locate", "portable_name"]
+__all__ = ["ASSETS", "CHECKPOINTS", "checkpoint", "locate", "portable_name", "ships"]

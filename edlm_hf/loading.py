@@ -14,7 +14,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from edlm_hf.adapter_loading import base_of_adapter, scope_of_adapter, with_adapter
+from edlm_hf.adapter_loading import arguments_of_base, base_of_adapter, scope_of_adapter, with_adapter
 from edlm_hf.loading_errors import load
 from edlm_hf.modeling import components
 from edlm_hf.modeling.component_checks import check_causal
@@ -29,13 +29,17 @@ OUR_MODEL_TYPES = ("mdlm", "edlm")
 def load_config(name: str, **kwargs) -> PreTrainedConfig:
     """Load a configuration, of an adapter the one of its base. Arguments and errors are as in `load`."""
     base = base_of_adapter(name, components.location_of(kwargs))
-    return load_config(base) if base else load(AutoConfig.from_pretrained, name, **kwargs)
+    if base is not None:
+        return load_config(base, **arguments_of_base(kwargs))
+    return load(AutoConfig.from_pretrained, name, **kwargs)
 
 
 def load_tokenizer(name: str, **kwargs) -> PreTrainedTokenizerBase:
     """Load a tokenizer, of an adapter the one of its base. Arguments and errors are as in `load`."""
     base = base_of_adapter(name, components.location_of(kwargs))
-    return load_tokenizer(base) if base else load(AutoTokenizer.from_pretrained, name, **kwargs)
+    if base is not None:
+        return load_tokenizer(base, **arguments_of_base(kwargs))
+    return load(AutoTokenizer.from_pretrained, name, **kwargs)
 
 
 def load_with_tokenizer(
@@ -80,7 +84,7 @@ def load_masked(
     location = components.location_of(kwargs)
     base = base_of_adapter(name, location)
     if base is not None:
-        return load_adapted(name, base, tokenizer, location, **kwargs)
+        return load_adapted(name, base, tokenizer, **kwargs)
     model_type = load_config(name, **location).model_type
 
     if model_type == "edlm":
@@ -102,20 +106,19 @@ def load_adapted(
     name: str,
     base: str,
     tokenizer: PreTrainedTokenizerBase | None,
-    location: dict,
     **kwargs,
 ) -> PreTrainedModel:
     """Load the base of an adapter for the scope that it was trained for, and merge the adapter into it.
 
     Args:
-        location: the part of `kwargs` that says where the adapter is.
         name, tokenizer, kwargs: as in `load_masked`.
     """
-    others = {key: value for key, value in kwargs.items() if key not in location}
+    location = components.location_of(kwargs)
+    of_base = arguments_of_base(kwargs)
     scope = scope_of_adapter(name, location)
     if scope is not None:
-        others.setdefault("energy_scope", scope)
-    return with_adapter(load_masked(base, tokenizer, **others), name, location)
+        of_base.setdefault("energy_scope", scope)
+    return with_adapter(load_masked(base, tokenizer, **of_base), name, location)
 
 
 def load_denoiser(name: str, tokenizer: PreTrainedTokenizerBase | None = None) -> PreTrainedModel:

@@ -12,7 +12,7 @@ from transformers.utils import logging
 
 from edlm_hf.card_signatures import is_untouched, replaces
 from edlm_hf.cards import is_hub_name, with_names
-from edlm_hf.checkpoints import CHECKPOINTS
+from edlm_hf.checkpoints import ships
 from edlm_hf.hidden_secrets import hide_secrets
 from edlm_hf.repository_files import check_no_secrets, read_json, repository_files
 
@@ -112,7 +112,7 @@ def check_references(folder: str | Path) -> None:
         )
 
     base = (adapter or {}).get("base_model_name_or_path")
-    if config is None and adapter is not None and not (base in CHECKPOINTS or is_hub_name(base)):
+    if config is None and adapter is not None and not (ships(base) or is_hub_name(base)):
         raise ValueError(
             f"The adapter's base model is {base!r}, which is no repository of the Hub, so nobody else could load it. "
             "Push the base model, and write its name to base_model_name_or_path in adapter_config.json."

@@ -12,6 +12,7 @@ from transformers import AutoModelForMaskedLM
 from typer.testing import CliRunner
 
 import edlm_hf
+from edlm_hf import loading
 from edlm_hf.checkpoints import portable_name
 from edlm_hf.cli import app
 from edlm_hf.loading import load_masked, load_with_tokenizer
@@ -80,6 +81,37 @@ def test_a_base_that_is_only_here_is_still_refused(adapter, tmp_path):
     (tmp_path / "adapter_config.json").write_text(json.dumps(description))
     with pytest.raises(ValueError, match="names no base model"):
         load_masked(str(tmp_path))
+
+
+def test_a_folder_with_the_name_of_a_checkpoint_is_not_the_one_that_ships(adapter, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    check_references(adapter)
+    (tmp_path / "edlm-books").mkdir()
+    with pytest.raises(ValueError, match="'edlm-books', which is no repository of the Hub"):
+        check_references(adapter)
+
+
+def test_access_to_the_hub_holds_for_the_base_and_trust_does_not(adapter, monkeypatch):
+    seen, real = [], loading.load
+
+    def spy(function, name, **kwargs):
+        seen.append(kwargs)
+        return real(function, name, **kwargs)
+
+    monkeypatch.setattr(loading, "load", spy)
+    load_with_tokenizer(str(adapter), token="hf_mine", local_files_only=True, trust_remote_code=True)
+    assert seen and all(given["token"] == "hf_mine" and given["local_files_only"] for given in seen)
+    assert not any(given.get("trust_remote_code") for given in seen)
+
+
+@pytest.mark.parametrize("bases", [{"a": "a"}, {"a": "b", "b": "a"}])
+def test_an_adapter_of_itself_is_refused(tmp_path, monkeypatch, bases):
+    monkeypatch.chdir(tmp_path)
+    for name, base in bases.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": base}))
+    result = CliRunner().invoke(app, ["generate", "--model", "a"])
+    assert result.exit_code == 1 and "a is its own base" in result.stderr and "Traceback" not in result.output
 
 
 def test_names_of_checkpoints_are_portable(tmp_path):
