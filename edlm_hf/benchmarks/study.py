@@ -131,9 +131,10 @@ class Study:
 
     @functools.cached_property
     def texts(self) -> list[TextSet]:
-        """The sets of texts, cut into blocks of L tokens."""
-        config = self.mdlm.config
-        return [load_blocks(source, self.tokenizer, config, self.length) for source in self.settings.data]
+        """The sets of texts, cut into blocks of L tokens in one form, in which the AR model samples too."""
+        style = "wrap" if self.wraps else "crop"
+        options = {"config": self.mdlm.config, "length": self.length, "style": style}
+        return [load_blocks(source, self.tokenizer, **options) for source in self.settings.data]
 
     def without_prompt(self, rows: Sequence[list[int]]) -> list[list[int]]:
         """Rows of texts as samples are stored: the start token is not among them."""

@@ -52,10 +52,20 @@ def load_texts(text: str, tokenizer: PreTrainedTokenizerBase, split: str | None 
     return rule.load(source, split or evaluation_split(source), clean=cleaning_of(text))
 
 
-def load_blocks(text: str, tokenizer: PreTrainedTokenizerBase, config, length: int) -> TextSet:
-    """Load the corpus of `source` or `name=source` as in `load_texts`, and cut it into blocks of `length` tokens."""
+def load_blocks(
+    text: str,
+    tokenizer: PreTrainedTokenizerBase,
+    config,
+    length: int,
+    style: str | None = None,
+) -> TextSet:
+    """Load the corpus of `source` or `name=source` as in `load_texts`, and cut it into blocks of `length` tokens.
+
+    Args:
+        style: of `block_rule`.
+    """
     name, source = named_source(text)
-    rule = block_rule(source, tokenizer, config, length=length)
+    rule = block_rule(source, tokenizer, config, length=length, style=style)
     corpus = rule.load(source, evaluation_split(source), clean=cleaning_of(text))
     return TextSet(name, rule.cut(corpus, tokenizer))
 

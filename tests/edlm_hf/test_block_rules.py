@@ -8,6 +8,8 @@ import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from edlm_hf import EDLMForMaskedDiffusion, MDLMConfig, MDLMForMaskedLM, checkpoint
+from edlm_hf.benchmarks.settings import NetworkSettings
+from edlm_hf.benchmarks.study import Study
 from edlm_hf.benchmarks.text_sets import load_blocks
 from edlm_hf.commands.corpus_evaluation import load_texts
 from edlm_hf.commands.evaluate import EvaluationSettings
@@ -82,6 +84,18 @@ def test_training_evaluation_and_benchmarks_cut_a_file_into_the_same_blocks(kind
 
     assert load_blocks(str(file), tokenizer, model.config, 24).blocks["input_ids"][:] == expected
     assert blocks_for(str(file), tokenizer, model.config)["input_ids"][:] == expected
+
+
+def test_a_study_cuts_every_set_as_its_model_is_sampled(tmp_path, monkeypatch):
+    """A protocol that crops, beside a model that wraps: its AR samples begin and end like the texts."""
+    folder = model_folder("BERT", tmp_path / "model")
+    corpus = datasets.Dataset.from_dict({"text": [TEXT]})
+    monkeypatch.setattr("edlm_hf.data.block_rules.load_corpus", lambda *_, **__: corpus)
+    study = Study(NetworkSettings(model=folder, data=("text8",)), tmp_path / "study")
+    assert PROTOCOLS["text8"].style == "crop" and study.wraps
+    tokenizer = study.tokenizer
+    for row in study.texts[0].blocks["input_ids"][:]:
+        assert (row[0], row[-1]) == (tokenizer.cls_token_id, tokenizer.sep_token_id)
 
 
 @pytest.mark.parametrize("name", ["text8", "openwebtext", "wikitext2"])
