@@ -36,8 +36,8 @@ class Flags(HfArgumentParser):
         self.options["output_dir"].required = True
         self.set_defaults(logging_steps=LOGGING_STEPS, learning_rate=None)
         self.options["learning_rate"].help = (
-            f"Of AdamW at its highest; {SMALL_PARTS_RATE:g} for low-rank updates, adapters and heads, and "
-            f"{NETWORK_RATE:g} for networks, unless given."
+            f"Of AdamW at its highest; {SMALL_PARTS_RATE:g} for new low-rank updates, adapters and heads, and "
+            f"{NETWORK_RATE:g} for networks and whatever `model` goes on with, unless given."
         )
         # `--start_token` alone is true, also where it is decided unless given
         for option in self._actions:
