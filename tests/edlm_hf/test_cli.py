@@ -24,6 +24,12 @@ def call(*arguments, env=None):
     return CliRunner().invoke(app, list(map(str, arguments)), env=env)
 
 
+def generating(model, prompt, new_tokens, steps):
+    """The arguments of `edlm generate` that most tests have."""
+    options = {"model": model, "prompt": prompt, "max-new-tokens": new_tokens, "max-denoising-steps": steps}
+    return ["generate", *(word for name, value in options.items() for word in (f"--{name}", value))]
+
+
 def commands(group=None, path=()):
     """All commands by what is typed for them, those of training left out."""
     for name, command in (group or get_command(app)).commands.items():
@@ -75,17 +81,7 @@ def test_convert_writes_a_model(tmp_path):
 
 
 def test_generate_fills_masks_and_keeps_the_rest(model):
-    arguments = [
-        "generate",
-        "--model",
-        model,
-        "--prompt",
-        "ab[MASK]d",
-        "--max-new-tokens",
-        3,
-        "--max-denoising-steps",
-        4,
-    ]
+    arguments = generating(model, "ab[MASK]d", 3, 4)
     result = call(*arguments, "--num-return-sequences", 2, "--seed", 1, "--json")
     assert result.exit_code == 0, result.output
     texts = json.loads(result.stdout)
@@ -112,18 +108,7 @@ def test_what_is_not_said_is_as_the_model_is_set_to_and_texts_begin_with_its_sta
 def test_a_sampler_and_its_parameters_are_those_of_generate(model, monkeypatch):
     seen, real = [], MDLMForMaskedLM.generate
     monkeypatch.setattr(MDLMForMaskedLM, "generate", lambda *args, **given: seen.append(given) or real(*args, **given))
-    arguments = [
-        "generate",
-        "--model",
-        model,
-        "--prompt",
-        "ab",
-        "--max-new-tokens",
-        6,
-        "--max-denoising-steps",
-        3,
-        "--json",
-    ]
+    arguments = [*generating(model, "ab", 6, 3), "--json"]
     parameters = ["--sampler-option", "distance=2", "--sampler-option", "score=random"]
     result = call(*arguments, "--sampler", "spaced", *parameters)
     assert result.exit_code == 0, result.output
@@ -148,18 +133,7 @@ def test_help_names_every_sampler(command):
 
 
 def test_a_text_longer_than_the_model_is_generated_block_after_block(model):
-    arguments = [
-        "generate",
-        "--model",
-        model,
-        "--prompt",
-        "ab",
-        "--max-new-tokens",
-        20,
-        "--max-denoising-steps",
-        2,
-        "--json",
-    ]
+    arguments = [*generating(model, "ab", 20, 2), "--json"]
     too_long = call(*arguments)
     assert too_long.exit_code == 1 and "block_length" in too_long.stderr
     (text,) = json.loads(call(*arguments, "--block-length", 5).stdout)
@@ -219,20 +193,7 @@ def test_bars_of_the_libraries_are_shown_on_a_terminal_only(tmp_path, model, ter
 
 
 def test_options_come_from_a_file_and_flags_win(model, config):
-    flags = call(
-        "generate",
-        "--model",
-        model,
-        "--prompt",
-        "ab",
-        "--max-new-tokens",
-        3,
-        "--max-denoising-steps",
-        4,
-        "--seed",
-        1,
-        "--json",
-    )
+    flags = call(*generating(model, "ab", 3, 4), "--seed", 1, "--json")
     options = {
         "model": str(model),
         "prompt": "ab",
