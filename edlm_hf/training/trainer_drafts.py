@@ -75,10 +75,10 @@ class DraftTrainer(EDLMTrainer):
         if getattr(model, "draft_head", None) is None:
             raise ValueError(
                 f"The {type(model).__name__} has no draft head to train. Give an MDLMForMaskedLM after "
-                "add_draft_head(64), such as the denoiser of a composite."
+                "add_draft_head(512), such as the denoiser of a composite."
             )
         if self.args.fsdp:
-            raise ValueError("FSDP would split the head, which is also called by itself. Use DDP, or one process.")
+            raise ValueError("A draft head is too small to be split by FSDP. Use DDP, or one process.")
         model = super().prepare_model(model, tokenizer)
 
         self.schedule = make_schedule(model.config.noise_schedule, **(model.config.noise_schedule_params or {}))
