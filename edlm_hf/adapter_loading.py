@@ -8,12 +8,15 @@ import json
 import re
 from pathlib import Path
 
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import cached_file
 
 from edlm_hf.checkpoints import locate, portable_name
 
 DESCRIPTION = "adapter_config.json"
+
+# The energy scope that an adapter was trained for, {"energy_scope": "revealed"}: PEFT knows no such thing
+SCOPE = "energy_scope.json"
 
 # Arguments of from_pretrained that concern the repository of the adapter alone
 OF_ONE_REPOSITORY = ("revision", "subfolder", "trust_remote_code")
@@ -81,10 +84,35 @@ def arguments_of_base(kwargs: dict) -> dict:
     return {key: value for key, value in kwargs.items() if key not in OF_ONE_REPOSITORY}
 
 
+def keep_scope(folder: Path, config: PreTrainedConfig | None) -> None:
+    """Write the energy scope of a model beside its adapter, or its adapters in folders of their names."""
+    scope = getattr(config, "energy_scope", None)
+    if scope is None:
+        return
+    for description in (*folder.glob(DESCRIPTION), *folder.glob(f"*/{DESCRIPTION}")):
+        description.with_name(SCOPE).write_text(json.dumps({"energy_scope": scope}) + "\n", encoding="utf-8")
+
+
 def scope_of_adapter(name: str, location: dict) -> str | None:
-    """The energy scope that an adapter was trained for. It stands in the code of its card."""
+    """The energy scope that an adapter was trained for, None if nothing says it.
+
+    Adapters of 0.1.0 have it in the code of their card alone, adapters that PEFT saved nowhere.
+
+    Raises:
+        ValueError: the file of the scope is damaged.
+    """
+    path = file_of(name, SCOPE, location)
+    if path is not None:
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))["energy_scope"]
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(
+                f'The {SCOPE} of {name} is damaged. It should be {{"energy_scope": "sequence"}}, or "revealed".'
+            ) from error
+
     path = file_of(name, "README.md", location)
-    found = re.search(r'energy_scope="(\w+)"', path.read_text(encoding="utf-8", errors="replace")) if path else None
+    card = path.read_text(encoding="utf-8", errors="replace") if path else ""
+    found = re.search(r'energy_scope="(\w+)"', card)
     return found and found[1]
 
 
@@ -111,4 +139,11 @@ def name_base_of_adapters(model) -> None:
             config.base_model_name_or_path = portable_name(config.base_model_name_or_path)
 
 
-__all__ = ["arguments_of_base", "base_of_adapter", "name_base_of_adapters", "scope_of_adapter", "with_adapter"]
+__all__ = [
+    "arguments_of_base",
+    "base_of_adapter",
+    "keep_scope",
+    "name_base_of_adapters",
+    "scope_of_adapter",
+    "with_adapter",
+]

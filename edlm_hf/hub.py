@@ -17,7 +17,7 @@ from transformers import PreTrainedConfig
 from transformers.dynamic_module_utils import get_relative_import_files
 
 import edlm_hf
-from edlm_hf.adapter_loading import name_base_of_adapters
+from edlm_hf.adapter_loading import keep_scope, name_base_of_adapters, scope_of_adapter
 from edlm_hf.card_signatures import BLANK, replaces
 from edlm_hf.cards import KINDS, CardFacts, base_models_of, model_card
 from edlm_hf.loading import load_config
@@ -210,7 +210,11 @@ def architecture_of(config: dict) -> str:
 
 
 def write_better_card(folder: Path, facts: CardFacts | None = None, config: PreTrainedConfig | None = None) -> None:
-    """Write our card into a folder where its README.md is missing, blank or knows less."""
+    """Write our card into a folder where its README.md is missing, blank or knows less.
+
+    An adapter also gets the energy scope of its base.
+    """
+    keep_scope(folder, config)
     card = better_card(folder, facts, config)
     if card is not None:
         Path(folder, "README.md").write_text(card, encoding="utf-8")
@@ -249,9 +253,7 @@ def card_of_folder(
         if architecture not in KINDS:
             return None
 
-        # A folder does not tell the scope of an adapter, but its old card may
-        in_old_card = re.search(r'energy_scope="(\w+)"', old or "")
-        scope = in_old_card[1] if in_old_card and config is None else None
+        scope = scope_of_adapter(str(folder), {}) if config is None else None
         base = adapter.get("base_model_name_or_path")
         return model_card(architecture, config, facts, base_models=[base], adapter=True, energy_scope=scope)
 

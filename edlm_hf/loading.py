@@ -13,6 +13,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import logging
 
 from edlm_hf.adapter_loading import arguments_of_base, base_of_adapter, scope_of_adapter, with_adapter
 from edlm_hf.loading_errors import load
@@ -23,6 +24,7 @@ from edlm_hf.modeling.modeling_mdlm import MDLMForMaskedLM
 from edlm_hf.modeling.vocabulary import fit_to_tokenizer
 from edlm_hf.tokenization import add_mask_token
 
+logger = logging.get_logger(__name__)
 OUR_MODEL_TYPES = ("mdlm", "edlm")
 
 
@@ -118,7 +120,14 @@ def load_adapted(
     scope = scope_of_adapter(name, location)
     if scope is not None:
         of_base.setdefault("energy_scope", scope)
-    return with_adapter(load_masked(base, tokenizer, **of_base), name, location)
+
+    whole = load_masked(base, tokenizer, **of_base)
+    if "energy_scope" not in of_base and getattr(whole.config, "energy_type", None) == "nce":
+        logger.warning(
+            f"Nothing says for which energy_scope the adapter {name} was trained: that of its base is taken, "
+            f"{whole.config.energy_scope!r}."
+        )
+    return with_adapter(whole, name, location)
 
 
 def load_denoiser(name: str, tokenizer: PreTrainedTokenizerBase | None = None) -> PreTrainedModel:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import datasets
@@ -55,6 +56,22 @@ def test_it_loads_merged_with_the_energies_that_peft_computes(adapter):
     with torch.no_grad():
         energies = with_peft.energy(candidates, noisy)
         torch.testing.assert_close(merged.energy(candidates, noisy), energies, rtol=1e-4, atol=1e-4)
+
+
+def test_its_scope_is_known_under_any_card(adapter, tmp_path, caplog):
+    for name in ("adapter_config.json", "adapter_model.safetensors", "energy_scope.json"):
+        shutil.copy(adapter / name, tmp_path)
+    (tmp_path / "README.md").write_text("My adapter.")
+    assert load_masked(str(tmp_path)).config.energy_scope == "revealed"
+    assert not caplog.records
+
+    (tmp_path / "energy_scope.json").unlink()
+    assert load_masked(str(tmp_path)).config.energy_scope == "sequence"
+    assert "Nothing says for which energy_scope" in caplog.text
+
+    (tmp_path / "energy_scope.json").write_text("[]")
+    with pytest.raises(ValueError, match="energy_scope.json of .* is damaged"):
+        load_masked(str(tmp_path))
 
 
 def test_generate_takes_the_folder_of_the_adapter(adapter):

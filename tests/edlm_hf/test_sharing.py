@@ -16,6 +16,7 @@ from published import randomised, tiny_causal, tiny_config, tiny_denoiser
 from transformers.integrations.peft import MIN_PEFT_VERSION
 
 from edlm_hf import EDLMEnergyModel, EDLMForMaskedDiffusion, MDLMForCausalLM, MDLMModel, checkpoint
+from edlm_hf.adapter_loading import scope_of_adapter
 from edlm_hf.card_signatures import UNKNOWN, is_untouched
 from edlm_hf.cards import CardFacts, model_card, with_names
 from edlm_hf.hub import save_custom_generate, write_better_card
@@ -335,6 +336,8 @@ def test_the_card_of_an_adapter_keeps_the_scope_that_it_was_trained_for(tmp_path
         write_better_card(tmp_path, CardFacts(data="a little"))  # a push of the folder knows no configuration
         card = (tmp_path / "README.md").read_text()
         assert card.count(f'energy_scope="{scope}"') == 2 and "a little" in card
+        (tmp_path / "README.md").write_text("Written by hand.")
+        assert scope_of_adapter(str(tmp_path), {}) == scope
 
 
 def push_shared(base, repo_id):
