@@ -6,6 +6,7 @@ base may be a checkpoint that ships.
 
 import json
 import re
+import warnings
 from pathlib import Path
 
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -14,6 +15,8 @@ from transformers.utils import cached_file
 from edlm_hf.checkpoints import locate, portable_name
 
 DESCRIPTION = "adapter_config.json"
+
+WEIGHTS = "adapter_model.safetensors"
 
 # The energy scope that an adapter was trained for, {"energy_scope": "revealed"}: PEFT knows no such thing
 SCOPE = "energy_scope.json"
@@ -116,18 +119,27 @@ def scope_of_adapter(name: str, location: dict) -> str | None:
     return found and found[1]
 
 
-def with_adapter(base: PreTrainedModel, name: str, location: dict) -> PreTrainedModel:
-    """Load the adapter `name` into its base.
+def with_adapter(base: PreTrainedModel, name: str, location: dict, is_trainable: bool = False):
+    """Put the adapter `name` on its base.
+
+    Returns:
+        a `PeftModel`.
 
     Raises:
-        ValueError: it does not fit, or cannot be merged.
+        ValueError: it does not fit, or its weights are a pickle.
     """
     from peft import PeftModel
 
-    from edlm_hf.training.adapters import merge_lora
-
+    if file_of(name, WEIGHTS, location) is None:
+        raise ValueError(
+            f"The adapter {name} has no {WEIGHTS}. An adapter_model.bin would be a pickle, which is not read: "
+            "load it with PEFT where you trust it, and save it again."
+        )
     try:
-        return merge_lora(PeftModel.from_pretrained(base, locate(name), **location))
+        with warnings.catch_warnings():
+            # Of transformers' names, which PEFT asks by the old ones
+            warnings.simplefilter("ignore", FutureWarning)
+            return PeftModel.from_pretrained(base, locate(name), is_trainable=is_trainable, **location)
     except (RuntimeError, TypeError, OSError) as error:
         raise ValueError(f"The adapter {name} does not fit its base: {' '.join(str(error).split())[:300]}") from error
 

@@ -110,7 +110,19 @@ def load_adapted(
     tokenizer: PreTrainedTokenizerBase | None,
     **kwargs,
 ) -> PreTrainedModel:
-    """Load the base of an adapter for the scope that it was trained for, and merge the adapter into it.
+    """Load an adapter merged into its base.
+
+    Args:
+        name, tokenizer, kwargs: as in `load_masked`.
+    """
+    from edlm_hf.training.adapters import merge_lora
+
+    whole = load_base(name, base, tokenizer, **kwargs)
+    return merge_lora(with_adapter(whole, name, components.location_of(kwargs)))
+
+
+def load_base(name: str, base: str, tokenizer: PreTrainedTokenizerBase | None = None, **kwargs) -> PreTrainedModel:
+    """Load the base of an adapter, for the energy scope that the adapter was trained for.
 
     Args:
         name, tokenizer, kwargs: as in `load_masked`.
@@ -127,7 +139,19 @@ def load_adapted(
             f"Nothing says for which energy_scope the adapter {name} was trained: that of its base is taken, "
             f"{whole.config.energy_scope!r}."
         )
-    return with_adapter(whole, name, location)
+    return whole
+
+
+def load_energy(name: str, **kwargs) -> PreTrainedModel:
+    """Load a model to train its energy further. Arguments and errors are as in `load`.
+
+    Returns:
+        the model, for an adapter a `PeftModel` whose adapter is trained.
+    """
+    base = base_of_adapter(name, {})
+    if base is None:
+        return load(AutoModelForMaskedLM.from_pretrained, name, **kwargs)
+    return with_adapter(load_base(name, base, **kwargs), name, {}, is_trainable=True)
 
 
 def load_denoiser(name: str, tokenizer: PreTrainedTokenizerBase | None = None) -> PreTrainedModel:
@@ -193,6 +217,7 @@ __all__ = [
     "load_causal",
     "load_config",
     "load_denoiser",
+    "load_energy",
     "load_masked",
     "load_tokenizer",
     "load_with_tokenizer",

@@ -9,7 +9,7 @@ short ones (`time_limit_minutes`); one that says another thing about the run is 
 from collections.abc import Callable
 
 import edlm_hf
-from edlm_hf.commands.new_models import new_drafter, new_energy, new_model, with_new_adapter
+from edlm_hf.commands.new_models import energy_to_train, new_drafter, new_model
 from edlm_hf.commands.training_data import choose_tokenizer
 from edlm_hf.commands.training_flags import DataArguments, DraftModelArguments, EnergyModelArguments, ModelArguments
 from edlm_hf.commands.training_recipe import parse
@@ -57,11 +57,9 @@ def train_autoregressive(arguments: list[str]) -> dict:
 def train_energy(arguments: list[str]) -> dict:
     """Train the NCE energy of a denoiser; returns and prints what came out."""
     data, parts, args = parse(train_energy, (DataArguments, EnergyModelArguments, EnergyArguments), arguments)
-    model = new_energy(parts)
+    model = energy_to_train(parts)
     tokenizer = choose_tokenizer(data, parts.model or parts.denoiser)
     fit_to_tokenizer(model, tokenizer)
-    if parts.adapter:
-        model = with_new_adapter(model, parts.adapter_rank)
     return run(EnergyTrainer, model, (data, parts, args), tokenizer)
 
 

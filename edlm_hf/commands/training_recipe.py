@@ -7,8 +7,10 @@ from collections.abc import Callable
 from transformers import HfArgumentParser, set_seed
 from transformers.hf_argparser import string_to_bool
 
+from edlm_hf.adapter_loading import base_of_adapter
 from edlm_hf.files import read_options
 from edlm_hf.hidden_secrets import hide_in_command, hide_secrets, hide_shapes, is_secret_name
+from edlm_hf.loading import load_config
 from edlm_hf.terminal import visible
 
 # Defaults that differ from those of transformers, and learn on a small text
@@ -36,8 +38,8 @@ class Flags(HfArgumentParser):
         self.options["output_dir"].required = True
         self.set_defaults(logging_steps=LOGGING_STEPS, learning_rate=None)
         self.options["learning_rate"].help = (
-            f"Of AdamW at its highest; {SMALL_PARTS_RATE:g} for new low-rank updates, adapters and heads, and "
-            f"{NETWORK_RATE:g} for networks and whatever `model` goes on with, unless given."
+            f"Of AdamW at its highest; {SMALL_PARTS_RATE:g} for low-rank updates, adapters and heads, and "
+            f"{NETWORK_RATE:g} for whole networks, unless given."
         )
         # `--start_token` alone is true, also where it is decided unless given
         for option in self._actions:
@@ -85,16 +87,21 @@ def choose_learning_rate(parser: Flags, arguments: list[str]) -> None:
     """Make a learning rate that suits what is trained the default, unless the flags or the recipe have one."""
     if parser.get_default("learning_rate") is not None:  # of the recipe
         return
-    flags, _ = parser.parse_known_args(arguments)
-    # An adapter or a shared energy, or a draft head
-    is_small = hasattr(flags, "draft_width") or is_small_energy(flags)
+    flags, unknown = parser.parse_known_args(arguments)
+    if unknown:  # is refused in a moment
+        return
+    is_draft_head = hasattr(flags, "draft_width")
+    is_small = is_draft_head or (hasattr(flags, "adapter") and is_small_energy(flags))
     parser.set_defaults(learning_rate=SMALL_PARTS_RATE if is_small else NETWORK_RATE)
 
 
 def is_small_energy(flags: argparse.Namespace) -> bool:
-    """Whether an adapter, or low-rank updates or a head on a denoiser, are all that is trained."""
-    has_new_energy = getattr(flags, "energy", "full") != "full" and flags.model is None
-    return has_new_energy or getattr(flags, "adapter", False)
+    """Whether an adapter, or low-rank updates or a head on a denoiser, are all of an energy that is trained."""
+    if flags.model is None:
+        return flags.energy != "full"
+    if flags.adapter or base_of_adapter(flags.model, {}) is not None:
+        return True
+    return getattr(load_config(flags.model), "energy_weights", "own") == "shared"
 
 
 def with_recipe(parser: Flags, file: str, arguments: list[str]) -> list[str]:

@@ -13,12 +13,14 @@ from transformers.trainer import TRAINER_STATE_NAME
 from edlm_hf.cards import CardFacts
 from edlm_hf.commands.run_recipe import RECIPE, check_same_run, recipe_of
 from edlm_hf.commands.training_data import load_sets
+from edlm_hf.commands.training_flags import DataArguments
 from edlm_hf.commands.training_report import training_report
 from edlm_hf.errors import writing
 from edlm_hf.files import to_json, write_atomically
 from edlm_hf.hidden_secrets import hide_in_command
 from edlm_hf.markdown import code_span
 from edlm_hf.terminal import tell, write
+from edlm_hf.training.arguments import EDLMTrainingArguments
 from edlm_hf.training.folder_lock import FolderLock
 from edlm_hf.training.memory import peak_memory, sizes_in_bytes
 from edlm_hf.training.trainer_autoregressive import AutoregressiveTrainer
@@ -42,23 +44,33 @@ def run(trainer_class: type[EDLMTrainer], model: PreTrainedModel, parsed: tuple,
 
 
 def train(trainer_class: type[EDLMTrainer], model: PreTrainedModel, parsed: tuple, tokenizer) -> dict:
+    """Train from the last complete checkpoint on, then evaluate and save.
+
+    Returns:
+        What the run came to, as it is printed. Without measurements where a time limit ended it.
+    """
     data, _, args = parsed
-    recipe, where = recipe_of(parsed), (args.output_dir, bool(args.ema_decay))
-    with args.main_process_first(desc="looking for checkpoints"):
-        checkpoint = named_checkpoint(args.resume_from_checkpoint, *where)
-        checkpoint = checkpoint or last_complete_checkpoint(*where, set_aside=args.process_index == 0)
-    if checkpoint is not None:
-        check_same_run(str(Path(checkpoint).parent), recipe)
+
+    # 1. Where the run goes on, and its rows. One process writes, the others read what it wrote
+    recipe = recipe_of(parsed)
+    checkpoint = starting_point(args, recipe)
     with args.main_process_first(desc="making blocks"):
         training, blocks = load_sets(data, tokenizer)
-    if args.process_index == 0 and (checkpoint is None or not Path(args.output_dir, RECIPE).exists()):
-        Path(args.output_dir).mkdir(parents=True, exist_ok=True)
-        write_atomically(Path(args.output_dir, RECIPE), to_json(recipe, indent=2).encode())
+    if args.process_index == 0:
+        write_recipe(args.output_dir, recipe, is_new=checkpoint is None)
+
     limit = TimeLimit(data.time_limit_minutes)
-    sets = {"train_dataset": training, "eval_dataset": blocks}
-    trainer = trainer_class(model, args, processing_class=tokenizer, callbacks=[limit], **sets)
+    trainer = trainer_class(
+        model,
+        args,
+        processing_class=tokenizer,
+        callbacks=[limit],
+        train_dataset=training,
+        eval_dataset=blocks,
+    )
     trainer.has_folder = True
-    result = {"class": type(model).__name__, "output_dir": args.output_dir} | sizes_in_bytes(model)
+
+    # 2. A run that had ended is only measured again
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     started = time.monotonic()
@@ -66,29 +78,77 @@ def train(trainer_class: type[EDLMTrainer], model: PreTrainedModel, parsed: tupl
         trainer.restore(checkpoint)
     else:
         trainer.train(resume_from_checkpoint=checkpoint)
-    result |= {"steps": trainer.state.global_step, "max_steps": trainer.state.max_steps, "finished": not limit.reached}
-    result |= {"training_seconds": round(time.monotonic() - started, 1), "peak_memory_bytes": peak_memory()}
-    if not limit.reached:
-        measured = trainer.evaluate()
-        result |= measured
-        texts = f"{len(blocks)} blocks of {data.length} tokens of {code_span(data.eval_dataset or data.dataset)}"
-        base = model.get_base_model() if hasattr(model, "get_base_model") else model
-        base.card_facts = CardFacts(
-            data=code_span(data.dataset) + (", reduced to the alphabet of text8" if data.normalize_text8 else ""),
-            command=shlex.join(["edlm", *hide_in_command(sys.argv[1:])]),
-            results={
-                name.removeprefix("eval_"): (value, measured[f"{name}_standard_error"])
-                for name, value in measured.items()
-                if f"{name}_standard_error" in measured
-            },
-            measured=f"On {texts}, ± the standard error over texts.",
-        )
-        trainer.save_model()
-        trainer.save_state()
-    return result
+
+    result = {"class": type(model).__name__, "output_dir": args.output_dir} | sizes_in_bytes(model)
+    result |= {
+        "steps": trainer.state.global_step,
+        "max_steps": trainer.state.max_steps,
+        "finished": not limit.reached,
+        "training_seconds": round(time.monotonic() - started, 1),
+        "peak_memory_bytes": peak_memory(),
+    }
+    if limit.reached:
+        return result
+
+    # 3. Measured and saved, with a card that says what was measured
+    measured = trainer.evaluate()
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base.card_facts = facts_of_run(data, measured, num_texts=len(blocks))
+    trainer.save_model()
+    trainer.save_state()
+    return result | measured
 
 
-def is_finished(checkpoint: str | None, args) -> bool:
+def starting_point(args: EDLMTrainingArguments, recipe: dict) -> str | None:
+    """The checkpoint from which a run goes on, None for a new one.
+
+    Raises:
+        ValueError: the folder holds another run.
+    """
+    where = (args.output_dir, bool(args.ema_decay))
+    with args.main_process_first(desc="looking for checkpoints"):
+        checkpoint = named_checkpoint(args.resume_from_checkpoint, *where)
+        checkpoint = checkpoint or last_complete_checkpoint(*where, set_aside=args.process_index == 0)
+
+    if checkpoint is not None:
+        check_same_run(str(Path(checkpoint).parent), recipe)
+    return checkpoint
+
+
+def write_recipe(folder: str, recipe: dict, is_new: bool) -> None:
+    """Write what makes a run the same into its folder, unless it goes on and has it there."""
+    file = Path(folder, RECIPE)
+    if is_new or not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(file, to_json(recipe, indent=2).encode())
+
+
+def facts_of_run(data: DataArguments, measured: dict[str, float], num_texts: int) -> CardFacts:
+    """What the card of a model says of its training.
+
+    Args:
+        data: options of the data.
+        measured: what `Trainer.evaluate` returned. Figures with a standard error enter the card.
+        num_texts: rows that were measured.
+    """
+    results = {}
+    for name, value in measured.items():
+        error = measured.get(f"{name}_standard_error")
+        if error is not None:
+            results[name.removeprefix("eval_")] = (value, error)
+
+    alphabet = ", reduced to the alphabet of text8" if data.normalize_text8 else ""
+    texts = f"{num_texts} blocks of {data.length} tokens of {code_span(data.eval_dataset or data.dataset)}"
+    return CardFacts(
+        data=code_span(data.dataset) + alphabet,
+        command=shlex.join(["edlm", *hide_in_command(sys.argv[1:])]),
+        results=results,
+        measured=f"On {texts}, ± the standard error over texts.",
+    )
+
+
+def is_finished(checkpoint: str | None, args: EDLMTrainingArguments) -> bool:
+    """Whether a checkpoint is the last one of its run."""
     if checkpoint is None:
         return False
     state = TrainerState.load_from_json(str(Path(checkpoint, TRAINER_STATE_NAME)))

@@ -52,7 +52,8 @@ class SavingMixin:
         """As usual. An adapter gets our card in place of PEFT's template."""
         with warnings.catch_warnings():
             # PEFT looks for the base of an adapter on the Hub, also where it ships with this package
-            warnings.filterwarnings("ignore", message="Could not find a config file in edlm-")
+            for complaint in ("Could not find a config file", "Unable to fetch remote file .* config.json"):
+                warnings.filterwarnings("ignore", message=f"{complaint} in edlm-")
             super()._save(output_dir, state_dict)
         if self.args.should_save:
             facts = getattr(self.model, "card_facts", None) if hasattr(self.model, "peft_config") else None

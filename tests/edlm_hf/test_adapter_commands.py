@@ -9,33 +9,42 @@ import datasets
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file
 from transformers import AutoModelForMaskedLM
 from typer.testing import CliRunner
 
 import edlm_hf
-from edlm_hf import loading
+from edlm_hf import MDLMConfig, MDLMForMaskedLM, loading
 from edlm_hf.checkpoints import portable_name
 from edlm_hf.cli import app
+from edlm_hf.commands.train import train_energy
+from edlm_hf.commands.training_flags import DataArguments, EnergyModelArguments
+from edlm_hf.commands.training_recipe import parse
 from edlm_hf.loading import load_masked, load_with_tokenizer
 from edlm_hf.pushing import check_references
-from edlm_hf.training import LORA_MODULES_TO_SAVE, LORA_TARGET_MODULES, energy_lora
+from edlm_hf.training import LORA_MODULES_TO_SAVE, LORA_TARGET_MODULES, EnergyArguments, energy_lora
 
 SMALL = "--length 16 --eval_blocks 2 --max_steps 1 --per_device_train_batch_size 2 --eval_denoising_steps 2"
 
 
-@pytest.fixture(scope="module")
-def adapter(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("adapter")
+def train(folder: Path, model: str, more: str = "") -> Path:
+    """One step of `edlm train-energy --model MODEL`, into FOLDER/lora."""
     (folder / "my.txt").write_text(200 * "Tyger, Tyger, burning bright, in the forests of the night. ")
-    arguments = f"train-energy --model edlm-books --adapter --adapter_rank 2 --energy_scope revealed {SMALL} --use_cpu"
-    words = [*arguments.split(), "--dataset", str(folder / "my.txt"), "--output_dir", str(folder / "lora")]
+    words = f"train-energy --model {model} {more} {SMALL} --use_cpu --report_to none --disable_tqdm true".split()
     cache = datasets.config.HF_DATASETS_CACHE
     datasets.config.HF_DATASETS_CACHE = str(folder / "cache")
-    result = CliRunner().invoke(app, [*words, "--report_to", "none", "--disable_tqdm", "true"])
+    files = ["--dataset", str(folder / "my.txt"), "--output_dir", str(folder / "lora")]
+    result = CliRunner().invoke(app, [*words, *files])
     datasets.config.HF_DATASETS_CACHE = cache
     assert result.exit_code == 0, result.output
     assert "Next     edlm generate --model" in result.stdout and re.search(r"nce_loss +\d\.\d+ ± \d", result.stdout)
     return folder / "lora"
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory) -> Path:
+    adapter = "--adapter --adapter_rank 2 --energy_scope revealed"
+    return train(tmp_path_factory.mktemp("adapter"), "edlm-books", adapter)
 
 
 def test_the_folder_holds_the_adapter_alone_and_names_its_base(adapter):
@@ -71,6 +80,13 @@ def test_its_scope_is_known_under_any_card(adapter, tmp_path, caplog):
 
     (tmp_path / "energy_scope.json").write_text("[]")
     with pytest.raises(ValueError, match="energy_scope.json of .* is damaged"):
+        load_masked(str(tmp_path))
+
+
+def test_a_pickle_of_an_adapter_is_refused(adapter, tmp_path):
+    shutil.copy(adapter / "adapter_config.json", tmp_path)
+    torch.save(load_file(adapter / "adapter_model.safetensors"), tmp_path / "adapter_model.bin")
+    with pytest.raises(ValueError, match="adapter_model.bin would be a pickle"):
         load_masked(str(tmp_path))
 
 
@@ -129,6 +145,34 @@ def test_an_adapter_of_itself_is_refused(tmp_path, monkeypatch, bases):
         (tmp_path / name / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": base}))
     result = CliRunner().invoke(app, ["generate", "--model", "a"])
     assert result.exit_code == 1 and "a is its own base" in result.stderr and "Traceback" not in result.output
+
+
+def test_an_adapter_is_trained_further_as_an_adapter(adapter, tmp_path):
+    further = train(tmp_path, str(adapter))
+    assert not (further / "config.json").exists()
+    assert json.loads((further / "adapter_config.json").read_text())["base_model_name_or_path"] == "edlm-books"
+    assert json.loads((further / "energy_scope.json").read_text()) == {"energy_scope": "revealed"}
+
+    before = load_file(adapter / "adapter_model.safetensors")
+    after = load_file(further / "adapter_model.safetensors")
+    assert before.keys() == after.keys()
+    assert all((before[name] != after[name]).any() for name in before if "lora" in name)
+
+    words = ["train-energy", "--model", str(adapter), "--adapter", "--dataset", "x", "--output_dir", str(tmp_path)]
+    result = CliRunner().invoke(app, [*words, "--use_cpu"])
+    assert result.exit_code == 1 and "is an adapter, which is trained further without adapter" in result.stderr
+
+
+def test_the_learning_rate_suits_what_is_trained(adapter, tmp_path):
+    denoiser = MDLMForMaskedLM(MDLMConfig(vocab_size=8, hidden_dim=8, n_blocks=1, n_heads=1, cond_dim=4))
+    shared = edlm_hf.EDLMForMaskedDiffusion.from_components(denoiser, energy_type="nce", energy_weights="shared")
+    shared.save_pretrained(tmp_path)
+    classes = (DataArguments, EnergyModelArguments, EnergyArguments)
+    rates = {}
+    for words in (f"--model {adapter}", f"--model {tmp_path}", "--model edlm-books", "--model edlm-books --adapter"):
+        arguments = f"{words} --dataset x --output_dir {tmp_path} --use_cpu".split()
+        rates[words] = parse(train_energy, classes, arguments)[-1].learning_rate
+    assert list(rates.values()) == [1e-3, 1e-3, 3e-4, 1e-3]
 
 
 def test_names_of_checkpoints_are_portable(tmp_path):
