@@ -7,8 +7,10 @@ masks as a light symbol.
 
 import html
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
+from queue import SimpleQueue
 
 import torch
 from rich.console import Console
@@ -176,6 +178,50 @@ class TerminalDiffusionStreamer(DiffusionStreamer):
         if self.keep:
             shown = visible(text) if self.console.is_terminal else text
             print(shown, file=self.console.file, flush=True)
+
+
+class StreamedCall(DiffusionStreamer):
+    """A call of `generate()` in a thread of its own, whose text is read while it forms.
+
+    ```python
+    call = StreamedCall(partial(model.generate, ids, max_new_tokens=64), tokenizer)
+    for finished, draft in call:
+        ...
+    sequences = call.result()
+    ```
+
+    Args:
+        generate: called with `streamer=`. A function that accepts it and hands it on will do.
+        args, options: of `DiffusionStreamer`.
+    """
+
+    def __init__(self, generate: Callable, *args, **options):
+        super().__init__(*args, **options)
+        self.generate = generate
+        self.drafts = SimpleQueue()
+        self.future = None  # of the call, None before it began
+
+    def show(self, finished: str, draft: str) -> None:
+        self.drafts.put((finished, draft))
+
+    def close(self, text: str) -> None:
+        self.show(visible(text), "")
+
+    def __iter__(self) -> Iterator[tuple[str, str]]:
+        """Begin the call, and yield the text as it stands after every step: finished part and draft.
+
+        Raises:
+            Exception: whatever `generate()` raises. A reader that leaves early waits for its end.
+        """
+        with ThreadPoolExecutor(1) as pool:
+            self.future = pool.submit(self.generate, streamer=self)
+            self.future.add_done_callback(lambda _: self.drafts.put(None))
+            yield from iter(self.drafts.get, None)
+        self.future.result()
+
+    def result(self):
+        """What `generate()` returned, after the text was read to its end."""
+        return self.future.result()
 
 
 class StepStreamer(BaseStreamer):

@@ -5,6 +5,7 @@ import os
 import pty
 import subprocess
 import sys
+from functools import partial
 from types import ModuleType, SimpleNamespace
 
 import pytest
@@ -16,6 +17,7 @@ from edlm_hf import EDLMForMaskedDiffusion, MDLMForMaskedLM
 from edlm_hf.streaming import (
     NotebookDiffusionStreamer,
     StepStreamer,
+    StreamedCall,
     TerminalDiffusionStreamer,
     diffusion_streamer,
 )
@@ -256,6 +258,39 @@ def test_nothing_is_drafted_after_the_end_of_the_text(monkeypatch, streamer_clas
         drafts = [text for text in shown if "░" in text]
         assert all(text.startswith("the ") and "the the " not in text for text in drafts)
         assert len(shown) == 1 + 3 * -(-(length - 4) // 2) + (streamer_class is NotebookDiffusionStreamer)
+
+
+def test_a_call_is_read_while_it_forms():
+    model = EDLMForMaskedDiffusion.from_components(tiny_denoiser(vocab_size=len(TOKENIZER)))
+    prompt = ids("the ")[None]
+    settings = {"max_new_tokens": 8, "max_denoising_steps": 4}
+
+    def generator():
+        return torch.Generator().manual_seed(0)
+
+    call = StreamedCall(partial(model.generate, prompt, generator=generator(), **settings), TOKENIZER)
+    shown = list(call)
+    assert torch.equal(call.result(), model.generate(prompt, generator=generator(), **settings))
+    assert shown[0] == ("the ", "") and shown[-1] == (TOKENIZER.decode(call.result()[0]), "")
+
+    num_masks = [draft.count("░") for _, draft in shown[1:-1]]
+    assert num_masks == sorted(num_masks, reverse=True) and num_masks[0] > 0
+
+
+def test_an_error_of_a_call_reaches_its_reader():
+    model = EDLMForMaskedDiffusion.from_components(tiny_denoiser(vocab_size=len(TOKENIZER)))
+    call = StreamedCall(partial(model.generate, ids("the ")[None], max_new_tokens=8, top_p=2.0), TOKENIZER)
+    with pytest.raises(ValueError, match="top_p"):
+        list(call)
+
+
+def test_a_reader_may_leave_early():
+    model = EDLMForMaskedDiffusion.from_components(tiny_denoiser(vocab_size=len(TOKENIZER)))
+    call = StreamedCall(partial(model.generate, ids("the ")[None], max_new_tokens=8), TOKENIZER)
+    reader = iter(call)
+    next(reader)
+    reader.close()
+    assert call.result().shape == (1, 12)
 
 
 def test_a_text_of_no_tokens_is_shown_as_such(capsys):

@@ -111,11 +111,23 @@ def button(browser, label):
     return wait(browser, lambda b: b.find_element(By.XPATH, path))
 
 
-def result(browser, other_than=""):
-    """The text the Space shows, as soon as it is another one."""
-    field = browser.find_element(By.XPATH, "//label[.//*[normalize-space()='Text']]//textarea")
-    wait(browser, lambda b: field.get_property("value") not in ("", other_than))
-    return field.get_property("value")
+def texts_of(browser, label):
+    """The texts in a field of the Space, one after the other, until the picture of the steps is there."""
+    field = browser.find_element(By.XPATH, f"//label[.//*[normalize-space()='{label}']]//textarea")
+    texts = []
+
+    def is_whole(browser):
+        frames = browser.find_elements(By.CLASS_NAME, "steps")
+        texts.append(field.get_property("value"))
+        return any(frame.is_displayed() for frame in frames)
+
+    WebDriverWait(browser, 120, poll_frequency=0.02).until(is_whole)
+    return [*texts, field.get_property("value")]
+
+
+def open_tab(browser, name):
+    path = f"//button[@role='tab' and normalize-space()='{name}']"
+    wait(browser, lambda b: b.find_element(By.XPATH, path)).click()
 
 
 def step_through(browser, last):
@@ -138,25 +150,26 @@ def step_through(browser, last):
 
 
 def errors(browser):
+    """What the browser complained of since it was asked last."""
     return [entry["message"] for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
 
 
 def test_space_generates_infills_and_shows_the_steps(browser, address):
     browser.get(address)
     button(browser, "Generate").click()
-    generated = result(browser)
-    assert re.fullmatch("it was a dark and[a-z ]{50,}", generated)
+    *drafts, generated = texts_of(browser, "Text")
+    assert re.fullmatch("it was a dark and[a-z ]{50,}", generated) and any("░" in draft for draft in drafts)
     wait(browser, lambda b: b.find_element(By.CLASS_NAME, "steps"))
     browser.switch_to.frame(browser.find_element(By.CLASS_NAME, "steps"))
     step_through(browser, 16)
     browser.switch_to.default_content()
     assert browser.save_screenshot(PICTURES / "space-generate.png")
 
-    browser.find_element(By.XPATH, "//button[@role='tab' and normalize-space()='Infill']").click()
+    open_tab(browser, "Infill")
     fill = button(browser, "Fill")
     wait(browser, lambda b: fill.is_displayed())
     fill.click()
-    filled = result(browser, other_than=generated)
+    filled = texts_of(browser, "Filled text")[-1]
     # Up to so many letters: a network that was never trained draws start tokens too.
     assert re.fullmatch("the old house stood at the end of[a-z ]{,3} and nobody lived in it ?", filled)
     assert browser.save_screenshot(PICTURES / "space-infill.png")
@@ -167,6 +180,34 @@ def test_space_generates_infills_and_shows_the_steps(browser, address):
     gaps.send_keys("the cat")
     fill.click()
     wait(browser, lambda b: "There is nothing to fill. Put _" in b.find_element(By.TAG_NAME, "body").text)
+
+
+def test_space_compares_ways_to_sample(browser, address):
+    browser.get(address)
+    open_tab(browser, "Compare")
+    compare = button(browser, "Compare")
+    wait(browser, lambda b: compare.is_displayed())
+    compare.click()
+
+    def table(browser):
+        text = browser.find_element(By.TAG_NAME, "body").text
+        seconds = re.findall(r"\b\d+\.\d\d\b", text)
+        return len(seconds) == 3 and text
+
+    text = wait(browser, table, 60)
+    ways = re.findall("(ancestral|planned|planned, with energy)\nit was a dark and[a-z ]{20,}\n", text)
+    assert ways == ["ancestral", "planned", "planned, with energy"]
+    assert browser.save_screenshot(PICTURES / "space-compare.png")
+    assert not errors(browser)
+
+
+def test_space_offers_examples(browser, address):
+    browser.get(address)
+    wait(browser, lambda b: "CHAPTER I" in b.find_element(By.TAG_NAME, "body").text)
+    examples = browser.find_elements(By.XPATH, "//*[contains(text(), 'He opened the door')]")
+    next(example for example in examples if example.is_displayed()).click()
+    field = browser.find_element(By.XPATH, "//label[.//*[contains(text(), 'Prompt (may')]]//textarea")
+    wait(browser, lambda b: field.get_property("value") == "He opened the door, and")
 
 
 def vowels(candidates, noisy, log_probs, attention_mask):
@@ -187,6 +228,7 @@ def test_page_in_light_dark_and_on_a_narrow_screen(model, browser, tmp_path, sch
         output_history=True,
     )
     (tmp_path / "page.html").write_text(generation_html(out, TOKENIZER), encoding="utf-8")
+    errors(browser)  # of the page before, which was left while it listened
     emulated = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", emulated)
     size = {"width": width, "height": 1200, "deviceScaleFactor": 1, "mobile": False}
