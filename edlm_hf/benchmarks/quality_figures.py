@@ -1,7 +1,6 @@
 """The four plots of `edlm benchmark quality`."""
 
 import itertools
-from collections.abc import Sequence
 from pathlib import Path
 
 from edlm_hf.benchmarks.figures import legend_beside, light_frame, new_figure, plain_ticks, save_figure
@@ -166,50 +165,69 @@ def panel_of_sample_sizes(axes, rows: list[dict]) -> None:
 
 
 def bound_figure(result: dict):
-    """Bounds against T with the most inner copies, a panel for each set of texts."""
+    """Bounds against T with the most inner copies, and below them what they differ from MDLM by, text by text.
+
+    A panel of each for each set of texts.
+    """
     names = list(dict.fromkeys(row["data"] for row in result["bounds"]))
-    figure = new_figure(2 + 4.2 * max(1, len(names)), 4)
+    figure = new_figure(2 + 4.2 * max(1, len(names)), 6)
     if figure is None or not names:
         return None
 
-    panels = figure.subplots(1, len(names), squeeze=False)[0]
-    for axes, name in zip(panels, names, strict=True):
-        panel_of_bounds(axes, result, name)
-        axes.set_xscale("log", base=2)
-        axes.set(title=name, xlabel="steps T", xticks=sorted(result["settings"]["steps"]))
-        axes.xaxis.set_major_formatter("{x:g}")
-        axes.minorticks_off()
-        light_frame(axes)
+    panels = figure.subplots(2, len(names), sharex=True, squeeze=False, height_ratios=(3, 2))
+    for name, (upper, lower) in zip(names, panels.T, strict=True):
+        panel_of_bounds(upper, result, name)
+        panel_of_differences(lower, result, name)
+        upper.set_title(name)
+        lower.set_xlabel("steps T")
+        lower.set_xscale("log", base=2)
+        lower.set_xticks(sorted(result["settings"]["steps"]))
+        lower.xaxis.set_major_formatter("{x:g}")
+        lower.minorticks_off()
+        for axes in (upper, lower):
+            light_frame(axes)
 
-    panels[0].set_ylabel("bound (bits per character)")
-    legend_beside(panels[-1])
-    figure.suptitle("bars: one standard error of the noise, which the arms share", **GREY)
+    panels[0, 0].set_ylabel("bound (bits per character)")
+    panels[1, 0].set_ylabel("less MDLM (nats per token)")
+    legend_beside(panels[0, -1])
+    figure.suptitle("the arms share texts and noise; bars: one standard error of the paired difference", **GREY)
     return figure
+
+
+def bounds_along_steps(result: dict, name: str, arm: str) -> list[dict]:
+    """The bounds of an arm on a set of texts for each T, with the most inner copies."""
+    most = max(result["settings"]["inner_copies"])
+    rows = [row for row in result["bounds"] if (row["data"], row["arm"]) == (name, arm)]
+    return [row for row in rows if row["steps"] and row["inner_copies"] in (None, most)]
 
 
 def panel_of_bounds(axes, result: dict, name: str) -> None:
     """A line for each arm along T, and horizontal lines where T plays no part."""
-    most = max(result["settings"]["inner_copies"])
-    for i, (arm, colour) in enumerate(colours(result).items()):
-        rows = [row for row in result["bounds"] if (row["data"], row["arm"]) == (name, arm)]
-        for row in rows:
-            if row["steps"] is None:
+    for arm, colour in colours(result).items():
+        for row in result["bounds"]:
+            if (row["data"], row["arm"], row["steps"]) == (name, arm, None):
                 label = "AR (exact)" if arm == "AR" else f"{arm}, T = ∞"
                 height = row["bits_per_character"]["value"]
                 axes.axhline(height, color=colour, linestyle="--", linewidth=1, label=label)
 
-        along_steps = [row for row in rows if row["steps"] and row["inner_copies"] in (None, most)]
-        if along_steps:
+        rows = bounds_along_steps(result, name, arm)
+        if rows:
+            copies = rows[0]["inner_copies"]
+            label = arm if copies is None else f"{arm}, m = {copies}"
+            heights = [row["bits_per_character"]["value"] or 0.0 for row in rows]
+            axes.plot([row["steps"] for row in rows], heights, "o-", color=colour, label=label, markersize=4)
+
+
+def panel_of_differences(axes, result: dict, name: str) -> None:
+    """What the bound of each energy differs from that of MDLM by at the same T. Below zero the energy is better."""
+    axes.axhline(0, color="0.4", linewidth=1)
+    for i, (arm, colour) in enumerate(colours(result).items()):
+        rows = [row for row in bounds_along_steps(result, name, arm) if row["minus_mdlm"] is not None]
+        if rows:
             # Arms stand a little apart, so that their bars do not hide each other
-            x = [row["steps"] * 1.03**i for row in along_steps]
-            label = arm if along_steps[0]["inner_copies"] is None else f"{arm}, m = {most}"
-            plot_bounds(axes, along_steps, x, {"color": colour, "label": label})
-
-
-def plot_bounds(axes, rows: Sequence[dict], x: Sequence[float], style: dict) -> None:
-    heights = [row["bits_per_character"]["value"] or 0.0 for row in rows]
-    spread = errors_of(rows, "bits_per_character")
-    axes.errorbar(x, heights, yerr=spread, marker="o", **ERROR_BARS, **style)
+            x = [row["steps"] * 1.03**i for row in rows]
+            differences = values_of(rows, "minus_mdlm")
+            axes.errorbar(x, differences, yerr=errors_of(rows, "minus_mdlm"), fmt="o", color=colour, **ERROR_BARS)
 
 
 __all__ = ["plot"]
