@@ -2,8 +2,8 @@
 
     python recipes/curves.py RUNS OUTPUT
 
-RUNS holds prose-cpu-autoregressive, prose-cpu-denoiser and prose-cpu-energy, and prose-cpu-drafts if drafts were
-trained; OUTPUT gets training.json and training.png, in which the drafts are not drawn.
+RUNS holds prose-cpu-autoregressive, prose-cpu-denoiser and prose-cpu-energy, and where they were trained the same
+with -continued, and prose-cpu-drafts. OUTPUT gets training.json and training.png, in which the drafts are not drawn.
 """
 
 import json
@@ -26,6 +26,12 @@ def log_of(run: Path) -> list[dict]:
     if not state.exists():
         state = Path(last_complete_checkpoint(run), "trainer_state.json")
     return json.loads(state.read_text())["log_history"]
+
+
+def following(first: list[dict], continued: list[dict]) -> list[dict]:
+    """The log of a run that went on with the weights of a first one, with its steps counted from there."""
+    last = max(row["step"] for row in first)
+    return [row | {"step": row["step"] + last} for row in continued]
 
 
 def draw(logs: dict[str, list[dict]], output: Path) -> None:
@@ -71,6 +77,11 @@ def main():
     if (runs / f"prose-cpu-{DRAFTS}").exists():
         kinds.append(DRAFTS)
     logs = {kind: log_of(runs / f"prose-cpu-{kind}") for kind in kinds}
+    for kind in LIKELIHOODS:
+        continued = runs / f"prose-cpu-{kind}-continued"
+        if continued.exists():
+            logs[kind] += following(logs[kind], log_of(continued))
+
     output.mkdir(parents=True, exist_ok=True)
     (output / "training.json").write_text(json.dumps(logs, indent=0) + "\n")
     draw(logs, output)

@@ -59,17 +59,19 @@ of_prose = partial(
     limits="The models of this family took 106 minutes together on two CPU cores: they show what the method does and "
     "are no good writers. They know the English of books from 1850 to 1928, and the opinions of those books.",
 )
-PROSE_CAUSAL = ("python recipes/tokenizer.py", recipe("train-autoregressive", "prose_cpu/autoregressive"))
+FIRST_CAUSAL = ("python recipes/tokenizer.py", recipe("train-autoregressive", "prose_cpu/autoregressive"))
+PROSE_CAUSAL = (*FIRST_CAUSAL, recipe("train-autoregressive", "prose_cpu/autoregressive_continued"))
 PROSE_ENERGY = (
-    *PROSE_CAUSAL,
+    *FIRST_CAUSAL,
     recipe("train-denoiser", "prose_cpu/denoiser"),
+    recipe("train-denoiser", "prose_cpu/denoiser_continued"),
     recipe("train-drafts", "prose_cpu/drafts"),
     recipe("train-energy", "prose_cpu/energy"),
 )
 
 SHIPPED = {
     "edlm-books": of_prose("prose-cpu-energy", PROSE_ENERGY, generation=PLANNED),
-    "edlm-books-ar": of_prose("prose-cpu-autoregressive", PROSE_CAUSAL, auto_class=AutoModelForCausalLM),
+    "edlm-books-ar": of_prose("prose-cpu-autoregressive-continued", PROSE_CAUSAL, auto_class=AutoModelForCausalLM),
     "edlm-grammar": Shipped(
         "edlm-grammar",
         ("python recipes/grammar.py",),
