@@ -7,6 +7,7 @@ short ones (`time_limit_minutes`); one that says another thing about the run is 
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import edlm_hf
 from edlm_hf.commands.new_models import energy_to_train, new_drafter, new_model
@@ -69,7 +70,10 @@ def train_drafts(arguments: list[str]) -> dict:
     model = new_drafter(parts)
     tokenizer = choose_tokenizer(data, parts.denoiser)
     fit_to_tokenizer(model, tokenizer)
-    return run(DraftTrainer, model, (data, parts, args), tokenizer)
+    trainer = DraftTrainer
+    if parts.autoregressive is not None:
+        trainer = partial(DraftTrainer, target=load_causal(parts.autoregressive))
+    return run(trainer, model, (data, parts, args), tokenizer)
 
 
 COMMANDS: dict[str, Callable[[list[str]], dict]] = {

@@ -111,3 +111,10 @@ class DraftModelArguments:
         },
     )
     draft_width: int = field(default=512, metadata={"help": "Width of the head."})
+    autoregressive: str | None = field(
+        default=None,
+        metadata={
+            "help": "The autoregressive model that is to accept the drafts, a folder or a repository of the Hub. The "
+            "head learns from it how to be refused less; from the tokens of the texts unless given."
+        },
+    )

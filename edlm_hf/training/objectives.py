@@ -155,6 +155,25 @@ def drafts_after(
     return masked, drafted
 
 
+def draft_losses(log_q: torch.Tensor, log_p: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The chance that a draft from q is refused by p, and KL(p || q).
+
+    A draft x ~ q is accepted with the chance min(1, p(x) / q(x)), so that one of
+    sum_v (p(v) - q(v))+, their distance in total variation, is refused (arXiv 2211.17192). With
+    p = (.5, .3, .2) and q = (.2, .6, .2) that is .3.
+
+    Args:
+        log_q, log_p: (N, V) normalised, -inf at the same ids.
+
+    Returns:
+        (N,) chances, and (N,) nats.
+    """
+    p = log_p.exp()
+    refused = (p - log_q.exp()).clamp_min(0).sum(-1)
+    ratio = torch.where(p > 0, log_p - log_q, 0)
+    return refused, (p * ratio).sum(-1)
+
+
 def binary_nce_loss(positive: torch.Tensor, negative: torch.Tensor) -> torch.Tensor:
     """-log sigmoid(-E(x_0)) - mean_j log sigmoid(E(x^j)): the paper's equation 11, n negatives.
 

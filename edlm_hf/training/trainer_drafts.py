@@ -3,18 +3,24 @@
 from dataclasses import dataclass, field
 
 import torch
+from torch import nn
 
 from edlm_hf.evaluation.estimate import mean_estimate
+from edlm_hf.modeling.autoregressive_target import AutoregressiveTarget
 from edlm_hf.modeling.draft_head import tokens_before
 from edlm_hf.modeling.masked_diffusion import make_schedule
+from edlm_hf.modeling.network_facts import num_ids
 from edlm_hf.training.arguments import EDLMTrainingArguments
 from edlm_hf.training.collators import CONTEXT_LABEL
 from edlm_hf.training.freezing import freeze, thaw
 from edlm_hf.training.global_batch import EVALUATION
-from edlm_hf.training.objectives import draft_cuts, drafts_after, masked_token_losses
+from edlm_hf.training.objectives import draft_cuts, draft_losses, drafts_after, masked_token_losses
 from edlm_hf.training.refused_options import REFUSED_OF_ENERGIES, check_fields
 from edlm_hf.training.trainer_base import EDLMTrainer, check_model
 from edlm_hf.training.trainer_energy import with_error
+
+# Of KL(p || q) in the loss, beside the distance in total variation
+KL_SHARE = 0.3
 
 
 @dataclass
@@ -41,32 +47,48 @@ class DraftArguments(EDLMTrainingArguments):
 
 
 class DraftTrainer(EDLMTrainer):
-    """Minimises -log q_i(x_i | x_{i-1}, x_{i-2}) of the drafts of a round, with the text's own tokens.
+    """Trains the drafts of a round, by the text's own tokens or by the model that is to accept them.
 
     1. Draw a cut c, uniform over the positions of a row, and mask every token from c on.
     2. One call of the frozen denoiser gives p_theta(. | x_t) at c + 1 .. c + n - 1.
-    3. The head corrects them by the two tokens before (`DraftHead`). The loss of a row is the mean
-       of -log q_i(x_i | x_{i-1}, x_{i-2}) over these positions, in nats per token.
+    3. The head corrects them by the two tokens before (`DraftHead`): q_i(. | x_{i-1}, x_{i-2}).
+    4. The loss of a row is the mean over these positions of -log q_i(x_i | x_{i-1}, x_{i-2}), in
+       nats. With a `target` it is the chance that the target refuses the draft, the distance of
+       p_AR(. | x_<i) and q_i in total variation, plus 0.3 KL(p_AR || q_i), which has a gradient
+       where q_i is far off.
 
-    The cut is the end of a prompt, and what follows is what `sampler="speculative"` drafts. The less
-    the loss is, the more of the drafts are likely under the distribution of the text, and so under a
-    good autoregressive model. Only the head is trained, averaged and changed.
+    The cut is the end of a prompt, and what follows is what `sampler="speculative"` drafts. Only the
+    head is trained, averaged and changed.
 
-    `evaluate()` gives `nll_without_head` too, the loss of a head that knows nothing, and the
-    difference, `nll_change`, which is negative for a head that helps.
+    `evaluate()` gives the loss, -log q_i of the text's tokens as `nll`, with a target the chance
+    `refused`, each of them `..._without_head` too, and the differences `..._change`, which are
+    negative for a head that helps.
 
     The arguments are those of `EDLMTrainer`, with `DraftArguments`. The model is an
     `MDLMForMaskedLM` with a head (`add_draft_head`).
 
+    Args:
+        target: an autoregressive model of the same vocabulary, such as the one of
+            `sampler="speculative"`. It is moved to the device of the training, and not changed.
+
     Raises:
-        ValueError: as in `EDLMTrainer`, or the model has no head, or FSDP.
+        ValueError: as in `EDLMTrainer`, or the model has no head, or FSDP, or the target lacks
+            tokens of the denoiser.
     """
 
     arguments_class = DraftArguments
-    measured = ("loss", "nll_without_head", "tokens")
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args, target: nn.Module | None = None, **kwargs):
+        self.target = target
         super().__init__(*args, **kwargs)
+        names = ("loss", *self.measures())
+        self.measured = (*names, *(f"{name}_without_head" for name in self.measures()), "tokens")
+        if target is not None:
+            self.reader = AutoregressiveTarget(target, self.model.config, start_token=None)
+            self.reader.prepare(num_ids(self.model), text_length=1)
+            self.reader.scorer.excluded_rows(num_ids(target), torch.device("cpu"))  # has all tokens
+            target.requires_grad_(False).eval().to(self.args.device)
+
         # The loss is divided by the items of the whole step: the Trainer must not average it again
         self.model_accepts_loss_kwargs = True
 
@@ -85,6 +107,10 @@ class DraftTrainer(EDLMTrainer):
         self.freeze_rest(model)
         return model
 
+    def measures(self) -> tuple[str, ...]:
+        """What is measured of drafts beside the loss."""
+        return ("nll",) if self.target is None else ("nll", "refused")
+
     def freeze_rest(self, model):
         """Freeze all but the head."""
         freeze(model)
@@ -100,18 +126,18 @@ class DraftTrainer(EDLMTrainer):
         first = inputs["first_row"]
         rows = slice(first, first + len(inputs["input_ids"]))
         _, cut_uniforms = self.noise((), rows=rows)
-        nats, _ = self.nats(model, inputs, cut_uniforms)
-        loss = nats.sum() / self.items_per_process
-        return (loss, {"nll": nats}) if return_outputs else loss
+        of_rows = self.measure(model, inputs, cut_uniforms)
+        loss = of_rows["loss"].sum() / self.items_per_process
+        return (loss, of_rows) if return_outputs else loss
 
-    def nats(
+    def measure(
         self,
         model,
         inputs: dict,
         cut_uniforms: torch.Tensor,
         with_head: bool = True,
-    ) -> tuple[torch.Tensor, torch.LongTensor]:
-        """Mean nats of the drafts after a cut of every row.
+    ) -> dict[str, torch.Tensor]:
+        """Means over the drafts after a cut of every row.
 
         Args:
             model: the denoiser, wrapped or not.
@@ -120,7 +146,7 @@ class DraftTrainer(EDLMTrainer):
             with_head: q is that of the head, or without it the denoiser's own.
 
         Returns:
-            -log q_i(x_i) (B,), and the number of drafts (B,).
+            (B,) `loss`, `nll`, with a target `refused`, and `tokens`, the number of drafts.
         """
         clean = inputs["input_ids"]  # (B, L)
         modelled = inputs["labels"] != CONTEXT_LABEL
@@ -148,25 +174,44 @@ class DraftTrainer(EDLMTrainer):
 
         # 3. (B,) means
         num_drafts = drafted.sum(-1)
-        losses = masked_token_losses(logits, clean, drafted, mask_token_id)
-        return losses.sum(-1) / num_drafts.clamp_min(1), num_drafts
+
+        def mean(values: torch.Tensor) -> torch.Tensor:
+            at_drafts = torch.zeros(drafted.shape, dtype=values.dtype, device=values.device)
+            return at_drafts.masked_scatter(drafted, values).sum(-1) / num_drafts.clamp_min(1)
+
+        nll = masked_token_losses(logits, clean, drafted, mask_token_id)[drafted]
+        of_rows = {"loss": mean(nll), "nll": mean(nll), "tokens": num_drafts}
+        if self.target is not None:
+            log_p = self.target_log_probs(clean, drafted)
+            log_q = logits.float().masked_fill(log_p == -torch.inf, -torch.inf).log_softmax(-1)
+            refused, divergence = draft_losses(log_q, log_p)
+            of_rows |= {"loss": mean(refused + KL_SHARE * divergence), "refused": mean(refused)}
+        return of_rows
+
+    @torch.no_grad()
+    def target_log_probs(self, clean: torch.LongTensor, drafted: torch.Tensor) -> torch.Tensor:
+        """log p_AR(. | x_<i) (N, V) at the drafts (B, L), each read off the column before it."""
+        rows, columns = drafted.nonzero(as_tuple=True)
+        features, _ = self.reader.scorer.read(clean)
+        return self.reader.logits(features[rows, columns - 1]).float().log_softmax(-1)
 
     def evaluate_rows(self, inputs, numbers):
         key = (self.args.seed, EVALUATION)
         _, cut_uniforms = self.uniforms(key, numbers, ())
-        nats, num_drafts = self.nats(self.model, inputs, cut_uniforms)
-        without_head, _ = self.nats(self.model, inputs, cut_uniforms, with_head=False)
-        return {"loss": nats, "nll_without_head": without_head, "tokens": num_drafts}
+        of_rows = self.measure(self.model, inputs, cut_uniforms)
+        without_head = self.measure(self.model, inputs, cut_uniforms, with_head=False)
+        return of_rows | {f"{name}_without_head": without_head[name] for name in self.measures()}
 
     def summarise(self, rows):
-        nats = {
-            "loss": rows["loss"],
-            "nll_without_head": rows["nll_without_head"],
-            "nll_change": rows["loss"] - rows["nll_without_head"],
-        }
+        found = {"loss": rows["loss"]}
+        for name in self.measures():
+            without = rows[f"{name}_without_head"]
+            found |= {name: rows[name], f"{name}_without_head": without, f"{name}_change": rows[name] - without}
+
         metrics = {}
-        for name, values in nats.items():
-            metrics.update(with_error(name, mean_estimate(values, "nats/token")))
+        for name, values in found.items():
+            unit = "share of drafts" if name.startswith("refused") else "nats/token"
+            metrics.update(with_error(name, mean_estimate(values, unit)))
         return metrics
 
 

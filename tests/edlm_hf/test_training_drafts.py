@@ -64,8 +64,10 @@ def test_the_loss_is_that_of_the_corrected_proposal(tmp_path):
     head = denoiser.draft_head
     clean = torch.tensor([[3, 1, 4, 1, 5, 9], [2, 6, 5, 3, 5, 8]])
     inputs, uniforms = {"input_ids": clean, "labels": clean}, torch.tensor([0.5, 0.9])
-    nats, num_drafts = trainer.nats(denoiser, inputs, uniforms)
-    without_head, _ = trainer.nats(denoiser, inputs, uniforms, with_head=False)
+    found = trainer.measure(denoiser, inputs, uniforms)
+    nats, num_drafts = found["nll"], found["tokens"]
+    without_head = trainer.measure(denoiser, inputs, uniforms, with_head=False)["nll"]
+    assert torch.equal(found["loss"], nats)
 
     # Five cuts of six tokens: the uniforms say 2 and 4
     embedding, project = denoiser.get_input_embeddings(), denoiser.projection()
@@ -84,6 +86,42 @@ def test_the_loss_is_that_of_the_corrected_proposal(tmp_path):
         assert nats[row] == pytest.approx(np.mean(of_head), abs=1e-5)
         assert without_head[row] == pytest.approx(np.mean(of_denoiser), abs=1e-5)
         assert num_drafts[row] == len(of_head)
+
+
+@torch.no_grad()
+def test_the_loss_of_a_target_is_how_often_it_refuses(tmp_path):
+    """By hand, one draft at a time: sum of (p - q)+, and 0.3 KL(p || q)."""
+    causal = tiny_causal()
+    trainer = trainer_of("drafts", tmp_path, random_blocks(8), draft_length=3, given={"target": causal})
+    denoiser = trainer.model.eval()
+    clean = torch.tensor([[3, 1, 4, 1, 5, 9], [2, 6, 5, 3, 5, 8]])
+    inputs, uniforms = {"input_ids": clean, "labels": clean}, torch.tensor([0.5, 0.9])
+    found = trainer.measure(denoiser, inputs, uniforms)
+
+    embedding, project = denoiser.get_input_embeddings(), denoiser.projection()
+    p_of_rows = causal(input_ids=clean).logits
+    for row, cut in enumerate([2, 4]):
+        noisy = clean[row : row + 1].clone()
+        noisy[:, cut:] = MASK
+        hidden = denoiser.hidden_at(noisy == MASK, noisy)
+        refused, divergences = [], []
+        for i in range(cut + 1, min(cut + 3, 6)):
+            before = embedding(clean[row, [i - 1, i - 2]])
+            q_logits = project(denoiser.draft_head(hidden[i - cut, None], before[None]))[0]
+            p_logits = p_of_rows[row, i - 1].clone()
+            q_logits[MASK:] = p_logits[MASK:] = -torch.inf
+            p, q = p_logits.softmax(-1)[:MASK], q_logits.softmax(-1)[:MASK]
+            refused.append(float((p - q).clamp_min(0).sum()))
+            divergences.append(float((p * (p / q).log()).sum()))
+        assert found["refused"][row] == pytest.approx(np.mean(refused), abs=1e-5)
+        loss = np.mean(refused) + 0.3 * np.mean(divergences)
+        assert found["loss"][row] == pytest.approx(loss, abs=1e-5)
+
+
+def test_a_target_of_fewer_tokens_is_refused(tmp_path):
+    target = tiny_causal(vocab_size=6, mask_token_id=5)
+    with pytest.raises(ValueError, match="can emit ids up to 11, but the autoregressive energy model has only 6 rows"):
+        trainer_of("drafts", tmp_path, random_blocks(8), given={"target": target})
 
 
 def test_a_new_head_has_the_loss_of_none_and_training_changes_the_head_alone(tmp_path):
@@ -170,6 +208,18 @@ def test_a_markov_chain_is_learnt_to_its_entropy_and_more_drafts_are_accepted(tm
     with trainer.averaged_weights():
         assert accepted_drafts(denoiser, follows) > without + 0.5
 
+    # The same from the chain itself, as the target that is to accept
+    denoiser.add_draft_head(64)
+    given = {"target": MarkovLM(follows)}
+    trainer = trainer_of(
+        "drafts", tmp_path / "target", blocks(rows[:1800]), blocks(rows[1800:]), denoiser, given, **options
+    )
+    trainer.train()
+    refused = trainer.evaluate()
+    assert refused["eval_refused"] < 0.05 < 0.3 < refused["eval_refused_without_head"]
+    with trainer.averaged_weights():
+        assert accepted_drafts(denoiser, follows) > without + 0.5
+
 
 # ------------------------------------------------------------------------------------------------ folders and refusals
 
@@ -224,6 +274,12 @@ def test_the_command_saves_the_denoiser_of_a_composite_with_its_head(tmp_path, m
     start_token = torch.tensor([[AutoTokenizer.from_pretrained(folder).bos_token_id]])
     network = EDLMForMaskedDiffusion.from_components(drafter, causal)
     assert network.generate(start_token, max_new_tokens=15, sampler="speculative").shape == (1, 16)
+
+    causal.save_pretrained(tmp_path / "causal")
+    called = call(**(start | {"output_dir": tmp_path / "of-target"}), autoregressive=tmp_path / "causal", max_steps=2)
+    assert called.exit_code == 0, called.output
+    result = json.loads(called.stdout)
+    assert 0 < result["eval_refused"] <= result["eval_refused_without_head"] < 1
 
     told = call(output_dir=tmp_path / "other")
     assert told.exit_code == 1 and "Give denoiser" in told.stderr
