@@ -404,6 +404,17 @@ def test_messages_that_users_meet_are_written_so_in_the_code():
             assert any(part.strip() in text for text in texts), f"{message}: nothing says {part.strip()!r}"
 
 
+def test_the_table_of_versions_is_that_of_the_constraints():
+    page = (ROOT / "docs" / "hardware.md").read_text()
+    rows = re.findall(r"(?m)^\| ([a-z_]+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$", page)
+    assert {"torch", "transformers", "huggingface_hub", "peft"} < {name for name, *_ in rows}
+    for name, *versions in rows:
+        for file, version in zip(
+            ("constraints/floors.txt", "constraints.txt", "constraints/newest.txt"), versions, strict=True
+        ):
+            assert f"\n{name}=={version}\n" in (ROOT / file).read_text(), (name, file)
+
+
 def test_citation_and_changelog_speak_of_this_version():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert citation["version"] == edlm_hf.__version__ and citation["cff-version"]
