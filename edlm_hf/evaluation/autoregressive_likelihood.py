@@ -38,14 +38,25 @@ def autoregressive_nll(
     check_is_causal(model, energy_type)
     texts = read_texts(model.config, input_ids, attention_mask, scored)
 
+    # The causal model itself, or the one inside the energy of a composite
     causal_lm = model if energy_type is None else model.energy_model
     never_emitted = ids_never_emitted(model, texts)
+
+    # Nothing is drawn: one sample per text, and a mask on every token that counts
+    noising = Noising(
+        texts,
+        schedule=None,
+        num_samples=1,
+        batch_size=batch_size,
+        seed=0,
+        distributed=distributed,
+    )
     start = start_token_of(causal_lm.config)
-    noising = Noising(texts, None, 1, batch_size, 0, distributed)
     if start is None:
         leave_out_first_tokens(texts)
 
     def nats(noised: Noised) -> torch.Tensor:
+        # Rows that begin with the start token already get no second one
         start_token = None
         if start is not None:
             start_token = StartToken(start, needed=noised.clean[:, 0] != start)
@@ -83,14 +94,21 @@ def ids_never_emitted(model: nn.Module, texts: Texts) -> torch.Tensor:
     """The ids that the denoiser of a composite, or a causal model of ours, never emits: (V,) bool."""
     config = model.config
     vocab_size = config.vocab_size
-    if vocab_size is None and getattr(config, "energy_type", None) is not None:
+    is_composite = getattr(config, "energy_type", None) is not None
+
+    # A composite that does not state V shows it in its logits, (1, L, V)
+    if vocab_size is None and is_composite:
         row = texts.ids[0].unsqueeze(0).to(device_of(model))
         sigma = torch.ones(1, device=row.device)  # for a denoiser that is conditioned on time
-        vocab_size = model(input_ids=row, timesteps=sigma).logits.shape[-1]
+        logits = model(input_ids=row, timesteps=sigma).logits
+        vocab_size = logits.shape[-1]
 
+    # -1 is the id of no token
     mask_token_id = getattr(config, "mask_token_id", None)
+    if mask_token_id is None:
+        mask_token_id = -1
     absent = getattr(config, "absent_token_ids", None)
-    return not_emitted(vocab_size, -1 if mask_token_id is None else mask_token_id, absent)
+    return not_emitted(vocab_size, mask_token_id, absent)
 
 
 def start_token_of(config) -> int | None:

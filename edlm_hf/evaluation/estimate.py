@@ -31,11 +31,13 @@ class Estimate:
         if not (math.isfinite(error) and error > 0):
             return f"{self.value:.4g} ± {error:.4g}"
 
-        # The decimal place of the first digit of the error
-        digits = max(0, -math.floor(math.log10(error)))
+        # The decimal place of the first digit of the error, 3 for 0.004
+        exponent = math.floor(math.log10(error))
+        digits = max(0, -exponent)
         return f"{self.value:.{digits}f} ± {error:.{digits}f}"
 
     def to_dict(self) -> dict:
+        """The fields by name."""
         return asdict(self)
 
 
@@ -71,11 +73,13 @@ def ratio_estimate(
     if total <= 0:
         raise ValueError(f"{n} samples with {total:g} in all to divide by: nothing can be estimated from them.")
 
+    # A single cluster says nothing about the spread
     ratio = float(y.sum()) / total
     if n == 1:
         return Estimate(ratio, math.nan, n, unit)
 
     # To first order the error of r is the mean of y_i - r x_i over the mean of x_i
     residuals = y - ratio * x
-    variance = float(residuals.square().sum()) * n / (n - 1)
-    return Estimate(ratio, math.sqrt(variance) / total, n, unit)
+    variance = float(residuals.square().sum()) * n / (n - 1)  # of the sum over i
+    standard_error = math.sqrt(variance) / total
+    return Estimate(ratio, standard_error, n, unit)

@@ -30,6 +30,7 @@ class HProfile:
             axes = pyplot.figure(figsize=(5, 3.5), layout="constrained").subplots()
             axes.set(xlabel="t", ylabel="h(t), nats per masked token")
 
+        # The bars reach two standard errors up and down
         values = [entropy.value for entropy in self.entropies]
         errors = [2 * entropy.standard_error for entropy in self.entropies]
         style = {"capsize": 2} | style
@@ -66,6 +67,8 @@ def h_profile(
     times = tuple(float(t) for t in times)
     if not times or not all(0 < t <= 1 for t in times):
         raise ValueError(f"times is {times}, but at least one is needed, all in (0, 1].")
+
+    # The denoiser's own distribution, without filters
     process = reverse_process(model, PLAIN_SAMPLING)
     texts = read_texts(model.config, input_ids, attention_mask, scored)
     noising = Noising(texts, process.schedule, num_samples, batch_size, seed, distributed)
@@ -77,7 +80,9 @@ def h_profile(
 
     entropies = []
     for t in times:
-        sums, counts = [], []
+        # The same noise samples at every t, so that neighbouring times share their errors
+        sums = []
+        counts = []
         batches = noising.masked_at(t, device_of(model))
         for noised in in_eval_mode(model, noising, batches, progress_bar):
             sums.append(nats_of_masked(nats, noised))
@@ -87,5 +92,8 @@ def h_profile(
         sums = torch.cat(noising.gather(sums))
         counts = torch.cat(noising.gather(counts))
         check_finite(sums.view(-1, noising.num_samples))
-        entropies.append(ratio_estimate(sums, counts, "nats/masked token"))
+
+        # A ratio of sums, not a mean of ratios: rows without masks add nothing
+        entropy = ratio_estimate(sums, counts, "nats/masked token")
+        entropies.append(entropy)
     return HProfile(times, tuple(entropies))

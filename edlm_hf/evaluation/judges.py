@@ -22,6 +22,7 @@ def load_judge(
     if tokenizer is None and not name:
         raise ValueError("The judge has no name under which to find its tokenizer: pass it as `tokenizer`.")
 
+    # Objects are taken as they are, names are loaded
     if isinstance(judge, str):
         judge = load_causal(judge)
     if tokenizer is None or isinstance(tokenizer, str):
@@ -37,10 +38,12 @@ def context_length(judge: PreTrainedModel, max_length: int | None, stride: int |
     Raises:
         ValueError: `max_length` or `stride` is out of range.
     """
+    # Two tokens at least, one to score and one before it
     longest = getattr(judge.config.get_text_config(), "max_position_embeddings", None)
     if max_length is not None and not 2 <= max_length <= (longest or max_length):
         raise ValueError(f"max_length is {max_length}, but it must be from 2 to the context of the judge, {longest}.")
 
+    # A longer stride would score tokens that the window does not hold
     context = longest if max_length is None else max_length
     if stride is not None and not 1 <= stride < (context or math.inf):
         raise ValueError(
@@ -82,6 +85,7 @@ def check_rows(
                 f"{max(context // 2, 1)}, to score it in overlapping windows."
             )
 
+        # The embedding of the judge would fail without naming the text
         if max(row) >= vocab_size:
             raise ValueError(
                 f"Text {i} has token {max(row)}, but the judge knows ids below {vocab_size}: pass the judge's own "

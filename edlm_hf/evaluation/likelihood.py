@@ -76,12 +76,15 @@ def nelbo(
         ValueError: there are no texts, a text is empty, too long or not complete, or a
             log-probability is not finite.
     """
+    # With one candidate no energy acts
     process = reverse_process(model, PLAIN_SAMPLING | {"num_candidates": 1})
     texts = read_texts(model.config, input_ids, attention_mask, scored, text_numbers)
     noising = Noising(texts, process.schedule, num_samples, batch_size, seed, distributed)
 
     def nats(noised: Noised) -> torch.Tensor:
-        return noised.weight * step_cost(process, noised, inner_copies=1)
+        # (B,) weight of the step times E_S sum_{i in S} -log p_theta^i
+        cost = step_cost(process, noised, inner_copies=1)
+        return noised.weight * cost
 
     # The steps of a sampler that reveals one token at a time
     sampler = FirstHitting(importance=importance_sampling)
@@ -115,6 +118,7 @@ def discrete_nelbo(
     Raises:
         ValueError: as `nelbo`, or num_steps < 1.
     """
+    # The ancestral sampler reveals every mask with the probability r_n of its step
     return sampler_bound(
         model,
         input_ids,
@@ -188,7 +192,10 @@ def sampler_bound(
     if inner_copies < 1:
         raise ValueError(f"inner_copies is {inner_copies}, but it must be at least 1.")
     check_options(generation_options)
-    options = generation_options | {"max_denoising_steps": num_steps, "num_candidates": num_candidates}
+    options = generation_options | {
+        "max_denoising_steps": num_steps,
+        "num_candidates": num_candidates,
+    }
     process = reverse_process(model, options, energy)
     texts = read_texts(model.config, input_ids, attention_mask, scored, text_numbers)
     noising = Noising(texts, process.schedule, num_samples, batch_size, seed, distributed)
@@ -205,7 +212,10 @@ def sampler_bound(
     def nats(noised: Noised) -> torch.Tensor:
         if walks_path:
             return path_cost(process, noised, inner_copies)
-        return noised.weight * step_cost(process, noised, inner_copies)
+
+        # The number of steps times the cost of a random one, (B,)
+        cost = step_cost(process, noised, inner_copies)
+        return noised.weight * cost
 
     # A path begins with a mask on every token
     device = device_of(model)
@@ -258,6 +268,7 @@ def check_has_likelihood(process: ReverseProcess) -> None:
         )
 
     if process.sampler.sees == TOKENS:
+        # A sampler given as an object has no name to look up
         name = process.config.sampler
         nearest = NEAREST.get(name, "top_k") if isinstance(name, str) else "top_k"
         raise ValueError(

@@ -43,26 +43,38 @@ class LogPartitionBounds:
 
 def log_mean_weights(energies: torch.Tensor) -> torch.Tensor:
     """T_n = log (1/n) sum_i exp(-E_i): (..., n) -> (...), float64."""
-    return (-energies.double()).logsumexp(-1) - math.log(energies.shape[-1])
+    log_weights = -energies.double()
+    n = energies.shape[-1]
+    return log_weights.logsumexp(-1) - math.log(n)
 
 
 def leave_one_out(energies: torch.Tensor) -> torch.Tensor:
     """T_{n-1} without each of the n energies in turn: (..., n) -> (..., n), float64."""
     log_weights = -energies.double()
 
-    # log sum of the weights before, and after, every one of them
+    # The log of an empty sum, (..., 1)
     none = torch.full_like(log_weights[..., :1], -torch.inf)
-    before = torch.cat([none, log_weights[..., :-1].logcumsumexp(-1)], -1)
-    after = torch.cat([log_weights[..., 1:].flip(-1).logcumsumexp(-1).flip(-1), none], -1)
 
-    return before.logaddexp(after) - math.log(energies.shape[-1] - 1)
+    # log sum_{j < i} w_j, (..., n)
+    sums = log_weights[..., :-1].logcumsumexp(-1)
+    before = torch.cat([none, sums], -1)
+
+    # log sum_{j > i} w_j, as sums from the right
+    reversed_weights = log_weights[..., 1:].flip(-1)
+    sums = reversed_weights.logcumsumexp(-1).flip(-1)
+    after = torch.cat([sums, none], -1)
+
+    # No subtraction from the sum of all, which would lose the small weights
+    num_others = energies.shape[-1] - 1
+    return before.logaddexp(after) - math.log(num_others)
 
 
 def partition_terms(energies: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Lower T_n and upper (2n - 1) T_n - 2 (n - 1) mean T_{n-1}: (..., n) -> (...) each, float64."""
     n = energies.shape[-1]
     lower = log_mean_weights(energies)
-    upper = (2 * n - 1) * lower - 2 * (n - 1) * leave_one_out(energies).mean(-1)
+    mean_without_one = leave_one_out(energies).mean(-1)
+    upper = (2 * n - 1) * lower - 2 * (n - 1) * mean_without_one
     return lower, upper
 
 
@@ -87,10 +99,15 @@ def log_partition_bounds(energies: torch.Tensor) -> LogPartitionBounds:
     energies = torch.as_tensor(energies, device="cpu")
     if energies.dim() not in (1, 2) or energies.shape[-1] < 2 or not len(energies):
         raise ValueError(f"energies has shape {tuple(energies.shape)}, but (n,) or (B, n) with n >= 2 is needed.")
+
+    # A comparison with NaN is False, so that the first one finds it too
     energies = energies.detach().double()
-    if not bool((energies > -torch.inf).all()) or not bool((energies < torch.inf).any(-1).all()):
+    weights_are_finite = bool((energies > -torch.inf).all())
+    rows_have_weight = bool((energies < torch.inf).any(-1).all())
+    if not weights_are_finite or not rows_have_weight:
         raise ValueError("An energy is NaN or -inf, or all energies of a row are +inf: log Z does not exist.")
 
+    # (B, n). A single row has no spread over rows.
     n = energies.shape[-1]
     rows = energies.reshape(-1, n)
     if len(rows) == 1:
@@ -98,12 +115,14 @@ def log_partition_bounds(energies: torch.Tensor) -> LogPartitionBounds:
     else:
         lower, upper = (mean_estimate(terms, "nats") for terms in partition_terms(rows))
 
-    # How uneven the weights are, and how far the energies are apart
+    # How uneven the weights are, 1 / sum_i w_i^2 with sum_i w_i = 1, and how far the energies are apart
     weights = (-rows).softmax(-1)
-    sample_size = float((1 / weights.square().sum(-1)).mean())
+    sample_sizes = 1 / weights.square().sum(-1)
+    sample_size = float(sample_sizes.mean())
     energy_sd = float(finite_sd(rows).mean())
 
-    # The relative variance of exp(-E), as observed and as it would be for normal energies
+    # The relative variance of exp(-E), as observed and as it would be for normal energies, exp(sd^2) - 1.
+    # Few samples miss the rare large weights, so that the larger of the two decides.
     observed_variance = n / sample_size - 1
     normal_variance = math.expm1(min(energy_sd**2, LARGEST_EXPONENT))
     trusted = max(observed_variance, normal_variance) / n <= MOST_EXCESS
@@ -120,9 +139,15 @@ def finite_sd(rows: torch.Tensor) -> torch.Tensor:
     """Standard deviation of the finite energies of every row, (B, n) -> (B,)."""
     finite = rows.isfinite()
     count = finite.sum(-1)
+
+    # Means (B,), and deviations (B, n) that are 0 where E is +inf
     mean = rows.where(finite, 0.0).sum(-1) / count
     deviations = (rows - mean.unsqueeze(-1)).where(finite, 0.0)
-    return (deviations.square().sum(-1) / (count - 1).clamp_min(1)).sqrt()
+
+    # A row with one finite energy has 0 / 1
+    squares = deviations.square().sum(-1)
+    variance = squares / (count - 1).clamp_min(1)
+    return variance.sqrt()
 
 
 def jackknife(energies: torch.Tensor) -> tuple[Estimate, Estimate]:
@@ -131,11 +156,18 @@ def jackknife(energies: torch.Tensor) -> tuple[Estimate, Estimate]:
     lower, upper = partition_terms(energies)
     lower_error = upper_error = math.nan
 
-    # The bounds without each energy in turn, (n,) each
+    # The bounds without each energy in turn, (n,) each. Without one of two the upper one does not exist.
     if n > 2:
-        without = [partition_terms(torch.cat([energies[:i], energies[i + 1 :]])) for i in range(n)]
-        lower_error = jackknife_error(torch.stack([terms[0] for terms in without]))
-        upper_error = jackknife_error(torch.stack([terms[1] for terms in without]))
+        lowers = []
+        uppers = []
+        for i in range(n):
+            others = torch.cat([energies[:i], energies[i + 1 :]])
+            lower_without, upper_without = partition_terms(others)
+            lowers.append(lower_without)
+            uppers.append(upper_without)
+
+        lower_error = jackknife_error(torch.stack(lowers))
+        upper_error = jackknife_error(torch.stack(uppers))
 
     lower_bound = Estimate(float(lower), lower_error, n, "nats")
     upper_bound = Estimate(float(upper), upper_error, n, "nats")
@@ -146,4 +178,5 @@ def jackknife_error(replicates: torch.Tensor) -> float:
     """sqrt((n - 1) / n sum_i (x_i - mean x)^2) of the n leave-one-out values (n,)."""
     n = len(replicates)
     deviations = replicates - replicates.mean()
-    return float(((n - 1) / n * deviations.square().sum()).sqrt())
+    variance = (n - 1) / n * deviations.square().sum()
+    return float(variance.sqrt())

@@ -36,23 +36,29 @@ class RowNoise:
         """One uniform for every True position of `where` (R, L) bool: (R, L), 0 elsewhere."""
         flags = where.cpu()
         uniforms = torch.zeros(flags.shape, dtype=torch.float64, device="cpu")
+
+        # Only as many numbers as a row has positions, so that padding takes none
         for i, row in enumerate(rows.tolist()):
             count = int(flags[i].sum())
-            uniforms[i, flags[i]] = torch.from_numpy(self.sources[row].random(count))
+            drawn = self.sources[row].random(count)
+            uniforms[i, flags[i]] = torch.from_numpy(drawn)
         return on_device(uniforms, where.device)
 
     def per_draw(self, rows: torch.Tensor, where: Positions, k: int) -> torch.Tensor:
         """k uniforms for each of the N positions `where`: (N, k)."""
-        # Row by row, each from its own source
+        # Row by row, each from its own source: (count, k) of them
         parts = []
         for row, count in zip(rows.tolist(), where.counts.tolist(), strict=True):
             parts.append(self.sources[row].random((count, k)))
-        return on_device(torch.from_numpy(np.concatenate(parts)), where.flags.device)
+
+        uniforms = torch.from_numpy(np.concatenate(parts))
+        return on_device(uniforms, where.flags.device)
 
     def per_row(self, rows: torch.Tensor, device: torch.device) -> torch.Tensor:
         """One uniform for every row: (R, 1)."""
-        uniforms = [[self.sources[row].random()] for row in rows.tolist()]
-        return on_device(torch.tensor(uniforms, dtype=torch.float64, device="cpu"), device)
+        values = [[self.sources[row].random()] for row in rows.tolist()]
+        uniforms = torch.tensor(values, dtype=torch.float64, device="cpu")
+        return on_device(uniforms, device)
 
 
 def on_device(uniforms: torch.Tensor, device: torch.device) -> torch.Tensor:
@@ -101,7 +107,9 @@ class Noised:
                 tensor = getattr(self, field.name)
                 tensors[field.name] = tensor[chosen.to(tensor.device)]
 
-        sources = [self.noise.sources[i] for i in chosen.nonzero()[:, 0].tolist()]
+        # Each row keeps its source, and goes on where it was
+        kept = chosen.nonzero()[:, 0].tolist()
+        sources = [self.noise.sources[i] for i in kept]
         return Noised(**tensors, noise=RowNoise(sources))
 
 
@@ -156,8 +164,11 @@ class Noising:
     def __len__(self) -> int:
         """The number of batches of this process."""
         num_rows = len(self.texts.ids) * self.num_samples
-        num_batches = -(-num_rows // self.batch_size)
-        return len(range(self.rank, num_batches, self.world_size))
+        num_batches = -(-num_rows // self.batch_size)  # rounded up
+
+        # The batches r, r + P, ...
+        own_batches = range(self.rank, num_batches, self.world_size)
+        return len(own_batches)
 
     def gather(self, of_batches: list) -> list:
         """Collect one item per batch from all processes, in the order of the batches."""
@@ -173,9 +184,11 @@ class Noising:
 
     def masked_at(self, t: float, device: torch.device) -> Iterator[Noised]:
         """Masks of the forward process at time t."""
-        alpha = self.schedule.alpha(torch.tensor(t, dtype=torch.float64, device="cpu"))
-        mask_rate = 1 - float(alpha)  # of every position by itself
+        # 1 - alpha_t, for every position by itself
+        time = torch.tensor(t, dtype=torch.float64, device="cpu")
+        mask_rate = 1 - float(self.schedule.alpha(time))
 
+        # S is all of M, so that P(i in S | x_t) is 1 on M
         def masking(scored, uniforms, noise):
             masked = scored & (reveal_times(scored, noise) < mask_rate)
             return [Jump(row, row, row.double(), t, 1.0) for row in masked]
@@ -197,9 +210,13 @@ class Noising:
         all_batches = iter(lambda: list(islice(samples, self.batch_size)), [])
 
         for batch in islice(all_batches, self.rank, None, self.world_size):
+            # (B, L), on the CPU: the masks of a text do not depend on the device
             scored = padded(self.texts.scored[sample.text] for sample in batch)
+            uniforms = [sample.uniform for sample in batch]
             noise = RowNoise([sample.source for sample in batch])
-            jumps = masking(scored, [sample.uniform for sample in batch], noise)
+
+            # M and S of every row, with its time and weight
+            jumps = masking(scored, uniforms, noise)
             yield self.collate(batch, scored, jumps, noise, device)
 
     def samples(self) -> Iterator[NoiseSample]:
@@ -208,8 +225,10 @@ class Noising:
         strata = self.num_samples // 2
         for text, number in enumerate(self.texts.numbers):
             for i in range(self.num_samples):
+                # The same numbers whatever the batches and the number of processes
                 source = np.random.default_rng([self.seed, number, i])
                 uniform = source.random()
+
                 if self.num_samples == 1:
                     # A point of the lattice over all texts
                     uniform = (shift + number * GOLDEN_RATIO) % 1
@@ -230,14 +249,20 @@ class Noising:
         ids = [self.texts.ids[sample.text] for sample in batch]
         real = [torch.ones_like(row, dtype=torch.bool) for row in ids]
 
+        # (B, L) each
+        masked = torch.stack([jump.masked for jump in jumps])
+        revealed = torch.stack([jump.revealed for jump in jumps])
+        chance = torch.stack([jump.chance for jump in jumps])
+
+        # Sums are taken in float64 on the CPU: what only they need stays there
         return Noised(
             text=torch.tensor([sample.text for sample in batch], device="cpu"),
             clean=padded(ids).to(device),
             real=padded(real).to(device),
             scored=scored.to(device),
-            masked=torch.stack([jump.masked for jump in jumps]).to(device),
-            revealed=torch.stack([jump.revealed for jump in jumps]).to(device),
-            chance=torch.stack([jump.chance for jump in jumps]),
+            masked=masked.to(device),
+            revealed=revealed.to(device),
+            chance=chance,
             t=doubles(jump.t for jump in jumps),
             weight=doubles(jump.weight for jump in jumps),
             noise=noise,

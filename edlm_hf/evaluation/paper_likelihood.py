@@ -68,8 +68,9 @@ def paper_nll(
         raise ValueError("The paper's estimator takes the joint over all masks: it needs energy_scope='sequence'.")
 
     def nats(noised: Noised) -> torch.Tensor:
-        # The sum over numbers of masks n, with the weight 1 / n, in place of int (1/t) dt
-        per_mask = noised.chance.sum(-1) / noised.masked.sum(-1).cpu()
+        # The sum over numbers of masks n, with the weight 1 / n, in place of int (1/t) dt: (B,)
+        num_masks = noised.masked.sum(-1).cpu()
+        per_mask = noised.chance.sum(-1) / num_masks
         joint = joint_nats(process, noised, log_partition, partition_samples)
         return noised.weight * per_mask * joint
 
@@ -92,13 +93,18 @@ def joint_nats(
 
     # E(x_0, x_t) / tau, with the text as the only candidate
     temperature = process.config.energy_temperature
-    text = Candidates(noised.clean.unsqueeze(1), -text_nats.unsqueeze(1))
-    nats = nats + checked_energies(process, text, proposal)[:, 0] / temperature
+    text = Candidates(noised.clean.unsqueeze(1), -text_nats.unsqueeze(1))  # (B, 1, L)
+    text_energies = checked_energies(process, text, proposal)[:, 0]
+    nats = nats + text_energies / temperature
     if log_partition == "one":
         return nats
 
-    # log Z from the energies of n proposals, (B, n)
+    # n proposals from p_theta, (B, n, L)
     uniforms = noised.noise.per_draw(noised.rows, proposal.positions, partition_samples)
     candidates = process.candidates(proposal, uniforms, proposal.positions)
-    lower, upper = partition_terms(checked_energies(process, candidates, proposal) / temperature)
-    return nats + (lower if log_partition == "lower" else upper)
+
+    # log Z from their energies, (B, n) -> (B,)
+    energies = checked_energies(process, candidates, proposal)
+    lower, upper = partition_terms(energies / temperature)
+    log_z = lower if log_partition == "lower" else upper
+    return nats + log_z

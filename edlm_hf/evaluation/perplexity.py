@@ -94,7 +94,8 @@ def generative_perplexity(
     # 1. Rows of token ids, and which of these count. The start token never does.
     ids = tokenizer(texts, add_special_tokens=False, verbose=False).input_ids
     rows = [start + row for row in ids]
-    counted = [count_tokens(row, start, tokenizer.eos_token_id) for row in ids]
+    end = tokenizer.eos_token_id
+    counted = [count_tokens(row, start, end) for row in ids]  # bool (length,) each
     check_rows(rows, judge, context, stride, add_start_token)
 
     # 2. Windows, the longest first: little padding, and too little memory shows at once
@@ -109,16 +110,22 @@ def generative_perplexity(
     with evaluating(judge):
         batches = tracked_batches(to_score, batch_size, progress_bar)
         for window, nlls in score_windows(judge, rows, batches):
+            # -log p of the tokens scored..stop that count
             text = window.text
-            nlls = nlls[counted[text][window.scored : window.stop]]
+            counts = counted[text][window.scored : window.stop]
+            nlls = nlls[counts]
+
+            # Its exp is 1 / p, which is not finite where p = 0
             if not nlls.exp().isfinite().all():
                 raise ValueError(
                     f"The judge gives a token of text {text} ({excerpt(texts[text])}) probability zero or NaN. Use a "
                     "judge that allows every token of its tokenizer, in float32 or bfloat16."
                 )
+
             nats[text] += nlls.sum()
             tokens[text] += len(nlls)
 
+    # exp(nll), whose error to first order is exp(nll) times the error of nll
     nll = ratio_estimate(nats, tokens, "nats/token")
     value = math.exp(nll.value)
     return PerplexityEstimate(
@@ -134,7 +141,8 @@ def generative_perplexity(
 
 def count_tokens(row: list[int], start: list[int], eos_token_id: int | None) -> torch.BoolTensor:
     """Which tokens of a row with the tokens `start` in front count: (length,) bool."""
-    in_text = judge_weight_mask(torch.tensor([row], device="cpu"), eos_token_id)[0]
+    ids = torch.tensor([row], device="cpu")  # (1, L)
+    in_text = judge_weight_mask(ids, eos_token_id)[0]
     in_start = torch.zeros(len(start), dtype=torch.bool, device="cpu")
     return torch.cat([in_start, in_text])
 
@@ -156,13 +164,19 @@ def judge_weight_mask(
     Returns:
         (B, L).
     """
-    real = torch.ones_like(ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
+    # (B, L), False at padding
+    if attention_mask is None:
+        real = torch.ones_like(ids, dtype=torch.bool)
+    else:
+        real = attention_mask.bool()
     if eos_token_id is None:
         return real
 
+    # The number of end-of-text tokens up to a position is 1 at the first of them
     is_end = (ids == eos_token_id) & real
     is_first_end = is_end & (is_end.cumsum(-1) == 1)
-    return real & (~is_end | is_first_end)
+    counts = ~is_end | is_first_end
+    return real & counts
 
 
 def windows(length: int, context: int | None, stride: int | None) -> Iterator[tuple[int, int, int]]:
@@ -173,6 +187,7 @@ def windows(length: int, context: int | None, stride: int | None) -> Iterator[tu
     >>> list(windows(10, 4, 3))
     [(0, 1, 4), (3, 4, 7), (6, 7, 10)]
     """
+    # The first token has nothing before it
     scored = 1
     stop = min(length, context or length)
     yield 0, scored, stop
@@ -199,9 +214,12 @@ def score_windows(
 ) -> Iterator[tuple[Window, torch.Tensor]]:
     """Every window with -log p of the tokens that it scores, (stop - scored,) float64."""
     for batch in batches:
+        # Tokens of every window, and where scoring begins inside it
         inputs = [rows[window.text][window.first : window.stop] for window in batch]
         begins = [window.scored - window.first for window in batch]
-        yield from zip(batch, next_token_nlls(judge, inputs, begins), strict=True)
+
+        nlls = next_token_nlls(judge, inputs, begins)
+        yield from zip(batch, nlls, strict=True)
 
 
 def next_token_nlls(judge: PreTrainedModel, rows: list[list[int]], scored: list[int]) -> list[torch.Tensor]:
@@ -214,16 +232,25 @@ def next_token_nlls(judge: PreTrainedModel, rows: list[list[int]], scored: list[
     Returns:
         Per row (length - scored,), float64, on the CPU.
     """
-    # (B, L), and (B, L, V) logits
+    # Padded on the right: (B, L)
     ids = [torch.tensor(row, device=judge.device) for row in rows]
+    real = [torch.ones_like(row) for row in ids]
     padded = pad_sequence(ids, batch_first=True)
-    mask = pad_sequence([torch.ones_like(row) for row in ids], batch_first=True)
-    logits = judge(input_ids=padded, attention_mask=mask, use_cache=False, return_dict=True).logits
+    mask = pad_sequence(real, batch_first=True)
+
+    # (B, L, V)
+    logits = judge(
+        input_ids=padded,
+        attention_mask=mask,
+        use_cache=False,
+        return_dict=True,
+    ).logits
 
     # Row by row: there is never a second (B, L, V). The logits at position i are of token i + 1.
     nlls = []
     for row, row_logits, first in zip(ids, logits, scored, strict=True):
-        log_probs = at_least_float32(row_logits[first - 1 : len(row) - 1]).log_softmax(-1)
+        predicting = row_logits[first - 1 : len(row) - 1]
+        log_probs = at_least_float32(predicting).log_softmax(-1)
         of_tokens = log_probs.gather(-1, row[first:, None]).squeeze(-1)
         nlls.append(-of_tokens.cpu().double())
     return nlls

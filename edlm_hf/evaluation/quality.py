@@ -41,6 +41,7 @@ class SampleReport:
     seconds_per_sample: float
 
     def to_dict(self) -> dict:
+        """The fields by name, each estimate as a dictionary of its own."""
         return asdict(self)
 
 
@@ -70,7 +71,13 @@ def sample_report(
     Raises:
         ValueError: the samples, texts and calls are not equally many, or a measure refuses them.
     """
-    given = {"texts": texts, "ids": ids, "denoiser_calls": denoiser_calls, "energy_calls": energy_calls}
+    # All of them are (B,) along the first dimension
+    given = {
+        "texts": texts,
+        "ids": ids,
+        "denoiser_calls": denoiser_calls,
+        "energy_calls": energy_calls,
+    }
     sizes = {name: len(values) for name, values in given.items()}
     if len(set(sizes.values())) > 1:
         raise ValueError(f"These must be one per sample, but their lengths are {sizes}.")
@@ -79,6 +86,7 @@ def sample_report(
     perplexity = None
     if judge is not None:
         perplexity = generative_perplexity(texts, judge, **judge_options)
+
     spelling = None
     if vocabulary is not None:
         spelling = spelling_accuracy(texts, vocabulary)
@@ -97,9 +105,13 @@ def sample_report(
 
 def markdown_table(reports: Mapping[str, SampleReport]) -> str:
     """One row per named report, `value ± standard error`. Calls and seconds are per sample."""
+    # The line under the header makes it a table
     rows = [COLUMNS, ["---"] * len(COLUMNS)]
-    rows += [table_row(name, report) for name, report in reports.items()]
-    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+    for name, report in reports.items():
+        rows.append(table_row(name, report))
+
+    lines = [f"| {' | '.join(row)} |\n" for row in rows]
+    return "".join(lines)
 
 
 def table_row(name: str, report: SampleReport) -> list[str]:
@@ -112,5 +124,7 @@ def table_row(name: str, report: SampleReport) -> list[str]:
         report.denoiser_calls,
         report.energy_calls,
     ]
+    # A measure that was not asked for is a dash
     cells = ["-" if estimate is None else estimate.rounded() for estimate in estimates]
-    return [name, str(report.num_samples), *cells, f"{report.seconds_per_sample:.3g}"]
+    seconds = f"{report.seconds_per_sample:.3g}"
+    return [name, str(report.num_samples), *cells, seconds]

@@ -12,9 +12,12 @@ def as_list(samples: Iterable, name: str) -> list:
     Raises:
         ValueError: there are none, or a single one was passed.
     """
+    # Plain numbers, since elements of tensors are not equal as keys of a count
     rows = [sample.tolist() if hasattr(sample, "tolist") else sample for sample in samples]
     if not rows:
         raise ValueError(f"{name} is empty, but at least one is needed.")
+
+    # One text is a sequence of characters, and one row of ids a sequence of numbers
     if isinstance(samples, str) or isinstance(rows[0], int):
         raise ValueError(f"{name} is a single one ({excerpt(str(samples))}), but a list of them is needed: [{name}].")
     return rows

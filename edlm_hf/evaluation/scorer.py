@@ -121,12 +121,18 @@ class EDLMScorer:
         if self.max_length is not None and not shortest <= self.max_length <= longest:
             raise ValueError(f"max_length is {max_length}, but it must be from {shortest} to {longest}.")
 
+        # The bounds other than `sampler` are of the denoiser, also for a model with an energy
         self.has_energy = getattr(model.config, "energy_type", "none") != "none"
         if self.has_energy and bound != "sampler":
             logger.warning(f"bound={bound} is that of the denoiser alone; with bound=sampler the energy takes part.")
 
         # (model, texts, scored) -> LikelihoodEstimate
-        noise = {"num_samples": num_samples, "batch_size": batch_size, "seed": seed, "progress_bar": progress_bar}
+        noise = {
+            "num_samples": num_samples,
+            "batch_size": batch_size,
+            "seed": seed,
+            "progress_bar": progress_bar,
+        }
         if bound == "nelbo":
             self.bound = partial(nelbo, **noise)
         elif bound == "discrete":
@@ -158,14 +164,21 @@ class EDLMScorer:
         Raises:
             ValueError: a text holds the mask token or unknown ids, or has probability zero.
         """
-        windows_of_pairs = [self.windows(*self.encode_pair(*pair)) for pair in pairs]
+        windows_of_pairs = []
+        for context, continuation in pairs:
+            ids = self.encode_pair(context, continuation)
+            windows_of_pairs.append(self.windows(*ids))
+
+        # Window -> nats, and whether greedy generation gives it back. Equal windows cost one call.
         nats = self.nats("loglikelihood", windows_of_pairs)
         greedy = self.reproduced(windows_of_pairs)
 
+        # A long continuation has several windows, each with tokens of its own
         answers = []
         for windows in windows_of_pairs:
             log_likelihood = -sum(nats[window] for window in windows)
-            answers.append((log_likelihood, all(greedy[window] for window in windows)))
+            is_greedy = all(greedy[window] for window in windows)
+            answers.append((log_likelihood, is_greedy))
         return answers
 
     def rolling(self, texts: Sequence[str]) -> list[float]:
@@ -201,9 +214,11 @@ class EDLMScorer:
             groups[repr(job.options)].append(i)
         batches = []
         for _, members in sorted(groups.items()):
+            # The longest prompts first, so that a batch has little padding
             members.sort(key=lambda i: (-len(jobs[i].prompt), jobs[i].prompt, jobs[i].until))
             batches += batches_of(members, self.batch_size)
 
+        # Index of the request -> continuation, in the order of the batches
         answers = {}
         generator = torch.Generator().manual_seed(self.seed)
         console = Console(stderr=True)
@@ -218,8 +233,12 @@ class EDLMScorer:
         if not windows:
             return {}
 
+        # The tokens that count begin at `first`: n lists (L_i,)
         ids = [window.ids for window in windows]
-        scored = [[i >= window.first for i in range(len(window.ids))] for window in windows]
+        scored = []
+        for window in windows:
+            scored.append([i >= window.first for i in range(len(window.ids))])
+
         estimate = self.bound(self.model, ids, scored=scored)
         self.estimates[kind] = estimate
         return dict(zip(windows, estimate.sequence_nats, strict=True))
@@ -229,21 +248,29 @@ class EDLMScorer:
         """Whether greedy generation in place of the tokens that count gives them back."""
         process = self.model.reverse_process(do_sample=False, sampler="first_hitting")
         mask_token_id = self.model.config.mask_token_id
+        windows = distinct(windows_of_texts)
+
         answers = {}
-        for batch in batches_of(distinct(windows_of_texts), self.batch_size):
+        for batch in batches_of(windows, self.batch_size):
             # Masks from `first` on, (B, L)
             clean, real = self.padded([window.ids for window in batch])
-            first = torch.tensor([window.first for window in batch], device=clean.device)
-            columns = torch.arange(clean.shape[1], device=clean.device).expand(clean.shape)
+            device = clean.device
+            first = torch.tensor([window.first for window in batch], device=device)
+            columns = torch.arange(clean.shape[1], device=device).expand(clean.shape)
             free = real & (columns >= first.unsqueeze(1))
-            state = process.state(clean.masked_fill(free, mask_token_id), free, real)
+
+            # The chain begins with the context alone
+            noisy = clean.masked_fill(free, mask_token_id)
+            state = process.state(noisy, free, real)
 
             # One position after the other. A row with a wrong token is filled no more.
-            correct = torch.ones(len(batch), dtype=torch.bool, device=clean.device)
+            correct = torch.ones(len(batch), dtype=torch.bool, device=device)
             for _ in chain(process, state, Likeliest(), Noise()):
+                # (B, L), True at masks that are still to fill
                 agrees = (state.ids == clean) | (state.ids == mask_token_id)
                 correct = correct & agrees.all(-1)
                 state.free = state.free & correct.unsqueeze(1)
+
             answers.update(zip(batch, correct.tolist(), strict=True))
         return answers
 
@@ -266,17 +293,23 @@ class EDLMScorer:
         ids = self.encode(context)
         block_length = self.block_length
         longest = self.model_length
-        if longest is not None and len(self.start) + len(ids) + new_tokens > longest:
-            block_length = block_length or min(new_tokens, max(longest // 2, 1))
+        length = len(self.start) + len(ids) + new_tokens
+        if longest is not None and length > longest:
+            half = max(longest // 2, 1)
+            block_length = block_length or min(new_tokens, half)
             ids = last(ids, longest - block_length - len(self.start))
 
         options["max_new_tokens"] = new_tokens
         options["block_length"] = block_length
+
+        # Tuples, since jobs are grouped and sorted by them
+        prompt = self.start + tuple(ids)
         until = (until,) if isinstance(until, str) else tuple(until)
-        return Job(self.start + tuple(ids), until, tuple(sorted(options.items())))
+        return Job(prompt, until, options=tuple(sorted(options.items())))
 
     def complete(self, jobs: Sequence[Job], generator: torch.Generator) -> list[str]:
         """Continuations of jobs of equal options."""
+        # Prompts, aligned left: (B, P). They differ in length, so that a row begins its text at its own column.
         ids, real = self.padded([job.prompt for job in jobs])
         end = self.tokenizer.eos_token_id
 
@@ -298,30 +331,45 @@ class EDLMScorer:
             **dict(jobs[0].options),
         )
         continuations = output[:, ids.shape[1] :]
-        return [self.text(row, job.until)[0] for row, job in zip(continuations, jobs, strict=True)]
+        texts = []
+        for row, job in zip(continuations, jobs, strict=True):
+            text, _ = self.text(row, job.until)
+            texts.append(text)
+        return texts
 
     def text(self, ids: torch.LongTensor, until: Sequence[str]) -> tuple[str, bool]:
         """The text (L,) up to its end, the first mask or the first of `until`; and whether it is complete."""
         ids = ids.tolist()
         end = self.tokenizer.eos_token_id
+
+        # A mask is text that is not there yet: tokens to its right do not count
         ends = (end, self.model.config.mask_token_id)
-        stop = min(ids.index(token) if token in ids else len(ids) for token in ends)
+        stops = [ids.index(token) for token in ends if token in ids]
+        stop = min(stops, default=len(ids))
         text = self.tokenizer.decode(ids[:stop], skip_special_tokens=True)
 
+        # The place of the first string of `until`, in characters
         cuts = [text.find(string) for string in until if string and string in text]
         cut = min(cuts, default=len(text))
+
+        # A text that stops at a mask is not complete
         ended = ids[stop : stop + 1] == [end]
-        return text[:cut], cut < len(text) or ended
+        complete = cut < len(text) or ended
+        return text[:cut], complete
 
     def encode(self, text: str) -> list[int]:
         """Ids without the start token."""
         ids = self.tokenizer.encode(text, add_special_tokens=False, verbose=False)
-        return ids[1:] if tuple(ids[:1]) == self.start else ids
+
+        # A text may spell the start token, which is in front of every window already
+        begins_with_start = tuple(ids[:1]) == self.start
+        return ids[1:] if begins_with_start else ids
 
     def encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         """Ids of both, tokenized as one text; spaces that end the context go to the continuation, as in the harness."""
         ids = self.encode(context.rstrip())
-        return ids, self.encode(context + continuation)[len(ids) :]
+        ids_of_both = self.encode(context + continuation)
+        return ids, ids_of_both[len(ids) :]
 
     def windows(self, context: list[int], continuation: list[int]) -> list[Window]:
         """Windows of at most `max_length` tokens in which every token of the continuation counts once."""
@@ -336,14 +384,17 @@ class EDLMScorer:
 
         # Windows that overlap by one token, and the tokens that each of them scores: (N, room) both
         ids = torch.tensor(context + continuation, device="cpu")
-        rows, scored = document_windows(ids, room, max(room - 1, 1))
+        stride = max(room - 1, 1)
+        rows, scored = document_windows(ids, room, stride)
         scored[0, : len(context)] = False
 
+        # The start token in front, and the first True of `scored` moved by it
         windows = []
         for row, counts in zip(rows, scored, strict=True):
             if counts.any():
                 first = len(self.start) + int(counts.long().argmax())
-                windows.append(Window(self.start + tuple(row.tolist()), first))
+                ids_of_window = self.start + tuple(row.tolist())
+                windows.append(Window(ids_of_window, first))
         return windows
 
     @property
@@ -356,10 +407,10 @@ class EDLMScorer:
         device = device_of(self.model)
         ids = [torch.tensor(row, dtype=torch.long, device=device) for row in rows]
         real = [torch.ones_like(row, dtype=torch.bool) for row in ids]
-        return (
-            pad_sequence(ids, batch_first=True, padding_value=self.filler),
-            pad_sequence(real, batch_first=True),
-        )
+
+        padded_ids = pad_sequence(ids, batch_first=True, padding_value=self.filler)
+        padded_real = pad_sequence(real, batch_first=True)
+        return padded_ids, padded_real
 
 
 def distinct(windows_of_texts: Sequence[Sequence[Window]]) -> list[Window]:
@@ -369,9 +420,13 @@ def distinct(windows_of_texts: Sequence[Sequence[Window]]) -> list[Window]:
 
 
 def batches_of(items: Sequence, size: int) -> list[Sequence]:
-    return [items[begin : begin + size] for begin in range(0, len(items), size)]
+    """Runs of `size` items. The last one may be shorter."""
+    begins = range(0, len(items), size)
+    return [items[begin : begin + size] for begin in begins]
 
 
 def last(ids: list[int], count: int) -> list[int]:
     """The last `count` ids: all if they are fewer, none if `count` is negative."""
-    return ids[max(len(ids) - max(count, 0), 0) :]
+    count = max(count, 0)
+    begin = max(len(ids) - count, 0)
+    return ids[begin:]

@@ -32,12 +32,15 @@ class LikelihoodEstimate(Estimate):
 
     @property
     def num_tokens(self) -> int:
+        """Tokens of all texts that count."""
         return sum(self.sequence_tokens)
 
     @property
     def text_standard_error(self) -> float:
         """Standard error for the population that the texts are drawn from, noise included."""
-        return ratio_estimate(self.sequence_nats, self.sequence_tokens, self.unit).standard_error
+        # Nats per token, with the texts as clusters
+        over_texts = ratio_estimate(self.sequence_nats, self.sequence_tokens, self.unit)
+        return over_texts.standard_error
 
     @property
     def perplexity(self) -> Estimate:
@@ -51,11 +54,13 @@ class LikelihoodEstimate(Estimate):
         Args:
             count: units in all texts together, one per token unless given.
         """
+        # nats/token * tokens/unit / log 2 = bits/unit
         tokens_per_unit = self.num_tokens / (count or self.num_tokens)
         scale = tokens_per_unit / math.log(2)
         return Estimate(self.value * scale, self.standard_error * scale, self.num_samples, f"bits/{unit}")
 
     def to_dict(self) -> dict:
+        """The numbers of all texts together, without those of single texts."""
         return {
             "value": self.value,
             "standard_error": self.standard_error,
@@ -81,11 +86,14 @@ def likelihood_estimate(
         nats: gives the values (B,) of a batch.
         exact: the values have no noise, so that the standard error is 0.
     """
-    # One value per text and noise sample, (n, M)
+    # One value per row of a batch, (B,) each
     values = []
     for noised in in_eval_mode(model, noising, batches, progress_bar):
         values.append(nats_of_masked(nats, noised))
-    samples = torch.cat(noising.gather(values)).view(-1, noising.num_samples)
+
+    # One value per text and noise sample, (n, M): rows come text by text
+    values = noising.gather(values)
+    samples = torch.cat(values).view(-1, noising.num_samples)
     check_finite(samples)
 
     # The mean over noise samples, summed over texts, per token
@@ -118,9 +126,12 @@ def paired_error(samples: torch.Tensor) -> torch.Tensor:
     text i has the variance (1 / K^2) sum_j (y_{i,2j} - y_{i,2j+1})^2 / 4, without bias.
     """
     strata = samples.shape[1] // 2
-    pairs = samples.view(-1, strata, 2)
+    pairs = samples.view(-1, strata, 2)  # (n, K, 2)
     differences = pairs[..., 0] - pairs[..., 1]
-    return (differences.square().sum() / 4 / strata**2).sqrt()
+
+    # The sum over texts and strata
+    variance = differences.square().sum() / 4 / strata**2
+    return variance.sqrt()
 
 
 def in_eval_mode(
@@ -130,6 +141,7 @@ def in_eval_mode(
     progress_bar: bool,
 ) -> Iterable[Noised]:
     """Yield the batches with the model in eval mode and without gradients, and show the progress."""
+    # Of several processes the first one alone shows it
     shown = progress_bar and noising.rank == 0
     console = Console(stderr=True)
     with evaluating(model), torch.no_grad():
@@ -141,8 +153,10 @@ def nats_of_masked(nats: Callable[[Noised], torch.Tensor], noised: Noised) -> to
     active = noised.masked.any(-1).cpu()
     values = torch.zeros(len(active), dtype=torch.float64, device="cpu")
 
+    # All rows are the common case, which needs no copy
     if active.any():
-        values[active] = nats(noised if active.all() else noised.select(active))
+        chosen = noised if active.all() else noised.select(active)
+        values[active] = nats(chosen)
     return values
 
 
@@ -158,4 +172,6 @@ def check_finite(samples: torch.Tensor) -> None:
 
 def sum_at(positions: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
     """Sum of `values` (B, L) at `positions` (B, L) bool, in float64 on the CPU: (B,)."""
-    return torch.where(positions, values, 0).cpu().double().sum(-1)
+    # Not a product: 0 times an infinite value outside `positions` would be NaN
+    chosen = torch.where(positions, values, 0)
+    return chosen.cpu().double().sum(-1)

@@ -49,12 +49,21 @@ class TextInPlace:
 
     def __call__(self, step: Step, rows: torch.Tensor, proposal: Proposal, revealed: Positions) -> torch.LongTensor:
         """The text (R, L) of the rows (R,) of a step."""
+        # -log p_theta of the text at S, (R, L)
         text = self.clean[rows]
         nats = proposal.nats(text, revealed)
-        step_text = StepText(text, nats, revealed.flags, step.t[step.rows], step.rows)
+        step_text = StepText(
+            text=text,
+            nats=nats,
+            revealed=revealed.flags,
+            t=step.t[step.rows],
+            rows=step.rows,
+        )
 
+        # -log P(x_0^S | x_n), (R,): the nats of the denoiser, less those that the energy saves
         gain = energy_gain(self.process, proposal, step_text, self.noise, self.inner_copies)
-        self.nats[step.rows] += sum_at(revealed.flags, nats) - gain
+        cost = sum_at(revealed.flags, nats) - gain
+        self.nats[step.rows] += cost
         return text
 
 
@@ -78,8 +87,10 @@ class StepText:
 
     def select(self, chosen: torch.Tensor) -> "StepText":
         """The rows chosen by a bool mask (R,)."""
+        # The tensors are on two devices: the numbers of the rows stay on the CPU
         tensors = (self.text, self.nats, self.revealed, self.t, self.rows)
-        return StepText(*(tensor[chosen.to(tensor.device)] for tensor in tensors))
+        selected = [tensor[chosen.to(tensor.device)] for tensor in tensors]
+        return StepText(*selected)
 
 
 def path_cost(process: ReverseProcess, noised: Noised, inner_copies: int) -> torch.Tensor:
@@ -95,6 +106,8 @@ def path_cost(process: ReverseProcess, noised: Noised, inner_copies: int) -> tor
     ids = noised.clean.masked_fill(scored, process.model.config.mask_token_id)
     for block in blocks_of(scored, process.config.block_length):
         state = process.state(ids, block, noised.real, generated=scored)
+
+        # The steps of the chain put their costs into `text_in_place`
         for _ in chain(process, state, text_in_place, noised.noise):
             pass
         ids = state.ids
@@ -106,8 +119,9 @@ def blocks_of(scored: torch.Tensor, block_length: int | None) -> list[torch.Tens
     if block_length is None:
         return [scored]
 
-    # (B, L), the block of every token that counts
-    block_of = (scored.long().cumsum(-1) - 1) // block_length
+    # The index of a token among those that count, and the block that it falls in: (B, L) both
+    indices = scored.long().cumsum(-1) - 1
+    block_of = indices // block_length
     num_blocks = int(block_of.max()) + 1
     return [scored & (block_of == block) for block in range(num_blocks)]
 
@@ -116,19 +130,31 @@ def step_cost(process: ReverseProcess, noised: Noised, inner_copies: int) -> tor
     """The cost of one step of a path, averaged over S where its distribution is known: (B,) float64."""
     proposal = propose(process, noised)
 
-    # E_S sum_{i in S} -log p_theta^i = sum_i P(i in S) (-log p_theta^i)
+    # E_S sum_{i in S} -log p_theta^i = sum_i P(i in S) (-log p_theta^i), (B,)
     nats = proposal.nats(noised.clean)
-    cost = (noised.chance * nats.cpu().double()).sum(-1)
+    expected_nats = noised.chance * nats.cpu().double()
+    cost = expected_nats.sum(-1)
 
-    step_text = StepText(noised.clean, nats, noised.revealed, noised.t, noised.rows)
+    # The gain depends on all of S, so that it is taken at the S that was drawn
+    step_text = StepText(
+        text=noised.clean,
+        nats=nats,
+        revealed=noised.revealed,
+        t=noised.t,
+        rows=noised.rows,
+    )
     return cost - energy_gain(process, proposal, step_text, noised.noise, inner_copies)
 
 
 def propose(process: ReverseProcess, noised: Noised) -> Proposal:
     """p_theta(. | x_t) at all masks of a batch."""
-    noisy = noised.clean.masked_fill(noised.masked, process.model.config.mask_token_id)
+    # x_t, (B, L)
+    mask_token_id = process.model.config.mask_token_id
+    noisy = noised.clean.masked_fill(noised.masked, mask_token_id)
+
     state = process.state(noisy, noised.masked, noised.real, generated=noised.scored)
-    return process.propose(state, noised.rows, Positions(noised.masked), noised.t)
+    positions = Positions(noised.masked)
+    return process.propose(state, noised.rows, positions, noised.t)
 
 
 def energy_gain(
@@ -140,10 +166,17 @@ def energy_gain(
 ) -> torch.Tensor:
     """The nats that the energy saves, (R,) float64: 0 for rows on which it does not act, or with an empty S."""
     gain = torch.zeros(len(step_text.text), dtype=torch.float64, device="cpu")
-    acts = step_text.revealed.any(-1).cpu() & process.energy_acts(step_text.t)
-    if acts.any():
-        proposal = proposal.select(acts.to(step_text.text.device))
-        gain[acts] = log_gain(process, proposal, step_text.select(acts), noise, inner_copies)
+
+    # The rows that reveal something, at a time inside the energy window: (R,)
+    reveals = step_text.revealed.any(-1).cpu()
+    acts = reveals & process.energy_acts(step_text.t)
+    if not acts.any():
+        return gain
+
+    # Only these rows cost calls of the energy
+    proposal = proposal.select(acts.to(step_text.text.device))
+    step_text = step_text.select(acts)
+    gain[acts] = log_gain(process, proposal, step_text, noise, inner_copies)
     return gain
 
 
@@ -163,17 +196,23 @@ def log_gain(
 
     # Candidate 1 of every copy carries the text at S
     ids, log_probs = candidates.ids, candidates.log_probs
-    revealed = step_text.revealed.unsqueeze(1)
+    revealed = step_text.revealed.unsqueeze(1)  # (R, 1, L)
+    text = step_text.text.unsqueeze(1)
     text_log_probs = -step_text.nats.unsqueeze(1).to(log_probs.dtype)
-    ids[:, ::k] = torch.where(revealed, step_text.text.unsqueeze(1), ids[:, ::k])
+    ids[:, ::k] = torch.where(revealed, text, ids[:, ::k])
     log_probs[:, ::k] = torch.where(revealed, text_log_probs, log_probs[:, ::k])
 
-    # Its share of the weights of its copy, exp(-E_1) / sum_j exp(-E_j): (R, m)
-    energies = checked_energies(process, Candidates(ids, log_probs), proposal).view(-1, inner_copies, k)
+    # -E / tau, (R, m, k)
+    energies = checked_energies(process, Candidates(ids, log_probs), proposal)
+    energies = energies.view(-1, inner_copies, k)
     weights = log_weights(energies, process.config.energy_temperature)
+
+    # The share of candidate 1 in its copy, exp(-E_1) / sum_j exp(-E_j): (R, m)
     log_shares = weights.log_softmax(-1)[..., 0]
 
-    return math.log(k) + log_shares.logsumexp(-1) - math.log(inner_copies)
+    # log [ (k / m) sum_a share_a ], (R,)
+    log_sum = log_shares.logsumexp(-1)
+    return math.log(k) + log_sum - math.log(inner_copies)
 
 
 def checked_energies(process: ReverseProcess, candidates: Candidates, proposal: Proposal) -> torch.Tensor:

@@ -24,7 +24,8 @@ def unigram_entropy(ids: Sequence[Sequence[int]] | torch.Tensor) -> Estimate:
     Raises:
         ValueError: no samples.
     """
-    return mean_estimate([entropy_bits(row) for row in as_list(ids, "ids")], "bits")
+    entropies = [entropy_bits(row) for row in as_list(ids, "ids")]
+    return mean_estimate(entropies, "bits")
 
 
 def word_entropy(texts: Sequence[str]) -> Estimate:
@@ -33,7 +34,8 @@ def word_entropy(texts: Sequence[str]) -> Estimate:
     Raises:
         ValueError: no texts.
     """
-    return unigram_entropy([text.split() for text in as_list(texts, "texts")])
+    words = [text.split() for text in as_list(texts, "texts")]
+    return unigram_entropy(words)
 
 
 def entropy_bits(tokens: Sequence) -> float:
@@ -55,6 +57,8 @@ def distinct_n(samples: Sequence[str] | Sequence[Sequence[int]] | torch.Tensor, 
     """
     if n < 1:
         raise ValueError(f"n is {n}, but an n-gram has at least 1 token.")
+
+    # Words of texts, or token ids as they are
     samples = as_list(samples, "samples")
     rows = [sample.split() if isinstance(sample, str) else sample for sample in samples]
 
@@ -62,7 +66,7 @@ def distinct_n(samples: Sequence[str] | Sequence[Sequence[int]] | torch.Tensor, 
     if not any(grams):
         raise ValueError(f"None of the {len(rows)} samples has {n} tokens: choose a smaller n.")
 
-    # Per sample
+    # Per sample. The ratio of their sums weighs long samples more.
     distinct = [len(set(row_grams)) for row_grams in grams]
     total = [len(row_grams) for row_grams in grams]
     return ratio_estimate(distinct, total, f"distinct {n}-grams")
@@ -74,7 +78,8 @@ def n_grams(tokens: Sequence, n: int) -> list[tuple]:
     >>> n_grams("abcd", 3)
     [('a', 'b', 'c'), ('b', 'c', 'd')]
     """
-    return [tuple(tokens[begin : begin + n]) for begin in range(len(tokens) - n + 1)]
+    num_grams = len(tokens) - n + 1
+    return [tuple(tokens[begin : begin + n]) for begin in range(num_grams)]
 
 
 def spelled_words(text: str) -> list[str]:
@@ -83,6 +88,7 @@ def spelled_words(text: str) -> list[str]:
     >>> spelled_words("Don't stop: 7 o'clock!")
     ['don', 't', 'stop', 'o', 'clock']
     """
+    # Digits, a letter, then letters and digits. \W and _ are everything else.
     return re.findall(r"\d*[^\W\d_][^\W_]*", text.lower())
 
 
@@ -101,6 +107,7 @@ def spelling_accuracy(texts: Sequence[str], vocabulary: Collection[str]) -> Esti
     Raises:
         ValueError: no texts, no vocabulary, or no word in any text.
     """
+    # The vocabulary is spelled by the same rule, so that "Don't" in it knows "don" and "t"
     words = [spelled_words(text) for text in as_list(texts, "texts")]
     vocabulary = vocabulary_of(as_list(vocabulary, "vocabulary"))
     if not vocabulary:
@@ -135,5 +142,7 @@ def mauve(texts: Sequence[str], references: Sequence[str], **arguments) -> Estim
     texts = as_list(texts, "texts")
     references = as_list(references, "references")
     arguments = {"verbose": False} | arguments  # else the package prints its progress
-    score = compute_mauve(p_text=references, q_text=texts, **arguments).mauve
-    return Estimate(float(score), math.nan, len(texts), "MAUVE")
+
+    # p is the human text, q the samples, as in the paper
+    result = compute_mauve(p_text=references, q_text=texts, **arguments)
+    return Estimate(float(result.mauve), math.nan, len(texts), "MAUVE")

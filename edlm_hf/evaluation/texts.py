@@ -61,6 +61,7 @@ def read_texts(
     special = torch.tensor(sorted(special_ids(config)), dtype=torch.long, device="cpu")
     all_ids, all_scored = [], []
     for i, row in enumerate(input_ids):
+        # (L,), on the CPU: a text goes to the device with its batch
         row = torch.as_tensor(row, device="cpu").long()
         if row.dim() != 1:
             raise ValueError(f"input_ids has texts of shape {tuple(row.shape)}: give (n, L), or n lists of ids.")
@@ -77,6 +78,7 @@ def read_texts(
         else:
             counted = torch.as_tensor(scored[i], device="cpu").bool()[real]
 
+        # Every text is checked before a network sees the first one
         check_text(i, ids, counted, config)
         all_ids.append(ids)
         all_scored.append(counted)
@@ -85,7 +87,10 @@ def read_texts(
 
 def check_same_shape(name: str, mask, input_ids) -> None:
     """Raise ValueError unless a mask is None or has one entry for every token."""
-    if mask is not None and [len(row) for row in mask] != [len(row) for row in input_ids]:
+    if mask is None:
+        return
+    lengths = [len(row) for row in mask]
+    if lengths != [len(row) for row in input_ids]:
         raise ValueError(f"{name} and input_ids differ in shape: give one entry for every token.")
 
 
@@ -100,6 +105,8 @@ def check_text(i: int, ids: torch.Tensor, scored: torch.Tensor, config) -> None:
     if mask_token_id is not None and (ids == mask_token_id).any():
         raise ValueError(f"Text {i} holds the mask token ({mask_token_id}); a text to score is complete.")
 
+    # The mask may be the id after the vocabulary
+    # The mask may lie behind the vocabulary
     vocab_size = vocabulary_size(config)
     if vocab_size is not None:
         end = max(vocab_size, (mask_token_id or 0) + 1)
