@@ -32,8 +32,14 @@ def energy_lora(r: int = 16, alpha: int = 32, **kwargs) -> "LoraConfig":
     """
     from peft import LoraConfig
 
-    modules = {"target_modules": LORA_TARGET_MODULES, "modules_to_save": LORA_MODULES_TO_SAVE}
-    return LoraConfig(**({"r": r, "lora_alpha": alpha} | modules | kwargs))
+    # The keywords of PEFT, any of which may be given in `kwargs`
+    arguments = {
+        "r": r,
+        "lora_alpha": alpha,
+        "target_modules": LORA_TARGET_MODULES,
+        "modules_to_save": LORA_MODULES_TO_SAVE,
+    }
+    return LoraConfig(**(arguments | kwargs))
 
 
 def merge_lora(model: "PeftModel") -> EDLMForMaskedDiffusion:
@@ -99,6 +105,7 @@ def check_mergeable(name: str, layer: nn.Module) -> None:
 def merge_into_update(layer: nn.Module) -> None:
     """Add the active adapters of a layer to the low-rank update of its `SharedLinear`."""
     for adapter in layer.active_adapters:
+        # An adapter need not be on every layer. A is (r, in), and B (out, r) takes the scale s.
         if adapter in layer.lora_A:
             down = layer.lora_A[adapter].weight
             up = layer.lora_B[adapter].weight * layer.scaling[adapter]
@@ -114,6 +121,8 @@ def widen(linear: SharedLinear, down: torch.Tensor, up: torch.Tensor) -> None:
     weight = linear.source.weight
     down = down.to(weight)
     up = up.to(weight)
+
+    # B1 A1 + B2 A2 = [B1 B2] [A1; A2]
     if linear.rank:
         down = torch.cat([linear.down, down])
         up = torch.cat([linear.up, up], dim=1)

@@ -45,6 +45,7 @@ class EDLMTrainingArguments(TrainingArguments):
 
     def __getstate__(self) -> dict:
         """The fields for a pickle or a copy, such as training_args.bin, without any secret."""
+        # A field with a secret becomes None, and secrets inside other values are hidden
         state = {}
         for name, value in vars(self).items():
             if is_secret_name(name):

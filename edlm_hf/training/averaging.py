@@ -33,15 +33,18 @@ class ExponentialMovingAverage(TrainerCallback):
         self.shadow = [weight.detach().clone() for weight in trainable(model)]
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
+        # A resumed run has loaded the average. One that begins anew takes the first weights.
         if self.shadow is None or state.global_step == 0:
             self.restart(model)
 
     @torch.no_grad()
     def on_step_end(self, args, state, control, model=None, **kwargs):
+        # d = min(decay, (1 + n) / (10 + n))
         step = state.global_step
-        decay = min(self.decay, (1 + step) / (10 + step))
+        warm_up = (1 + step) / (10 + step)
+        decay = min(self.decay, warm_up)
 
-        # s + (1 - d) (w - s)
+        # s + (1 - d) (w - s), for all weights in a few kernels
         present = [weight.detach() for weight in trainable(model)]
         torch._foreach_lerp_(self.shadow, present, 1 - decay)
 
@@ -61,6 +64,7 @@ class ExponentialMovingAverage(TrainerCallback):
     @torch.no_grad()
     def swap(self, model: nn.Module) -> None:
         """Exchange the average and the present weights."""
+        # In place, so that optimizers and FSDP keep their tensors. One weight is copied at a time.
         for average, weight in zip(self.shadow, trainable(model), strict=True):
             present = weight.detach().clone()
             weight.copy_(average)
@@ -68,6 +72,7 @@ class ExponentialMovingAverage(TrainerCallback):
 
 
 def trainable(model: nn.Module) -> list[nn.Parameter]:
+    """The weights that are trained, in the order of the model."""
     return [weight for weight in model.parameters() if weight.requires_grad]
 
 

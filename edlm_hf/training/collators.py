@@ -52,10 +52,13 @@ class DataCollatorForBlocks:
         num_ids: int | None = None,
         collator: Callable | None = None,
     ):
+        # A causal model needs its start token in front, a denoiser texts without masks
         is_causal = getattr(config, "causal", False)
         self.special = sorted(special_ids(config))
         self.start = config.bos_token_id if is_causal else None
         self.mask_token_id = None if is_causal else getattr(config, "mask_token_id", None)
+
+        # Without a padding token any id does: the attention mask hides it
         self.pad_token_id = getattr(config, "pad_token_id", None) or 0
         self.num_ids = num_ids or getattr(config, "vocab_size", None)
         self.longest = longest_text(config)
@@ -77,11 +80,19 @@ class DataCollatorForBlocks:
             counted[i, : len(tokens)] = counts
         self.check(ids, present)
 
-        modelled = counted & ~np.isin(ids, self.special)
+        # Special tokens are context, whatever the columns of the row say
+        is_special = np.isin(ids, self.special)
+        modelled = counted & ~is_special
         labels = np.where(modelled, ids, CONTEXT_LABEL)
-        batch = {"input_ids": torch.from_numpy(ids), "labels": torch.from_numpy(labels)}
+        batch = {
+            "input_ids": torch.from_numpy(ids),
+            "labels": torch.from_numpy(labels),
+        }
+
+        # A batch without padding takes the faster attention without a mask
         if not present.all():
-            batch["attention_mask"] = torch.from_numpy(present.astype(np.int64))
+            mask = present.astype(np.int64)
+            batch["attention_mask"] = torch.from_numpy(mask)
         return batch
 
     def check(self, ids: np.ndarray, present: np.ndarray) -> None:
@@ -91,6 +102,7 @@ class DataCollatorForBlocks:
             ids: (B, L).
             present: (B, L) bool, False where there is padding.
         """
+        # Without the start token the first token of a text would have no probability
         if self.start is not None and (ids[:, 0] != self.start).any():
             other = ids[ids[:, 0] != self.start][0, 0]
             raise ValueError(
@@ -113,6 +125,7 @@ class DataCollatorForBlocks:
                 "texts (edlm_hf.data.to_blocks)."
             )
 
+        # The padding may be an id outside the vocabulary
         least = ids[present].min()
         most = ids[present].max()
         if least < 0 or (self.num_ids is not None and most >= self.num_ids):
@@ -145,7 +158,8 @@ def read_row(row: Mapping) -> tuple[np.ndarray, np.ndarray]:
     counts = np.ones(len(ids), bool)
     for name in COUNTING_MASKS:
         counts &= columns.get(name, True)
-    counts &= ~columns.get("special_tokens_mask", np.zeros(len(ids), bool))
+    is_special = columns.get("special_tokens_mask", np.zeros(len(ids), bool))
+    counts &= ~is_special
     if "labels" in columns:
         counts &= read_labels(columns["labels"], ids, present)
 
@@ -167,8 +181,10 @@ def read_ids(row: Mapping) -> np.ndarray:
         advice = "Tokenize the texts first (edlm_hf.data.to_blocks, or a tokenizer)."
         raise ValueError(f"A row has no input_ids, but {names}. {advice}")
 
+    # An empty list becomes an array of floats
     ids = np.asarray(row["input_ids"])
-    if ids.ndim != 1 or len(ids) and ids.dtype.kind not in "iu":
+    has_integers = ids.size == 0 or ids.dtype.kind in "iu"
+    if ids.ndim != 1 or not has_integers:
         raise ValueError(
             f"input_ids of a row are of shape {ids.shape} and type {ids.dtype}, but they must be "
             "integers (L,): one text per row. Tokenize without return_tensors."
@@ -187,6 +203,7 @@ def read_column(row: Mapping, name: str, length: int) -> np.ndarray:
     if name not in MASKS:
         return column
 
+    # Numbers of texts (1, 1, 2, 2) and weights of tokens (0.5) are not masks
     is_flag = np.isin(column, (0, 1))
     if not is_flag.all():
         raise ValueError(
@@ -198,6 +215,7 @@ def read_column(row: Mapping, name: str, length: int) -> np.ndarray:
 
 def read_labels(labels: np.ndarray, ids: np.ndarray, present: np.ndarray) -> np.ndarray:
     """Which tokens the labels of a row make count, (L,) bool."""
+    # Labels of padding do not matter
     counts = labels != CONTEXT_LABEL
     wrong = present & counts & (labels != ids)
     if wrong.any():
@@ -221,14 +239,19 @@ def rows_of(batch) -> list[dict]:
             "another data_collator, or none: the trainer's own pads rows and reads their labels."
         )
 
+    # Columns (B, L) that rows may have. Others mean nothing here.
     columns = {name: batch[name] for name in ROW_COLUMNS if batch.get(name) is not None}
     for name, column in columns.items():
         if len(column) != len(ids):
             counts = f"{len(column)} rows of {name} for {len(ids)} of input_ids"
             raise ValueError(f"The collator gives {counts}.")
 
+    # Row by row, (L,) each
     columns = {"input_ids": ids} | columns
-    return [{name: column[i] for name, column in columns.items()} for i in range(len(ids))]
+    rows = []
+    for i in range(len(ids)):
+        rows.append({name: column[i] for name, column in columns.items()})
+    return rows
 
 
 __all__ = ["DataCollatorForBlocks"]

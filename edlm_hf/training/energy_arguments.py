@@ -61,8 +61,9 @@ class EnergyArguments(EDLMTrainingArguments):
         if self.nce_loss not in NCE_LOSSES:
             allowed = ", ".join(sorted(NCE_LOSSES))
             raise ValueError(f"nce_loss is {self.nce_loss!r}, but it must be one of {allowed}.")
-        self.make_sampler()
+        self.make_sampler()  # checks it
 
+        # With k = 1 no energy acts. A value that is None was left open.
         smallest = {
             "num_negatives": 1,
             "denoising_steps": 1,
@@ -80,6 +81,7 @@ class EnergyArguments(EDLMTrainingArguments):
         Raises:
             ValueError: it is not known, or looks at more than masks.
         """
+        # Any T does for a check where none is given
         parameters = RANDOM_ORDER.get(self.sampler)
         sampler = make_sampler(self.sampler, self.denoising_steps or 1, parameters=parameters)
         if sampler.sees != MASKS:
@@ -88,6 +90,8 @@ class EnergyArguments(EDLMTrainingArguments):
                 "that sees masks alone: ancestral, first_hitting, dilated, spaced (in random "
                 "order) or remdm."
             )
+
+        # Without T the pairs are those of the forward process, where no sampler takes part
         if self.sampler != "ancestral" and self.denoising_steps is None:
             problem = f"sampler is {self.sampler!r}, but denoising_steps is not given."
             raise ValueError(f"{problem} Pass the T of its steps.")

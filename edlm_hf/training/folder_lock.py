@@ -38,6 +38,7 @@ class FolderLock:
         self.folder = Path(folder)
 
     def __enter__(self) -> "FolderLock":
+        # No waiting: a run lasts for hours
         self.folder.mkdir(parents=True, exist_ok=True)
         self.lock = FileLock(self.folder / LOCK, timeout=0)
 
@@ -54,6 +55,7 @@ class FolderLock:
             advice = "make sure that one run works in it alone"
             logger.warning(f"The file system of {self.folder} has no locks: {advice}.")
         else:
+            # For the message of a run that comes second
             holder = {"process": os.getpid(), "host": socket.gethostname()}
             write_atomically(self.folder / HOLDER, to_json(holder).encode())
         return self

@@ -56,7 +56,8 @@ class GlobalBatchMixin:
         for i, batch in enumerate(batches):
             sizes[i, 0] = len(batch["labels"])
             sizes[i, 1] = self.items(batch["labels"]).sum()
-        rows, items = self.accelerator.gather(sizes.to(device).unsqueeze(0)).cpu().unbind(-1)
+        sizes = sizes.to(device).unsqueeze(0)
+        rows, items = self.accelerator.gather(sizes).cpu().unbind(-1)
 
         if not items.any():
             raise ValueError(
@@ -65,17 +66,21 @@ class GlobalBatchMixin:
                 "Leave such rows out."
             )
 
-        # 2. The rows before every batch, (steps, processes)
+        # 2. The rows before every batch, (steps, processes): a sum that leaves out the batch itself
         counts = rows.T
-        before = counts.flatten().cumsum(0).view(counts.shape) - counts
+        up_to = counts.flatten().cumsum(0).view(counts.shape)
+        before = up_to - counts
         for i, batch in enumerate(batches):
             batch["first_row"] = int(before[i, self.args.process_index])
         self.rows_per_step = int(rows.sum())
 
         # 3. Gradients are averaged over processes: each divides its sum by the mean of their items
-        self.items_per_process = float(items.sum()) / len(items)
+        num_processes = len(items)
+        self.items_per_process = float(items.sum()) / num_processes
         if not self.args.average_tokens_across_devices:
-            self.items_per_process = max(1.0, float(items[self.args.process_index].sum()))
+            # At least 1, since a process may have nothing that counts
+            own_items = float(items[self.args.process_index].sum())
+            self.items_per_process = max(1.0, own_items)
 
     def noise(self, *shapes: Shape, rows: slice) -> Iterator[torch.Tensor]:
         """Uniforms of the present step: one for the step, then (rows, *shape) for every shape.
@@ -84,8 +89,10 @@ class GlobalBatchMixin:
             shapes: of the numbers of one row.
             rows: of the global batch.
         """
+        # A resumed run has the same step, and so the same noise
         key = (self.args.seed, TRAINING, self.state.global_step)
-        return self.uniforms(key, range(self.rows_per_step)[rows], *shapes)
+        numbers = range(self.rows_per_step)[rows]
+        return self.uniforms(key, numbers, *shapes)
 
     def uniforms(
         self,

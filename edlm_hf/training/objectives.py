@@ -40,8 +40,11 @@ def low_discrepancy_times(
     Returns:
         (B,) times.
     """
+    # u'_i, row i in the stratum [i, i + 1) / num_rows before the shift
     row = torch.arange(len(uniforms), device=uniforms.device) + first_row
     strata = ((uniforms + row) / num_rows + shift) % 1
+
+    # The weight 1 / t would have no bound at t = 0
     return (1 - SMALLEST_TIME) * strata + SMALLEST_TIME
 
 
@@ -78,6 +81,7 @@ def importance_times(schedule: NoiseSchedule, uniforms: torch.Tensor) -> tuple[t
     Returns:
         (B,) times, and the weight.
     """
+    # log(1 - alpha_t) = -W (1 - u), with W = -log(1 - exp(-1e-3))
     share = torch.exp(-LARGEST_WEIGHT * (1 - uniforms))
     return schedule.time(share), LARGEST_WEIGHT
 
@@ -102,11 +106,15 @@ def masked_token_losses(
     # (N, V) at the N masks
     at_masks = logits if logits.dim() == 2 else logits[masked]
     chosen = at_least_float32(at_masks)
+
+    # The mask gets the logit -inf
     vocab_size = chosen.shape[-1]
     if mask_token_id < vocab_size:
-        is_mask = torch.arange(vocab_size, device=chosen.device) == mask_token_id
+        ids = torch.arange(vocab_size, device=chosen.device)
+        is_mask = ids == mask_token_id
         chosen = chosen.masked_fill(is_mask, -torch.inf)
 
+    # (N,), back in their places: (B, L)
     losses = cross_entropy(chosen, clean_ids[masked], reduction="none")
     zeros = torch.zeros(masked.shape, dtype=losses.dtype, device=losses.device)
     return zeros.masked_scatter(masked, losses)
@@ -118,6 +126,7 @@ def draft_cuts(modelled: torch.Tensor) -> torch.Tensor:
     Args:
         modelled: (B, L) bool.
     """
+    # The last token has none after it: the roll has put the first one there
     next_is_modelled = modelled.roll(-1, dims=-1)
     next_is_modelled[:, -1] = False
     return modelled & next_is_modelled
@@ -144,11 +153,12 @@ def drafts_after(
     """
     # c has the number floor(u m) among the m positions where a round may begin
     cuts = draft_cuts(modelled)
-    num_cuts = cuts.sum(-1)
-    number = torch.minimum((uniforms * num_cuts).long(), (num_cuts - 1).clamp_min(0))
+    num_cuts = cuts.sum(-1)  # (B,)
+    last_number = (num_cuts - 1).clamp_min(0)  # u m may be rounded up to m
+    number = torch.minimum((uniforms * num_cuts).long(), last_number)
     is_cut = cuts & (cuts.cumsum(-1) == number.unsqueeze(1) + 1)
 
-    # 1 at c, 2 at c + 1, ...
+    # The number of a draft: 1 at c, 2 at c + 1, ...
     masked = is_cut.cumsum(-1) > 0
     draft = masked.cumsum(-1)
     drafted = modelled & (draft >= 2) & (draft <= draft_length)
@@ -187,7 +197,8 @@ def binary_nce_loss(positive: torch.Tensor, negative: torch.Tensor) -> torch.Ten
     Returns:
         (B,) nats.
     """
-    return -logsigmoid(-positive) - logsigmoid(negative).mean(-1)
+    data_loss = -logsigmoid(-positive)
+    return data_loss - logsigmoid(negative).mean(-1)
 
 
 def ranking_nce_loss(positive: torch.Tensor, negative: torch.Tensor) -> torch.Tensor:
@@ -204,8 +215,10 @@ def ranking_nce_loss(positive: torch.Tensor, negative: torch.Tensor) -> torch.Te
     Returns:
         (B,) nats.
     """
+    # (B, 1 + n), the data first
     energies = torch.cat([positive.unsqueeze(-1), negative], dim=-1)
-    return -(-energies).log_softmax(-1)[..., 0]
+    log_weights = (-energies).log_softmax(-1)
+    return -log_weights[..., 0]
 
 
 NCE_LOSSES = {"binary": binary_nce_loss, "ranking": ranking_nce_loss}
@@ -222,6 +235,8 @@ def nce_readings(positive: torch.Tensor, negative: torch.Tensor) -> dict[str, to
     - `energy_draws_squared`: mean square, for the standard deviation.
     """
     loss = binary_nce_loss(positive, negative)
+
+    # The classifier says "data" where E < 0, with the probability sigmoid(-E)
     data_found = (positive < 0).float()
     draws_found = (negative > 0).float().mean(-1)
     return {
@@ -243,6 +258,7 @@ def summarise_readings(readings: dict[str, float]) -> dict[str, float]:
     Args:
         readings: averages of `nce_readings`.
     """
+    # E[x^2] - E[x]^2, which rounding may take below zero
     summary = dict(readings)
     mean_square = summary.pop("energy_draws_squared")
     variance = mean_square - summary["energy_draws"] ** 2

@@ -9,6 +9,9 @@ from torch import nn
 QUINTIC = 3.4445, -4.7750, 2.0315
 NUM_ROUNDS = 5
 
+# The root mean square of a step of AdamW, about, which Muon's step is brought to
+STEP_SIZE = 0.2
+
 
 class Muon(torch.optim.Optimizer):
     """Replace the momentum of a matrix by the nearest one with orthonormal rows or columns.
@@ -55,10 +58,14 @@ class Muon(torch.optim.Optimizer):
             state["momentum_buffer"] = torch.zeros_like(matrix.grad)
 
         # m <- mu m + (1 - mu) g, and the direction mu m + (1 - mu) g once more (Nesterov)
-        average = state["momentum_buffer"].lerp_(matrix.grad, 1 - group["momentum"])
-        direction = orthonormal(matrix.grad.lerp(average, group["momentum"]))
+        momentum = group["momentum"]
+        average = state["momentum_buffer"].lerp_(matrix.grad, 1 - momentum)
+        direction = orthonormal(matrix.grad.lerp(average, momentum))
 
-        scale = 0.2 * max(matrix.shape) ** 0.5
+        # An orthonormal (m, n) matrix has the root mean square max(m, n)^(-1/2)
+        scale = STEP_SIZE * max(matrix.shape) ** 0.5
+
+        # W <- (1 - lr lambda) W - lr scale D: the decay is decoupled, as in AdamW
         matrix.mul_(1 - group["lr"] * group["weight_decay"])
         matrix.add_(direction, alpha=-group["lr"] * scale)
 
@@ -69,6 +76,7 @@ def orthonormal(matrix: torch.Tensor) -> torch.Tensor:
     For (m, n) with singular values s the result has the same singular vectors and values between
     0.7 and 1.2, wherever s is not far below the largest one.
     """
+    # bfloat16 has enough digits for a step, and is slow on a processor
     on_processor = matrix.device.type == "cpu"
     x = matrix.float() if on_processor else matrix.bfloat16()
 
@@ -117,10 +125,11 @@ class MuonAdamW(torch.optim.Optimizer):
         matrices, others = split_parameters(model)
 
         common = {"lr": lr, "weight_decay": weight_decay}
-        self.parts = (
-            Muon(matrices, **common),
-            torch.optim.AdamW(others, **common, betas=betas, eps=eps),
-        )
+        muon = Muon(matrices, **common)
+        adamw = torch.optim.AdamW(others, **common, betas=betas, eps=eps)
+        self.parts = (muon, adamw)
+
+        # One group of each part, in this order, which checkpoints keep
         groups = [group for part in self.parts for group in part.param_groups]
         super().__init__(groups, {})
         self.share_state()
@@ -132,6 +141,7 @@ class MuonAdamW(torch.optim.Optimizer):
             part.param_groups = [group]
 
     def __setstate__(self, state):
+        # Loading a checkpoint replaces the state and the groups by new objects
         super().__setstate__(state)
         self.share_state()
 
@@ -159,7 +169,10 @@ def split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Para
     layers = [layer for block in blocks for layer in block.modules() if type(layer) is nn.Linear]
     weights = [layer.weight for layer in layers if layer.weight.requires_grad]
     matrices = {id(weight): weight for weight in weights}
-    others = [x for x in model.parameters() if x.requires_grad and id(x) not in matrices]
+
+    # By identity: tensors have no equality, and tied weights are one object
+    trainable = [weight for weight in model.parameters() if weight.requires_grad]
+    others = [weight for weight in trainable if id(weight) not in matrices]
 
     if not matrices or not others:
         named = ", ".join(sorted(names)) or "none are named"

@@ -26,6 +26,7 @@ def push_in_background(folder: str | Path, repo_id: str, **options) -> Future:
 
 
 def warn_of_failure(future: Future) -> None:
+    """Warn if a push has failed, which does not end the training."""
     if not future.cancelled() and future.exception() is not None:
         error = future.exception()
         logger.warning(f"A push to the Hub failed, and the training goes on: {error}")
@@ -47,6 +48,7 @@ def push_checkpoint(
             is never part of it.
         options: of `push_folder`.
     """
+    # Links on the same file system, which keep the files when the Trainer deletes the checkpoint
     checkpoint = Path(checkpoint)
     staging = Path(tempfile.mkdtemp(dir=checkpoint.parent, prefix=".push-"))
 

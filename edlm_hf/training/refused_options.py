@@ -38,6 +38,7 @@ REFUSED_FUNCTIONS = {
 
 def check_fields(args: TrainingArguments, refused: dict[str, str] = REFUSED) -> None:
     """Raise ValueError if a field named in `refused` has another value than its default."""
+    # Of TrainingArguments, since a subclass may have defaults of its own
     defaults = {}
     for field in fields(TrainingArguments):
         made_anew = field.default_factory is not MISSING

@@ -42,9 +42,12 @@ class ResumingMixin:
         if self.has_folder:
             return super().train(resume_from_checkpoint, *args, **kwargs)
 
+        # All processes check the checkpoint, so that all of them fail or none
         folder = self.args.output_dir
         has_average = bool(self.args.ema_decay)
         checkpoint = named_checkpoint(resume_from_checkpoint, folder, has_average)
+
+        # The lock is of the run: one process holds it for all
         is_first_process = self.args.process_index == 0
         with FolderLock(folder) if is_first_process else nullcontext():
             return super().train(checkpoint, *args, **kwargs)
@@ -65,28 +68,34 @@ class ResumingMixin:
         Shards of FSDP have both under names of their own. Else the Trainer loads the average, which
         is the model of the checkpoint, and the present weights stand in a file beside it.
         """
+        # Shards of the average come first, since both are loaded into the same weights
         folder = Path(resume_from_checkpoint)
-        if self.is_fsdp_enabled and any(folder.glob(f"{FSDP_MODEL_NAME}_{AVERAGE_OF_SHARDS}*")):
+        shards = folder.glob(f"{FSDP_MODEL_NAME}_{AVERAGE_OF_SHARDS}*")
+        if self.is_fsdp_enabled and any(shards):
             self.load_average_of_shards(folder, model or self.model)
 
+        # The model is now the average where a file has the present weights
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         if (folder / PRESENT_WEIGHTS).exists():
             self.average.restart(self.model)
             self.load_present_weights(folder / PRESENT_WEIGHTS)
 
     def load_average_of_shards(self, folder: Path, model: torch.nn.Module) -> None:
+        """Load the second model of a sharded checkpoint as the average."""
         plugin = self.accelerator.state.fsdp_plugin
         load_fsdp_model(plugin, self.accelerator, model, folder, AVERAGE_OF_SHARDS)
         self.average.restart(self.model)
 
     @torch.no_grad()
     def load_present_weights(self, file: Path) -> None:
+        """Copy the present weights of a file into the model."""
         stored = load_file(file)
         for name, weight in self.present_weights().items():
             weight.copy_(stored[name])
 
     def _load_best_model(self):
         """As usual, unless the best checkpoint is damaged. Its weights are the average as well."""
+        # A checkpoint of the model alone has no parts to check
         best = self.state.best_model_checkpoint
         if not self.args.save_only_model:
             fault = fault_of_checkpoint(best, has_average=bool(self.args.ema_decay))

@@ -14,6 +14,8 @@ from transformers import EvalPrediction
 
 from edlm_hf.evaluation.estimate import ratio_estimate
 
+LARGEST_EXPONENT = 700.0  # exp of more overflows float64
+
 
 class RowEvaluationMixin:
     """Evaluation over all processes. Its noise is a function of the seed and a row's number.
@@ -73,16 +75,22 @@ class RowEvaluationMixin:
         first = self.rows_evaluated + self.args.process_index * batch_size
         self.rows_evaluated += self.args.world_size * batch_size
 
+        # The rows in which something counts, and their numbers
         counting = self.items(inputs["labels"]).any(-1)  # (B,)
         numbers = (first + counting.nonzero()[:, 0]).tolist()
 
+        # (B, names), one column for each of `measured`
         table = torch.zeros(batch_size, len(self.measured), device=self.args.device)
         if numbers:
             chosen = {name: x[counting] for name, x in inputs.items()}
             with torch.no_grad():
-                columns = self.evaluate_rows(chosen, numbers)
-            table[counting] = torch.stack([columns[name].to(table) for name in self.measured], -1)
-        return None, table, torch.zeros(batch_size, device=table.device)
+                measurements = self.evaluate_rows(chosen, numbers)
+            columns = [measurements[name].to(table) for name in self.measured]
+            table[counting] = torch.stack(columns, -1)
+
+        # The Trainer computes metrics only where there are labels
+        labels = torch.zeros(batch_size, device=table.device)
+        return None, table, labels
 
     def compute_row_metrics(
         self,
@@ -104,6 +112,7 @@ class RowEvaluationMixin:
         table = torch.cat([torch.as_tensor(x, device="cpu") for x in tables])
         self.tables.append(table)
 
+        # The user's metrics see every batch, ours need all rows
         own = self.own_metrics(table, prediction.inputs, compute_result)
         if not compute_result:
             return {}
@@ -120,7 +129,8 @@ class RowEvaluationMixin:
             )
 
         # 3. Their metrics
-        metrics = self.summarise({name: x[counting] for name, x in rows.items()})
+        chosen = {name: x[counting] for name, x in rows.items()}
+        metrics = self.summarise(chosen)
         if self.args.prediction_loss_only:
             return {name: metrics[name] for name in ("loss", "loss_standard_error")}
         return metrics | own
@@ -130,6 +140,7 @@ class RowEvaluationMixin:
         if self.compute_own_metrics is None or self.args.prediction_loss_only:
             return {}
 
+        # Name -> (rows,)
         rows = dict(zip(self.measured, table.numpy().T, strict=True))
         prediction = EvalPrediction(rows, None, inputs=inputs)
         if self.args.batch_eval_metrics:
@@ -142,7 +153,9 @@ class RowEvaluationMixin:
         The loss in nats per token, the perplexity, and bits per token (or character).
         """
         loss = ratio_estimate(nats, tokens, "nats/token")
-        perplexity = math.exp(min(loss.value, 700.0))  # larger ones overflow
+        perplexity = math.exp(min(loss.value, LARGEST_EXPONENT))
+
+        # The error of exp(x) is exp(x) times the error of x, to first order
         unit = "character" if is_character_level(self.processing_class) else "token"
         return {
             "loss": loss.value,
@@ -173,6 +186,7 @@ def whole_weights(model: nn.Module) -> Iterator[None]:
     for module in split:
         module.set_reshard_after_forward(False)
         module.unshard()
+
     try:
         yield
     finally:
@@ -185,7 +199,9 @@ def is_character_level(tokenizer) -> bool:
     """Whether every token of a tokenizer, special ones aside, is a single character."""
     if tokenizer is None:
         return False
-    ordinary = set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens)
+
+    vocabulary = set(tokenizer.get_vocab())
+    ordinary = vocabulary - set(tokenizer.all_special_tokens)
     return all(len(token) == 1 for token in ordinary)
 
 

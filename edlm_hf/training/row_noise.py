@@ -30,11 +30,14 @@ def row_uniforms(key: Sequence[int], rows: Sequence[int], *shapes: Shape) -> Ite
 
     # 2. Every row and shape: the same start with the row in the key, the shape in the counter.
     # A new state is several times faster than a new generator.
+    start = state["state"]
     for number, shape in enumerate(shapes, 1):
-        uniforms = np.empty((len(rows), *shape))
-        state["state"]["counter"][3] = number
+        uniforms = np.empty((len(rows), *shape))  # float64
+
+        # The highest of the four words of the counter, which the numbers of a row never reach
+        start["counter"][3] = number
         for i, row in enumerate(rows):
-            state["state"]["key"][1] = row
+            start["key"][1] = row
             philox.state = state
             uniforms[i] = generator.random(shape)
         yield torch.from_numpy(uniforms)

@@ -50,14 +50,18 @@ class SavingMixin:
 
     def _save(self, output_dir=None, state_dict=None):
         """As usual. An adapter gets our card in place of PEFT's template."""
+        complaints = ("Could not find a config file", "Unable to fetch remote file .* config.json")
         with warnings.catch_warnings():
             # PEFT looks for the base of an adapter on the Hub, also where it ships with this package
-            for complaint in ("Could not find a config file", "Unable to fetch remote file .* config.json"):
+            for complaint in complaints:
                 warnings.filterwarnings("ignore", message=f"{complaint} in edlm-")
             super()._save(output_dir, state_dict)
+
         if self.args.should_save:
-            facts = getattr(self.model, "card_facts", None) if hasattr(self.model, "peft_config") else None
-            write_better_card(Path(output_dir or self.args.output_dir), facts, self.model.config)
+            is_adapter = hasattr(self.model, "peft_config")
+            facts = getattr(self.model, "card_facts", None) if is_adapter else None
+            folder = Path(output_dir or self.args.output_dir)
+            write_better_card(folder, facts, self.model.config)
 
     def create_model_card(self, *args, **kwargs):
         """Do nothing: `save_model` writes the card of the model, which a push keeps."""
@@ -69,6 +73,8 @@ class SavingMixin:
         """
         name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         folder = Path(self._get_output_dir(trial), name)
+
+        # Without its last files the folder does not pass for complete while it is written
         if self.args.should_save:
             for last_file in (MANIFEST, TRAINER_STATE_NAME):
                 (folder / last_file).unlink(missing_ok=True)
@@ -83,6 +89,7 @@ class SavingMixin:
         if self.average.shadow is None:
             return
 
+        # FSDP saves shards of the model as it is, so that the average needs shards of its own
         if self.is_fsdp_enabled:
             plugin = self.accelerator.state.fsdp_plugin
             with self.averaged_weights():
@@ -109,6 +116,7 @@ class SavingMixin:
             private = {"private": kwargs["private"]} if "private" in kwargs else {}
             self.init_hf_repo(token, **private)
 
+        # All processes take part in saving, since FSDP gathers the weights
         self.save_model(_internal_call=True)
         if not self.is_world_process_zero():
             return None
@@ -136,6 +144,7 @@ class SavingMixin:
         if is_busy and not self.args.hub_always_push:
             return
 
+        # Where the whole checkpoint goes. With the other strategies the model alone is pushed.
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         path_in_repo = {
             HubStrategy.CHECKPOINT: "last-checkpoint",
@@ -149,6 +158,8 @@ class SavingMixin:
             token=self.args.hub_token,
             revision=self.args.hub_revision,
         )
+
+        # The Trainer waits for all of them at the end
         earlier_jobs = pushes.jobs if is_busy else []
         self.push_in_progress = PushInProgress([*earlier_jobs, job])
 

@@ -16,10 +16,14 @@ class SpecialTokens(TrainerCallback):
 
     def read(self, model: nn.Module) -> None:
         """Remember the tokens of a model."""
+        generation_config = getattr(model, "generation_config", None)
+
+        # The configurations that the Trainer would change, both of them
         self.kept = []
-        for config in (model.config.get_text_config(), getattr(model, "generation_config", None)):
+        for config in (model.config.get_text_config(), generation_config):
             for name in self.NAMES:
-                self.kept.append((config, name, getattr(config, name, None)))
+                token = getattr(config, name, None)
+                self.kept.append((config, name, token))
 
     def on_train_begin(self, *args, **kwargs):
         for config, name, token in self.kept:

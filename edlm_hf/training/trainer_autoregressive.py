@@ -36,6 +36,7 @@ class AutoregressiveTrainer(EDLMTrainer):
         return labels[:, 1:] != CONTEXT_LABEL
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        # No noise is drawn here, and the model does not know the argument
         inputs = {name: value for name, value in inputs.items() if name != "first_row"}
         num_predicted = int(self.items(inputs["labels"]).sum())
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
@@ -45,8 +46,10 @@ class AutoregressiveTrainer(EDLMTrainer):
         # number of batches.
         if not self.model_accepts_loss_kwargs and num_predicted:
             num_batches = self.current_gradient_accumulation_steps
-            loss = loss * (num_predicted / self.items_per_process * num_batches)
+            scale = num_predicted / self.items_per_process * num_batches
+            loss = loss * scale
         elif not self.model_accepts_loss_kwargs:
+            # The mean over no token is NaN, but DDP waits for a gradient of every weight
             loss = 0 * outputs.logits.sum()
         return (loss, outputs) if return_outputs else loss
 
@@ -58,6 +61,8 @@ class AutoregressiveTrainer(EDLMTrainer):
             scored=inputs["labels"] != CONTEXT_LABEL,
             batch_size=self.args.eval_batch_size,
         )
+
+        # Per text, (B,)
         return {
             "nats": torch.tensor(estimate.sequence_nats, device="cpu"),
             "tokens": torch.tensor(estimate.sequence_tokens, device="cpu"),

@@ -108,6 +108,8 @@ class EDLMTrainer(GlobalBatchMixin, RowEvaluationMixin, SavingMixin, ResumingMix
             compute_metrics=self.compute_row_metrics,
             **(kwargs | {"callbacks": callbacks}),
         )
+
+        # Any other collator is wrapped, so that its batches are read as rows
         if not isinstance(data_collator, DataCollatorForBlocks):
             config = self.model.config
             self.data_collator = DataCollatorForBlocks(config, num_ids(self.model), data_collator)
@@ -118,9 +120,11 @@ class EDLMTrainer(GlobalBatchMixin, RowEvaluationMixin, SavingMixin, ResumingMix
         Raises:
             ValueError: it cannot be trained by this trainer, or a checkpoint could not be loaded.
         """
+        # A model whose folder could not be loaded is refused before the training, not after it
         check_model(model)
         if self.args.save_strategy != "no" and isinstance(model, EDLMPreTrainedModel):
             model.check_loadable()
+
         name_base_of_adapters(model)
         if self.args.attn_implementation:
             model.set_attn_implementation(self.args.attn_implementation)
@@ -139,6 +143,7 @@ class EDLMTrainer(GlobalBatchMixin, RowEvaluationMixin, SavingMixin, ResumingMix
 
     def call_model_init(self, trial=None):
         """As usual. The rows come in the order in which a model that was given sees them."""
+        # What the initialisation draws must not move the generators that shuffle the rows
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             model = super().call_model_init(trial)
         return self.prepare_model(model, self.processing_class)
@@ -158,6 +163,7 @@ class EDLMTrainer(GlobalBatchMixin, RowEvaluationMixin, SavingMixin, ResumingMix
 
     def _set_signature_columns_if_needed(self):
         """As usual, and keep the columns that the collator reads."""
+        # Without duplicates, in their order
         super()._set_signature_columns_if_needed()
         columns = [*self._signature_columns, "input_ids", *ROW_COLUMNS]
         self._signature_columns = list(dict.fromkeys(columns))

@@ -97,17 +97,24 @@ class MaskedDiffusionTrainer(EDLMTrainer):
             weight = bound_weight(self.schedule, t).unsqueeze(1)
 
         # 2. x_t ~ q(x_t | x_0): every token is masked with probability 1 - alpha_t
-        masked = modelled & (mask_uniforms < (1 - self.schedule.alpha(t)).unsqueeze(1))
+        chance = (1 - self.schedule.alpha(t)).unsqueeze(1)  # (B, 1)
+        masked = modelled & (mask_uniforms < chance)
         noisy = clean.masked_fill(masked, mask_token_id)
 
-        # 3. w(t) sum_{i in M} -log p_theta(x_0^i | x_t)
-        sigma = self.schedule.total(t).float()
-        arguments = {"input_ids": noisy, "attention_mask": inputs.get("attention_mask"), "timesteps": sigma}
+        # 3. Logits of M(x_t), (N, V) at the N masks alone where the model can leave out the rest
+        arguments = {
+            "input_ids": noisy,
+            "attention_mask": inputs.get("attention_mask"),
+            "timesteps": self.schedule.total(t).float(),
+        }
         if accepts(self.model, "logits_at"):
             arguments["logits_at"] = masked
         outputs = model(**arguments)
+
+        # 4. w(t) sum_{i in M} -log p_theta(x_0^i | x_t), over all rows
         losses = masked_token_losses(outputs.logits, clean, masked, mask_token_id)
-        loss = (losses * weight).sum().to(losses.dtype) / self.items_per_process
+        total = (losses * weight).sum()
+        loss = total.to(losses.dtype) / self.items_per_process
         return (loss, outputs) if return_outputs else loss
 
     def evaluate_rows(self, inputs, numbers):
@@ -121,6 +128,8 @@ class MaskedDiffusionTrainer(EDLMTrainer):
             seed=self.args.seed,
             text_numbers=numbers,
         )
+
+        # Per text, (B,)
         return {
             "nats": torch.tensor(estimate.sequence_nats, device="cpu"),
             "tokens": torch.tensor(estimate.sequence_tokens, device="cpu"),

@@ -103,7 +103,8 @@ class DraftTrainer(EDLMTrainer):
             raise ValueError("A draft head is too small to be split by FSDP. Use DDP, or one process.")
         model = super().prepare_model(model, tokenizer)
 
-        self.schedule = make_schedule(model.config.noise_schedule, **(model.config.noise_schedule_params or {}))
+        parameters = model.config.noise_schedule_params or {}
+        self.schedule = make_schedule(model.config.noise_schedule, **parameters)
         self.freeze_rest(model)
         return model
 
@@ -123,9 +124,12 @@ class DraftTrainer(EDLMTrainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The mean of the losses of the rows of the step, each with one cut."""
+        # (B,) uniforms. The uniform of the whole step is not needed.
         first = inputs["first_row"]
         rows = slice(first, first + len(inputs["input_ids"]))
         _, cut_uniforms = self.noise((), rows=rows)
+
+        # (B,) each, 0 for a row that cannot be cut
         of_rows = self.measure(model, inputs, cut_uniforms)
         loss = of_rows["loss"].sum() / self.items_per_process
         return (loss, of_rows) if return_outputs else loss
@@ -155,8 +159,11 @@ class DraftTrainer(EDLMTrainer):
         # 1. x_t: masks from the cut on
         masked, drafted = drafts_after(modelled, cut_uniforms, self.args.draft_length)
         noisy = clean.masked_fill(masked, mask_token_id)
+
+        # The time of x_t is the one at which the forward process masks this share
         num_masked = (masked & modelled).sum(-1)
         share = num_masked / modelled.sum(-1).clamp_min(1)
+        t = self.schedule.time(share)
 
         # 2. Logits (N, V) at the drafts, of the frozen denoiser and of the head, which sees the
         #    tokens (N, 2) before them. The Trainer has put both in train mode.
@@ -167,23 +174,26 @@ class DraftTrainer(EDLMTrainer):
         logits = model(
             input_ids=noisy,
             attention_mask=inputs.get("attention_mask"),
-            timesteps=self.schedule.total(self.schedule.time(share)).float(),
+            timesteps=self.schedule.total(t).float(),
             logits_at=drafted,
             previous_ids=before,
         ).logits
 
-        # 3. (B,) means
+        # 3. (B,) means of values (N,)
         num_drafts = drafted.sum(-1)
 
         def mean(values: torch.Tensor) -> torch.Tensor:
-            at_drafts = torch.zeros(drafted.shape, dtype=values.dtype, device=values.device)
-            return at_drafts.masked_scatter(drafted, values).sum(-1) / num_drafts.clamp_min(1)
+            nothing = torch.zeros(drafted.shape, dtype=values.dtype, device=values.device)
+            at_drafts = nothing.masked_scatter(drafted, values)
+            return at_drafts.sum(-1) / num_drafts.clamp_min(1)
 
         nll = masked_token_losses(logits, clean, drafted, mask_token_id)[drafted]
         of_rows = {"loss": mean(nll), "nll": mean(nll), "tokens": num_drafts}
         if self.target is not None:
+            # log p and log q (N, V), both over the tokens that the target can emit
             log_p = self.target_log_probs(clean, drafted)
-            log_q = logits.float().masked_fill(log_p == -torch.inf, -torch.inf).log_softmax(-1)
+            allowed = logits.float().masked_fill(log_p == -torch.inf, -torch.inf)
+            log_q = allowed.log_softmax(-1)
             refused, divergence = draft_losses(log_q, log_p)
             of_rows |= {"loss": mean(refused + KL_SHARE * divergence), "refused": mean(refused)}
         return of_rows
@@ -193,11 +203,14 @@ class DraftTrainer(EDLMTrainer):
         """log p_AR(. | x_<i) (N, V) at the drafts (B, L), each read off the column before it."""
         rows, columns = drafted.nonzero(as_tuple=True)
         features, _ = self.reader.scorer.read(clean)
-        return self.reader.logits(features[rows, columns - 1]).float().log_softmax(-1)
+        logits = self.reader.logits(features[rows, columns - 1])
+        return logits.float().log_softmax(-1)
 
     def evaluate_rows(self, inputs, numbers):
         key = (self.args.seed, EVALUATION)
         _, cut_uniforms = self.uniforms(key, numbers, ())
+
+        # The same cuts with and without the head, so that the change has a small error
         of_rows = self.measure(self.model, inputs, cut_uniforms)
         without_head = self.measure(self.model, inputs, cut_uniforms, with_head=False)
         return of_rows | {f"{name}_without_head": without_head[name] for name in self.measures()}
@@ -206,12 +219,18 @@ class DraftTrainer(EDLMTrainer):
         found = {"loss": rows["loss"]}
         for name in self.measures():
             without = rows[f"{name}_without_head"]
-            found |= {name: rows[name], f"{name}_without_head": without, f"{name}_change": rows[name] - without}
+            found |= {
+                name: rows[name],
+                f"{name}_without_head": without,
+                f"{name}_change": rows[name] - without,
+            }
 
+        # Means over texts, since the loss is a mean of means
         metrics = {}
         for name, values in found.items():
             unit = "share of drafts" if name.startswith("refused") else "nats/token"
-            metrics.update(with_error(name, mean_estimate(values, unit)))
+            estimate = mean_estimate(values, unit)
+            metrics.update(with_error(name, estimate))
         return metrics
 
 

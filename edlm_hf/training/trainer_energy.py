@@ -128,9 +128,13 @@ class EnergyTrainer(EDLMTrainer):
         shift, time_uniforms, *uniforms = self.noise((), *shapes, rows=rows)
         t = low_discrepancy_times(time_uniforms, self.rows_per_step, first, shift)
 
+        # E(x_0) (B,) and E(x^j) (B, n)
         positive, negative = self.energies(model, inputs, t, *uniforms)
+
+        # A row in which nothing counts has no masks, and adds nothing
         counts = self.items(inputs["labels"])[:, 0]
-        losses = NCE_LOSSES[self.args.nce_loss](positive, negative)
+        loss_function = NCE_LOSSES[self.args.nce_loss]
+        losses = loss_function(positive, negative)
         loss = (losses * counts).sum() / self.items_per_process
 
         self.add_readings(positive, negative, counts)
@@ -190,7 +194,8 @@ class EnergyTrainer(EDLMTrainer):
         # 3. The data, (B, 1, L): x_0 where the text fills it, elsewhere a draw or the mask
         rest = noisy_ids
         if self.data_needs_draw:
-            rest, drawn = drawn[:, 0], drawn[:, 1:]
+            rest = drawn[:, 0]
+            drawn = drawn[:, 1:]
         data = torch.where(from_text, clean, rest).unsqueeze(1)
 
         # 4. E of all candidates, (B, 1 + n). A step that reveals nothing costs nothing.
@@ -223,11 +228,15 @@ class EnergyTrainer(EDLMTrainer):
         token_uniforms: torch.Tensor,
     ) -> torch.LongTensor:
         """Fill the positions `proposed` (B, L) bool of x_t from the frozen denoiser: (B, n, L)."""
+        # The Trainer has put the whole model in train mode, with dropout
         self.model.denoiser.eval()
         config = self.model.config
         noisy_ids = noisy["input_ids"]
+
+        # p_theta(. | x_t) at the positions, from logits (B, L, V)
         at = Positions(proposed)
-        proposal = Proposal.of_logits(noisy_ids, at, model(**noisy).logits, config)
+        logits = model(**noisy).logits
+        proposal = Proposal.of_logits(noisy_ids, at, logits, config)
 
         # (N, n) at the N positions
         tokens, _ = proposal.sample(at.take(token_uniforms))
@@ -242,15 +251,21 @@ class EnergyTrainer(EDLMTrainer):
         """Add the readings of the rows that count, (B,) bool, to the sums since the last log."""
         readings = nce_readings(*precise(positive, negative))
         readings["rows"] = torch.ones_like(counts)
+
+        # Sums stay on the device, so that no step waits for them
         for name, values in readings.items():
-            self.readings[name] = self.readings.get(name, 0) + (values * counts).sum()
+            total = (values * counts).sum()
+            self.readings[name] = self.readings.get(name, 0) + total
 
     def log(self, logs, start_time=None):
         """As usual, with the averages of the readings over all processes."""
         if "loss" in logs and self.readings:
+            # The number of rows comes last
             sums = torch.stack([*self.readings.values()])
-            *sums, rows = self.accelerator.reduce(sums, reduction="sum").tolist()
-            averages = {name: x / rows for name, x in zip(READINGS, sums, strict=True)}
+            sums = self.accelerator.reduce(sums, reduction="sum")
+            *totals, rows = sums.tolist()
+
+            averages = {name: total / rows for name, total in zip(READINGS, totals, strict=True)}
             logs |= summarise_readings(averages)
             self.readings = {}
         super().log(logs, start_time)
@@ -258,20 +273,24 @@ class EnergyTrainer(EDLMTrainer):
     def evaluate_rows(self, inputs, numbers):
         # 1. Energies with k draws, at times that are a lattice over the rows
         k = self.args.eval_num_candidates
-        shapes = self.shapes_of_uniforms(inputs["input_ids"].shape[1], k)
-        shift, *uniforms = self.uniforms((self.args.seed, EVALUATION), numbers, *shapes)
+        length = inputs["input_ids"].shape[1]
+        shapes = self.shapes_of_uniforms(length, k)
+        key = (self.args.seed, EVALUATION)
+        shift, *uniforms = self.uniforms(key, numbers, *shapes)
         t = lattice_times(torch.tensor(numbers, device=shift.device), shift)
         positive, negative = self.energies(self.model, inputs, t, *uniforms)
 
         # 2. The loss with as many negatives as in training, and the weights of the k draws
         trained_on = negative[:, : self.args.num_negatives]
-        weights = importance_weights(negative)
+        loss_function = NCE_LOSSES[self.args.nce_loss]
+        weights = importance_weights(negative)  # (B, k)
         rows = nce_readings(*precise(positive, negative))
-        rows["loss"] = NCE_LOSSES[self.args.nce_loss](positive, trained_on)
+        rows["loss"] = loss_function(positive, trained_on)
         rows["effective_sample_size"] = effective_sample_size(weights)
         rows["t"] = t
 
-        # 3. Bounds of the sampler with and without the energy, on the same noise
+        # 3. Bounds of the sampler with and without the energy, in nats per text. They are on the
+        #    same noise, so that their difference has a small error.
         with_energy = self.bound(inputs, numbers, num_candidates=k)
         without = self.bound(inputs, numbers, num_candidates=1)
         rows["bound"] = torch.tensor(with_energy.sequence_nats, device="cpu")
@@ -303,7 +322,7 @@ class EnergyTrainer(EDLMTrainer):
         for name in ("loss", "nce_loss"):
             metrics |= with_error(name, mean_estimate(rows[name], "nats"))
 
-        # 2. Effective sample sizes, over all t and by quarters of t
+        # 2. Effective sample sizes, over all t and by quarters of t (t = 1 is in the last one)
         sizes = rows["effective_sample_size"]
         metrics["effective_sample_size"] = float(sizes.mean())
         quarters = (rows["t"] * 4).long().clamp_max(3)
@@ -320,11 +339,13 @@ class EnergyTrainer(EDLMTrainer):
             "sampler_bound_change": rows["bound"] - rows["denoiser_bound"],
         }
         for name, nats in bounds.items():
-            metrics |= with_error(name, ratio_estimate(nats, rows["tokens"], "nats/token"))
+            estimate = ratio_estimate(nats, rows["tokens"], "nats/token")
+            metrics |= with_error(name, estimate)
         return metrics
 
 
 def with_error(name: str, estimate: Estimate) -> dict[str, float]:
+    """A metric and its standard error, by their names."""
     return {name: estimate.value, f"{name}_standard_error": estimate.standard_error}
 
 

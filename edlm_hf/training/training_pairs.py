@@ -14,6 +14,7 @@ from edlm_hf.modeling.samplers import Sampler
 
 LARGEST_BELOW_ONE = 1 - 1e-9
 ROWS_AT_ONCE = 32  # whose paths are in memory
+NUM_SEEDS = 2**53  # a uniform on [0, 1) in float64 is a multiple of 2^-53
 
 
 class Pairs(NamedTuple):
@@ -47,11 +48,16 @@ def forward_pairs(
         share_uniforms: (B,), the shares of the masks that are not revealed. Unless given, the text
             fills all masks.
     """
-    chance = (1 - schedule.alpha(t)).unsqueeze(1)
+    # M(x_t): u < 1 - alpha_t
+    chance = (1 - schedule.alpha(t)).unsqueeze(1)  # (B, 1)
     masked = modelled & (mask_uniforms < chance)
     if share_uniforms is None:
         return Pairs(t, masked, masked)
-    return Pairs(t, masked, masked & (mask_uniforms >= share_uniforms.unsqueeze(1) * chance))
+
+    # The masks of x_s have u < share (1 - alpha_t), so that M(x_s) lies in M(x_t)
+    later_chance = share_uniforms.unsqueeze(1) * chance
+    revealed = masked & (mask_uniforms >= later_chance)
+    return Pairs(t, masked, revealed)
 
 
 def step_pairs(
@@ -70,19 +76,24 @@ def step_pairs(
         modelled: (B, L) bool, the tokens that count.
         seeds: (B,) uniforms on [0, 1), each the seed of the other random numbers of its row.
     """
+    # Numbers of the rows, on the CPU, where samplers draw
     free = modelled.cpu()
     uniforms = [min(u, LARGEST_BELOW_ONE) for u in step_uniforms.tolist()]
-    sources = [np.random.default_rng(int(seed * 2**53)) for seed in seeds.tolist()]
+    sources = [np.random.default_rng(int(seed * NUM_SEEDS)) for seed in seeds.tolist()]
 
+    # One jump per row, a few rows at a time
     jumps = []
     for start in range(0, len(free), ROWS_AT_ONCE):
         rows = slice(start, start + ROWS_AT_ONCE)
-        jumps += sampler.jumps(free[rows], uniforms[rows], RowNoise(sources[rows]), schedule)
+        noise = RowNoise(sources[rows])
+        jumps += sampler.jumps(free[rows], uniforms[rows], noise, schedule)
 
+    # M(x_t) and S, (B, L), and the times of the steps
     masked = torch.stack([jump.masked for jump in jumps])
     revealed = torch.stack([jump.revealed for jump in jumps])
     t = step_uniforms.new_tensor([jump.t for jump in jumps])
-    return Pairs(t, masked.to(modelled.device), revealed.to(modelled.device))
+    device = modelled.device
+    return Pairs(t, masked.to(device), revealed.to(device))
 
 
 __all__ = ["Pairs", "forward_pairs", "step_pairs"]

@@ -19,6 +19,8 @@ logger = logging.get_logger(__name__)
 MANIFEST = "complete.json"  # the last file of a checkpoint: sizes and checksums of all others
 PRESENT_WEIGHTS = "present_weights.safetensors"  # beside the average, which is the model
 DAMAGED = "damaged-"  # prefix of the name of a checkpoint that was set aside
+CHUNK = 2**22  # bytes of a file that are read at a time
+MOST_NAMES = 1000  # that are tried for a checkpoint that is set aside
 
 # Files of which a checkpoint needs at least one of each kind. FSDP and DeepSpeed have their own.
 WEIGHTS = (
@@ -39,10 +41,14 @@ NEEDED = {
 
 def write_manifest(checkpoint: str | Path) -> None:
     """Write the file that says that a checkpoint is complete, and how its files are recognised."""
+    # Name inside the checkpoint -> size and checksum
     fingerprints = {}
     for file in files_of(checkpoint):
-        fingerprints[file.relative_to(checkpoint).as_posix()] = fingerprint(file)
-    write_atomically(Path(checkpoint, MANIFEST), to_json(fingerprints, indent=1).encode())
+        name = file.relative_to(checkpoint).as_posix()
+        fingerprints[name] = fingerprint(file)
+
+    content = to_json(fingerprints, indent=1).encode()
+    write_atomically(Path(checkpoint, MANIFEST), content)
 
 
 def fingerprint(file: Path) -> dict[str, int]:
@@ -50,7 +56,7 @@ def fingerprint(file: Path) -> dict[str, int]:
     size = 0
     checksum = 0
     with open(file, "rb") as stream:
-        while chunk := stream.read(2**22):
+        while chunk := stream.read(CHUNK):
             size += len(chunk)
             checksum = zlib.crc32(chunk, checksum)
     return {"bytes": size, "crc32": checksum}
@@ -78,7 +84,9 @@ def fault_of_checkpoint(checkpoint: str | Path, has_average: bool = False) -> st
     if fault is not None:
         return fault
 
-    if "global_step" not in json.loads((folder / TRAINER_STATE_NAME).read_text()):
+    # JSON that can be read, but is not the state of a run
+    state = json.loads((folder / TRAINER_STATE_NAME).read_text())
+    if "global_step" not in state:
         return f"{folder / TRAINER_STATE_NAME} is damaged: it says no step"
     return None
 
@@ -92,6 +100,8 @@ def missing_part(folder: Path, has_average: bool) -> str | None:
 
     for part, patterns in needed.items():
         files = {file for pattern in patterns for file in folder.glob(pattern)}
+
+        # The present weights are a .safetensors file too, but not the model
         if patterns == WEIGHTS:
             files.discard(folder / PRESENT_WEIGHTS)
         if not files:
@@ -152,6 +162,8 @@ def last_complete_checkpoint(
     for checkpoint in checkpoints_from_newest(output_dir):
         if is_unfinished(checkpoint):
             continue
+
+        # Only when a whole one is found is it known from where training goes on
         fault = fault_of_checkpoint(checkpoint, has_average)
         if fault is None:
             pass_over(damaged, checkpoint, set_aside)
@@ -168,6 +180,7 @@ def last_complete_checkpoint(
 
 def checkpoints_from_newest(output_dir: str | Path) -> list[Path]:
     """The folders `checkpoint-N`, the largest N first."""
+    # By the number, not by the name: checkpoint-1000 is newer than checkpoint-900
     steps = {}
     for folder in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
         step = folder.name.rpartition("-")[2]
@@ -187,8 +200,8 @@ def pass_over(damaged: dict[Path, str], whole: Path, set_aside: bool) -> None:
 def free_name(checkpoint: Path) -> Path:
     """`damaged-checkpoint-N` beside a checkpoint, with `.1`, `.2`, ... if that is taken."""
     name = f"{DAMAGED}{checkpoint.name}"
-    candidates = [name, *(f"{name}.{i}" for i in range(1, 1000))]
-    paths = (checkpoint.with_name(candidate) for candidate in candidates)
+    numbered = [f"{name}.{i}" for i in range(1, MOST_NAMES)]
+    paths = [checkpoint.with_name(candidate) for candidate in (name, *numbered)]
     return next(path for path in paths if not path.exists())
 
 
