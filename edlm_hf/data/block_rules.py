@@ -66,9 +66,12 @@ class BlockRule:
         corpus = load_corpus(source, split, normalize=clean, **options)
         if not self.normalize_text8:
             return corpus
+
+        # The text is counted before normalize_text8, and so loaded once more
         tell_replaced(source, corpus)
         functions = (normalize_text8,) if clean is None else (clean, normalize_text8)
-        return load_corpus(source, split, normalize=functools.partial(apply_all, functions), **options)
+        normalize = functools.partial(apply_all, functions)
+        return load_corpus(source, split, normalize=normalize, **options)
 
     def cut(self, corpus: Corpus, tokenizer: PreTrainedTokenizerBase, drop_last: bool = True) -> Corpus:
         """The rows of a corpus, as `to_blocks` makes them.
@@ -79,7 +82,12 @@ class BlockRule:
         if self.length is None:
             raise ValueError("Neither the model nor the corpus says how long texts are: pass length.")
         return to_blocks(
-            corpus, tokenizer, self.length, style=self.style, start_token=self.start_token, drop_last=drop_last
+            corpus,
+            tokenizer,
+            self.length,
+            style=self.style,
+            start_token=self.start_token,
+            drop_last=drop_last,
         )
 
 
@@ -132,11 +140,14 @@ def block_rule(
     """Decide what is not chosen. Arguments are as in `blocks_for`."""
     protocol = PROTOCOLS.get(source)
 
+    # The shorter of the protocol's length and the model's
     if length is None:
+        usual = None if protocol is None else protocol.length
         longest = None if config is None else longest_text(config)
-        lengths = [x for x in (protocol and protocol.length, longest) if x is not None]
+        lengths = [x for x in (usual, longest) if x is not None]
         length = min(lengths, default=None)
 
+    # A protocol that wraps cannot be followed without an end token
     if style is None:
         style = "crop"
         if can_wrap(tokenizer, config):
@@ -146,6 +157,8 @@ def block_rule(
         start_token = getattr(config, "bos_token_id", None) is not None
     if normalize_text8 is None:
         normalize_text8 = source != "text8" and is_text8(tokenizer)
+
+    # Wrapped rows have a start token in any case, which is not an option there
     return BlockRule(
         length=length,
         style=style,
@@ -157,6 +170,8 @@ def block_rule(
 def can_wrap(tokenizer: PreTrainedTokenizerBase, config=None) -> bool:
     """Whether rows can be wrapped: the tokenizer has an end token, and the model not only a start token."""
     has_end = (tokenizer.eos_token_id, tokenizer.sep_token_id) != (None, None)
+
+    # A model with a start token alone has seen texts that are cropped
     start_of_model = getattr(config, "bos_token_id", None)
     end_of_model = getattr(config, "eos_token_id", None)
     return has_end and (start_of_model is None or end_of_model is not None)
@@ -171,13 +186,19 @@ def tell_replaced(source: str, corpus: Corpus) -> None:
     """Tell on stderr how many characters text8 has no symbol for. Of several processes only the first one does."""
     if os.environ.get("RANK", "0") != "0":
         return
+
+    # A stream is not counted, which would read all of it
     rule = "small letters and spaces alone: digits are spelled, accents and signs become spaces"
     if not isinstance(corpus, datasets.Dataset):
         tell(f"{source} is read in the 27 symbols of text8, {rule}.")
         return
 
     # The library caches what `map` returns, so that a corpus is counted once
-    counts = corpus.map(count_replaced, input_columns="text", remove_columns=corpus.column_names)
+    counts = corpus.map(
+        count_replaced,
+        input_columns="text",
+        remove_columns=corpus.column_names,
+    )
     num_characters = sum(counts["characters"])
     num_replaced = sum(counts["replaced"])
     if num_replaced:

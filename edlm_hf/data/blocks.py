@@ -64,17 +64,23 @@ def to_blocks(
     if dataset.column_names is not None and "text" not in dataset.column_names:
         raise ValueError(f"The corpus has no column 'text' but {', '.join(dataset.column_names)}. Use load_corpus.")
 
+    # The special tokens of a row, None where it has none
     wrap = style == "wrap"
     end = special_token(tokenizer, "eos_token", "sep_token") if wrap else None
-    start = special_token(tokenizer, "bos_token", "cls_token") if wrap or start_token else None
+    start = None
+    if wrap or start_token:
+        start = special_token(tokenizer, "bos_token", "cls_token")
     pad = None if drop_last else tokenizer.pad_token_id or 0
+
+    # A wrapped stream has the end token after every document too
     layout = Layout(length=length, start=start, end=end, pad=pad)
     encoder = Encoder(tokenizer, separator=end)
 
-    dtypes = {"input_ids": encoder.dtype}
+    # The smallest integers that hold the vocabulary, since a corpus is large
+    columns = {"input_ids": datasets.Sequence(datasets.Value(encoder.dtype))}
     if not drop_last:
-        dtypes["attention_mask"] = "uint8"
-    features = datasets.Features({name: datasets.Sequence(datasets.Value(dtype)) for name, dtype in dtypes.items()})
+        columns["attention_mask"] = datasets.Sequence(datasets.Value("uint8"))
+    features = datasets.Features(columns)
 
     if isinstance(dataset, datasets.IterableDataset):
         parts = {"dataset": dataset, "encoder": encoder, "layout": layout}
@@ -105,7 +111,9 @@ class Layout:
 
     def rows(self, tokens: int) -> int:
         """The number of rows that a stream of so many tokens gives."""
-        return tokens // self.body if self.pad is None else ceil_div(tokens, self.body)
+        if self.pad is None:
+            return tokens // self.body
+        return ceil_div(tokens, self.body)
 
     def check(self, tokens: int) -> None:
         """Raise ValueError if a stream of so many tokens gives no row."""
@@ -132,12 +140,15 @@ class Layout:
         # [start] body [end], the end token right after the text
         ids = np.full((num_rows, self.length), pad, tokens.dtype)
         first = int(self.start is not None)
-        ids[:, first : first + self.body] = stream.reshape(num_rows, self.body)
+        last = first + self.body
+        ids[:, first:last] = stream.reshape(num_rows, self.body)
         if self.start is not None:
             ids[:, 0] = self.start
         if self.end is not None:
-            ids[np.arange(num_rows), lengths - 1] = self.end
+            rows = np.arange(num_rows)
+            ids[rows, lengths - 1] = self.end
 
+        # (rows, length), 0 on the padding
         columns = {"input_ids": ids}
         if self.pad is not None:
             present = np.arange(self.length) < lengths[:, None]
@@ -177,7 +188,10 @@ def cut_dataset(
         layout.check(0)
 
     # 1. Pieces of the stream: the tokens of DOCUMENTS documents each
-    piece_features = {"tokens": datasets.Sequence(datasets.Value(encoder.dtype)), "count": datasets.Value("int64")}
+    piece_features = {
+        "tokens": datasets.Sequence(datasets.Value(encoder.dtype)),
+        "count": datasets.Value("int64"),
+    }
     pieces = dataset.with_format(None).map(
         tokenize_documents,
         batched=True,
@@ -189,6 +203,8 @@ def cut_dataset(
         new_fingerprint=fingerprint(dataset, "tokens", encoder.state()),
         desc="Tokenizing",
     )
+
+    # Where every piece ends in the stream, (pieces,)
     ends = np.cumsum(pieces["count"][:], dtype=np.int64)
     layout.check(int(ends[-1]))
 
@@ -233,19 +249,22 @@ def cut_rows(
     start = stop - len(tokens)
 
     # The rows first..last begin there, if the corpus has so many
+    num_rows_in_all = layout.rows(int(ends[-1]))
     first = ceil_div(start, layout.body)
-    last = min(ceil_div(stop, layout.body), layout.rows(int(ends[-1])))
+    last = min(ceil_div(stop, layout.body), num_rows_in_all)
     num_rows = max(last - first, 0)
 
-    # Their tokens
+    # Their tokens, from this batch and as many of the next pieces as they reach into
     needed = num_rows * layout.body
-    parts = [tokens[first * layout.body - start :]]
+    skipped = first * layout.body - start  # of a row that began before this batch
+    parts = [tokens[skipped:]]
     following = indices[-1] + 1
     while sum(map(len, parts)) < needed and following < len(pieces):
         parts.append(tokens_of(pieces[following]))
         following += 1
     columns = layout(np.concatenate(parts)[:needed])
 
+    # Arrow has a list per row as one flat array and the places where the rows begin
     offsets = pa.array(np.arange(num_rows + 1) * layout.length, pa.int32())
     arrays = {}
     for name, values in columns.items():
@@ -255,7 +274,8 @@ def cut_rows(
 
 def tokens_of(pieces: pa.Table) -> np.ndarray:
     """All tokens of some pieces, (n,)."""
-    return np.concatenate([chunk.flatten().to_numpy() for chunk in pieces["tokens"].chunks])
+    chunks = pieces["tokens"].chunks
+    return np.concatenate([chunk.flatten().to_numpy() for chunk in chunks])
 
 
 def stream_rows(
@@ -270,11 +290,14 @@ def stream_rows(
         tokens = encoder(batch["text"])
         num_tokens += len(tokens)
 
+        # The tokens that fill whole rows
         rest = np.concatenate([rest, tokens])
-        complete = len(rest) // layout.body * layout.body
+        num_rows = len(rest) // layout.body
+        complete = num_rows * layout.body
         yield from as_rows(layout(rest[:complete]))
         rest = rest[complete:]
 
+    # The row that is not complete, with padding or not at all
     layout.check(num_tokens)
     yield from as_rows(layout(rest))
 

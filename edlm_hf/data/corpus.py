@@ -79,11 +79,21 @@ def load_corpus(
     if not functions:
         return dataset
 
+    # A stream has no cache. The fingerprint has the version of this package in it.
     caching = {}
     if not streaming:
-        caching = {"new_fingerprint": fingerprint(dataset, functions), "desc": "Cleaning text"}
-    arguments = {"functions": functions}
-    return dataset.map(clean_texts, batched=True, batch_size=DOCUMENTS, fn_kwargs=arguments, **caching)
+        caching = {
+            "new_fingerprint": fingerprint(dataset, functions),
+            "desc": "Cleaning text",
+        }
+
+    return dataset.map(
+        clean_texts,
+        batched=True,
+        batch_size=DOCUMENTS,
+        fn_kwargs={"functions": functions},
+        **caching,
+    )
 
 
 def load_protocol(protocol: Protocol, split: str, streaming: bool) -> Corpus:
@@ -95,8 +105,13 @@ def load_protocol(protocol: Protocol, split: str, streaming: bool) -> Corpus:
     if split not in protocol.splits:
         raise ValueError(f"The protocol {protocol.name!r} has no split {split!r}; it has {', '.join(protocol.splits)}.")
 
+    # The dataset itself, or files of it by their builder
     if protocol.files is None:
-        source = {"path": protocol.path, "name": protocol.config, "revision": protocol.revision}
+        source = {
+            "path": protocol.path,
+            "name": protocol.config,
+            "revision": protocol.revision,
+        }
     else:
         files = protocol.files.format(split=split)
         url = f"hf://datasets/{protocol.path}@{protocol.revision}/{files}"
@@ -106,12 +121,15 @@ def load_protocol(protocol: Protocol, split: str, streaming: bool) -> Corpus:
         return datasets.load_dataset(**source, split=split, streaming=streaming)
 
     # The last rows of "train" are the validation split
+    is_train = split == "train"
     if not streaming:
-        rows = f"[:-{protocol.held_out}]" if split == "train" else f"[-{protocol.held_out}:]"
+        rows = f"[:-{protocol.held_out}]" if is_train else f"[-{protocol.held_out}:]"
         return datasets.load_dataset(**source, split="train" + rows, streaming=False)
+
+    # A stream does not know its end: the protocol says how many rows it has
     stream = datasets.load_dataset(**source, split="train", streaming=True)
     num_train = protocol.rows - protocol.held_out
-    return stream.take(num_train) if split == "train" else stream.skip(num_train)
+    return stream.take(num_train) if is_train else stream.skip(num_train)
 
 
 def has_splits(name_or_path: str) -> bool:
@@ -131,6 +149,7 @@ def load_files_or_repository(name: str, split: str, streaming: bool) -> Corpus:
     if not files:
         return datasets.load_dataset(**repository_arguments(name), split=split, streaming=streaming)
 
+    # A fault of a stream would show only when its rows are read
     source = reading(name, files)
     if streaming:
         check_texts(files, CHECKED_BYTES)
@@ -141,9 +160,12 @@ def load_files_or_repository(name: str, split: str, streaming: bool) -> Corpus:
     try:
         return datasets.load_dataset(**source, split=split, streaming=streaming)
     except (DatasetsError, pa.ArrowInvalid) as error:
+        # A full disk is not a fault of the file
         cause = error.__cause__ or error
         if isinstance(cause, Exception) and why_not_written(cause):
             raise cause from None
+
+        # The fault of the first file that has one, or else the words of `datasets`
         check_texts(files)
         raise ValueError(f"{name} cannot be read: {one_line(cause)}") from error
     finally:
@@ -164,6 +186,7 @@ def repository_arguments(name: str) -> dict:
     Raises:
         ValueError: the name cannot be the name of one.
     """
+    # "owner/name:config". A name with a known suffix was meant as a file.
     repository, _, config = name.partition(":")
     path = Path(name).expanduser()
     is_file_name = path.suffix and kind_of(path)
@@ -181,6 +204,7 @@ def select_text(dataset: Corpus, text_column: str | None, name: str) -> Corpus:
     Raises:
         ValueError: there is no such column, or it is not clear which one it is.
     """
+    # 1. The name of the column, where it is not given
     holds_strings = string_columns(dataset)
     if not text_column:
         candidates = [column for column, is_string in holds_strings.items() if is_string]
@@ -194,6 +218,7 @@ def select_text(dataset: Corpus, text_column: str | None, name: str) -> Corpus:
         columns = ", ".join(holds_strings) or "(it has no rows)"
         raise ValueError(f"{name}: {fault}. Give text_column, one of {columns}.")
 
+    # 2. That column alone
     dataset = dataset.select_columns([text_column])
     return dataset if text_column == "text" else dataset.rename_column(text_column, "text")
 
@@ -204,8 +229,12 @@ def string_columns(dataset: Corpus) -> dict[str, bool]:
         first_row = next(iter(dataset), {})
         return {column: isinstance(value, str) for column, value in first_row.items()}
 
-    dtypes = {column: getattr(feature, "dtype", "") for column, feature in dataset.features.items()}
-    return {column: dtype in ("string", "large_string") for column, dtype in dtypes.items()}
+    # A feature without a `dtype` does not hold strings
+    holds_strings = {}
+    for column, feature in dataset.features.items():
+        dtype = getattr(feature, "dtype", "")
+        holds_strings[column] = dtype in ("string", "large_string")
+    return holds_strings
 
 
 def clean_texts(batch: dict[str, list], functions: list[Callable[[str], str]]) -> dict[str, list[str]]:

@@ -16,6 +16,7 @@ def wikitext(text: str) -> str:
     >>> wikitext(" = = Early life = = \n He said : \" 3 @,@ 500 km \" ( about ) . \n")
     ' == Early life ==\nHe said: "3,500 km" (about).\n'
     """
+    # The order is part of the protocol: later rules see what earlier ones have joined
     text = text.replace("s '", "s'")
 
     # Marks inside numbers and words, then marks between words
@@ -24,15 +25,18 @@ def wikitext(text: str) -> str:
     for mark in ":;.!?,":
         text = text.replace(f" {mark} ", f"{mark} ")
 
-    # Brackets and quotes
+    # White space inside brackets and quotes. Quotes are paired from the left.
     for opening, closing in ("()", "[]", "{}", '""', "''"):
         inside = rf"\s*([^{re.escape(closing)}]*?)\s*"
-        text = re.sub(re.escape(opening) + inside + re.escape(closing), rf"{opening}\1{closing}", text)
+        pattern = re.escape(opening) + inside + re.escape(closing)
+        text = re.sub(pattern, rf"{opening}\1{closing}", text)
 
     # Headings, from ==== to ==
     for level in (4, 3, 2):
-        text = text.replace(" ".join("=" * level), "=" * level)
+        marks = "=" * level
+        text = text.replace(" ".join(marks), marks)
 
+    # Degrees, line ends, and N, which stands for a number
     text = text.replace(" \N{DEGREE SIGN} ", "\N{DEGREE SIGN}")
     text = text.replace(" \n", "\n")
     text = text.replace("\n ", "\n")
@@ -46,13 +50,14 @@ def ptb(text: str) -> str:
     >>> ptb("the <unk> 's stock did n't fall $ N \\/ share")
     "the ?'s stock didn't fall $1 / share"
     """
+    # Possessives, contractions and lines
     text = text.replace(" 's", "'s")
     text = text.replace("s ' ", "s' ")
     text = text.replace(" n't", "n't")
     text = text.replace(" \n ", "\n")
     text = text.replace(r"\/", "/")
 
-    # Numbers
+    # Numbers. The space after N is left for the next N.
     text = re.sub(" N(?= )", " 1", text)
     text = text.replace("$ 1", "$1")
     text = text.replace("# 1", "#1")
@@ -65,6 +70,7 @@ def lm1b(text: str) -> str:
     >>> lm1b("He 's here ( today ) , for $ 5 .")
     "He's here (today), for $5."
     """
+    # Addresses, and contractions such as he 's
     text = re.sub("(https?) : / / ", r"\1://", text)
     text = re.sub(r" '(\w+)", r"'\1", text)
 
@@ -78,10 +84,11 @@ def lm1b(text: str) -> str:
         text = text.replace(f" {mark} ", f"{mark} ")
     text = text.replace(" / ", "/")
 
-    # Quotes and brackets
+    # Quotes and brackets, with one space on either side inside
     for opening, closing in ('""', "''", "()", "[]"):
         inside = f" ([^{re.escape(opening + closing)}]+) "
-        text = re.sub(re.escape(opening) + inside + re.escape(closing), rf"{opening}\1{closing}", text)
+        pattern = re.escape(opening) + inside + re.escape(closing)
+        text = re.sub(pattern, rf"{opening}\1{closing}", text)
 
     # Amounts of money
     text = text.replace("$ ", "$")

@@ -20,7 +20,10 @@ class Encoder:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, separator: int | None):
         self.tokenizer = tokenizer
         self.separator = separator
-        self.dtype = np.min_scalar_type(max(tokenizer.get_vocab().values())).name
+
+        # uint16 for the 50,257 tokens of GPT-2: a corpus takes two bytes per token
+        largest_id = max(tokenizer.get_vocab().values())
+        self.dtype = np.min_scalar_type(largest_id).name
         self.table = text8_table(tokenizer) if self.dtype == "uint8" else None
 
     def __call__(self, texts: list[str | None]) -> np.ndarray:
@@ -31,7 +34,12 @@ class Encoder:
     def by_table(self, texts: list[str]) -> np.ndarray:
         """The ids of a text8 tokenizer, by a table of bytes. Characters that are not ASCII are read as "?", a space."""
         separator = b"" if self.separator is None else bytes([self.separator])
-        parts = [text.encode("ascii", "replace").translate(self.table) + separator for text in texts]
+
+        # One byte per character, and so one id
+        parts = []
+        for text in texts:
+            ids = text.encode("ascii", "replace").translate(self.table)
+            parts.append(ids + separator)
         return np.frombuffer(b"".join(parts), np.uint8)
 
     def by_tokenizer(self, texts: list[str]) -> np.ndarray:
@@ -46,6 +54,7 @@ class Encoder:
             verbose=False,
         )["input_ids"]
 
+        # (n,), filled without a list of all ids
         count = sum(map(len, ids)) + len(separator) * len(ids)
         stream = chain.from_iterable(chain(row, separator) for row in ids)
         return np.fromiter(stream, self.dtype, count)
@@ -53,7 +62,8 @@ class Encoder:
     def state(self) -> str:
         """Everything that decides the ids, the same before and after the tokenizer is used."""
         rules = backend_rules(self.tokenizer) or self.tokenizer.get_vocab()
-        return json.dumps([type(self.tokenizer).__name__, rules, self.separator], sort_keys=True)
+        parts = [type(self.tokenizer).__name__, rules, self.separator]
+        return json.dumps(parts, sort_keys=True)
 
 
 def backend_rules(tokenizer: PreTrainedTokenizerBase) -> dict | None:
@@ -69,10 +79,14 @@ def text8_table(tokenizer: PreTrainedTokenizerBase) -> bytes | None:
 
     None unless the tokenizer has the rules of `text8_tokenizer`.
     """
+    # Ids may be in another order, but text has to be read in the same way
     text8_rules = backend_rules(text8_tokenizer())
     rules = backend_rules(tokenizer)
-    if rules is None or any(rules[name] != text8_rules[name] for name in ("normalizer", "pre_tokenizer")):
+    if rules is None:
         return None
+    for name in ("normalizer", "pre_tokenizer"):
+        if rules[name] != text8_rules[name]:
+            return None
 
     # Letters in either case have their id, everything else is a space
     space, *letters = tokenizer.convert_tokens_to_ids(list(TEXT8_ALPHABET))

@@ -19,6 +19,7 @@ def fault_of_text(file: Path, most_bytes: int | None = None) -> str | None:
         if kind_of(file) == "parquet":
             return fault_of_parquet(file)
 
+        # A part of a JSON file is not JSON, so that only a whole file is checked for it
         fault = fault_of_encoding(file, most_bytes)
         if fault is None and most_bytes is None:
             fault = fault_of_json(file)
@@ -28,6 +29,7 @@ def fault_of_text(file: Path, most_bytes: int | None = None) -> str | None:
 
 
 def fault_of_parquet(file: Path) -> str | None:
+    """The fault of a parquet file, by its footer. Its columns are not read."""
     from pyarrow import parquet
 
     try:
@@ -56,6 +58,7 @@ def fault_of_encoding(file: Path, most_bytes: int | None) -> str | None:
         if most_bytes is not None and done >= most_bytes:
             return None
 
+    # Bytes of a character that has no end
     if decoder.getstate()[0]:
         return f"ends within a character of UTF-8: it was cut, or has another encoding. {CONVERSION}"
     return None

@@ -26,6 +26,7 @@ SUFFIXES = ".parquet, .jsonl, .json, .txt, .csv, .tsv (each also as .gz, .bz2, .
 # Suffix -> function that opens the file. `datasets` reads .zst itself, the standard library cannot.
 COMPRESSED = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open, ".zst": None}
 CHUNK = 2**20  # bytes that are read at a time
+FIRST_BYTES = 4096  # which tell the encoding of a file
 
 # Raised where the content of a file cannot be read
 DAMAGED = (OSError, EOFError, zlib.error, lzma.LZMAError)
@@ -47,7 +48,11 @@ def find_files(name: str, split: str) -> dict[str, list[Path]]:
     if path.is_dir():
         return files_of_folder(path)
 
-    files = [path] if path.is_file() else sorted(map(Path, glob(str(path), recursive=True)))
+    # A name with brackets in it may be a file and not a pattern
+    files = [path]
+    if not path.is_file():
+        files = sorted(map(Path, glob(str(path), recursive=True)))
+
     split_name = split.partition("[")[0]  # without a slice, as in train[:1%]
     return {split_name: files} if files else {}
 
@@ -58,12 +63,15 @@ def files_of_folder(folder: Path) -> dict[str, list[Path]]:
     Raises:
         ValueError: there are none.
     """
+    # The rules of `datasets` for names such as train-00001.txt or test/a.txt
     base = escape(str(folder.absolute()))
     try:
-        names_by_split = DataFilesDict.from_patterns(get_data_patterns(base), base_path=base)
+        patterns = get_data_patterns(base)
+        names_by_split = DataFilesDict.from_patterns(patterns, base_path=base)
     except FileNotFoundError:  # an empty folder
         names_by_split = {}
 
+    # Other files, such as a README without a suffix, are left out
     files_by_split = {}
     for split, names in names_by_split.items():
         files = [path for path in map(Path, names) if kind_of(path, without_suffix=None)]
@@ -80,6 +88,7 @@ def kind_of(path: Path, without_suffix: str | None = "text") -> str | None:
     Args:
         without_suffix: the answer for a file without a suffix.
     """
+    # The suffix before .gz and the like
     suffixes = [suffix.lower() for suffix in path.suffixes]
     if suffixes and suffixes[-1] in COMPRESSED:
         suffixes.pop()
@@ -104,7 +113,7 @@ def reading(name: str, files: dict[str, list[Path]]) -> dict:
     if kind == "parquet":
         return arguments
 
-    # Formats of text
+    # Formats of text. JSON is UTF-8, a .txt file is one document, and .tsv is .csv with tabs.
     encoding = common_encoding(name, everything, kind)
     if kind != "json":
         arguments["encoding"] = encoding
@@ -154,13 +163,15 @@ def encoding_of(file: Path) -> str:
         ValueError: the file begins with bytes that no text has.
     """
     try:
-        start = next(chunks_of(file), b"")[:4096]
+        start = next(chunks_of(file), b"")[:FIRST_BYTES]
     except DAMAGED:
         return UTF_8  # the fault is reported where the file is read
 
     for mark, encoding in BYTE_ORDER_MARKS.items():
         if start.startswith(mark):
             return encoding
+
+    # In UTF-16 every second byte of plain English is zero, in UTF-8 none is
     if b"\0" in start:
         raise ValueError(
             f"{file} holds zero bytes: it is not text, or UTF-16 without a byte order mark. For the latter convert it, "

@@ -36,10 +36,16 @@ def document_windows(ids: torch.Tensor, length: int, stride: int | None = None) 
     # Where the windows begin, (N,). The last one is moved back to end with the document.
     length = min(length, len(ids))
     last_begin = len(ids) - length
-    num_steps = -(-last_begin // stride)
-    begins = (torch.arange(num_steps + 1, device=ids.device) * stride).clamp(max=last_begin)
+    num_steps = -(-last_begin // stride)  # rounded up
+    begins = torch.arange(num_steps + 1, device=ids.device) * stride
+    begins = begins.clamp(max=last_begin)
 
-    # Positions in the document, (N, L). Each window scores those after the end of the window before it.
-    positions = begins[:, None] + torch.arange(length, device=ids.device)
-    first_scored = torch.cat([begins[:1], begins[:-1] + length])
-    return ids[positions], positions >= first_scored[:, None]
+    # Positions in the document, (N, L)
+    columns = torch.arange(length, device=ids.device)
+    positions = begins[:, None] + columns
+
+    # Each window scores the positions after the end of the window before it, the first one all
+    ends_before = begins[:-1] + length
+    first_scored = torch.cat([begins[:1], ends_before])
+    scored = positions >= first_scored[:, None]
+    return ids[positions], scored
