@@ -35,7 +35,8 @@ class NextTokens:
     def logits(self, rows: torch.LongTensor, number: int) -> torch.Tensor:
         """Logits (N, V) of some `rows` (N,) at their position `number`, counted from 0."""
         rows = rows.to(self.first.device)
-        return self.logits_of(self.features[rows, self.first[rows] + number])
+        columns = self.first[rows] + number
+        return self.logits_of(self.features[rows, columns])
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,8 @@ class AutoregressiveTarget:
             text_length,
             num_last=num_needed,
         )
+
+        # Without a cache the next call reads its texts as a whole
         self.last = None
         if cache is not None:
             self.last = Reading(rows, input_ids[:, :end], cache)
@@ -212,14 +215,16 @@ def rolled_back(
         0 and None where there is nothing in common.
     """
     # 1. The rows among those of the last reading
-    chosen = torch.searchsorted(last.rows, rows).clamp_max(len(last.rows) - 1)
+    last_index = len(last.rows) - 1
+    chosen = torch.searchsorted(last.rows, rows).clamp_max(last_index)
     if not torch.equal(last.rows[chosen], rows):
         return 0, None
 
     # 2. The columns up to the first difference of any row
     width = min(input_ids.shape[1], last.input_ids.shape[1])
     is_same = last.input_ids[chosen, :width] == input_ids[:, :width]
-    num_same = int(is_same.all(0).long().cumprod(0).sum())
+    same_in_all = is_same.all(0)  # (n,)
+    num_same = int(same_in_all.long().cumprod(0).sum())
     if num_same == 0:
         return 0, None
 

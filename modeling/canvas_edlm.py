@@ -81,7 +81,8 @@ class Canvas:
         begin = self.lengths.unsqueeze(1)
         end = begin + new_tokens
         width = int(end.max()) if len(input_ids) else 0
-        columns = torch.arange(input_ids.shape[1] + new_tokens, device=input_ids.device)
+        most_columns = input_ids.shape[1] + new_tokens
+        columns = torch.arange(most_columns, device=input_ids.device)
         is_real = columns < end
         is_appended = is_real & (columns >= begin)
         text = F.pad(input_ids.gather(1, order), (0, new_tokens))
@@ -101,7 +102,8 @@ class Canvas:
             types = F.pad(token_types.gather(1, order), (0, new_tokens))
             if types.shape[1]:
                 last_column = (begin - 1).clamp_min(0)
-                last_type = types.gather(1, last_column).masked_fill(begin == 0, 0)
+                last_type = types.gather(1, last_column)
+                last_type = last_type.masked_fill(begin == 0, 0)
                 types = torch.where(columns < begin, types, last_type)
             self.token_types = types[:, :width]
 
@@ -126,11 +128,12 @@ class Canvas:
             end = torch.where(fits, whole, block_end)
             begin = torch.where(fits, 0, (end - num_seen).clamp_min(0))
 
-            # (B, W') each
+            # (B, W') each. Columns after the end of a row are not present, whatever they show.
             index = begin.unsqueeze(1) + columns
             present = index < end.unsqueeze(1)
             index = index.clamp_max(width - 1)
-            free = present & (block & self.free).gather(1, index)
+            to_fill = block & self.free
+            free = present & to_fill.gather(1, index)
 
             types = None
             if self.token_types is not None:
@@ -154,8 +157,9 @@ class Canvas:
             num_after = min(num_before + block_length, self.new_tokens)
             begin = self.lengths + num_before
             end = self.lengths + num_after
-            is_inside = (columns >= begin.unsqueeze(1)) & (columns < end.unsqueeze(1))
-            yield is_inside, end
+            after_begin = columns >= begin.unsqueeze(1)
+            before_end = columns < end.unsqueeze(1)
+            yield after_begin & before_end, end
 
     def num_blocks(self, block_length: int | None) -> int:
         """An upper limit of the number of blocks."""
@@ -203,6 +207,7 @@ class Canvas:
         columns = torch.arange(length, device=self.ids.device)
         index = end - length + columns
 
+        # Without a padding token any id does
         ids = self.ids.gather(1, index.clamp_min(0))
         padding = 0 if self.pad_token_id is None else self.pad_token_id
         return torch.where(index >= 0, ids, padding)
@@ -249,6 +254,7 @@ class Canvas:
 
     def output(self) -> torch.LongTensor:
         """(B, P + new): the given columns with their masks filled, then the new ones."""
+        # Padding of the user stays as it was given
         filled = self.in_given_order(self.ids)
         given = F.pad(self.given, (0, self.new_tokens), value=self.mask_token_id)
         return torch.where(given == self.mask_token_id, filled, given)
@@ -265,8 +271,9 @@ class Canvas:
 
         # (B, P) of the given columns, and (B, new) after the text of every row
         given = values.gather(1, self.aligned)
-        new_columns = torch.arange(self.new_tokens, device=values.device)
-        new = values.gather(1, self.lengths.unsqueeze(1) + new_columns)
+        columns = torch.arange(self.new_tokens, device=values.device)
+        new_columns = self.lengths.unsqueeze(1) + columns
+        new = values.gather(1, new_columns)
         return torch.cat([given, new], dim=1)
 
 

@@ -80,8 +80,10 @@ def autoregressive_log_probs(
         nowhere = torch.zeros(batch, dtype=torch.bool, device=scored.device)
         start = StartToken(0, nowhere)
     candidate_ids, scored, real, needed = on_device_of(causal_lm, candidate_ids, scored, real, start.needed)
-    texts = CausalTexts.align(candidate_ids, scored, real, StartToken(start.token_id, needed))
+    start = StartToken(start.token_id, needed)
+    texts = CausalTexts.align(candidate_ids, scored, real, start)
 
+    # The columns after the last one that predicts anything need not be read
     device = candidate_ids.device
     predicts, is_shared = texts.read()
     end = count_up_to_last(predicts.any(0))
@@ -94,9 +96,13 @@ def autoregressive_log_probs(
     log_probs = []
     begin = 0
     cache = None
-    shared = min(int(is_shared.long().cumprod(0).sum()), end) if k > 1 else 0
+    shared = 0
+    if k > 1:
+        num_shared = int(is_shared.long().cumprod(0).sum())
+        shared = min(num_shared, end)
     if shared >= SHORTEST_SHARED_PREFIX and (shared == end or scorer.may_continue(end, device)):
-        of_prefix, cache = scorer.score_prefix(texts.shared_columns(predicts, shared), text_length=end)
+        prefix = texts.shared_columns(predicts, shared)
+        of_prefix, cache = scorer.score_prefix(prefix, text_length=end)
         if shared == end or cache is not None:
             begin = shared
             log_probs.append(of_prefix.unsqueeze(1).expand(-1, k, -1))  # (B, k, shared)
@@ -116,8 +122,9 @@ def autoregressive_log_probs(
             chunks.append(scorer.score(columns.select(candidates), of_rows))
         log_probs.append(torch.cat(chunks).view(batch, k, -1))
 
-    by_position = texts.by_position(torch.cat(log_probs, dim=-1))
-    return by_position.to(device_of_inputs)
+    # 4. From columns (B, k, end) to positions (B, k, L)
+    by_column = torch.cat(log_probs, dim=-1)
+    return texts.by_position(by_column).to(device_of_inputs)
 
 
 @dataclass(frozen=True)
@@ -177,7 +184,8 @@ class CausalTexts:
 
         # 1. The text of every row comes first, its padding after it.
         order = (~real).long().argsort(dim=-1, stable=True)
-        text = ids.gather(2, order.unsqueeze(1).expand(-1, k, -1))
+        order_of_candidates = order.unsqueeze(1).expand(-1, k, -1)  # (B, k, L)
+        text = ids.gather(2, order_of_candidates)
         scored = scored.gather(1, order)
 
         # 2. Column c predicts token c of the text after a start token, else token c + 1.
@@ -185,12 +193,13 @@ class CausalTexts:
         column = torch.arange(length, device=ids.device) - (~started).long()
         scored = scored & (column >= 0)
 
-        # 3. What is read and predicted: x_0 x_1 ... and x_1 x_2 ..., or <start> x_0 ... and x_0 x_1
-        # ...
+        # 3. What is read and predicted: x_0 x_1 ... and x_1 x_2 ...,
+        #    or <start> x_0 ... and x_0 x_1 ...
         with_start = nn.functional.pad(text[..., :-1], (1, 0), value=start.token_id)
+        has_start = started.unsqueeze(1)  # (B, 1, 1)
         return cls(
-            input_ids=torch.where(started.unsqueeze(1), with_start, text),
-            targets=torch.where(started.unsqueeze(1), text, shift_left(text)),
+            input_ids=torch.where(has_start, with_start, text),
+            targets=torch.where(has_start, text, shift_left(text)),
             predicts=torch.where(started, scored, shift_left(scored)),
             column_of_token=column,
             position_of_token=order,
@@ -202,6 +211,7 @@ class CausalTexts:
 
         The host needs both, and waits once for them.
         """
+        # Compared with the first candidate, (B, k, L), then over candidates and rows
         same_input = self.input_ids == self.input_ids[:, :1]
         same_target = self.targets == self.targets[:, :1]
         is_shared = (same_input & same_target).all(1).all(0)
@@ -217,9 +227,10 @@ class CausalTexts:
 
     def columns(self, predicts: torch.Tensor, begin: int, end: int) -> Columns:
         """Some columns of every candidate, N = B k. `predicts` comes from `read`."""
+        # (B k, end - begin) each
         k = self.input_ids.shape[1]
-        input_ids = self.input_ids.flatten(0, 1)[:, begin:end]
-        targets = self.targets.flatten(0, 1)[:, begin:end]
+        input_ids = self.input_ids[..., begin:end].flatten(0, 1)
+        targets = self.targets[..., begin:end].flatten(0, 1)
         predicts = predicts[:, begin:end].repeat_interleave(k, dim=0)
         return Columns(input_ids, targets, predicts)
 
@@ -228,8 +239,10 @@ class CausalTexts:
         batch, k, length = self.input_ids.shape
 
         # From columns to tokens of the text, 0 where none is wanted: (B, k, L)
-        log_probs = nn.functional.pad(log_probs, (0, length - log_probs.shape[-1]))
-        column = self.column_of_token.clamp_min(0).unsqueeze(1).expand(batch, k, -1)
+        num_missing = length - log_probs.shape[-1]
+        log_probs = nn.functional.pad(log_probs, (0, num_missing))
+        column = self.column_of_token.clamp_min(0)
+        column = column.unsqueeze(1).expand(batch, k, -1)
         of_tokens = log_probs.gather(2, column)
         of_tokens = torch.where(self.is_scored.unsqueeze(1), of_tokens, 0)
 
@@ -272,6 +285,7 @@ class TokenScorer:
 
     def affordable_rows(self, length: int) -> int:
         """The number of rows of `length` tokens that one call may have."""
+        # About 32 H numbers per token live at once in a block, and 3 V where logits are made
         config = getattr(self.causal_lm, "config", None)
         if self.has_trunk:
             floats_per_token = 32 * getattr(config, "hidden_size", 1024)
@@ -314,8 +328,10 @@ class TokenScorer:
             text_length: the number of columns of whole texts.
             num_last: how many of the last columns are wanted. All unless given.
         """
+        # Columns that the cache has to have afterwards
         rows, length = input_ids.shape
-        num_read = length + (0 if cache is None else cache.get_seq_length())
+        num_before = 0 if cache is None else cache.get_seq_length()
+        num_read = num_before + length
         keep_cache = self.may_continue(text_length, input_ids.device)
         features, cache = self.read(input_ids, cache, keep_cache, num_last)
 
@@ -352,6 +368,7 @@ class TokenScorer:
         if num_last is not None and accepts(self.network, "logits_to_keep"):
             arguments["logits_to_keep"] = num_last
 
+        # A model may give more columns than it was asked for
         output = self.network(**arguments)
         features = output.last_hidden_state if self.has_trunk else output.logits
         if num_last is not None:
@@ -360,10 +377,12 @@ class TokenScorer:
 
     def log_probs_of(self, columns: Columns, features: torch.Tensor) -> torch.Tensor:
         """log p of the targets (N, n) by the features at their columns, 0 where not wanted."""
+        # Features and targets at the wanted columns alone, (m, H) and (m,)
         targets = columns.targets
         wanted = Positions.known(columns.predicts, targets.device)
         log_probs = self.target_log_probs(wanted.take(features), wanted.take(targets))
 
+        # Back in their places, (N, n)
         nothing = torch.zeros(targets.shape, dtype=log_probs.dtype, device=targets.device)
         return wanted.put(nothing, log_probs)
 
@@ -375,6 +394,7 @@ class TokenScorer:
             return linear_log_probs(features, head, targets, excluded)
 
         # Any other head has to be called, and features of other models are logits already.
+        # No feature at all tells the number of rows.
         project = self.causal_lm.projection() if self.has_trunk else at_least_float32
         rows = project(features[:0]).shape[-1]
         excluded = self.excluded_rows(rows, targets.device)
@@ -387,6 +407,7 @@ class TokenScorer:
         Raises:
             ValueError: an id that it can emit has no row.
         """
+        # The highest id that the denoiser can emit
         emitted = (~self.never_emitted).nonzero()
         highest = int(emitted.max()) if len(emitted) else -1
         if rows <= highest:
@@ -417,6 +438,7 @@ class TokenScorer:
         others are measured once. A model that counts positions by the tokens that are not padding
         cannot go on from a cache, which does not say how many these were.
         """
+        # Found out once for a network
         if self.network not in LONGEST_TEXT:
             counts_tokens = counts_from_padding(getattr(self.network, "config", None))
             exact = cache_argument(self.network) is not None and not counts_tokens

@@ -118,6 +118,8 @@ def check_vocabularies(config: EDLMConfig, tokenizer, energy_tokenizer) -> None:
     """
     if tokenizer is None or energy_tokenizer is None:
         return
+
+    # Id -> token
     ours = {i: token for token, i in tokenizer.get_vocab().items()}
     theirs = {i: token for token, i in energy_tokenizer.get_vocab().items()}
 
@@ -172,7 +174,8 @@ def check_candidates(
     if attention_mask is not None:
         real = attention_mask.bool()
     visible = (noisy_ids != mask_token_id) & real
-    changed = (candidate_ids != noisy_ids.unsqueeze(1)) & visible.unsqueeze(1)
+    differs = candidate_ids != noisy_ids.unsqueeze(1)
+    changed = differs & visible.unsqueeze(1)
     if changed.any():
         row, candidate, position = changed.nonzero()[0].tolist()
         raise ValueError(

@@ -89,6 +89,7 @@ def negative_entropy(
 
     |dH| <= sum_v p(v) |log p(v) + H| |dl_v| <= 2 H |dl|, and H itself is a rounded sum.
     """
+    # entr(p) = -p log p, and 0 where p = 0
     probs = logits.softmax(-1)
     entropy = torch.special.entr(probs).sum(-1)
     return -entropy, error * (1 + 2 * entropy)
@@ -141,6 +142,8 @@ def first_of(score: Score, left: torch.Tensor) -> torch.LongTensor:
     """
     values = torch.where(left, score.values, -torch.inf)
     highest = values.amax(-1, keepdim=True)
+
+    # Scores that differ by rounding are equal, so that every device takes the same one
     ties = values >= highest - score.errors
     return first_index(left & ties)
 
@@ -159,7 +162,8 @@ def take_best(score: Score, counts: torch.Tensor) -> torch.Tensor:
     for n in range(most):
         takes_one = (n < counts).unsqueeze(1)
         first = first_of(score, free & ~taken)
-        taken = taken.scatter(1, first, taken.gather(1, first) | takes_one)
+        is_taken = taken.gather(1, first) | takes_one
+        taken = taken.scatter(1, first, is_taken)
     return taken
 
 

@@ -118,6 +118,7 @@ class EDLMConfig(PreTrainedConfig):
         if self.absent_token_ids is None:
             self.absent_token_ids = getattr(denoiser, "absent_token_ids", None)
 
+        # There may be several end tokens, of the others the first one counts
         for name in ("mask_token_id", "bos_token_id", "eos_token_id", "pad_token_id"):
             ids = token_ids(denoiser, name)
             if getattr(self, name) is None and ids:

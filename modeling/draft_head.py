@@ -44,12 +44,14 @@ class DraftHead(nn.Module):
             hidden: (N, H).
             embeddings: (N, 2, H) of the token before each position, and of the one before that.
         """
+        # [h_i, e(x_{i-1}), e(x_{i-2})], each normalised by itself: (N, 3, H)
         dtype = precision_of(self.enter, hidden.dtype)
         inputs = torch.cat([hidden.unsqueeze(1), embeddings.to(hidden)], dim=1)
         inputs = nn.functional.layer_norm(inputs, inputs.shape[-1:])
 
         # (N, 3H) -> (N, W) -> (N, H)
-        inner = nn.functional.silu(self.enter(inputs.flatten(1).to(dtype)))
+        entered = self.enter(inputs.flatten(1).to(dtype))
+        inner = nn.functional.silu(entered)
         return hidden + self.leave(inner).to(hidden.dtype)
 
 

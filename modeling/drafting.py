@@ -51,7 +51,7 @@ class Speculative(Sampler):
 
             # A row that was filled up to position m of its window has accepted m - 1 drafts
             is_filled = window & (state.ids != state.mask_token_id).cpu()
-            num_filled = is_filled.sum(-1)
+            num_filled = is_filled.sum(-1)  # (B,)
             num_drafts = (window.sum(-1) - 1).clamp_min(0)
             accepted = accepted + (num_filled - 1).clamp_min(0)
             tested = tested + torch.minimum(num_filled, num_drafts)
@@ -74,7 +74,8 @@ class Speculative(Sampler):
 def check_masks_come_last(state: State) -> None:
     """Raise ValueError unless nothing but masks follows the first mask of every row."""
     is_mask = state.ids == state.mask_token_id
-    text_after_masks = ~is_mask & state.present & (is_mask.cumsum(-1) > 0)
+    after_masks = is_mask.cumsum(-1) > 0
+    text_after_masks = ~is_mask & state.present & after_masks
     if bool(text_after_masks.any()):
         raise ValueError(
             "sampler='speculative' writes a text from left to right, since its target is an "

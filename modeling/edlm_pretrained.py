@@ -95,9 +95,11 @@ class EDLMPreTrainedModel(CheckpointingMixin, PreTrainedModel):
 
         # 2. Their weights
         if self.config.energy_name_or_path is not None:
+            # An energy that is kept by reference stays in its own repository
             weights = kwargs.get("state_dict") or self.state_dict()
             of_energy = {name for name in weights if name.startswith("energy_model.")}
-            kwargs["state_dict"] = {name: w for name, w in weights.items() if name not in of_energy}
+            kept = {name: weight for name, weight in weights.items() if name not in of_energy}
+            kwargs["state_dict"] = kept
         super().save_pretrained(save_directory, *args, **kwargs)
 
     def _stored_parts(self) -> dict[str, nn.Module]:

@@ -334,12 +334,15 @@ def window_times(window: float | tuple[float, float]) -> tuple[float, float]:
         are_numbers = len(window) == 2 and all(isinstance(time, Real) for time in window)
         if not are_numbers or not 0 <= window[0] <= window[1] <= 1:
             raise ValueError(f"energy_window is {window!r}, but a pair must have 0 <= t_low <= t_high <= 1.")
-        return float(window[0]), float(window[1])
+        low, high = window
+        return float(low), float(high)
 
     # The share w of the time, from t = 1 on
     if not isinstance(window, Real) or not 0 <= window <= 1:
         raise ValueError(f"energy_window is {window!r}, but w must lie in [0, 1] (or be a pair of times).")
-    return (1 - float(window), 1.0) if window > 0 else (1.0, 0.0)
+    if window > 0:
+        return 1 - float(window), 1.0
+    return 1.0, 0.0
 
 
 @dataclass

@@ -63,8 +63,9 @@ class PreparationMixin:
         # 3. The later values override the earlier ones
         config = EDLMGenerationConfig()
         of_model = set_values(self.generation_config)
-        config.update(**{name: value for name, value in of_model.items() if name in allowed})
-        config.update(**{name: value for name, value in given.items() if name in allowed})
+        for values in (of_model, given):
+            known = {name: value for name, value in values.items() if name in allowed}
+            config.update(**known)
         config.update(**kwargs)
 
         # 4. Values that belong together
@@ -83,10 +84,12 @@ class PreparationMixin:
 
         `given` are the values of the call, which stay.
         """
+        # An object has its parameters already
         of_sampler = set()
         if isinstance(config.sampler, str):
             of_sampler = parameters_of(config.sampler)
 
+        # Parameters of the corrector belong to every sampler
         stored = set(PARAMETERS) & set(vars(config))
         for name in stored - of_sampler - set(given):
             if not name.startswith("corrector_"):
@@ -113,6 +116,8 @@ class PreparationMixin:
             right = [token for token in ids if not is_wrong(token)]
             if right == ids:
                 continue
+
+            # A wrong token of a call is a mistake, one of the model's configuration is left out
             if given.get(name) is not None:
                 last = "..." if vocab_size is None else vocab_size - 1
                 raise ValueError(

@@ -69,8 +69,10 @@ class Progress:
         self.advance_to(step.index + 1)
 
         if self.callback is not None:
+            # Copies, since a callback may keep or change what it gets
             number = self.earlier_steps + step.index
-            self.callback(self.model, number, step.t.clone(), {"ids": state.ids.clone()})
+            values = {"ids": state.ids.clone()}
+            self.callback(self.model, number, step.t.clone(), values)
 
     def advance_to(self, num_done: int) -> None:
         """Report the steps of the block up to `num_done`, which leave the text as it is."""
@@ -79,6 +81,7 @@ class Progress:
         if self.num_steps > MOST_SHOWN_STEPS:
             numbers = numbers[-1:]
 
+        # The draft first, so that the text is up to date when the step is counted
         for number in numbers:
             if self.fills_row and hasattr(self.streamer, "put_draft"):
                 draft = self.canvas.draft(self.view, self.ids)
@@ -147,6 +150,7 @@ class Records:
         self.sample_sizes: dict[int, torch.Tensor] = {}
         self.chosen: dict[int, torch.Tensor] = {}
 
+        # Without a dictionary to return nothing is kept
         keeps_any = bool(config.return_dict_in_generate)
         self.keeps_history = keeps_any and bool(config.output_history)
         self.keeps_log_probs = keeps_any and bool(config.output_log_probs)
@@ -213,6 +217,7 @@ class Records:
         log_probs: torch.Tensor,
     ) -> None:
         """Keep log-probabilities (R, L) of the tokens of some `rows` (R,) at the positions `revealed` (R, L) bool."""
+        # (R, L), the earlier ones elsewhere
         kept = torch.where(revealed, log_probs.float(), self.state.log_probs[rows])
         self.state.log_probs = self.state.log_probs.index_copy(0, rows, kept)
 

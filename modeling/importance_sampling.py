@@ -33,7 +33,9 @@ class ImportanceSampling:
         revealed: Positions,
     ) -> torch.LongTensor:
         """Tokens (R, L) for some `rows` (R,), of which those at S = `revealed` count."""
-        process, noise, records = self.process, self.noise, self.records
+        process = self.process
+        noise = self.noise
+        records = self.records
         if not step.energy_acts:
             return self.draw_once(rows, proposal, revealed)
 
@@ -68,6 +70,7 @@ class ImportanceSampling:
         tokens, log_probs = proposal.sample(uniforms, revealed)
         clean = revealed.put(proposal.ids, tokens[:, 0])
 
+        # (N, 1) at their positions, (R, L)
         if self.records.keeps_log_probs:
             nothing = torch.zeros_like(clean, dtype=log_probs.dtype)
             of_tokens = revealed.put(nothing, log_probs[:, 0])

@@ -14,6 +14,9 @@ import torch
 
 from .devices import double_where_possible, has_float64, send
 
+HALVINGS = 60  # of [0, 1]: finer than float64
+MOST_VISIBLE = 0.01  # share of the tokens at t = 1, where sampling starts
+
 
 @dataclass(frozen=True)
 class NoiseSchedule:
@@ -43,8 +46,8 @@ class NoiseSchedule:
         low = torch.zeros_like(masked)
         high = torch.ones_like(masked)
 
-        # Bisection: 1 - alpha_t grows with t, and 60 halvings are finer than float64.
-        for _ in range(60):
+        # Bisection, since 1 - alpha_t grows with t
+        for _ in range(HALVINGS):
             middle = (low + high) / 2
             too_early = 1 - self.alpha(middle) < masked
             low = torch.where(too_early, middle, low)
@@ -56,7 +59,7 @@ class NoiseSchedule:
         """Raise ValueError unless (almost) every token is masked at t = 1, the start of sampling."""
         end = torch.ones((), dtype=torch.float64, device="cpu")
         visible = math.exp(-float(self.total(end)))
-        if visible > 0.01:
+        if visible > MOST_VISIBLE:
             raise ValueError(
                 f"{self} leaves a share of {visible:.3f} of the tokens visible at t = 1, but "
                 "sampling starts from an all-masked sequence (at most 0.01 is allowed). Use "
@@ -104,7 +107,8 @@ class Cosine(NoiseSchedule):
         # d/dt cos(pi t / 2) = -(pi / 2) sin(pi t / 2)
         angle = t * math.pi / 2
         slope = (1 - self.eps) * (math.pi / 2) * torch.sin(angle)
-        return slope / (self.eps + (1 - self.eps) * torch.cos(angle))
+        visible = self.eps + (1 - self.eps) * torch.cos(angle)
+        return slope / visible
 
     def alpha(self, t):
         return torch.cos(t * math.pi / 2).clamp_min(0)
@@ -124,7 +128,8 @@ class CosineSquared(NoiseSchedule):
         # d/dt cos^2(pi t / 2) = -(pi / 2) sin(pi t)
         cos = torch.cos(t * math.pi / 2)
         slope = (1 - self.eps) * (math.pi / 2) * torch.sin(t * math.pi)
-        return slope / (self.eps + (1 - self.eps) * cos**2)
+        visible = self.eps + (1 - self.eps) * cos**2
+        return slope / visible
 
     def alpha(self, t):
         return torch.cos(t * math.pi / 2) ** 2
@@ -169,6 +174,8 @@ def importance_sigma(u: torch.Tensor, sigma_min: float, sigma_max: float) -> tor
     low = math.log(-math.expm1(-sigma_min))
     high = math.log(-math.expm1(-sigma_max))
     log_masked = u * high + (1 - u) * low
+
+    # sigma = -log(1 - share)
     return -torch.log(-torch.expm1(log_masked))
 
 
@@ -213,6 +220,7 @@ def make_schedule(name: str, **params) -> NoiseSchedule:
         if not isinstance(value, Real) or isinstance(value, bool):
             raise ValueError(f"noise_schedule_params has {key}={value!r}, but it must be a number.")
 
+    # sigma has to be positive and to grow with t
     schedule = schedule_class(**params)
     if "eps" in allowed and not 0 < schedule.eps < 1:
         raise ValueError(f"eps is {schedule.eps}, but it must lie strictly between 0 and 1.")
@@ -238,7 +246,8 @@ def token_log_probs(logits: torch.Tensor, mask_token_id: int) -> torch.Tensor:
         (..., V) in at least float32, -inf at the mask token.
     """
     logits = at_least_float32(logits)
-    is_mask = torch.arange(logits.shape[-1], device=logits.device) == mask_token_id
+    ids = torch.arange(logits.shape[-1], device=logits.device)
+    is_mask = ids == mask_token_id
     return logits.masked_fill(is_mask, -torch.inf).log_softmax(-1)
 
 
@@ -287,16 +296,19 @@ def subs_cross_entropy(
     if labels.shape != expected_shape:
         raise ValueError(f"labels has shape {tuple(labels.shape)}, but {tuple(expected_shape)} is needed.")
     counted = labels != -100
-    targets = labels.clamp_min(0)
+    targets = labels.clamp_min(0)  # any id, where nothing is counted
 
     # (B, L): -log p_theta(label) where masked, 0 or infinity where visible
     log_probs = token_log_probs(logits, mask_token_id)
-    losses = -log_probs.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
+    of_targets = log_probs.gather(-1, targets.unsqueeze(-1))
+    losses = -of_targets.squeeze(-1)
     if noisy_ids is not None:
-        carried = torch.where(targets == noisy_ids, 0.0, torch.inf).to(losses.dtype)
+        carried = torch.where(targets == noisy_ids, 0.0, torch.inf)
+        carried = carried.to(losses.dtype)
         losses = torch.where(noisy_ids == mask_token_id, losses, carried)
 
-    return torch.where(counted, losses, 0).sum() / counted.sum().clamp_min(1)
+    total = torch.where(counted, losses, 0).sum()
+    return total / counted.sum().clamp_min(1)
 
 
 def reveal_probability(alpha_s: torch.Tensor, alpha_t: torch.Tensor) -> torch.Tensor:
@@ -392,10 +404,12 @@ def inverse_cdf(logits: torch.Tensor, uniforms: torch.Tensor) -> tuple[torch.Ten
     #    of probability zero.
     below_total = torch.nextafter(total, torch.zeros_like(total))
     threshold = torch.minimum(uniforms * total, below_total)
-    tokens = torch.searchsorted(cdf, threshold, right=True).clamp_max(logits.shape[-1] - 1)
+    last_id = logits.shape[-1] - 1  # a row of NaN goes beyond it
+    tokens = torch.searchsorted(cdf, threshold, right=True).clamp_max(last_id)
 
     # 3. log p(v) = l_v - max l - log F(V)
-    log_probs = logits.gather(-1, tokens) - highest - total.log().to(logits.dtype)
+    log_total = total.log().to(logits.dtype)
+    log_probs = logits.gather(-1, tokens) - highest - log_total
     return tokens, log_probs
 
 
@@ -441,6 +455,7 @@ def importance_weights(energies: torch.Tensor, temperature: float = 1.0) -> torc
 
 def log_weights(energies: torch.Tensor, temperature: float) -> torch.Tensor:
     """Unnormalised log w_j = -(E_j - min E) / tau (..., k), and -inf for E_j = +inf at any tau."""
+    # The least energy has the weight 1. At tau = inf, inf / tau would be NaN.
     excess = energies - energies.amin(-1, keepdim=True)
     return torch.where(energies == torch.inf, -torch.inf, -excess / temperature)
 

@@ -66,13 +66,15 @@ class MDLMSigmaMap(nn.Module):
 
         with full_precision(sigma):
             # sigma * 10000^(-j / 128): (B, 128)
-            exponents = torch.arange(self.FREQUENCIES, dtype=precise, device=sigma.device)
-            frequencies = torch.exp(-math.log(10000) * (exponents / self.FREQUENCIES))
+            numbers = torch.arange(self.FREQUENCIES, dtype=precise, device=sigma.device)
+            exponents = numbers / self.FREQUENCIES
+            frequencies = torch.exp(-math.log(10000) * exponents)
             angles = sigma.to(precise)[:, None] * frequencies
 
             # (B, 256) -> (B, cond_dim)
             waves = torch.cat([angles.cos(), angles.sin()], dim=-1)
-            return nn.functional.silu(self.mlp(waves.to(dtype)))
+            embedding = self.mlp(waves.to(dtype))
+            return nn.functional.silu(embedding)
 
 
 def rotary_cos_sin(
@@ -91,11 +93,14 @@ def rotary_cos_sin(
     Returns:
         Twice (B, 1, L, d).
     """
+    # 10000^(-2j / d), (d / 2,)
     precise = torch.promote_types(dtype, torch.float32)
-    exponents = torch.arange(0, head_dim, 2, dtype=precise, device=position_ids.device) / head_dim
+    even_numbers = torch.arange(0, head_dim, 2, dtype=precise, device=position_ids.device)
+    frequencies = 10000.0 ** -(even_numbers / head_dim)
 
     # (B, 1, L, d / 2) -> (B, 1, L, d)
-    angles = position_ids[:, None, :, None].to(precise) * 10000.0**-exponents
+    positions = position_ids[:, None, :, None].to(precise)
+    angles = positions * frequencies
     angles = torch.cat([angles, angles], dim=-1)
     return angles.cos().to(dtype), angles.sin().to(dtype)
 
@@ -103,7 +108,8 @@ def rotary_cos_sin(
 def apply_rotary(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """Rotate the halves (a, b) of the last dimension: (a cos - b sin, b cos + a sin)."""
     a, b = x.chunk(2, dim=-1)
-    return x * cos + torch.cat([-b, a], dim=-1) * sin
+    turned = torch.cat([-b, a], dim=-1)
+    return x * cos + turned * sin
 
 
 def eager_attention_forward(
@@ -125,6 +131,7 @@ def eager_attention_forward(
     if attention_mask is not None:
         weights = weights + attention_mask
 
+    # Half precision would round the sum over many keys
     precise = torch.promote_types(query.dtype, torch.float32)
     weights = weights.softmax(-1, dtype=precise).to(query.dtype)
     weights = nn.functional.dropout(weights, p=dropout, training=module.training)
@@ -272,7 +279,8 @@ class MDLMBlock(GradientCheckpointingLayer):
 
         # 2. x + gate1 * attention((1 + scale1) * norm1(x) + shift1)
         modulated = self.norm1(hidden_states) * (1 + scale1) + shift1
-        attended, weights = self.attend(layers.attn_qkv(modulated), queries, **attention_inputs)
+        qkv = layers.attn_qkv(modulated)
+        attended, weights = self.attend(qkv, queries, **attention_inputs)
         branch = self.drop(layers.attn_out(attended), layers.training)
         hidden_states = select_positions(hidden_states, queries) + gate1 * branch
 
@@ -300,15 +308,17 @@ class MDLMBlock(GradientCheckpointingLayer):
         """
         # (B, L, 3 H) -> three times (B, heads, L, d)
         batch, length = qkv.shape[:2]
-        qkv = qkv.view(batch, length, 3, -1, self.head_dim).permute(2, 0, 3, 1, 4)
-        query, key, value = qkv.unbind(0)
+        qkv = qkv.view(batch, length, 3, -1, self.head_dim)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
 
         # Rotate before positions are selected, and before keys enter the cache
         query = apply_rotary(query, *position_embeddings)
         key = apply_rotary(key, *position_embeddings)
         if queries is not None:
             length = queries.shape[1]
-            index = queries[:, None, :, None].expand(-1, query.shape[1], -1, self.head_dim)
+            num_heads = query.shape[1]
+            index = queries[:, None, :, None]
+            index = index.expand(-1, num_heads, -1, self.head_dim)  # (B, heads, Q, d)
             query = query.gather(2, index)
         if layer_past is not None:
             key, value = layer_past.update(key, value, self.layer_idx)
@@ -348,5 +358,8 @@ class MDLMOutputLayer(nn.Module):
         hidden_states = self.norm_final(hidden_states)
         if conditioning is None:
             return hidden_states
-        shift, scale = self.adaLN_modulation(conditioning)[:, None].chunk(2, dim=-1)
+
+        # (B, 1, 2 H) -> twice (B, 1, H)
+        modulation = self.adaLN_modulation(conditioning)[:, None]
+        shift, scale = modulation.chunk(2, dim=-1)
         return hidden_states * (1 + scale) + shift

@@ -111,7 +111,8 @@ class MDLMModel(MDLMPreTrainedModel):
 
         # (B, L): a token's position is the number of text tokens before it
         if position_ids is None and attention_mask is not None and attention_mask.dim() == 2:
-            position_ids = (attention_mask.long().cumsum(-1) - 1).clamp_min(0)[:, -length:]
+            tokens_before = attention_mask.long().cumsum(-1) - 1
+            position_ids = tokens_before.clamp_min(0)[:, -length:]
         elif position_ids is None:
             position_ids = torch.arange(length, device=inputs_embeds.device).unsqueeze(0) + past
         head_dim = self.config.hidden_dim // self.config.n_heads

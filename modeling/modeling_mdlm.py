@@ -107,6 +107,7 @@ class MDLMForMaskedLM(DraftHeadMixin, MDLMHeadedModel, MaskedDiffusionGeneration
             return_dict=True,
             **kwargs,
         )
+        # (B, L, H), or (N, H) at the wanted positions
         hidden_states = outputs.last_hidden_state
         if logits_at is not None:
             hidden_states = hidden_states[logits_at]
@@ -137,17 +138,29 @@ class MDLMForMaskedLM(DraftHeadMixin, MDLMHeadedModel, MaskedDiffusionGeneration
         Where they are few the last block computes no others.
         """
         at = Positions.of(at)
-        inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "timesteps": timesteps}
+        inputs = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "timesteps": timesteps,
+            "return_dict": True,
+        }
+
         # Q. Only these backends take a mask of Q x L.
         most_wanted = int(at.counts.max())
+        are_few = 2 * most_wanted <= input_ids.shape[1]
         selects_queries = self.config._attn_implementation in ("sdpa", "eager")
-        if 2 * most_wanted > input_ids.shape[1] or not selects_queries:
-            return at.take(self.backbone(**inputs, return_dict=True).last_hidden_state)
+        if not are_few or not selects_queries:
+            hidden = self.backbone(**inputs).last_hidden_state
+            return at.take(hidden)
 
         # (B, Q): first the wanted positions of a row in their order, then any others
-        queries = (~at.flags).long().argsort(dim=-1, stable=True)[:, :most_wanted]
-        hidden = self.backbone(**inputs, queries=queries, return_dict=True).last_hidden_state
-        is_wanted = torch.arange(most_wanted, device="cpu") < at.counts.unsqueeze(1)
+        order = (~at.flags).long().argsort(dim=-1, stable=True)
+        queries = order[:, :most_wanted]
+        hidden = self.backbone(**inputs, queries=queries).last_hidden_state
+
+        # Of the (B, Q, H) states those at the wanted positions
+        numbers = torch.arange(most_wanted, device="cpu")
+        is_wanted = numbers < at.counts.unsqueeze(1)
         return Positions.known(is_wanted, hidden.device).take(hidden)
 
 

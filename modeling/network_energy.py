@@ -108,7 +108,10 @@ class NetworkEnergyMixin:
         energy = self.energy_of(pooled)
 
         shape = candidate_ids.shape[:-1]  # (B, k) or (B,)
-        return EDLMEnergyOutput(energy=energy.view(shape), pooler_output=pooled.view(*shape, -1))
+        return EDLMEnergyOutput(
+            energy=energy.view(shape),
+            pooler_output=pooled.view(*shape, -1),
+        )
 
     def energy_of(self, pooled: torch.Tensor) -> torch.Tensor:
         """The head: (N, H) -> (N, 1) in at least float32.
@@ -118,7 +121,8 @@ class NetworkEnergyMixin:
         """
         with full_precision(pooled):
             dtype = precision_of(self.energy_head, pooled.dtype)
-            return at_least_float32(self.energy_head(pooled.to(dtype)))
+            energy = self.energy_head(pooled.to(dtype))
+            return at_least_float32(energy)
 
     def _apply(self, fn, recurse=True):
         """Cast or move the model. A cast to half precision leaves the head in float32."""
@@ -180,7 +184,10 @@ def mean_over_positions(features: torch.Tensor, attention_mask: torch.Tensor | N
     weight = features.new_ones(1, features.shape[1], 1)
     if attention_mask is not None:
         weight = attention_mask.to(features.dtype).unsqueeze(-1)
-    return (features * weight).sum(1) / weight.sum(1).clamp_min(1)
+
+    # A row of nothing but padding has the mean 0
+    total = (features * weight).sum(1)
+    return total / weight.sum(1).clamp_min(1)
 
 
 @torch.no_grad()
@@ -190,6 +197,7 @@ def start_as_mean(projection: nn.Linear) -> None:
     A visible token then enters a trained trunk as that trunk knows it. Published code starts the
     projection at random, and the trunk copied from the denoiser then sees noise.
     """
+    # W = [I / 2, I / 2], (H, 2 H)
     half = torch.eye(projection.out_features, device=projection.weight.device) / 2
     projection.weight.copy_(torch.cat([half, half], dim=1))
     projection.bias.zero_()

@@ -102,9 +102,13 @@ def slopes_of_first_logits(model: PreTrainedModel, device: torch.device) -> tupl
             return_dict=True,
             **time_of_probe(model, device),
         )
-        logits = output.logits[0, 0].float()
-        weights = torch.randn(len(logits), generator=torch.Generator().manual_seed(0), device="cpu")
-        (slopes,) = torch.autograd.grad(logits @ weights.to(device), embeddings)
+        logits = output.logits[0, 0].float()  # (V,)
+
+        # Random weights, since slopes of equal ones may cancel
+        generator = torch.Generator().manual_seed(0)
+        weights = torch.randn(len(logits), generator=generator, device="cpu")
+        weighted_sum = logits @ weights.to(device)
+        (slopes,) = torch.autograd.grad(weighted_sum, embeddings)
 
     largest = slopes[0].abs().amax(-1).tolist()  # (L,)
     return largest[0], max(largest[1:])
@@ -229,14 +233,19 @@ def without_padding(
 
     Rows of one length run together. Further `inputs` (B, L), as token types, are cut with the ids.
     """
-    lengths = attention_mask.sum(-1)
+    lengths = attention_mask.sum(-1)  # (B,)
+    different_lengths = sorted(set(lengths.tolist()) - {0})
+
     logits = None
-    for length in sorted(set(lengths.tolist()) - {0}):
+    for length in different_lengths:
+        # The rows of this length, (r, length), without a mask
         rows = (lengths == length).nonzero()[:, 0]
+        ids = input_ids[rows, :length]
         sigma = timesteps_of_rows(timesteps, rows)
         of_rows = {name: x[rows, :length] for name, x in inputs.items()}
-        of_length = logits_of(input_ids[rows, :length], None, sigma, **of_rows)
+        of_length = logits_of(ids, None, sigma, **of_rows)
 
+        # V is known after the first call
         if logits is None:
             logits = of_length.new_zeros(*input_ids.shape, of_length.shape[-1])
         logits[rows, :length] = of_length
@@ -273,6 +282,7 @@ def probe(network: nn.Module, compute: Callable, device: torch.device):
 
 def equal_up_to_rounding(one: torch.Tensor, other: torch.Tensor) -> bool:
     """Whether two results of the same shape differ by no more than rounding."""
+    # eps^(3/4), relative to the largest finite value
     scale = one.nan_to_num(posinf=0, neginf=0).abs().max().clamp_min(1)
     tolerance = torch.finfo(one.dtype).eps ** 0.75 * float(scale)
     if one.shape != other.shape:

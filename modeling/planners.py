@@ -37,8 +37,10 @@ class Planner(Sampler):
         memory = {}
 
         while bool(left.any()):
+            # K (B,), and the rows that reveal something
             counts = self.share(left, index)
-            rows = ((counts > 0) & (left > 0)).nonzero().squeeze(-1)
+            acts = (counts > 0) & (left > 0)
+            rows = acts.nonzero().squeeze(-1)
             if len(rows):
                 time = state.time_of(left, total)
                 yield Step(time, counts=counts, rows=rows, index=index, memory=memory)
@@ -51,6 +53,8 @@ class Planner(Sampler):
             return torch.ones_like(left)
         if self.reveal_counts == "dream":
             return dream_share(left, index, self.num_steps)
+
+        # ceil(left / steps left)
         steps_left = max(self.num_steps - index, 1)
         return (left + steps_left - 1) // steps_left
 
@@ -131,10 +135,11 @@ class Factor(Planner):
         score = proposal.score("confidence")
         free = score.values > -torch.inf
 
-        # 1 - c_(n) for n = 1 .. L, from log-odds
+        # 1 - c_(n) for n = 1 .. L, from log-odds: exact where c is close to 1
         doubts = (-score.values).sort(dim=-1).values.sigmoid()
         n = torch.arange(1, doubts.shape[1] + 1, device=doubts.device)
 
+        # The largest n that fits, (R,), even where a smaller one does not
         fits = (n + 1) * doubts < self.factor
         fits = fits & (n <= free.sum(-1, keepdim=True))
         largest = (fits * n).amax(-1)
@@ -205,11 +210,14 @@ class Klass(Planner):
         if step.index + 1 >= self.num_steps:
             return surest
 
-        sure = stable & (score.values.sigmoid() > self.threshold)
-        return torch.where(sure.any(-1, keepdim=True), sure, surest)
+        confidence = score.values.sigmoid()
+        sure = stable & (confidence > self.threshold)
+        has_sure = sure.any(-1, keepdim=True)  # (R, 1)
+        return torch.where(has_sure, sure, surest)
 
     def steady_steps(self, step: Step, proposal) -> torch.LongTensor:
         """Count for how many steps in a row the proposal of a mask has hardly changed: (R, L)."""
+        # Rows in the batch and columns of the N positions of the proposal, (N,) each
         rows = send(step.rows, proposal.ids.device)
         row = rows[proposal.positions.row_of]
         column = proposal.positions.index % proposal.ids.shape[1]
@@ -218,15 +226,18 @@ class Klass(Planner):
         memory = step.memory
         if not memory:
             shape = len(step.t), proposal.ids.shape[1]
-            memory["last"] = torch.full((*shape, proposal.vocab_size), torch.nan, device=rows.device)
-            memory["steady"] = torch.zeros(shape, dtype=torch.long, device=rows.device)
+            device = rows.device
+            memory["last"] = torch.full((*shape, proposal.vocab_size), torch.nan, device=device)
+            memory["steady"] = torch.zeros(shape, dtype=torch.long, device=device)
 
-        for part, logits in proposal.logits(proposal.numbers(None)):
+        everywhere = proposal.numbers(None)
+        for part, logits in proposal.logits(everywhere):
             place = row[part], column[part]
             log_probs = logits.log_softmax(-1).float()
 
             # KL(p^n || p^(n-1)). It is NaN without a step before, and NaN is not less than anything.
-            terms = log_probs.exp() * (log_probs - memory["last"][place])
+            log_ratios = log_probs - memory["last"][place]
+            terms = log_probs.exp() * log_ratios
             kl = torch.where(log_probs > -torch.inf, terms, 0).sum(-1)
 
             steady = memory["steady"][place] + 1
@@ -281,6 +292,7 @@ class MostConfident(Planner):
             yield from super().steps(state, noise)
             return
 
+        # From t = 1 down to 0, over the steps that reveal nothing
         left = state.free.sum(-1).cpu()
         n = self.num_steps
         while n >= 1 and bool(left.any()):
@@ -294,6 +306,7 @@ class MostConfident(Planner):
 
     def counts_at(self, n: int, left: torch.Tensor, schedule) -> torch.LongTensor:
         """round(|M| r_n) (B,), the masks that step n reveals of `left` (B,)."""
+        # r_n, from alpha at s = (n - 1) / T and at t = n / T
         times = torch.tensor([n - 1, n], dtype=torch.float64, device="cpu") / self.num_steps
         share = reveal_probability(*schedule.alpha(times))
 
@@ -328,6 +341,7 @@ def longest_prefix(score: Score, fits: Callable[[torch.Tensor], torch.Tensor]) -
     growing = free.any(-1)
 
     for n in range(most_masks(free)):
+        # The prefix (R, L) with one mask more
         pick = first_of(score, free & ~taken)
         longer = taken.scatter(1, pick, True) & free
 
@@ -355,6 +369,8 @@ def dream_share(left: torch.LongTensor, index: int, num_steps: int, last_time: f
     """
     if index + 1 >= num_steps:
         return left
+
+    # 1 - t_(n+1) / t_n = (t_n - t_(n+1)) / t_n
     step = (1 - last_time) / num_steps
     start = 1 - index * step
     share = left.double() * (step / start)

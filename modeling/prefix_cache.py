@@ -61,6 +61,7 @@ def is_ordinary(cache: Cache | None, rows: int, columns: int, length: int) -> bo
     Args:
         cache: returned by a model for ids (rows, columns).
     """
+    # A subclass may keep something else, and an offloaded cache moves its layers while it is read
     if type(cache) is not DynamicCache or getattr(cache, "offloading", False) or not cache.layers:
         return False
     return all(holds_every_token(layer, rows, columns, length) for layer in cache.layers)
@@ -80,6 +81,7 @@ def holds_every_token(layer, rows: int, columns: int, length: int) -> bool:
 
 def select_rows(cache: Cache, rows: torch.Tensor) -> Cache:
     """A copy of an ordinary cache with the given rows, which may repeat. The cache itself stays."""
+    # The layers are copied but not their tensors, which the selection makes anew
     selected = copy.copy(cache)
     selected.layers = [copy.copy(layer) for layer in cache.layers]
     selected.batch_select_indices(rows)
@@ -139,6 +141,8 @@ def continues_exactly(read: Callable, ids: torch.LongTensor) -> bool:
     # 3. The effect of the first half on the second is the measure of what may be lost.
     alone, _ = read(second, None, False)
     effect = (whole - alone).abs().max()
+
+    # Matrix products in TF32 round like those in half precision
     in_half = whole.dtype in (torch.float16, torch.bfloat16)
     rounded = in_half or torch.get_float32_matmul_precision() != "highest"
     tolerance = 0.05 if rounded else 1e-3

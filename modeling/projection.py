@@ -104,6 +104,7 @@ def linear_log_probs(
         bias = head.bias.to(hidden.dtype)
     bias = bias.masked_fill(excluded, -torch.inf)
 
+    # Tiles of the weight (4096, H) with their biases, used for every chunk of positions
     num_positions, num_tokens = TILE
     tiles = list(zip(head.weight.split(num_tokens), bias.split(num_tokens), strict=True))
     chunks = zip(hidden.split(num_positions), targets.split(num_positions), strict=True)
@@ -143,8 +144,10 @@ def projected_log_probs(
         excluded: (V,) bool, left out of the softmax. Its log-probability is -inf.
         size: how many features are projected at a time.
     """
+    # There are never more than `size` rows of logits
     log_probs = []
-    for chunk, v in zip(features.split(size), targets.split(size), strict=True):
+    chunks = zip(features.split(size), targets.split(size), strict=True)
+    for chunk, v in chunks:
         logits = project(chunk).masked_fill(excluded, -torch.inf)
         target_logits = logits.gather(-1, v.unsqueeze(-1)).squeeze(-1)
         log_probs.append(target_logits - logits.logsumexp(-1))

@@ -111,12 +111,16 @@ class Proposal:
             of_rows[name] = None if values is None else values[rows]
         for name, flags in (("positions", self.at), ("may_reveal", self.free)):
             of_rows[name] = Positions(flags[rows])
-        hidden = self.hidden[rows[self.positions.row_of]]
+
+        # The hidden states of the positions in these rows
+        is_chosen = rows[self.positions.row_of]  # (N,) bool
+        hidden = self.hidden[is_chosen]
         return replace(self, hidden=hidden, **of_rows)
 
     def numbers(self, within: Positions | None) -> torch.LongTensor:
         """The numbers (n,) among the N positions of those `within`, which is all of them if None."""
-        return self.positions.numbers_of(self.positions if within is None else within)
+        within = self.positions if within is None else within
+        return self.positions.numbers_of(within)
 
     def logits(self, numbers: torch.LongTensor) -> Iterator[tuple[slice, torch.Tensor]]:
         """Logits of the positions `numbers` (n,), in parts: (slice of the n, logits of these).
@@ -145,7 +149,10 @@ class Proposal:
 
     def processed(self, numbers: torch.LongTensor | slice) -> torch.Tensor:
         """New logits (n, V) of some positions: the mask and ids without a token are impossible."""
-        logits = suppress_impossible(self.project(self.hidden[numbers]), self.config)
+        logits = self.project(self.hidden[numbers])
+        logits = suppress_impossible(logits, self.config)
+
+        # A processor sees x_t of the row of every position
         if self.processors:
             row_of = self.positions.row_of[numbers]
             logits = self.processors(self.ids[row_of], logits)
@@ -168,11 +175,14 @@ class Proposal:
         Raises:
             ValueError: no token is left at a position, or NaN.
         """
-        tokens, log_probs = [], []
+        tokens = []
+        log_probs = []
         for part, logits in self.logits(self.numbers(within)):
             tokens_of_part, log_probs_of_part = inverse_cdf(logits, uniforms[part])
             tokens.append(tokens_of_part)
             log_probs.append(log_probs_of_part)
+
+        # Checked once for all parts, since the host waits for it
         log_probs = torch.cat(log_probs)
         check_tokens_left(log_probs == log_probs)  # NaN compares false
         return torch.cat(tokens), log_probs
@@ -207,7 +217,8 @@ class Proposal:
 
         # (R, L, k): row and position first, as in `log_probs` (n, k)
         nothing = log_probs.new_zeros(*self.ids.shape, log_probs.shape[1])
-        return within.put(nothing, log_probs).transpose(1, 2).contiguous()
+        placed = within.put(nothing, log_probs)
+        return placed.transpose(1, 2).contiguous()
 
     def nats(self, text: torch.LongTensor, within: Positions | None = None) -> torch.Tensor:
         """-log p_theta of a text (R, L) at every position (of `within`).
@@ -250,6 +261,7 @@ class Proposal:
 
         def project(hidden: torch.Tensor) -> torch.Tensor:
             """Logits (n, V) of the two hidden states (n, 2, ...)."""
+            # Finite, since inf - inf is NaN
             this = project_this(hidden[:, 0]).clamp_min(-LARGE)
             without_prompt = project_other(hidden[:, 1]).clamp_min(-LARGE)
             return without_prompt + scale * (this - without_prompt)

@@ -96,7 +96,8 @@ class ReMDM(Sampler):
 
             # Only the ratio of u and survival matters: start anew before it underflows
             if survival < SMALL:
-                u = u / survival if survival > 0 else u
+                if survival > 0:
+                    u = u / survival
                 survival = 1.0
 
             # 2. The tokens that become masks again, with the chance sigma
@@ -124,6 +125,7 @@ class ReMDM(Sampler):
 
     def alpha_of_loop(self, t: float) -> float:
         """From 0 up to `loop_alpha`, which stands still inside the window, then up to 1."""
+        # Time runs from 1 to 0: before, inside and after the window
         low, high = self.window
         if t > high:
             return self.loop_alpha * (1 - t) / (1 - high)
@@ -186,8 +188,10 @@ class Gibbs(Sampler):
 
     def corrections(self, free: torch.Tensor) -> torch.LongTensor:
         """How many steps (B,) the sweeps take in every row."""
+        # ceil(sweeps |M| / K)
         num_masks = free.sum(-1).double()
-        return torch.ceil(self.sweeps * num_masks / self.positions).long()
+        num_steps = self.sweeps * num_masks / self.positions
+        return torch.ceil(num_steps).long()
 
     def steps_in(self, free):
         return self.base.steps_in(free) + self.most_corrections(free)
@@ -208,12 +212,14 @@ class Gibbs(Sampler):
         free = state.free.cpu()
         total = free.sum(-1)
         corrections = self.corrections(free)
-        for n in range(self.most_corrections(free)):
+        most = self.most_corrections(free)
+        for n in range(most):
             # (B, L) random priorities in the rows that go on, and the K positions with the highest
             rows = (n < corrections).nonzero().squeeze(-1)
-            uniforms = noise.per_position(rows, free[rows]).cpu()
+            free_of_rows = free[rows]
+            uniforms = noise.per_position(rows, free_of_rows).cpu()
             priorities = torch.full(free.shape, -torch.inf, dtype=torch.float64, device="cpu")
-            priorities[rows] = torch.where(free[rows], uniforms, -torch.inf)
+            priorities[rows] = torch.where(free_of_rows, uniforms, -torch.inf)
             score = Score(priorities, errors=torch.zeros_like(priorities))
             picked = take_best(score, total.clamp_max(self.positions))
 
@@ -278,7 +284,8 @@ class Edit(Planner):
 
     def reveal(self, step, proposal):
         # (R, L) log p and p of the drawn tokens
-        log_probs = torch.where(proposal.at, -proposal.nats(proposal.drawn), -torch.inf)
+        log_probs = -proposal.nats(proposal.drawn)
+        log_probs = torch.where(proposal.at, log_probs, -torch.inf)
         probs = log_probs.exp()
 
         # 1. Masks: all that are sure enough, and the K surest
@@ -286,9 +293,11 @@ class Edit(Planner):
         sure = masked & (probs >= self.threshold)
         counts = torch.minimum(counts_of(step, proposal), masked.sum(-1))
         of_masks = torch.where(masked, log_probs, -torch.inf)
-        surest = take_best(Score(of_masks, rounding_errors(log_probs)), counts)
+        score = Score(of_masks, rounding_errors(log_probs))
+        surest = take_best(score, counts)
 
         # 2. Tokens that another one replaces
+        visible = proposal.at & ~masked
         differs = proposal.drawn != proposal.ids
-        replaced = proposal.at & ~masked & differs & (probs > self.editing_threshold)
+        replaced = visible & differs & (probs > self.editing_threshold)
         return sure | surest | replaced

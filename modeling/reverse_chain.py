@@ -26,6 +26,9 @@ from .positions import Positions, read_together
 from .proposal import Proposal, ProposingMixin
 from .samplers import TOKENS, Sampler, State, Step
 
+# How far equal times may lie apart
+ROUNDING = 1e-9
+
 # (step, rows (R,), proposal, S) -> tokens (R, L), of which those at S count
 Choose = Callable[[Step, torch.Tensor, Proposal, Positions], torch.LongTensor]
 
@@ -159,7 +162,9 @@ class ReverseProcess:
         """Whether the starting times `t` (B,) lie inside the window, ends included: (B,) bool."""
         # Times are quotients of floats, such as 1 - w and n / T
         low, high = self.window
-        return (t >= low - 1e-9) & (t <= high + 1e-9)
+        after_low = t >= low - ROUNDING
+        before_high = t <= high + ROUNDING
+        return after_low & before_high
 
     def positions(
         self,
@@ -171,7 +176,8 @@ class ReverseProcess:
         """Where the proposal of a step is needed. `revealed` is S, if it is known."""
         # An energy of scope `sequence` weighs complete texts: all masks, of other blocks too
         if step.energy_acts and self.config.energy_scope == "sequence":
-            return Positions(state.present[rows] & (state.ids[rows] == state.mask_token_id))
+            is_mask = state.ids[rows] == state.mask_token_id
+            return Positions(state.present[rows] & is_mask)
 
         # S, or where the sampler looks to find it: a planner compares all masks of its block
         if revealed is not None:
@@ -208,7 +214,7 @@ class ReverseProcess:
         # Classifier-free guidance: the same rows with their prompts masked
         scale = self.config.guidance_scale
         if scale not in (None, 1):
-            prompt = (state.present & ~state.fillable)[rows]
+            prompt = (state.present & ~state.fillable)[rows]  # (R, L)
             ids_without_prompt = ids.masked_fill(prompt, state.mask_token_id)
             without_prompt = self.model.propose(ids_without_prompt, **inputs)
             proposal = proposal.guided(without_prompt, scale)

@@ -86,8 +86,10 @@ def sampler_by_name(name: str, num_steps: int, do_sample: bool, parameters: dict
     if not do_sample and name == "first_hitting":
         return MostConfident(None)
 
+    # T, for those that have a number of steps
     sampler_class = SAMPLERS[name]
-    if "num_steps" in {field.name for field in dataclasses.fields(sampler_class)}:
+    fields = {field.name for field in dataclasses.fields(sampler_class)}
+    if "num_steps" in fields:
         return sampler_class(num_steps=num_steps, **parameters)
     return sampler_class(**parameters)
 
@@ -140,7 +142,9 @@ def check_parameters(sampler, parameters: dict) -> None:
         known = f"takes {', '.join(sorted(allowed))}" if allowed else "has no parameters"
         raise ValueError(f"The sampler {sampler!r} has no {', '.join(unknown)}: it {known}.")
 
-    kinds = {field.name: field.type for field in dataclasses.fields(SAMPLERS[sampler])}
+    # The types of the fields of its class
+    fields = dataclasses.fields(SAMPLERS[sampler])
+    kinds = {field.name: field.type for field in fields}
     for name, value in parameters.items():
         check_type(name, value, kinds[name])
 

@@ -70,6 +70,7 @@ class State:
 
     def time_of(self, left: torch.Tensor, total: torch.Tensor) -> torch.Tensor:
         """The times (B,) at which a row of `total` masks is expected to have `left` of them."""
+        # 1 - alpha_t = left / total
         share = left.double() / total.clamp_min(1).double()
         return self.schedule.time(share)
 
@@ -227,7 +228,8 @@ class Sampler:
             schedule: relates times to shares of masks.
         """
         # 1. Rows of which the masks are known. S does not depend on tokens: any will do.
-        mask, token = 0, 1
+        mask = 0
+        token = 1
         ids = torch.where(free, mask, token)  # (B, L)
         tokens = torch.full_like(ids, token)
         all_rows = torch.arange(len(free), device=free.device)
@@ -253,9 +255,17 @@ class Sampler:
             if num_steps == 0:
                 jumps.append(Jump.none(free[i]))
                 continue
-            masked, revealed, t = steps[min(int(uniform * num_steps), num_steps - 1)]
-            chance = revealed[i].double()
-            jumps.append(Jump(masked[i], revealed[i], chance, float(t[i]), float(num_steps)))
+
+            number = min(int(uniform * num_steps), num_steps - 1)
+            masked, revealed, t = steps[number]
+            jump = Jump(
+                masked=masked[i],
+                revealed=revealed[i],
+                chance=revealed[i].double(),
+                t=float(t[i]),
+                weight=float(num_steps),
+            )
+            jumps.append(jump)
         return jumps
 
 
@@ -266,10 +276,13 @@ class ClosedFormSampler(Sampler):
     """
 
     def jumps(self, free, uniforms, noise, schedule):
-        times = reveal_times(free, noise)
+        times = reveal_times(free, noise)  # (B, L)
         jumps = []
         for row, of_row, uniform in zip(free, times, uniforms, strict=True):
-            jumps.append(self.jump(row, of_row, uniform, schedule) if row.any() else Jump.none(row))
+            if row.any():
+                jumps.append(self.jump(row, of_row, uniform, schedule))
+            else:
+                jumps.append(Jump.none(row))
         return jumps
 
     def jump(self, free: torch.Tensor, u: torch.Tensor, uniform: float, schedule: NoiseSchedule) -> Jump:
@@ -348,7 +361,8 @@ class FirstHitting(ClosedFormSampler):
     importance: bool = False
 
     def steps(self, state, noise):
-        # (B, L) the times of a row from the latest on, and the positions that they belong to
+        # (B, L) the times of a row from the latest on, and the positions that they belong to.
+        # Positions that are not free have the time -1, and come last.
         free = state.free.cpu()
         times, positions = reveal_times(free, noise).sort(dim=-1, descending=True)
 
@@ -375,7 +389,8 @@ class FirstHitting(ClosedFormSampler):
         if self.importance:
             weights = 1 / torch.arange(1, num_masks + 1, dtype=torch.float64, device="cpu")
         cdf = weights.cumsum(0)
-        index = int(torch.searchsorted(cdf, uniform * cdf[-1], right=True))
+        threshold = uniform * cdf[-1]
+        index = int(torch.searchsorted(cdf, threshold, right=True))
         n = min(index + 1, num_masks)
 
         # 2. M: the n smallest uniforms. The largest of these is revealed.

@@ -50,10 +50,15 @@ class Spaced(Planner):
 
     def at_random(self, state, step, noise) -> torch.Tensor:
         """S (B, L) in an order that every step draws anew."""
-        masked = state.masked[send(step.rows, state.ids.device)].cpu()
-        order = torch.where(masked, noise.per_position(step.rows, masked), -torch.inf)
-        taken = self.take(Score(order, torch.zeros_like(order)), step.counts[step.rows])
+        # (R, L) a uniform for every mask, the highest first
+        rows = send(step.rows, state.ids.device)
+        masked = state.masked[rows].cpu()
+        uniforms = noise.per_position(step.rows, masked)
+        order = torch.where(masked, uniforms, -torch.inf)
+        score = Score(order, torch.zeros_like(order))
+        taken = self.take(score, step.counts[step.rows])
 
+        # (B, L), nothing in the other rows
         nothing = torch.zeros_like(state.free, device="cpu")
         return nothing.index_copy(0, step.rows, taken)
 
@@ -69,7 +74,10 @@ class Spaced(Planner):
 
         # Distance of every position to the nearest one that is taken (R, L), and d (R, 1)
         nearest = torch.full_like(columns, free.shape[1]).expand(free.shape)
-        distance = even_spacing(free, counts) if self.distance is None else torch.full_like(counts, self.distance)
+        if self.distance is None:
+            distance = even_spacing(free, counts)
+        else:
+            distance = torch.full_like(counts, self.distance)
         distance = distance.unsqueeze(1)
 
         taken = torch.zeros_like(free)
@@ -80,10 +88,14 @@ class Spaced(Planner):
             distance = torch.minimum(distance, farthest)
 
             # 2. The best of the masks that are far enough away, in the rows that take more than n
-            pick = first_of(score, left & (nearest >= distance))
+            pick = first_of(score, left & (nearest >= distance))  # (R, 1)
             picks = (n < counts).unsqueeze(1)
-            taken = taken.scatter(1, pick, taken.gather(1, pick) | picks)
-            nearest = torch.where(picks, torch.minimum(nearest, (columns - pick).abs()), nearest)
+            is_taken = taken.gather(1, pick) | picks
+            taken = taken.scatter(1, pick, is_taken)
+
+            # 3. Distances to the new position count too
+            to_pick = (columns - pick).abs()
+            nearest = torch.where(picks, torch.minimum(nearest, to_pick), nearest)
         return taken
 
 
@@ -127,17 +139,20 @@ class Dilated(Planner):
         first, last = first_and_last(free)
         bits = bit_length(last - first)  # (B, 1)
 
+        # (p + offset) mod 2^b, (B, L)
         offset = torch.full_like(first, self.offset or 0)
         if self.offset is None:
             rows = torch.arange(len(free), device=free.device)
-            offset = (noise.per_row(rows, free.device) * 2**bits).long()
+            uniforms = noise.per_row(rows, free.device)
+            offset = (uniforms * 2**bits).long()
         index = (columns - first + offset) % 2**bits
 
         # Bit j of the index becomes bit b - 1 - j of the place
         place = torch.zeros_like(index)
         for bit in range(int(bits.max())):
             mirrored = (bits - 1 - bit).clamp_min(0)
-            place += torch.where(bit < bits, ((index >> bit) & 1) << mirrored, 0)
+            value = (index >> bit) & 1
+            place += torch.where(bit < bits, value << mirrored, 0)
         return place
 
 
@@ -146,6 +161,7 @@ def even_spacing(free: torch.Tensor, counts: torch.Tensor) -> torch.LongTensor:
 
     Two of the masks at 0, 1, 3, 4 and 5 are best three positions apart.
     """
+    # A ceiling by whole numbers, (a + K - 1) // K
     first, last = first_and_last(free)
     span = (last - first + 1).squeeze(-1)
     counts = counts.clamp_min(1)

@@ -54,7 +54,8 @@ def accept_or_replace(
     draft_log_q = log_q.gather(1, column).squeeze(1)
     ratio = (draft_log_p - draft_log_q).exp()
     ratio = torch.where(draft_log_q == -torch.inf, 0, ratio)
-    accepted = (uniforms[:, 0] < ratio.to(uniforms.device)).to(drafts.device)
+    is_below = uniforms[:, 0] < ratio.to(uniforms.device)
+    accepted = is_below.to(drafts.device)
 
     # 2. (p - q)+ of the others. Where p = q up to rounding nothing is left of it, and p will do.
     refused = ~accepted
@@ -64,6 +65,7 @@ def accept_or_replace(
     is_empty = residual.sum(-1, keepdim=True) == 0
     residual = torch.where(is_empty, p, residual)
 
+    # Their tokens, in the places of the refused drafts
     of_refused = uniforms[refused.to(uniforms.device), 1:]
     drawn, _ = sample_categorical(residual.log(), of_refused)
     tokens = drafts.masked_scatter(refused, drawn.squeeze(1))
@@ -88,7 +90,9 @@ class Runs:
     def of(cls, flags: torch.Tensor) -> "Runs":
         """The positions of a mask (R, L) bool."""
         count = flags.sum(-1)
-        return cls(count, flags.long().argmax(-1), count.cumsum(0) - count)
+        first = flags.long().argmax(-1)
+        offset = count.cumsum(0) - count
+        return cls(count, first, offset)
 
     def at(self, rows: torch.LongTensor, number: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Rows and columns (N,) of position `number` of some `rows` (N,)."""
@@ -136,7 +140,7 @@ class SpeculativeSampling:
         Args:
             revealed: the windows, consecutive masks.
         """
-        window = revealed.flags
+        window = revealed.flags  # (R, L)
 
         # 1. Drafts (R, L) at all positions of the window but the last, which is the target's own
         windows = Runs.of(window)
@@ -163,7 +167,8 @@ class SpeculativeSampling:
 
             # log p and log q (N, V), with q = 0 where nothing was drafted
             logits = target.logits(going, number)
-            log_p = self.process.processors(ids[going], logits).log_softmax(-1)
+            logits = self.process.processors(ids[going], logits)
+            log_p = logits.log_softmax(-1)
             numbers = windows.numbers(going, number)
             log_q = drafted.logits_of(numbers).log_softmax(-1)
             log_q = torch.where(is_draft[at].unsqueeze(1), log_q, -torch.inf)
@@ -171,10 +176,12 @@ class SpeculativeSampling:
             # The rows whose draft is replaced, and those without a draft, stop here
             of_numbers = uniforms[numbers.to(uniforms.device)]
             tokens, accepted = self.decide(drafts[at], log_p, log_q, of_numbers)
+            of_tokens = log_p.gather(1, tokens.unsqueeze(1)).squeeze(1)
             ids[at] = tokens
-            log_probs[at] = log_p.gather(1, tokens.unsqueeze(1)).squeeze(1).to(log_probs.dtype)
+            log_probs[at] = of_tokens.to(log_probs.dtype)
             going = going[accepted]
 
+        # The last token of a round is the target's own: all before it are accepted drafts
         is_filled = window & (ids != proposal.config.mask_token_id)
         if self.records.keeps_log_probs:
             self.records.keep_log_probs(rows, is_filled, log_probs)
@@ -212,6 +219,7 @@ class SpeculativeSampling:
         Args:
             uniforms: (n, 1) of all n drafts, None for the likeliest tokens.
         """
+        # The corrected hidden states stand in the proposal, which gives log q afterwards
         texts = proposal.ids.clone()
         drafts = Runs.of(where.flags)
         drafted = dataclasses.replace(proposal, hidden=proposal.hidden.clone())
@@ -227,12 +235,15 @@ class SpeculativeSampling:
                 hidden = self.drafter.hidden_of_drafts(drafted.hidden[numbers], before)
                 drafted.hidden[numbers] = hidden.to(drafted.hidden)
 
+            # x_i from its logits (N, V)
             logits = drafted.processed(numbers)
             if uniforms is None:
                 texts[at] = likeliest_tokens(logits)
             else:
-                of_numbers = uniforms[drafts.numbers(going, number).to(uniforms.device)]
-                texts[at] = sample_categorical(logits, of_numbers)[0].squeeze(1)
+                draft_numbers = drafts.numbers(going, number)
+                of_numbers = uniforms[draft_numbers.to(uniforms.device)]
+                tokens, _ = sample_categorical(logits, of_numbers)
+                texts[at] = tokens.squeeze(1)
         return texts, drafted
 
     def decide(

@@ -41,8 +41,9 @@ def lengths_when_stopped(criteria: list[Callable], canvas: Canvas, view: View) -
     filled = canvas.filled(view)
     batch, width = filled.shape
     columns = torch.arange(width, device=filled.device)
-    last_finished = columns == canvas.finished_lengths.unsqueeze(1) - 1
-    last_finished = last_finished & filled.any(-1, keepdim=True)
+    last_column = canvas.finished_lengths.unsqueeze(1) - 1
+    has_filled = filled.any(-1, keepdim=True)
+    last_finished = (columns == last_column) & has_filled
 
     lengths = torch.full((batch,), width, device=filled.device)
     for criterion in criteria:
@@ -50,6 +51,7 @@ def lengths_when_stopped(criteria: list[Callable], canvas: Canvas, view: View) -
         asked = filled if isinstance(criterion, LAST_TOKEN_CRITERIA) else last_finished
         asked_columns = asked.any(0).nonzero().squeeze(-1)
         for column in asked_columns.tolist():
+            # Rows (B,) that a criterion ends here, unless they have ended before
             length = column + 1
             answers = answers_of(criterion, canvas.beginnings(length))
             stops = answers & asked[:, column]
@@ -64,7 +66,8 @@ def stop_ended_rows(state: State, view: View, end_tokens: list[int]) -> None:
     calls. Position 0 and given tokens do not count as an end.
     """
     # (B, L): ends of the text, and all that stands from the first one on
-    is_end = is_any_of(state.ids, end_tokens) & state.free & (view.index > 0)
+    may_end = state.free & (view.index > 0)
+    is_end = is_any_of(state.ids, end_tokens) & may_end
     ended = is_end.long().cumsum(-1) > 0
 
     # (B, 1): rows that need no mask filled before their end

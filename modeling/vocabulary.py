@@ -60,6 +60,7 @@ def not_emitted(
     device: torch.device | str = "cpu",
 ) -> torch.Tensor:
     """(rows,) bool: the mask token and the absent ids, which no denoiser emits."""
+    # Ranges with both ends included. They may reach beyond the rows.
     excluded = torch.zeros(rows, dtype=torch.bool, device=device)
     ranges = [(mask_token_id, mask_token_id), *(absent or ())]
     for first, last in ranges:
@@ -141,6 +142,7 @@ def check_token_ids(
     if ids.numel() == 0:
         return
 
+    # The mask may be the id after the vocabulary
     values = ids.long()  # unsigned types have no min
     least = int(values.min())
     most = int(values.max())
