@@ -190,7 +190,7 @@ class DraftTrainer(EDLMTrainer):
         nll = masked_token_losses(logits, clean, drafted, mask_token_id)[drafted]
         of_rows = {"loss": mean(nll), "nll": mean(nll), "tokens": num_drafts}
         if self.target is not None:
-            # log p and log q (N, V), both over the tokens that the target can emit
+            # log p and log q (N, V), both over the tokens that the denoiser can emit
             log_p = self.target_log_probs(clean, drafted)
             allowed = logits.float().masked_fill(log_p == -torch.inf, -torch.inf)
             log_q = allowed.log_softmax(-1)
