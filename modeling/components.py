@@ -133,6 +133,7 @@ def config_of_parts(
     Raises:
         ValueError: the tokenizer means another token by "mask" than the denoiser.
     """
+    # The denoiser says which token is its mask. Only where it does not, the tokenizer counts.
     denoiser_config = config_of_part(denoiser)
     if choices["mask_token_id"] is None and getattr(denoiser_config, "mask_token_id", None) is None:
         choices["mask_token_id"] = getattr(tokenizer, "mask_token_id", None)
@@ -215,6 +216,8 @@ def config_of_part(module: nn.Module) -> PreTrainedConfig:
     config = getattr(module, "config", None)
     if isinstance(config, PreTrainedConfig):
         return config
+
+    # A module of others may have a configuration of any class, or none
     facts = {name: getattr(config, name, None) for name in PlainModuleConfig.__annotations__}
     facts["vocab_size"] = facts["vocab_size"] or getattr(module, "vocab_size", None)
     return PlainModuleConfig(**facts)

@@ -102,6 +102,8 @@ def generate(
             mask_token_id=mask_token_id,
             logits_shift=logits_shift,
         )
+
+        # Of the model's own options only the special tokens mean the same here
         config_class = composite.generation_config_class
         composite.generation_config = config_class.from_model_config(tokens)
         return composite.generate(input_ids, **options)
@@ -127,6 +129,7 @@ def options_of_user(kwargs: dict) -> dict:
 
 def special_tokens(model: nn.Module) -> dict[str, int | list[int]]:
     """Ids of the special tokens by the model's generation configuration, else its configuration."""
+    # The later source overrides the earlier one
     tokens = {}
     for source in ("config", "generation_config"):
         config = getattr(model, source, None)

@@ -66,6 +66,8 @@ class DraftHeadMixin:
         """
         if width < 1:
             raise ValueError(f"The width of a draft head is {width}, but it must be at least 1.")
+
+        # Its start is the one of a new model, in the precision and place of this one
         self.config.draft_width = width
         head = DraftHead(self.config.hidden_dim, width)
         head.apply(self._init_weights)
@@ -100,8 +102,10 @@ def tokens_before(
     Where a text begins they are the mask token. Before place (0, 1) of the text (7, 8, 9) these are
     7 and the mask, before (0, 2) they are 8 and 7.
     """
+    # (N,) each
     before = []
     for distance in (1, 2):
-        token = ids[rows, (columns - distance).clamp_min(0)]
+        column = (columns - distance).clamp_min(0)
+        token = ids[rows, column]
         before.append(token.masked_fill(columns < distance, mask_token_id))
     return torch.stack(before, dim=1)

@@ -37,6 +37,7 @@ class NoiseSchedule:
 
     def alpha(self, t: torch.Tensor) -> torch.Tensor:
         """Probability that a token is visible at time t, in the shape of `t`."""
+        # exp(-sigma) alone would leave some tokens visible at t = 1
         alpha = torch.exp(-self.total(t))
         alpha = torch.where(t >= 1, torch.zeros_like(alpha), alpha)
         return torch.where(t <= 0, torch.ones_like(alpha), alpha)
@@ -334,7 +335,7 @@ def reverse_posterior(
     Returns:
         (B, L, V) probabilities. Visible tokens are kept.
     """
-    probs = log_probs.exp()
+    probs = log_probs.exp()  # one-hot where visible
     r = reveal_probability(alpha_s, alpha_t)
 
     # r p_theta(v), and 1 - r more for the mask
@@ -473,5 +474,6 @@ def effective_sample_size(weights: torch.Tensor) -> torch.Tensor:
 
 def resample(weights: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
     """One candidate per row with the probabilities `weights` (B, k), by uniforms (B, 1): (B,)."""
+    # A weight of zero has the logarithm -inf, which is never drawn
     chosen, _ = inverse_cdf(weights.log(), uniforms)
     return chosen.squeeze(-1)

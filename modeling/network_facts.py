@@ -87,6 +87,7 @@ def longest_text(network) -> int | None:
     if lengths and lengths[0] is not None:
         limits = lengths[:1]
 
+    # A table may be smaller than its configuration says
     if isinstance(network, nn.Module):
         limits += lengths_of_position_tables(network)
     return min((limit for limit in limits if limit is not None), default=None)
@@ -111,7 +112,8 @@ def counts_from_padding(config) -> bool:
     Only learned positions are.
     """
     kind_of_positions = getattr(config, "position_embedding_type", None) or "absolute"
-    return getattr(config, "model_type", None) in COUNTS_FROM_PADDING and kind_of_positions == "absolute"
+    model_type = getattr(config, "model_type", None)
+    return model_type in COUNTS_FROM_PADDING and kind_of_positions == "absolute"
 
 
 def length_of_reformer(config) -> int | None:
@@ -120,6 +122,7 @@ def length_of_reformer(config) -> int | None:
     if config.axial_pos_embds:
         rows = math.prod(config.axial_pos_shape)
 
+    # A text that fits one chunk is not filled up
     chunks = [getattr(config, f"{kind}_attn_chunk_length") for kind in set(config.attn_layers)]
     if rows <= min(chunks):
         return rows
@@ -223,8 +226,10 @@ def on_device_of(network: nn.Module, *tensors: torch.Tensor | None) -> list[torc
 
     They stay where they are if it has no weights, or if nothing says where these will be.
     """
+    # A tensor has no truth value: it counts that there is one
     device = device_of(network)
-    has_weights = any(True for _ in chain(network.parameters(), network.buffers()))
+    weights = chain(network.parameters(), network.buffers())
+    has_weights = any(True for _ in weights)
     if not has_weights or device.type == "meta":
         return list(tensors)
     return [tensor.to(device) if torch.is_tensor(tensor) else tensor for tensor in tensors]

@@ -156,6 +156,7 @@ class OwnSampler(Sampler):
         reveal = check_bools("steps() yielded reveal =", step.reveal, shape).cpu()
         reveal = reveal & may_reveal.cpu()
 
+        # The prompt never becomes masks
         mask_again = step.mask_again
         if mask_again is not None:
             mask_again = check_bools("steps() yielded mask_again =", mask_again, shape).cpu()
@@ -168,6 +169,7 @@ class OwnSampler(Sampler):
 
 def allowed_set(revealed, proposal, sees: str) -> torch.Tensor:
     """S (R, L) bool as a sampler returned it, without positions that it must not touch."""
+    # Samplers that see tokens may replace those that are filled, too
     revealed = check_bools("sampler returned", revealed, proposal.ids.shape)
     may_reveal = proposal.at if sees == TOKENS else proposal.free
     return revealed.to(proposal.ids.device) & may_reveal

@@ -58,7 +58,9 @@ class Positions:
     @functools.cached_property
     def index(self) -> torch.LongTensor:
         """(N,) on the device, r L + i of position i of row r."""
-        return self.sent(self.on_host.flatten().nonzero().squeeze(-1))
+        # On the CPU, since `nonzero` makes the host wait for a device
+        index = self.on_host.flatten().nonzero().squeeze(-1)
+        return self.sent(index)
 
     @property
     def row_of(self) -> torch.LongTensor:
@@ -76,7 +78,10 @@ class Positions:
         """The numbers (n,) among these N of `some` of them."""
         if some is self:
             return torch.arange(len(self), device=self.flags.device)
-        return self.sent(some.on_host[self.on_host].nonzero().squeeze(-1))
+
+        # (N,) bool on the CPU, which of these N are among them
+        is_some = some.on_host[self.on_host]
+        return self.sent(is_some.nonzero().squeeze(-1))
 
     def take(self, values: torch.Tensor) -> torch.Tensor:
         """The values (N, ...) that stand here, of values (R, L, ...)."""
@@ -84,6 +89,7 @@ class Positions:
 
     def put(self, base: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
         """A copy of `base` (R, L, ...) with the values (N, ...) here."""
+        # (R L, ...) and back
         filled = base.flatten(0, 1).index_copy(0, self.index, values)
         return filled.view(base.shape)
 

@@ -181,13 +181,16 @@ class SharedLinear(nn.Linear):
         return 0 if self.down is None else len(self.down)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        # W x + b by the layer of the trunk, whose hooks run
         output = self.source(x)
-        down, up = self.down, self.up
+        down = self.down
+        up = self.up
         if down is None:
             return output
 
-        # B A x in the precision of the update
-        update = nn.functional.linear(nn.functional.linear(x.to(down.dtype), down), up)
+        # B A x in the precision of the update: (..., in) -> (..., rank) -> (..., out)
+        inner = nn.functional.linear(x.to(down.dtype), down)
+        update = nn.functional.linear(inner, up)
         return output + update.to(output.dtype)
 
 
