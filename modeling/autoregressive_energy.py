@@ -134,8 +134,10 @@ def revealed_block(
     revealed = masked & ~still_masked
 
     # From the first revealed position on, and after the last one
-    started = revealed.long().cumsum(-1) > 0
-    ended = revealed.long().flip(-1).cumsum(-1).flip(-1) == 0
+    flags = revealed.long()
+    started = flags.cumsum(-1) > 0
+    num_from_here = flags.flip(-1).cumsum(-1).flip(-1)
+    ended = num_from_here == 0
 
     # Masks before the block, positions inside it that are not revealed, visible tokens after it
     reveals_something = revealed.any(-1, keepdim=True)

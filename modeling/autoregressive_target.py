@@ -110,7 +110,8 @@ class AutoregressiveTarget:
         begin = 0
         cache = None
         if self.last is not None:
-            begin, cache = rolled_back(self.last, rows, input_ids[:, : end - num_needed])
+            may_be_cached = input_ids[:, : end - num_needed]
+            begin, cache = rolled_back(self.last, rows, may_be_cached)
 
         # 2. The rest of the columns, in one call
         text_length = input_ids.shape[1]

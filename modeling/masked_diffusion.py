@@ -268,8 +268,10 @@ def subs_log_probs(
     log_probs = token_log_probs(logits, mask_token_id)
 
     # Probability one for the visible token. The logits may lack a row for the mask token.
-    visible = noisy_ids.clamp_max(logits.shape[-1] - 1).unsqueeze(-1)
-    carried = torch.full_like(log_probs, -torch.inf).scatter_(-1, visible, 0)
+    last_id = logits.shape[-1] - 1
+    visible = noisy_ids.clamp_max(last_id).unsqueeze(-1)
+    carried = torch.full_like(log_probs, -torch.inf)
+    carried.scatter_(-1, visible, 0)
 
     masked = (noisy_ids == mask_token_id).unsqueeze(-1)  # (B, L, 1)
     return torch.where(masked, log_probs, carried)

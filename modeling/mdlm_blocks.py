@@ -147,7 +147,8 @@ def select_positions(
     """The states (B, Q, H) at some positions (B, Q) of (B, L, H), or all of them for None."""
     if positions is None:
         return hidden_states
-    index = positions.unsqueeze(-1).expand(-1, -1, hidden_states.shape[-1])
+    width = hidden_states.shape[-1]
+    index = positions.unsqueeze(-1).expand(-1, -1, width)  # (B, Q, H)
     return hidden_states.gather(1, index)
 
 

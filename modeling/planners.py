@@ -307,7 +307,8 @@ class MostConfident(Planner):
     def counts_at(self, n: int, left: torch.Tensor, schedule) -> torch.LongTensor:
         """round(|M| r_n) (B,), the masks that step n reveals of `left` (B,)."""
         # r_n, from alpha at s = (n - 1) / T and at t = n / T
-        times = torch.tensor([n - 1, n], dtype=torch.float64, device="cpu") / self.num_steps
+        numbers = torch.tensor([n - 1, n], dtype=torch.float64, device="cpu")
+        times = numbers / self.num_steps
         share = reveal_probability(*schedule.alpha(times))
 
         # 1.4999999999 stands for 1.5

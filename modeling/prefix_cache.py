@@ -76,7 +76,10 @@ def holds_every_token(layer, rows: int, columns: int, length: int) -> bool:
 
     # (rows, heads, columns, head_dim)
     states = (layer.keys, layer.values)
-    return all(x.dim() == 4 and (x.shape[0], x.shape[2]) == (rows, columns) for x in states)
+    for x in states:
+        if x.dim() != 4 or (x.shape[0], x.shape[2]) != (rows, columns):
+            return False
+    return True
 
 
 def select_rows(cache: Cache, rows: torch.Tensor) -> Cache:

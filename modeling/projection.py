@@ -149,6 +149,7 @@ def projected_log_probs(
     chunks = zip(features.split(size), targets.split(size), strict=True)
     for chunk, v in chunks:
         logits = project(chunk).masked_fill(excluded, -torch.inf)
-        target_logits = logits.gather(-1, v.unsqueeze(-1)).squeeze(-1)
+        of_targets = logits.gather(-1, v.unsqueeze(-1))
+        target_logits = of_targets.squeeze(-1)
         log_probs.append(target_logits - logits.logsumexp(-1))
     return torch.cat(log_probs)

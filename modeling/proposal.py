@@ -189,7 +189,9 @@ class Proposal:
 
     def likeliest(self, within: Positions | None = None) -> torch.LongTensor:
         """The likeliest token (n,) at every position (of `within`), the lowest id among equals."""
-        parts = [likeliest_tokens(logits) for _, logits in self.logits(self.numbers(within))]
+        parts = []
+        for _, logits in self.logits(self.numbers(within)):
+            parts.append(likeliest_tokens(logits))
         return torch.cat(parts)
 
     def log_probs(

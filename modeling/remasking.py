@@ -118,7 +118,8 @@ class ReMDM(Sampler):
 
     def alphas(self, n: int, state: State) -> tuple[float, float]:
         """alpha at the end and at the start of step n."""
-        s_and_t = torch.tensor([n - 1, n], dtype=torch.float64, device="cpu") / self.num_steps
+        numbers = torch.tensor([n - 1, n], dtype=torch.float64, device="cpu")
+        s_and_t = numbers / self.num_steps
         if self.remasking == "loop":
             return tuple(self.alpha_of_loop(time) for time in s_and_t.tolist())
         return tuple(state.schedule.alpha(s_and_t).tolist())

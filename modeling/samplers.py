@@ -95,7 +95,8 @@ class State:
 
     def mask_again(self, where: torch.Tensor) -> None:
         """Put the mask at the positions `where` (B, L) bool."""
-        self.ids = self.ids.masked_fill(send(where, self.ids.device), self.mask_token_id)
+        where = send(where, self.ids.device)
+        self.ids = self.ids.masked_fill(where, self.mask_token_id)
 
 
 @dataclass
@@ -328,7 +329,8 @@ class Ancestral(ClosedFormSampler):
     def jump(self, free, u, uniform, schedule):
         # One of the T steps, each with the chance 1 / T
         n = min(int(uniform * self.num_steps) + 1, self.num_steps)
-        s_and_t = torch.tensor([n - 1, n], dtype=torch.float64, device="cpu") / self.num_steps
+        numbers = torch.tensor([n - 1, n], dtype=torch.float64, device="cpu")
+        s_and_t = numbers / self.num_steps
         alpha_s, alpha_t = schedule.alpha(s_and_t)
 
         # M at t, of which S is visible at s

@@ -172,7 +172,8 @@ def first_and_last(free: torch.Tensor) -> tuple[torch.LongTensor, torch.LongTens
     """The first and the last True of every row of `free` (R, L) bool, (R, 1) each. 0 and L - 1 in rows without any."""
     flags = free.long()
     first = flags.argmax(-1, keepdim=True)
-    last = free.shape[1] - 1 - flags.flip(-1).argmax(-1, keepdim=True)
+    after_last = flags.flip(-1).argmax(-1, keepdim=True)
+    last = free.shape[1] - 1 - after_last
     return first, last
 
 

@@ -185,7 +185,9 @@ class SpeculativeSampling:
         is_filled = window & (ids != proposal.config.mask_token_id)
         if self.records.keeps_log_probs:
             self.records.keep_log_probs(rows, is_filled, log_probs)
-        self.records.keep_drafts(step, is_draft.sum(-1), is_filled.sum(-1) - 1)
+        num_drafts = is_draft.sum(-1)
+        num_accepted = is_filled.sum(-1) - 1
+        self.records.keep_drafts(step, num_drafts, num_accepted)
         return ids
 
     def draft(

@@ -98,7 +98,8 @@ def ids_never_emitted(model: nn.Module, texts: Texts) -> torch.Tensor:
 
     # A composite that does not state V shows it in its logits, (1, L, V)
     if vocab_size is None and is_composite:
-        row = texts.ids[0].unsqueeze(0).to(device_of(model))
+        device = device_of(model)
+        row = texts.ids[0].unsqueeze(0).to(device)
         sigma = torch.ones(1, device=row.device)  # for a denoiser that is conditioned on time
         logits = model(input_ids=row, timesteps=sigma).logits
         vocab_size = logits.shape[-1]

@@ -161,7 +161,9 @@ def jackknife(energies: torch.Tensor) -> tuple[Estimate, Estimate]:
         lowers = []
         uppers = []
         for i in range(n):
-            others = torch.cat([energies[:i], energies[i + 1 :]])
+            before = energies[:i]
+            after = energies[i + 1 :]
+            others = torch.cat([before, after])
             lower_without, upper_without = partition_terms(others)
             lowers.append(lower_without)
             uppers.append(upper_without)

@@ -101,7 +101,8 @@ def generative_perplexity(
     # 2. Windows, the longest first: little padding, and too little memory shows at once
     to_score = []
     for text, row in enumerate(rows):
-        to_score += [Window(text, *bounds) for bounds in windows(len(row), context, stride)]
+        for first, scored, stop in windows(len(row), context, stride):
+            to_score.append(Window(text, first, scored, stop))
     to_score.sort(key=lambda window: window.first - window.stop)
 
     # 3. Nats and tokens of every text
@@ -251,6 +252,7 @@ def next_token_nlls(judge: PreTrainedModel, rows: list[list[int]], scored: list[
     for row, row_logits, first in zip(ids, logits, scored, strict=True):
         predicting = row_logits[first - 1 : len(row) - 1]
         log_probs = at_least_float32(predicting).log_softmax(-1)
-        of_tokens = log_probs.gather(-1, row[first:, None]).squeeze(-1)
+        targets = row[first:, None]  # (n, 1)
+        of_tokens = log_probs.gather(-1, targets).squeeze(-1)
         nlls.append(-of_tokens.cpu().double())
     return nlls

@@ -57,7 +57,12 @@ class LikelihoodEstimate(Estimate):
         # nats/token * tokens/unit / log 2 = bits/unit
         tokens_per_unit = self.num_tokens / (count or self.num_tokens)
         scale = tokens_per_unit / math.log(2)
-        return Estimate(self.value * scale, self.standard_error * scale, self.num_samples, f"bits/{unit}")
+        return Estimate(
+            value=self.value * scale,
+            standard_error=self.standard_error * scale,
+            num_samples=self.num_samples,
+            unit=f"bits/{unit}",
+        )
 
     def to_dict(self) -> dict:
         """The numbers of all texts together, without those of single texts."""

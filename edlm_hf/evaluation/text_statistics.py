@@ -42,7 +42,9 @@ def entropy_bits(tokens: Sequence) -> float:
     """sum_v f_v log2(1 / f_v) of the frequencies f of the tokens (any hashable things), 0 without tokens."""
     total = len(tokens)
     counts = Counter(tokens).values()
-    return sum(count / total * math.log2(total / count) for count in counts)
+
+    terms = [count / total * math.log2(total / count) for count in counts]
+    return sum(terms)
 
 
 def distinct_n(samples: Sequence[str] | Sequence[Sequence[int]] | torch.Tensor, n: int = 2) -> Estimate:
