@@ -8,8 +8,9 @@ import torch
 from .planners import check_range
 from .samplers import TOKENS, Sampler, State, Step
 
-# Without a given draft_length, a draft is made if it is reached with at least this chance.
-LEAST_CHANCE = 0.1
+# Without a given draft_length, a draft is made if it is reached with at least this chance. One that
+# is accepted saves a token's share of a round, one in vain costs the target a column.
+LEAST_CHANCE = 0.02
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class Speculative(Sampler):
 
     Args:
         draft_length: n. Unless given, a row makes as many drafts as are reached with a chance of a
-            tenth. Draft n is reached with the chance a^n, where a is the share of the row's drafts
+            fiftieth. Draft n is reached with the chance a^n, where a is the share of the row's drafts
             that was accepted so far, (accepted + 1) / (tested + 2).
     """
 
@@ -60,7 +61,7 @@ class Speculative(Sampler):
     def num_drafts(self, tested: torch.LongTensor, accepted: torch.LongTensor) -> torch.LongTensor:
         """n (B,) after so many drafts (B,) were `tested` and `accepted`.
 
-        It is 3 at first, where a = 1/2: 1/8 is more than a tenth, and 1/16 is less.
+        It is 5 at first, where a = 1/2: 1/32 is more than a fiftieth, and 1/64 is less.
         """
         if self.draft_length is not None:
             return torch.full_like(tested, self.draft_length)

@@ -59,10 +59,13 @@ of_prose = partial(
     limits="The models of this family took 172 minutes together on two CPU cores: they show what the method does and "
     "are no good writers. They know the English of books from 1850 to 1928, and the opinions of those books.",
 )
-FIRST_CAUSAL = ("python recipes/tokenizer.py", recipe("train-autoregressive", "prose_cpu/autoregressive"))
-PROSE_CAUSAL = (*FIRST_CAUSAL, recipe("train-autoregressive", "prose_cpu/autoregressive_continued"))
+PROSE_CAUSAL = (
+    "python recipes/tokenizer.py",
+    recipe("train-autoregressive", "prose_cpu/autoregressive"),
+    recipe("train-autoregressive", "prose_cpu/autoregressive_continued"),
+)
 PROSE_ENERGY = (
-    *FIRST_CAUSAL,
+    *PROSE_CAUSAL,
     recipe("train-denoiser", "prose_cpu/denoiser"),
     recipe("train-denoiser", "prose_cpu/denoiser_continued"),
     recipe("train-drafts", "prose_cpu/drafts"),
