@@ -24,8 +24,10 @@ def sums_of_steps(output: EDLMGenerationOutput) -> Sums | None:
 
     # (T, B, k) -> (T, B)
     energies = output.energies.double().cpu()
-    deviations = finite_sd(energies.flatten(0, 1)).view(sizes.shape).where(weighted, 0.0)
+    deviations = finite_sd(energies.flatten(0, 1)).view(sizes.shape)
+    deviations = deviations.where(weighted, 0.0)
 
+    # Sums, not means: batches of different sizes are added before anything is divided
     sums = {
         "count": weighted,
         "size": sizes,
@@ -41,6 +43,7 @@ def add_sums(batches: list[Sums | None]) -> Sums | None:
     if not batches:
         return None
 
+    # fsum, so that the result does not depend on the order of the batches
     added = {}
     for name in batches[0]:
         by_step = zip(*(batch[name] for batch in batches), strict=True)
@@ -56,9 +59,12 @@ def profile(sums: Sums | None) -> list[dict]:
     rows = []
     num_steps = len(sums["count"])
     for i in range(num_steps):
+        # A step that revealed nothing in any sample had no candidates
         count = sums["count"][i]
         if not count:
             continue
+
+        # Step i goes from t = 1 - i/T to 1 - (i + 1)/T
         mean = sums["size"][i] / count
         row = {
             "t": 1 - i / num_steps,
@@ -75,6 +81,8 @@ def standard_error(count: float, mean: float, sum_of_squares: float) -> float | 
     """Standard error of a mean, None for a single value."""
     if count <= 1:
         return None
+
+    # Var(X) = E[X^2] - E[X]^2, which rounding can make a little negative; n - 1 is Bessel's correction
     variance = max(0.0, sum_of_squares / count - mean**2)
     return math.sqrt(variance / (count - 1))
 

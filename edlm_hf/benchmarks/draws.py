@@ -24,7 +24,10 @@ from edlm_hf.evaluation.estimate import mean_estimate
 
 # Random bits of torch.rand
 BITS = {"float32": 24, "float64": 53}
+# The samples whose unigram entropy is measured, and the tokens of each
 SAMPLES, LENGTH = 64, 1024
+# Where exp is cut off. In float64 it overflows above 709, where the chance is zero
+LARGEST_EXPONENT = 700.0
 
 
 def measure_draws(settings: DrawSettings) -> list[dict]:
@@ -33,8 +36,15 @@ def measure_draws(settings: DrawSettings) -> list[dict]:
     rows = []
     for num_steps in settings.steps:
         for dtype, bits in BITS.items():
+            # What the steps write in the limit of many positions, computed and not drawn
             drawn = drawn_distribution(p, num_steps, bits)
-            row = {"steps": num_steps, "dtype": dtype} | summary(drawn, p, settings.seed)
+            row = {
+                "steps": num_steps,
+                "dtype": dtype,
+                **summary(drawn, p, settings.seed),
+            }
+
+            # The sampler itself as a check of the computation
             if settings.positions:
                 tokens = draw(p, settings.positions, num_steps, dtype, settings.seed)
                 row["drawn"] = mean_nats(tokens, p)
@@ -44,7 +54,8 @@ def measure_draws(settings: DrawSettings) -> list[dict]:
 
 def zipf(num_tokens: int, exponent: float) -> np.ndarray:
     """Probabilities (V,) in proportion to rank^-exponent."""
-    weights = np.arange(1, num_tokens + 1, dtype=np.float64) ** -exponent
+    ranks = np.arange(1, num_tokens + 1, dtype=np.float64)
+    weights = ranks**-exponent
     return weights / weights.sum()
 
 
@@ -57,29 +68,40 @@ def reveal_rates(p: np.ndarray, n: int, bits: int) -> np.ndarray:
     rounding matters.
     """
     unit = 2.0**-bits
-    # exp overflows above 709, where the chance is zero
-    a = np.minimum(unit * (n - p) / p, 700.0)
-    return -np.expm1(-unit) / (np.expm1(a) - np.expm1(-unit))
+    a = unit * (n - p) / p
+    a = np.minimum(a, LARGEST_EXPONENT)
+
+    # expm1 on both sides of the quotient: 1 - r is about 2^-bits, too small for a difference
+    r_minus_one = np.expm1(-unit)
+    return -r_minus_one / (np.expm1(a) - r_minus_one)
 
 
 def drawn_distribution(p: np.ndarray, num_steps: int, bits: int) -> np.ndarray:
     """Distribution (V,) of the token that T steps write, where every step proposes p."""
+    # `masked` is the chance that a position is still a mask at t = n/T
     masked = 1.0
     drawn = np.zeros_like(p)
     for n in range(num_steps, 0, -1):
         rates = reveal_rates(p, n, bits)
         drawn += masked * rates
         masked *= max(0.0, 1.0 - rates.sum())
+
+    # Rounding can leave a mask at t = 0: the distribution is over positions that have a token
     return drawn / drawn.sum()
 
 
 def summary(drawn: np.ndarray, p: np.ndarray, seed: int) -> dict:
     """Entropy, generative perplexity under p, and the unigram entropy of samples of 1,024 tokens."""
+    # H(drawn), with 0 log 0 = 0, and the cross-entropy of a judge that knows p exactly
     possible = drawn[drawn > 0]
+    entropy = -(possible * np.log(possible)).sum()
     nats = -(drawn * np.log(p)).sum()
-    ids = np.random.default_rng(seed).choice(len(p), size=(SAMPLES, LENGTH), p=drawn)
+
+    # Samples as a quality study would see them: (64, 1024)
+    generator = np.random.default_rng(seed)
+    ids = generator.choice(len(p), size=(SAMPLES, LENGTH), p=drawn)
     return {
-        "entropy": float(-(possible * np.log(possible)).sum()),
+        "entropy": float(entropy),
         "nats": float(nats),
         "generative_perplexity": math.exp(nats),
         "unigram_entropy": unigram_entropy(ids.tolist()).to_dict(),
@@ -95,11 +117,16 @@ def draw(p: np.ndarray, num_positions: int, num_steps: int, dtype: str, seed: in
 
     x = torch.full((num_positions,), mask)
     for n in range(num_steps, 0, -1):
+        # (M,), the positions that are still masks
         masked = (x == mask).nonzero().squeeze(-1)
         if not len(masked):
             break
+
+        # x_s ~ q(x_s | x_t) from t = n/T to s = (n - 1)/T: (1, M)
+        t = n / num_steps
+        s = (n - 1) / num_steps
         here = p_x0.expand(1, len(masked), -1)
-        x_s = reverse_step(here, x[masked].unsqueeze(0), n / num_steps, (n - 1) / num_steps, mask, generator)
+        x_s = reverse_step(here, x[masked].unsqueeze(0), t, s, mask, generator)
         x[masked] = x_s.squeeze(0)
     return x
 
@@ -119,6 +146,8 @@ def markdown(rows: list[dict], settings: DrawSettings) -> str:
         f"entropy {entropy:.3f} nats, perplexity {math.exp(entropy):.4g}. "
         f"Unigram entropy: mean of {SAMPLES} samples of {LENGTH:,} tokens, ± one standard error."
     )
+
+    # Gen-PPL falls below the perplexity of p where rounding loses rare tokens
     columns = {
         "T": text("steps"),
         "draws": text("dtype"),
@@ -126,6 +155,8 @@ def markdown(rows: list[dict], settings: DrawSettings) -> str:
         "Gen-PPL, perfect judge": lambda row: f"{row['generative_perplexity']:.4g}",
         "unigram entropy (bits)": lambda row: rounded(row["unigram_entropy"]),
     }
+
+    # Two columns that must agree: the computation, and tokens drawn by the sampler
     if settings.positions:
         about += f" Drawn: mean -log p of {settings.positions} tokens; without rounding it is the entropy of p."
         columns["nats, computed"] = lambda row: f"{row['nats']:.3f}"

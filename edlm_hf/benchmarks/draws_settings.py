@@ -24,8 +24,12 @@ class DrawSettings:
     def __post_init__(self):
         check_distinct(self, ("steps",))
         check_positive(self, ("steps",))
+
+        # With a single token there would be nothing to draw
         if self.vocab_size < 3:
             raise ValueError(f"vocab_size is {self.vocab_size}; it must be 3 or more: the mask and two tokens.")
+
+        # The exponent 0 is the uniform distribution
         for name in ("exponent", "positions"):
             value = getattr(self, name)
             if not 0 <= value < math.inf:

@@ -10,6 +10,8 @@ def new_figure(width: float, height: float):
         from matplotlib.figure import Figure
     except ImportError:
         return None
+
+    # A figure of its own, without pyplot: no window, no state that other figures share
     return Figure(figsize=(width, height), dpi=150, layout="constrained")
 
 
@@ -17,6 +19,7 @@ def save_figure(figure, path: Path) -> str:
     """Write a PNG, never half of one. Returns its name."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
+    # An interruption leaves a hidden file, and the picture before stays whole
     unfinished = path.with_name(f".{path.name}")
     FigureCanvasAgg(figure).print_png(unfinished)
     os.replace(unfinished, path)
@@ -27,8 +30,10 @@ def plain_ticks(axis) -> None:
     """Write numbers on a logarithmic axis, not powers of ten, and more of them on a short one."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
+    # An axis of less than 1.5 decades has one or two powers of ten, too few to read it by
     low, high = axis.get_view_interval()
     multiples = (1, 1.5, 2, 3, 5, 7) if high / low < 30 else (1,)
+
     axis.set_major_locator(LogLocator(subs=multiples))
     axis.set_major_formatter("{x:g}")
     axis.set_minor_formatter(NullFormatter())

@@ -24,6 +24,9 @@ from edlm_hf.benchmarks.text_sets import load_paragraphs, named_source
 from edlm_hf.benchmarks.timing import seconds_now
 from edlm_hf.evaluation.estimate import mean_estimate
 
+# Seeds that the batches of one seed may use before those of the next seed begin
+SEEDS_OF_BATCHES = 2**20
+
 
 class InfillingStudy(Study):
     """The measurements of every way to fill masks.
@@ -39,6 +42,8 @@ class InfillingStudy(Study):
 
     def __init__(self, settings: InfillingSettings, output: Path):
         super().__init__(settings, output)
+
+        # Energies are loaded only where candidates are weighed
         names = tuple(self.energies) if settings.num_candidates > 1 else ()
         self.fillings = fillings_of(settings, names)
 
@@ -52,6 +57,8 @@ class InfillingStudy(Study):
             longest=self.length - len(self.prompt),
             seed=self.settings.seeds[0],
         )
+
+        # A start token in front moves the ranges of hidden tokens by one
         moved = len(self.prompt)
         paragraphs = []
         for paragraph in chosen:
@@ -69,6 +76,8 @@ class InfillingStudy(Study):
         num_words = self.settings.num_words
         shares = means(fill["recovered"] for fill in fills)
         shares = [recovered / num_words for recovered in shares]
+
+        # Cost per paragraph. Seconds are of all paragraphs together, as they are filled in batches
         calls = means(fill["denoiser_calls"] for fill in fills)
         energy_calls = means(fill["energy_calls"] for fill in fills)
         seconds = sum(fill["seconds"] for fill in fills) / len(fills)
@@ -87,6 +96,8 @@ class InfillingStudy(Study):
     def filled(self, filling: Filling, paragraphs: list[Paragraph], seed: int) -> dict:
         """The paragraphs filled with one seed."""
         _, energy_identity = self.weighed_by(filling.energy)
+
+        # Everything that decides the tokens is in the name of the part
         inputs = {
             "version": edlm_hf.__version__,
             "weights": self.identity,
@@ -102,11 +113,13 @@ class InfillingStudy(Study):
         return self.parts("filled", inputs, lambda: self.fill(filling, paragraphs, seed))
 
     def fill(self, filling: Filling, paragraphs: list[Paragraph], seed: int) -> dict:
+        """Fill the paragraphs, and measure the seconds after a warm-up of one paragraph."""
         model, _ = self.weighed_by(filling.energy)
         options = {**filling.options(), "batch_size": self.settings.batch_size}
 
         # The first call of a network takes longer
         fill_paragraphs(model, paragraphs[:1], self.tokenizer, seed=seed, **options)
+
         began = seconds_now(self.device)
         result = fill_paragraphs(model, paragraphs, self.tokenizer, seed=seed, **options)
         seconds = seconds_now(self.device) - began
@@ -132,27 +145,33 @@ def fill_paragraphs(
         for every paragraph the number of words that were `recovered`, and its `denoiser_calls` and
         `energy_calls`.
     """
-    recovered, denoiser_calls, energy_calls = [], [], []
+    recovered = []
+    denoiser_calls = []
+    energy_calls = []
     for number, first in enumerate(range(0, len(paragraphs), batch_size)):
         batch = paragraphs[first : first + batch_size]
         input_ids, attention_mask = padded(batch, model.config.mask_token_id)
 
         # Every batch has a seed of its own, so that the number of batches does not change the others
+        generator = torch.Generator(model.device).manual_seed(seed * SEEDS_OF_BATCHES + number)
         output = model.generate(
             input_ids.to(model.device),
             attention_mask=attention_mask.to(model.device),
             max_new_tokens=0,
             eos_token_id=None,
-            generator=torch.Generator(model.device).manual_seed(seed * 2**20 + number),
+            generator=generator,
             return_dict_in_generate=True,
             **options,
         )
         denoiser_calls += output.num_denoiser_calls.tolist()
         energy_calls += output.num_energy_calls.tolist()
+
+        # Words are compared as text: other tokens that spell the same word count too
         for paragraph, ids in zip(batch, output.sequences.tolist(), strict=True):
             hidden = paragraph.words(paragraph.ids, tokenizer)
             found = paragraph.words(ids, tokenizer)
-            recovered.append(sum(word == other for word, other in zip(hidden, found, strict=True)))
+            pairs = zip(hidden, found, strict=True)
+            recovered.append(sum(word == other for word, other in pairs))
     return {"recovered": recovered, "denoiser_calls": denoiser_calls, "energy_calls": energy_calls}
 
 
@@ -164,7 +183,8 @@ def padded(paragraphs: Sequence[Paragraph], mask_token_id: int) -> tuple[torch.T
     # Any token but the mask can be the padding, which nothing looks at
     padding = 1 if mask_token_id == 0 else 0
     input_ids = pad_sequence(rows, batch_first=True, padding_value=padding)
-    return input_ids, pad_sequence(real, batch_first=True)
+    attention_mask = pad_sequence(real, batch_first=True)
+    return input_ids, attention_mask
 
 
 def means(lists) -> list[float]:
@@ -197,10 +217,12 @@ def run_infilling(settings: InfillingSettings, output: Path, advance: Callable[[
     }
 
     for source in settings.data:
+        # 1. The paragraphs, and which of their words are hidden: the same for all fillings
         name, _ = named_source(source)
         paragraphs = study.paragraphs(source)
         result["texts"].append({"data": name, **facts_of(paragraphs)})
 
+        # 2. A row for each filling, with its paired difference to the first one
         first = None
         for filling in study.fillings:
             progress.start(f"{name}: {filling.label}")
@@ -228,7 +250,8 @@ def facts_of(paragraphs: Sequence[Paragraph]) -> dict:
 def difference(row: dict, first: dict):
     """The share of a row less the one of the first row, paired paragraph by paragraph."""
     pairs = zip(row["shares"], first["shares"], strict=True)
-    return mean_estimate([share - other for share, other in pairs], "of words")
+    differences = [share - other for share, other in pairs]
+    return mean_estimate(differences, "of words")
 
 
 __all__ = ["InfillingSettings", "InfillingStudy", "fill_paragraphs", "run_infilling"]

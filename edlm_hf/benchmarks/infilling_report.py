@@ -11,6 +11,8 @@ def markdown(result: dict) -> str:
     measured_on = sorted({row["hardware"] for row in result["rows"]})
     seeds = ", ".join(map(str, settings["seeds"]))
     energy = f", AR energy {settings['autoregressive']}" if settings["autoregressive"] else ""
+
+    # How it was measured, and the definitions that the numbers need
     lines = [
         "# Hidden words found again",
         "",
@@ -26,6 +28,8 @@ def markdown(result: dict) -> str:
         "± is one standard error over paragraphs, and the difference to the first row is paired paragraph by "
         "paragraph. Calls and seconds are per paragraph.",
     ]
+
+    # A table for each set of texts. Its first row is the one that the others are compared with
     for texts in result["texts"]:
         rows = [row for row in result["rows"] if row["data"] == texts["data"]]
         lines += [

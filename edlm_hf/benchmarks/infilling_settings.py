@@ -38,6 +38,8 @@ class InfillingSettings(NetworkSettings):
         super().__post_init__()
         check_distinct(self, ("samplers", "steps", "seeds"))
         check_positive(self, ("steps", "num_words", "num_candidates"))
+
+        # Paragraphs are the independent samples: a standard error needs two
         if self.num_paragraphs < 2:
             raise ValueError(f"num_paragraphs is {self.num_paragraphs}, but it must be 2 or more for an error.")
         if min(self.seeds) < 0:
@@ -107,11 +109,14 @@ def fillings_of(settings: InfillingSettings, energies: tuple[str, ...]) -> list[
         ValueError: there are candidates to weigh but no energy.
     """
     k = settings.num_candidates
+
+    # The settings alone do not tell whether the model brings an energy, so this waits until it is loaded
     if k > 1 and not energies:
         raise ValueError(
             f"num_candidates is {k}, but {settings.model} has no NCE energy: give autoregressive, or 1 candidate."
         )
 
+    # Drawn tokens come first: the first row is what all others are compared with
     fillings = [Filling(sampler) for sampler in settings.sampler_arms()]
     if k > 1:
         for energy in energies:

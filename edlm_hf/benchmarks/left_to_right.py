@@ -13,6 +13,7 @@ def sample_left_to_right(study: Study, count: int) -> EDLMGenerationOutput:
     start = torch.full((count, 1), options.bos_token_id, device=study.device)
     rows = study.causal.generate(start, attention_mask=torch.ones_like(start), generation_config=options)
 
+    # Without the start token: (count, L) or (count, L - 1). Every row takes a call for each new token
     kept = study.length - len(study.prompt)
     calls = torch.full((count,), options.max_new_tokens)
     return EDLMGenerationOutput(

@@ -70,6 +70,7 @@ def hide_words(
     if not tokenizer.is_fast:
         raise ValueError("The tokenizer does not say where its tokens are in a text: give one that is fast.")
 
+    # A generator of its own: the choice does not depend on what was drawn before
     choice = random.Random(seed)
     order = list(range(len(texts)))
     choice.shuffle(order)
@@ -79,10 +80,20 @@ def hide_words(
         if len(paragraphs) == count:
             break
         # Not verbose: a paragraph may be longer than the model
-        encoded = tokenizer(texts[i], add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        encoded = tokenizer(
+            texts[i],
+            add_special_tokens=False,
+            return_offsets_mapping=True,
+            verbose=False,
+        )
+        ids = encoded["input_ids"]
         words = ranges_of_words(texts[i], encoded["offset_mapping"])
-        if len(encoded["input_ids"]) <= longest and len(words) >= WORDS_PER_HIDDEN_WORD * num_words:
-            paragraphs.append(Paragraph(encoded["input_ids"], sorted(choice.sample(words, num_words))))
+
+        # Sorted, so that hidden words stand in the order of the text
+        fits = len(ids) <= longest
+        if fits and len(words) >= WORDS_PER_HIDDEN_WORD * num_words:
+            hidden = sorted(choice.sample(words, num_words))
+            paragraphs.append(Paragraph(ids, hidden))
 
     if len(paragraphs) < count:
         raise ValueError(

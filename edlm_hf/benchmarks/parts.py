@@ -31,10 +31,12 @@ class Parts:
             inputs: everything that the result depends on, the machine excepted, in values that JSON
                 can hold.
         """
+        # 16 hexadecimal digits are 64 bits: parts of one folder do not collide
         key = to_json(inputs, sort_keys=True)
         identity = hashlib.sha256(key.encode()).hexdigest()[:16]
         path = self.folder / f"{kind}-{identity}.json"
 
+        # A new result is read back too, so that both ways give the same types
         if not path.exists():
             content = {"inputs": inputs, "result": compute()}
             write_atomically(path, to_json(content).encode())
@@ -45,15 +47,20 @@ def digest_of_weights(model: nn.Module) -> str:
     """Hash of all weights with their names, types and shapes."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        description = f"{name} {tensor.dtype} {tuple(tensor.shape)}"
+        digest.update(description.encode())
+
+        # Raw bytes, because numpy has no bfloat16
         values = tensor.detach().cpu().contiguous().flatten()
-        digest.update(values.view(torch.uint8).numpy().tobytes())
+        raw = values.view(torch.uint8)
+        digest.update(raw.numpy().tobytes())
     return digest.hexdigest()
 
 
 def digest_of_rows(rows: Sequence[Sequence[int]]) -> str:
     """Hash of rows of token ids."""
-    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+    content = json.dumps(rows)
+    return hashlib.sha256(content.encode()).hexdigest()
 
 
 __all__ = ["Parts", "digest_of_rows", "digest_of_weights"]

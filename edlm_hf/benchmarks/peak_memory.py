@@ -30,10 +30,15 @@ def peak_bytes(function: Callable[[], object], device: torch.device) -> int:
     of_memory = [event for event in events if event.name() == "[memory]"]
     of_memory.sort(key=lambda event: event.start_ns())
     changes = [event.nbytes() for event in of_memory]
-    return int(np.cumsum([0, *changes], dtype=np.int64).max())
+
+    # From 0, since a function that only releases memory has the peak 0
+    running = np.cumsum([0, *changes], dtype=np.int64)
+    return int(running.max())
 
 
 def peak_on_cuda(function: Callable[[], object], device: torch.device) -> int:
+    """Call the function and return the peak of CUDA's allocator, less what was allocated before."""
+    # Work that still runs could hold memory that it is about to release
     finish_work(device)
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)

@@ -128,16 +128,27 @@ def clean_probs(denoiser: nn.Module, x: torch.LongTensor, mask_token_id: int, dt
 
 def sample_categorical(weights: torch.Tensor, generator: torch.Generator | None) -> torch.LongTensor:
     """Draw from unnormalised weights q (..., V): argmax q / (1e-10 - log(u + 1e-10))."""
-    u = torch.rand(weights.shape, dtype=weights.dtype, device=weights.device, generator=generator)
+    u = torch.rand(
+        weights.shape,
+        dtype=weights.dtype,
+        device=weights.device,
+        generator=generator,
+    )
+
+    # -log u is exponential. The official code has 1e-10 in both places, against log 0 and division by 0
     exponential = 1e-10 - (u + 1e-10).log()
     return (weights / exponential).argmax(-1)
 
 
 def reverse_step(p_x0, x, t: float, s: float, mask_token_id: int, generator) -> torch.LongTensor:
     """x_s (B, L) ~ q(x_s | x_t), in proportion p_x0 (t - s) for the tokens and s for the mask."""
+    # The common factor 1/t is left out: the weights need not sum to one
     q_xs = p_x0 * (t - s)
     q_xs[..., mask_token_id] = s
-    return torch.where(x == mask_token_id, sample_categorical(q_xs, generator), x)
+    drawn = sample_categorical(q_xs, generator)
+
+    # Visible tokens are drawn too, as in the official code, and carried over
+    return torch.where(x == mask_token_id, drawn, x)
 
 
 def choose_candidate(p_x0, x, energy: Callable, num_candidates: int, generator) -> torch.LongTensor:
@@ -148,12 +159,16 @@ def choose_candidate(p_x0, x, energy: Callable, num_candidates: int, generator) 
 
     # log p_theta(x_0 | x_t) of every candidate, (k, B)
     p_tokens = p_x0.gather(-1, candidates.unsqueeze(-1)).squeeze(-1)
-    energies = energy(candidates, x, p_tokens.log().sum(-1))
+    proposal = p_tokens.log().sum(-1)
+    energies = energy(candidates, x, proposal)
 
     # (B, k) -> (B,)
     weights = (-energies).softmax(0).T.to(p_x0.dtype)
     chosen = sample_categorical(weights, generator)
-    return candidates[chosen, torch.arange(len(x), device=x.device)]
+
+    # (k, B, L) -> (B, L)
+    rows = torch.arange(len(x), device=x.device)
+    return candidates[chosen, rows]
 
 
 def one_hot(ids: torch.LongTensor, like: torch.Tensor) -> torch.Tensor:
@@ -199,8 +214,9 @@ class AutoregressiveEnergy:
 def raw_logits(network: nn.Module, ids: torch.LongTensor) -> torch.Tensor:
     """(B, L, V) logits. Our own networks make no copy of them and build no cache of keys."""
     if hasattr(network, "backbone"):
-        hidden = network.backbone(input_ids=ids, use_cache=False).last_hidden_state
-        return network.get_output_embeddings()(hidden)
+        output = network.backbone(input_ids=ids, use_cache=False)
+        head = network.get_output_embeddings()
+        return head(output.last_hidden_state)
     return network(input_ids=ids).logits
 
 

@@ -54,6 +54,7 @@ class QualityStudy(Study):
         if self.causal is None and settings.judge is None:
             raise ValueError("Nothing judges the samples: give judge, or autoregressive (an AR model, also an arm).")
 
+        # The energies of the settings, and the one of the model if it is a composite itself
         composites = [self.load(name) for name in settings.nce]
         if getattr(self.network.config, "energy_type", "none") == "nce":
             composites.append(self.network)
@@ -74,6 +75,7 @@ class QualityStudy(Study):
 
     def sampler_identity(self, arm: Arm, steps: int | None) -> dict:
         """What the samples and bounds of an arm depend on."""
+        # The version too: another one may draw other samples from the same seed
         identity = {
             "version": edlm_hf.__version__,
             "arm": arm.name,
@@ -82,6 +84,8 @@ class QualityStudy(Study):
             "steps": steps,
             "length": self.length,
         }
+
+        # Without an energy neither plays a part: MDLM is not sampled anew for another k or w
         if arm.has_energy:
             identity["num_candidates"] = self.settings.num_candidates
             identity["window"] = self.settings.window
@@ -110,7 +114,10 @@ class QualityStudy(Study):
         return self.parts("quality", inputs, lambda: self.judge_rows(rows))
 
     def judge_rows(self, rows: list[list[int]]) -> dict:
+        """Every measure of quality and diversity, each with its standard error."""
         texts = self.decode(rows)
+
+        # An untrained model may write no word at all, or never two in a text
         most_words = max(len(text.split()) for text in texts)
         return {
             "generative_perplexity": as_dict(self.perplexity(rows)),
@@ -125,11 +132,13 @@ class QualityStudy(Study):
         batch_size = self.settings.batch_size
         if self.settings.judge is None:
             causal = self.causal.to(self.device)
-            nll = autoregressive_nll(causal, rows, scored=self.scored(rows), batch_size=batch_size)
+            scored = self.scored(rows)
+            nll = autoregressive_nll(causal, rows, scored=scored, batch_size=batch_size)
             value = nll.perplexity.value
 
             # d exp(nll) = exp(nll) d nll, with the error over texts
-            return Estimate(value, value * nll.text_standard_error, len(rows), "perplexity")
+            error = value * nll.text_standard_error
+            return Estimate(value, error, len(rows), "perplexity")
 
         # The judge gets the start token that it begins texts with, and the ends of texts that it knows
         judge, tokenizer = self.judge
@@ -138,10 +147,16 @@ class QualityStudy(Study):
         texts = self.decode(rows, keep_special=self.wraps and same_end)
 
         # Each window of the judge begins in the middle of the one before
-        context = getattr(judge.config.get_text_config(), "max_position_embeddings", None) or 2
+        text_config = judge.config.get_text_config()
+        context = getattr(text_config, "max_position_embeddings", None) or 2
         stride = max(1, context // 2)
         return generative_perplexity(
-            texts, judge, tokenizer, batch_size=batch_size, stride=stride, add_start_token=has_start
+            texts,
+            judge,
+            tokenizer,
+            batch_size=batch_size,
+            stride=stride,
+            add_start_token=has_start,
         )
 
     @functools.cached_property
@@ -163,10 +178,12 @@ class QualityStudy(Study):
         return self.parts("bound", inputs, lambda: self.score(arm, steps, inner_copies, rows))
 
     def score(self, arm: Arm, steps: int | None, inner_copies: int | None, rows: list[list[int]]) -> dict:
+        """Measure a bound, or the exact likelihood of the AR model."""
         measure, options = self.measure(arm, steps, inner_copies, rows)
         model = arm.model.to(self.device)
         nll: LikelihoodEstimate = measure(model, rows, batch_size=self.settings.batch_size, **options)
 
+        # Bits per character compare models whose tokens differ. The nats of every text are for pairing
         num_characters = sum(len(text) for text in self.decode(rows))
         return {
             "bound": measure.__name__,
@@ -183,13 +200,20 @@ class QualityStudy(Study):
         if arm.causal:
             return autoregressive_nll, {"scored": self.scored(rows)}
 
-        options = {"num_samples": self.settings.noise_samples, "seed": self.settings.seeds[0]}
+        # The same seed for all arms, so that the noise of paired bounds is the same
+        options = {
+            "num_samples": self.settings.noise_samples,
+            "seed": self.settings.seeds[0],
+        }
+
+        # MDLM in continuous time, then at T steps
         if steps is None:
             return nelbo, options
         options["num_steps"] = steps
         if inner_copies is None:
             return discrete_nelbo, options
 
+        # EDLM: the bound of the sampler that ships, with its k and w
         options["inner_copies"] = inner_copies
         options["num_candidates"] = self.settings.num_candidates
         options["energy_window"] = self.settings.window
@@ -202,16 +226,20 @@ class QualityStudy(Study):
             batches.append(self.samples(arm, steps, seed))
             progress.finish_one()
 
+        # All seeds are judged together: the standard errors are over all samples
         rows = [row for batch in batches for row in batch["ids"]]
         quality = self.quality(rows)
         progress.finish_one()
+
+        # How unequal the weights of the candidates were, step by step, over all batches
+        profile_of_steps = profile(add_sums([batch["steps"] for batch in batches]))
         return {
             "samples": arm.name,
             "steps": steps,
             "num_samples": len(rows),
             **quality,
             **self.cost(arm, batches),
-            "profile": profile(add_sums([batch["steps"] for batch in batches])),
+            "profile": profile_of_steps,
         }
 
     def cost(self, arm: Arm, batches: list[dict]) -> dict:
@@ -226,19 +254,26 @@ class QualityStudy(Study):
         energies = calls["energy_calls"].value * self.settings.num_candidates
         flops = passes * arm.flops + energies * arm.energy_flops
 
+        # Seconds of whole batches, so that they depend on the batch size: the report names it
         num_samples = sum(len(batch["ids"]) for batch in batches)
+        seconds = sum(batch["seconds"] for batch in batches)
         return {
             "denoiser_calls": as_dict(calls["denoiser_calls"]),
             "energy_calls": as_dict(calls["energy_calls"]),
             "gigaflops_per_sample": flops / 1e9,
-            "seconds_per_sample": sum(batch["seconds"] for batch in batches) / num_samples,
+            "seconds_per_sample": seconds / num_samples,
             "hardware": sorted({batch["hardware"] for batch in batches}),
         }
 
     def text_row(self, texts: TextSet) -> dict:
         """The quality of as many texts as there are samples."""
         rows = self.without_prompt(texts.rows(self.settings.num_samples))
-        return {"samples": f"data: {texts.name}", "steps": None, "num_samples": len(rows), **self.quality(rows)}
+        return {
+            "samples": f"data: {texts.name}",
+            "steps": None,
+            "num_samples": len(rows),
+            **self.quality(rows),
+        }
 
 
 def run_study(settings: QualitySettings, output: Path, advance: Callable[[int, int, str], None]) -> dict:
@@ -273,9 +308,15 @@ def run_study(settings: QualitySettings, output: Path, advance: Callable[[int, i
         if is_sampled(arm, steps):
             result["samples"].append(study.sample_row(arm, steps, progress))
 
+        # MDLM is the first arm, so that its bound is there when the others are compared with it
         for texts, copies in itertools.product(study.texts, study.inner_copies(arm)):
-            row = {"arm": arm.name, "steps": steps, "inner_copies": copies, "data": texts.name}
-            row.update(study.bound(arm, steps, copies, texts))
+            row = {
+                "arm": arm.name,
+                "steps": steps,
+                "inner_copies": copies,
+                "data": texts.name,
+                **study.bound(arm, steps, copies, texts),
+            }
             row["minus_mdlm"] = minus_mdlm(row, result["bounds"])
             result["bounds"].append(row)
             progress.finish_one()
@@ -298,6 +339,8 @@ def number_of_parts(study: QualityStudy) -> int:
     for arm, steps in study.arms_and_steps():
         if is_sampled(arm, steps):
             parts += len(study.settings.seeds) + 1
+
+        # A bound on every set of texts, for every m
         parts += len(study.texts) * len(study.inner_copies(arm))
     return parts
 
@@ -311,12 +354,16 @@ def minus_mdlm(bound: dict, others: list[dict]) -> dict | None:
     if bound["arm"] == MDLM or bound["steps"] is None:
         return None
 
+    texts_and_steps = (bound["data"], bound["steps"])
     for other in others:
-        same = (other["data"], other["steps"]) == (bound["data"], bound["steps"])
-        if other["arm"] == MDLM and same:
-            pairs = zip(bound["sequence_nats"], other["sequence_nats"], strict=True)
-            differences = [nats - nats_of_mdlm for nats, nats_of_mdlm in pairs]
-            return as_dict(ratio_estimate(differences, other["sequence_tokens"], "nats/token"))
+        if other["arm"] != MDLM or (other["data"], other["steps"]) != texts_and_steps:
+            continue
+
+        # Text by text: what makes a text hard for both cancels, and the error shrinks
+        pairs = zip(bound["sequence_nats"], other["sequence_nats"], strict=True)
+        differences = [nats - nats_of_mdlm for nats, nats_of_mdlm in pairs]
+        per_token = ratio_estimate(differences, other["sequence_tokens"], "nats/token")
+        return as_dict(per_token)
     return None
 
 

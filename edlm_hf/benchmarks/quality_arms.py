@@ -47,9 +47,11 @@ def arms_of(study: Study, composites: list[EDLMForMaskedDiffusion]) -> list[Arm]
     flops = forward_flops(study.mdlm.config, study.length)
     arms = [Arm(MDLM, study.mdlm, flops, 0.0, study.identity)]
 
+    # The scope is in the name of an arm, so that two of one scope could not be told apart
     for composite in composites:
         arm = nce_arm(study, composite, flops)
-        if arm.name in [other.name for other in arms]:
+        names = [other.name for other in arms]
+        if arm.name in names:
             scope = composite.config.energy_scope
             raise ValueError(f"Two composites of `nce` have the scope {scope}: give one.")
         arms.append(arm)
@@ -62,27 +64,39 @@ def arms_of(study: Study, composites: list[EDLMForMaskedDiffusion]) -> list[Arm]
 def nce_arm(study: Study, composite: EDLMForMaskedDiffusion, flops: float) -> Arm:
     """The arm of an NCE energy. Its denoiser must be that of the study."""
     config = composite.config
-    name = "EDLM-NCE" if config.energy_scope == "sequence" else f"EDLM-NCE ({config.energy_scope})"
+    name = "EDLM-NCE"
+    if config.energy_scope != "sequence":
+        name = f"EDLM-NCE ({config.energy_scope})"
+
     if config.energy_type != "nce":
         raise ValueError(f"A composite of `nce` has energy_type {config.energy_type!r}, not 'nce'.")
     if digest_of_weights(composite.denoiser) != study.identity[0]:
         raise ValueError(f"The {name} composite has another denoiser than `model`: give that as `model` too.")
 
+    # An energy without a configuration of its own has the sizes of the denoiser
     energy_config = config.energy_config or study.denoiser.config
     energy_flops = forward_flops(energy_config, study.length, energy=True)
-    identity = (*study.identity, config.energy_scope, digest_of_weights(composite.energy_model))
-    return Arm(name, composite.to(study.device).eval(), flops, energy_flops, identity)
+
+    energy_digest = digest_of_weights(composite.energy_model)
+    identity = (*study.identity, config.energy_scope, energy_digest)
+    model = composite.to(study.device).eval()
+    return Arm(name, model, flops, energy_flops, identity)
 
 
 def autoregressive_arms(study: Study, flops: float) -> list[Arm]:
     """The two energies of the AR model, and the AR model alone."""
     causal_flops = forward_flops(study.causal.config, study.length, causal=True)
+
+    # E_AR, and E_coAR in which visible tokens count nothing
     arms = []
     for name, energy_type in (("EDLM-AR", "ar"), ("EDLM-coAR", "coar")):
         identity = (*study.identity, energy_type, study.causal_digest)
-        arms.append(Arm(name, study.with_causal(energy_type), flops, causal_flops, identity))
+        composite = study.with_causal(energy_type)
+        arms.append(Arm(name, composite, flops, causal_flops, identity))
 
-    arms.append(Arm(AR, study.causal.eval(), causal_flops, 0.0, (study.causal_digest,)))
+    # With a cache of keys, L calls of one token each cost as much as one forward pass over L tokens
+    causal = study.causal.eval()
+    arms.append(Arm(AR, causal, causal_flops, 0.0, (study.causal_digest,)))
     return arms
 
 
@@ -99,8 +113,13 @@ def forward_flops(config, length: int, *, causal: bool = False, energy: bool = F
     width = config.hidden_size
     blocks = config.num_hidden_layers
     head = 3 * width * width if energy else width * config.vocab_size
-    pairs = length * (length + 1) / 2 if causal else length * length
 
+    # A causal token attends to itself and to the tokens before it
+    pairs = length * length
+    if causal:
+        pairs = length * (length + 1) / 2
+
+    # N blocks: 4 d^2 for queries, keys, values and output, 8 d^2 for the feed-forward layers
     linear = 2 * length * (12 * blocks * width * width + head)
     attention = 4 * blocks * width * pairs
     return linear + attention

@@ -15,10 +15,18 @@ def markdown(result: dict) -> str:
     """The page of a result."""
     facts = result["environment"]
     settings = result["settings"]
-    measured_on = sorted({name for row in result["samples"] for name in row.get("hardware", ())})
     seeds = ", ".join(map(str, settings["seeds"]))
-    judge = settings["judge"] or f"{settings['autoregressive'] or settings['model']} (the AR model, its own tokens)"
-    caveats = CAVEAT if settings["judge"] else f"{CAVEAT} {SAME_JUDGE}"
+
+    # More than one machine where parts of an earlier command were found. Texts have no hardware
+    hardware_of_rows = [row.get("hardware", ()) for row in result["samples"]]
+    measured_on = sorted({name for names in hardware_of_rows for name in names})
+
+    # Without a judge the AR model judges, given by its own name or inside the composite
+    judge = settings["judge"]
+    caveats = CAVEAT
+    if not judge:
+        judge = f"{settings['autoregressive'] or settings['model']} (the AR model, its own tokens)"
+        caveats = f"{CAVEAT} {SAME_JUDGE}"
 
     lines = [
         "# Quality of samplers at equal work",
@@ -53,8 +61,10 @@ def mean_over_steps(name: str) -> Column:
         profile = row.get("profile")
         if not profile:
             return "-"
+
+        num_samples = sum(step["num_samples"] for step in profile)
         weighted = sum(step[name] * step["num_samples"] for step in profile)
-        return f"{weighted / sum(step['num_samples'] for step in profile):.2f}"
+        return f"{weighted / num_samples:.2f}"
 
     return column
 
@@ -85,13 +95,20 @@ def bound_table(result: dict) -> str:
     most = max(copies)
     smaller = [m for m in copies if m != most]
 
-    columns = {"data": text("data"), "arm": text("arm"), "T": steps_of_arm, "bound": text("bound")}
+    # Smaller m in columns of their own: they show how much of the gap to MDLM is looseness
+    columns = {
+        "data": text("data"),
+        "arm": text("arm"),
+        "T": steps_of_arm,
+        "bound": text("bound"),
+    }
     for m in smaller:
         columns[f"nats/token, m = {m}"] = nats_with_copies(result["bounds"], m)
     columns[f"nats/token, m = {most} or none"] = estimate("nats_per_token")
     columns["bits/char"] = estimate("bits_per_character")
     columns["less MDLM"] = estimate("minus_mdlm")
 
+    # A line for the largest m. The sort is stable: within a set of texts the order of the arms stays
     rows = [row for row in result["bounds"] if row["inner_copies"] in (None, most)]
     return table(columns, sorted(rows, key=lambda row: row["data"]))
 

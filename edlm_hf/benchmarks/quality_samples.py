@@ -23,11 +23,14 @@ def generate_samples(study: Study, arm: Arm, steps: int | None, seed: int) -> di
     generator = torch.Generator(study.device).manual_seed(seed)
     warm_up_steps = None if steps is None else min(steps, 2)
 
+    # The AR model draws from torch's global generator, whose state is the caller's: fork and restore it
     outputs = []
     cuda_devices = [study.device] if study.device.type == "cuda" else []
     with torch.random.fork_rng(cuda_devices):
+        # 1. A warm-up with a generator of its own, since the first call of a network takes longer
         sample_batch(study, arm, warm_up_steps, min(count, size), torch.Generator(study.device))
 
+        # 2. The samples. Seconds are those of all batches, without the transfer to the host
         torch.manual_seed(seed)
         began = seconds_now(study.device)
         for finished in range(0, count, size):

@@ -34,11 +34,13 @@ def hardware(device: torch.device) -> str:
         return f"{torch.cuda.get_device_name(device)}, CUDA {torch.version.cuda}"
 
     name = platform.processor() or platform.machine()
+    # On Linux `platform` knows the architecture alone. A line is "model name : Intel(R) Xeon(R) ..."
     facts = Path("/proc/cpuinfo")
     if facts.exists():
         lines = facts.read_text().splitlines()
         models = [line.split(":", 1)[1].strip() for line in lines if "model name" in line]
-        name = models[0] if models else name
+        if models:
+            name = models[0]
     return f"{name}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
 
 
@@ -70,13 +72,18 @@ def as_dict(estimate: Estimate | None) -> dict | None:
     """Value, standard error, number of samples and unit of an estimate of any kind."""
     if estimate is None:
         return None
-    return {field.name: getattr(estimate, field.name) for field in dataclasses.fields(Estimate)}
+
+    # The fields of the base class alone: the kinds of estimates have more, such as nats of every text
+    names = [field.name for field in dataclasses.fields(Estimate)]
+    return {name: getattr(estimate, name) for name in names}
 
 
 def write_results(result: dict, markdown: str, output: Path) -> None:
     """Write the result as JSON and as a page. Secrets in a name or a command are hidden."""
-    write_atomically(output / "results.json", to_json(hide_in_values(result), indent=1).encode())
-    write_atomically(output / "results.md", hide_secrets(markdown).encode())
+    values = to_json(hide_in_values(result), indent=1)
+    page = hide_secrets(markdown)
+    write_atomically(output / "results.json", values.encode())
+    write_atomically(output / "results.md", page.encode())
 
 
 __all__ = ["Progress", "as_dict", "environment", "hardware", "write_results"]

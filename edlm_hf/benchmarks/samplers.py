@@ -42,6 +42,9 @@ PER_CHARACTER = "bits/character"
 # Texts of every sampler that stand in the results, the first ones
 NUM_SHOWN = 5
 
+# Seeds that the batches of one seed may use before those of the next seed begin
+SEEDS_OF_BATCHES = 2**20
+
 
 class SamplerStudy(Study):
     """The measurements of every sampler.
@@ -54,6 +57,8 @@ class SamplerStudy(Study):
 
     def __init__(self, settings: SamplerSettings, output: Path):
         super().__init__(settings, output)
+
+        # A missing energy is an error now, not after hours of measurements
         for arm in settings.arms():
             self.weighed_by(arm.energy)
 
@@ -79,20 +84,26 @@ class SamplerStudy(Study):
             "rows": digest_of_rows(rows),
             "noise_samples": self.settings.noise_samples,
         }
+
+        # Other bounds have no m, and are not measured anew for another one
         if arm.is_weighed:
             inputs["inner_copies"] = self.settings.inner_copies
         return self.parts("bound", inputs, lambda: self.score(arm, rows))
 
     def score(self, arm: SamplerArm, rows: list[list[int]]) -> dict:
+        """Measure the likelihood of texts, and the seconds that it takes."""
         began = seconds_now(self.device)
         nll = self.likelihood(arm, rows)
 
         # Texts are the clusters: a ratio of sums, with its error over texts
         characters = [len(text) for text in self.decode(rows)]
         per_character = ratio_estimate(bits(nll.sequence_nats), characters, PER_CHARACTER)
+
+        # The part of the error that more noise samples on the same texts would reduce
+        with_noise_error = nll.bits_per("character", sum(characters))
         return {
             "bits_per_character": as_dict(per_character),
-            "noise_standard_error": nll.bits_per("character", sum(characters)).standard_error,
+            "noise_standard_error": with_noise_error.standard_error,
             "sequence_nats": nll.sequence_nats,
             "sequence_characters": characters,
             "seconds": seconds_now(self.device) - began,
@@ -103,8 +114,10 @@ class SamplerStudy(Study):
         """Nats of the texts: of the AR model where it is what the arm samples from, otherwise a bound."""
         if arm.is_autoregressive:
             causal = self.causal.to(self.device)
-            return autoregressive_nll(causal, rows, scored=self.scored(rows), batch_size=self.settings.batch_size)
+            scored = self.scored(rows)
+            return autoregressive_nll(causal, rows, scored=scored, batch_size=self.settings.batch_size)
 
+        # The bound of the sampler that ships: its rule, T, k and m
         options = arm.options("num_steps")
         if arm.is_weighed:
             options["inner_copies"] = self.settings.inner_copies
@@ -130,8 +143,11 @@ class SamplerStudy(Study):
         return self.parts("samples", inputs, lambda: self.draw_samples(arm))
 
     def draw_samples(self, arm: SamplerArm) -> dict:
+        """Draw samples in batches, each with its own seed and seconds, after a warm-up of one sample."""
         count = self.settings.num_generated
         size = self.settings.batch_size
+
+        # Two steps are enough to load kernels and to reserve memory
         if arm.steps is None:
             warm_up = arm
         else:
@@ -143,10 +159,12 @@ class SamplerStudy(Study):
         seconds = []
         for number, finished in enumerate(range(0, count, size)):
             began = seconds_now(self.device)
-            seed = self.settings.seed * 2**20 + number
-            outputs.append(self.sample_batch(arm, min(size, count - finished), seed))
+            seed = self.settings.seed * SEEDS_OF_BATCHES + number
+            num_rows = min(size, count - finished)
+            outputs.append(self.sample_batch(arm, num_rows, seed))
             seconds.append(seconds_now(self.device) - began)
 
+        # Lists, since the parts are JSON: (count, L) ids, and (count,) calls of either network
         return {
             "ids": [row for output in outputs for row in output.sequences.tolist()],
             "calls": torch.cat([output.num_denoiser_calls for output in outputs]).tolist(),
@@ -157,6 +175,7 @@ class SamplerStudy(Study):
 
     def sample_batch(self, arm: SamplerArm, count: int, seed: int) -> EDLMGenerationOutput:
         """`count` samples (count, L) without the start token in front of them."""
+        # The AR model draws from torch's global generator, whose state is the caller's
         if arm.sampler == AUTOREGRESSIVE:
             cuda_devices = [self.device] if self.device.type == "cuda" else []
             with torch.random.fork_rng(cuda_devices):
@@ -179,13 +198,17 @@ class SamplerStudy(Study):
         return self.parts("judged", inputs, lambda: self.judge_rows(rows))
 
     def judge_rows(self, rows: list[list[int]]) -> dict:
+        """Bits of the samples under the AR model, their diversity, and the first of their texts."""
         texts = self.decode(rows)
         judge = self.causal.to(self.device)
-        nll = autoregressive_nll(judge, rows, scored=self.scored(rows), batch_size=self.settings.batch_size)
+        scored = self.scored(rows)
+        nll = autoregressive_nll(judge, rows, scored=scored, batch_size=self.settings.batch_size)
 
+        # Per character, as the bounds are, so that both can stand in one plot
         characters = [len(text) for text in texts]
+        judge_bits = ratio_estimate(bits(nll.sequence_nats), characters, PER_CHARACTER)
         return {
-            "judge_bits": as_dict(ratio_estimate(bits(nll.sequence_nats), characters, PER_CHARACTER)),
+            "judge_bits": as_dict(judge_bits),
             "known_words": as_dict(self.known_words(texts)),
             "unigram_entropy": as_dict(unigram_entropy(rows)),
             "distinct_2": as_dict(distinct_n(rows, 2)),
@@ -197,6 +220,8 @@ class SamplerStudy(Study):
         samples = self.samples(arm)
         size = self.settings.batch_size
         num_samples = len(samples["ids"])
+
+        # A smaller last batch takes longer per sample, and counts only if it is alone
         whole_batches = num_samples // size or 1
         seconds_per_sample = [seconds / size for seconds in samples["seconds"][:whole_batches]]
 
@@ -213,7 +238,12 @@ class SamplerStudy(Study):
     def text_row(self, texts: TextSet) -> dict:
         """The quality of as many texts as there are samples of a sampler."""
         rows = self.without_prompt(texts.rows(self.settings.num_generated))
-        return {"rule": f"text: {texts.name}", "steps": None, "num_samples": len(rows), **self.quality(rows)}
+        return {
+            "rule": f"text: {texts.name}",
+            "steps": None,
+            "num_samples": len(rows),
+            **self.quality(rows),
+        }
 
 
 def run_samplers(settings: SamplerSettings, output: Path, advance: Callable[[int, int, str], None]) -> dict:
@@ -242,7 +272,11 @@ def run_samplers(settings: SamplerSettings, output: Path, advance: Callable[[int
     for texts in study.texts:
         for arm in arms:
             progress.start(f"{texts.name}: {arm.label}")
-            row = {"data": texts.name, **sampler_columns(arm), **study.bound(arm, texts)}
+            row = {
+                "data": texts.name,
+                **sampler_columns(arm),
+                **study.bound(arm, texts),
+            }
             result["bounds"].append(row)
             add_differences(result["bounds"])
             write_results(result, markdown(result), output)
@@ -282,17 +316,23 @@ def add_differences(bounds: list[dict]) -> None:
     `difference` is in bits per character, with the standard error of the paired difference over
     texts, the noise of both bounds included.
     """
+    # All rows anew after each measurement: the ancestral bound of an early row may come later
     for row in bounds:
-        row["minus_ancestral"] = [
-            {"steps": other["steps"], "difference": as_dict(difference(row, other))}
-            for other in ancestral_bounds(bounds, row["data"])
-            if other is not row
-        ]
+        row["minus_ancestral"] = []
+        for other in ancestral_bounds(bounds, row["data"]):
+            if other is row:
+                continue
+            paired = {
+                "steps": other["steps"],
+                "difference": as_dict(difference(row, other)),
+            }
+            row["minus_ancestral"].append(paired)
 
 
 def ancestral_bounds(bounds: list[dict], data: str) -> list[dict]:
     """The bounds of ancestral sampling on one set of texts, and of its limit for many steps."""
-    return [row for row in bounds if row["data"] == data and row["rule"] in (ANCESTRAL, FIRST_HITTING)]
+    rules = (ANCESTRAL, FIRST_HITTING)
+    return [row for row in bounds if row["data"] == data and row["rule"] in rules]
 
 
 def difference(row: dict, other: dict) -> Estimate:

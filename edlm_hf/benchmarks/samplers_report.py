@@ -8,7 +8,11 @@ def markdown(result: dict) -> str:
     """The page of a result."""
     facts = result["environment"]
     settings = result["settings"]
+
+    # More than one machine where parts of an earlier command were found
     measured_on = sorted({row["hardware"] for row in result["bounds"]})
+
+    # Where and how it was measured, then the bounds
     lines = [
         "# Samplers of one model",
         "",
@@ -25,6 +29,8 @@ def markdown(result: dict) -> str:
         "",
         table(BOUND_COLUMNS, result["bounds"]),
     ]
+
+    # Samples come after all bounds, so that a study that is not finished has none
     if result["samples"]:
         lines += [
             "",
@@ -37,6 +43,8 @@ def markdown(result: dict) -> str:
             "",
             "The first texts of each, as they came:",
         ]
+
+        # As quotations, each a span of code, because a text may hold Markdown
         for row in result["samples"]:
             lines += ["", f"**{row['rule']}, T = {steps_of_rule(row)}**"]
             lines += [f"\n> {on_one_line(shown)}" for shown in row["texts"]]
@@ -57,10 +65,14 @@ def minus_ancestral(row: dict, steps: int | None) -> dict | None:
 
 
 def less_ancestral(row: dict) -> str:
-    return "-" if row["steps"] is None else signed(minus_ancestral(row, row["steps"]))
+    """The cell of the difference at the same T, a dash for rules without T."""
+    if row["steps"] is None:
+        return "-"
+    return signed(minus_ancestral(row, row["steps"]))
 
 
 def less_limit(row: dict) -> str:
+    """The cell of the difference to infinitely many steps."""
     return signed(minus_ancestral(row, None))
 
 
@@ -73,6 +85,7 @@ def worth(row: dict) -> str:
     if row["rule"] in ("ancestral", "first_hitting"):
         return "-"
 
+    # The first T from below at which this row is not better than ancestral sampling
     pairs = [pair for pair in row["minus_ancestral"] if pair["steps"] is not None]
     pairs.sort(key=lambda pair: pair["steps"])
     for pair in pairs:
@@ -83,7 +96,9 @@ def worth(row: dict) -> str:
     limit = minus_ancestral(row, None)
     if limit is not None:
         return "∞" if limit["value"] >= 0 else "more than ∞"
-    return f"more than {pairs[-1]['steps']}" if pairs else "-"
+    if not pairs:
+        return "-"
+    return f"more than {pairs[-1]['steps']}"
 
 
 steps_of_rule = steps(is_limit=lambda row: row["rule"] == "first_hitting")

@@ -13,6 +13,8 @@ SPECULATIVE = "speculative"
 # What a line can name beside the parameters of its sampler
 ENERGY, CANDIDATES = "energy", "candidates"
 ENERGIES = ("ar", "nce")
+# k of a line that has an energy and does not say how many candidates
+DEFAULT_CANDIDATES = 8
 
 # The rules, with their values of T after @ where they are not those of `SamplerSettings.steps`
 SAMPLERS = (
@@ -71,6 +73,8 @@ class SamplerSettings(StudySettings):
         super().__post_init__()
         check_distinct(self, ("steps",))
         check_positive(self, ("steps",))
+
+        # 0 leaves the samples out, and a single one has no standard error
         if self.num_generated < 0 or self.num_generated == 1:
             raise ValueError(f"num_generated is {self.num_generated}, but it must be 0, or 2 and more for an error.")
 
@@ -90,6 +94,7 @@ class SamplerSettings(StudySettings):
 
     def bounded_arms(self) -> list["SamplerArm"]:
         """The arms whose likelihood is measured."""
+        # A bound with an energy needs m, and there is no m that would be right for all
         return [arm for arm in self.arms() if not arm.is_weighed or self.inner_copies is not None]
 
     def sampled_arms(self) -> list["SamplerArm"]:
@@ -131,7 +136,8 @@ class SamplerArm:
     @property
     def rule(self) -> str:
         """The sampler, its parameters and its energy in words, without T."""
-        words = [self.sampler, *(f"{name}={value}" for name, value in self.parameters)]
+        words = [self.sampler]
+        words += [f"{name}={value}" for name, value in self.parameters]
         if self.is_weighed:
             words += [f"{ENERGY}={self.energy}", f"{CANDIDATES}={self.num_candidates}"]
         return " ".join(words)
@@ -142,14 +148,23 @@ class SamplerArm:
 
     def identity(self) -> dict:
         """What a measurement depends on, beside the model and the texts."""
-        identity = {"sampler": self.sampler, "parameters": dict(self.parameters), "steps": self.steps}
+        identity = {
+            "sampler": self.sampler,
+            "parameters": dict(self.parameters),
+            "steps": self.steps,
+        }
         if self.energy is not None:
-            identity |= {"energy": self.energy, "num_candidates": self.num_candidates}
+            identity["energy"] = self.energy
+            identity["num_candidates"] = self.num_candidates
         return identity
 
     def options(self, name_of_steps: str) -> dict:
         """Arguments of `generate()` or of a bound, which have different names for T."""
-        options = {"sampler": self.sampler, "num_candidates": self.num_candidates, **dict(self.parameters)}
+        options = {
+            "sampler": self.sampler,
+            "num_candidates": self.num_candidates,
+            **dict(self.parameters),
+        }
         if self.steps is not None:
             options[name_of_steps] = self.steps
         return options
@@ -178,6 +193,7 @@ def arms_of_line(line: str, steps: tuple[int, ...]) -> list[SamplerArm]:
     Raises:
         ValueError: the line does not have this form, or the sampler refuses a parameter.
     """
+    # 1. The name and the parameters
     rule, at, numbers = line.partition("@")
     name, *words = rule.split() or [""]
     parameters = {}
@@ -187,18 +203,24 @@ def arms_of_line(line: str, steps: tuple[int, ...]) -> list[SamplerArm]:
             raise ValueError(f"{line!r} is not a sampler like 'spaced distance=8 score=entropy @8,16'.")
         parameters[key] = value_of(value)
 
+    # 2. The energy and k, which are not parameters of the sampler
     energy, num_candidates = energy_of_line(line, name, parameters)
 
+    # 3. The values of T: after the @, else the ones of the settings
     if at:
         steps = steps_of_line(line, numbers)
     if min(steps) < 1:
         raise ValueError(f"{line!r} has T = {min(steps)}, but T must be positive.")
+
+    # 4. One arm where T changes nothing. The samplers refuse unknown names and parameters here
     if name == AUTOREGRESSIVE:
         if parameters:
             raise ValueError(f"{line!r} has parameters, but the AR model is sampled as it is.")
         steps = (None,)
     elif not depends_on_steps(name, parameters):
         steps = (None,)
+
+    # An arm must be hashable, so that its parameters are pairs and not a dictionary
     common = (line, name, tuple(parameters.items()))
     return [SamplerArm(*common, number, energy, num_candidates) for number in steps]
 
@@ -207,6 +229,8 @@ def energy_of_line(line: str, name: str, parameters: dict) -> tuple[str | None, 
     """The energy and k of a line, taken out of its `parameters`. None and 1 without an energy."""
     energy = parameters.pop(ENERGY, None)
     num_candidates = parameters.pop(CANDIDATES, None)
+
+    # Samples of the AR model itself: it is loaded like an energy, but weighs no candidates
     if name in (AUTOREGRESSIVE, SPECULATIVE):
         if energy is not None or num_candidates is not None:
             raise ValueError(f"{line!r} draws from the AR model itself: leave out energy and candidates.")
@@ -219,7 +243,10 @@ def energy_of_line(line: str, name: str, parameters: dict) -> tuple[str | None, 
 
     if energy not in ENERGIES:
         raise ValueError(f"{line!r} has the energy {energy}, but it must be {' or '.join(ENERGIES)}.")
-    num_candidates = 8 if num_candidates is None else num_candidates
+
+    # Without a number of candidates k is the one of `edlm benchmark quality`
+    if num_candidates is None:
+        num_candidates = DEFAULT_CANDIDATES
     if not isinstance(num_candidates, int) or num_candidates < 2:
         raise ValueError(f"{line!r} has candidates={num_candidates}, but an energy weighs 2 or more.")
     return energy, num_candidates
@@ -239,6 +266,7 @@ def depends_on_steps(name: str, parameters: dict) -> bool:
 
     from edlm_hf.modeling.sampler_choice import make_sampler
 
+    # Eight masks of one row are more than either T, so that T decides wherever it can
     masked = torch.ones(1, 8, dtype=torch.bool, device="cpu")
     few = make_sampler(name, 2, parameters=parameters)
     more = make_sampler(name, 3, parameters=parameters)

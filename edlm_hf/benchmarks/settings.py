@@ -68,6 +68,7 @@ class NetworkSettings:
         check_dtype(self.dtype, DTYPES)
         existing_device(self.device)
 
+        # The name is how the rows of a set are found again in the results
         names = [named_source(text)[0] for text in self.data]
         if len(set(names)) < len(names):
             raise ValueError(f"Two sets of texts have the same name: {', '.join(names)}. Write name=source.")
@@ -90,6 +91,8 @@ class StudySettings(NetworkSettings):
     def __post_init__(self):
         super().__post_init__()
         check_positive(self, ("num_texts", "noise_samples"))
+
+        # Two samples for each part of the time: their difference tells the standard error of the noise
         if self.noise_samples > 1 and self.noise_samples % 2:
             raise ValueError(f"noise_samples is {self.noise_samples}, but it must be 1 or even (they come in pairs).")
 

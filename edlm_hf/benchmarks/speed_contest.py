@@ -26,6 +26,7 @@ def random_model(comparison: Comparison, settings: SpeedSettings) -> EDLMForMask
 
     The energy's start token is an id of its own, after the denoiser's vocabulary.
     """
+    # Heads of 64 dimensions, as in the networks of the papers
     vocab_size = comparison.vocab_size
     sizes = {
         "hidden_dim": settings.width,
@@ -36,7 +37,12 @@ def random_model(comparison: Comparison, settings: SpeedSettings) -> EDLMForMask
         "dropout": 0.0,
     }
     denoiser = MDLMForMaskedLM(MDLMConfig(vocab_size=vocab_size, **sizes))
-    energy_config = MDLMConfig(vocab_size=vocab_size + 1, causal=True, bos_token_id=vocab_size, **sizes)
+    energy_config = MDLMConfig(
+        vocab_size=vocab_size + 1,
+        causal=True,
+        bos_token_id=vocab_size,
+        **sizes,
+    )
     energy = MDLMForCausalLM(energy_config)
 
     # As constructed, the last layer of both networks is zero
@@ -45,6 +51,7 @@ def random_model(comparison: Comparison, settings: SpeedSettings) -> EDLMForMask
         for parameter in (*denoiser.parameters(), *energy.parameters()):
             parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
 
+    # The backbones alone are compiled: both sides call them, and have loops of their own
     model = EDLMForMaskedDiffusion.from_components(denoiser, energy, energy_type="ar")
     model = model.to(settings.device, getattr(torch, settings.dtype)).eval()
     if settings.compile:
@@ -72,6 +79,7 @@ class Contest:
         self.settings = settings
         self.device = next(model.parameters()).device
 
+        # (B, L), x_t at t = 1: nothing is given
         mask_token_id = model.config.mask_token_id
         shape = (comparison.batch_size, comparison.length)
         self.ids = torch.full(shape, mask_token_id, device=self.device)
@@ -81,6 +89,8 @@ class Contest:
         model.__dict__.pop("own_energy", None)
         own_energy = Stopwatch(model.own_energy("sequence"), self.device)
         model.own_energy = lambda *_: own_energy
+
+        # The baseline computes the same energy E_AR in its own way
         start = model.energy_model.config.bos_token_id
         published = AutoregressiveEnergy(model.energy_model, comparison.vocab_size, mask_token_id, start)
         self.energies = {PUBLISHED: Stopwatch(published, self.device), OURS: own_energy}
@@ -94,7 +104,9 @@ class Contest:
         began = seconds_now(self.device)
         denoiser_calls, energy_calls = sample(generator, steps)
         seconds = seconds_now(self.device) - began
-        return Timing(seconds, self.energies[side].take_seconds(), denoiser_calls, energy_calls)
+
+        energy_seconds = self.energies[side].take_seconds()
+        return Timing(seconds, energy_seconds, denoiser_calls, energy_calls)
 
     def sample_published(self, generator: torch.Generator, steps: int) -> tuple[float, float]:
         """Calls of the denoiser and of the energy per row."""
@@ -123,6 +135,8 @@ class Contest:
             **OWN_SAMPLERS[self.comparison.mode],
         )
         assert not (result.sequences == self.model.config.mask_token_id).any()
+
+        # (B,) calls each: a row that is finished needs no more
         denoiser_calls = result.num_denoiser_calls.double().mean()
         energy_calls = result.num_energy_calls.double().mean()
         return float(denoiser_calls), float(energy_calls)

@@ -12,6 +12,8 @@ def markdown(result: dict) -> str:
     facts = result["environment"]
     settings = result["settings"]
     compiled = ", compiled" if settings["compile"] else ""
+
+    # Where and how it was measured, and a line for each comparison
     lines = [
         "# `generate()` against the published samplers",
         "",
@@ -25,6 +27,8 @@ def markdown(result: dict) -> str:
         "",
         table(COLUMNS, result["comparisons"]),
     ]
+
+    # Why some of the dashes are there
     for row in result["comparisons"]:
         if "left_out" in row:
             sizes = " ".join(column(row) for column in SIZES.values())
@@ -44,7 +48,14 @@ def steps(row: dict) -> str:
 
 def of_side(side: str, name: str, spec: str, unit: float = 1) -> Column:
     """The column of a measurement of one side, a dash where the side was left out."""
-    return lambda row: format(row[side][name] / unit, spec) if side in row else "-"
+
+    def column(row: dict) -> str:
+        if side not in row:
+            return "-"
+        value = row[side][name]
+        return format(value / unit, spec)
+
+    return column
 
 
 def of_both(name: str, spec: str) -> Column:
@@ -55,6 +66,7 @@ def of_both(name: str, spec: str) -> Column:
 
 
 def times_faster(row: dict) -> str:
+    """The cell of the ratio of medians, with the range over pairs of runs."""
     if "speedup" not in row:
         return "-"
     low, high = row["speedup_range"]
@@ -62,7 +74,10 @@ def times_faster(row: dict) -> str:
 
 
 def part_of_memory(row: dict) -> str:
-    return f"{row['memory_ratio']:.3f}" if "memory_ratio" in row else "-"
+    """The cell of the peak memory of ours over the published one, below 1 where ours needs less."""
+    if "memory_ratio" not in row:
+        return "-"
+    return f"{row['memory_ratio']:.3f}"
 
 
 SIZES = {
@@ -88,26 +103,38 @@ COLUMNS = SIZES | {
 
 def scaling_table(result: dict) -> str:
     """A row for each size that was varied: its values, the seconds, and the fitted exponent."""
+    scaling = result["scaling"]
     rows = []
-    for axis, exponent in result["scaling"]["exponents"].items():
-        measured = [row for row in result["scaling"]["measurements"] if row["axis"] == axis]
+    for axis, exponent in scaling["exponents"].items():
+        measured = [row for row in scaling["measurements"] if row["axis"] == axis]
+        values = [f"{row['value']:.4g}" for row in measured]
+        seconds = [f"{row['seconds']:.4g}" for row in measured]
         row = {
             "axis": axis,
-            "values": ", ".join(f"{row['value']:.4g}" for row in measured),
-            "seconds": ", ".join(f"{row['seconds']:.4g}" for row in measured),
+            "values": ", ".join(values),
+            "seconds": ", ".join(seconds),
             "exponent": f"{exponent:.2f}",
         }
         rows.append(row)
 
-    columns = {"size": text("axis"), "values": text("values"), "seconds": text("seconds")}
-    return table(columns | {"exponent": text("exponent")}, rows)
+    columns = {
+        "size": text("axis"),
+        "values": text("values"),
+        "seconds": text("seconds"),
+        "exponent": text("exponent"),
+    }
+    return table(columns, rows)
 
 
 def plot(result: dict, output: Path) -> list[str]:
     """Write the ratios of time and of memory, a picture for each V. Nothing without matplotlib."""
     written = []
     for vocab_size in result["settings"]["vocab_sizes"]:
-        rows = [row for row in result["comparisons"] if row["vocab_size"] == vocab_size and "speedup" in row]
+        # Only comparisons of both sides have a ratio
+        rows = [row for row in result["comparisons"] if row["vocab_size"] == vocab_size]
+        rows = [row for row in rows if "speedup" in row]
+
+        # In inches: titles and axes, and a line for each comparison
         figure = new_figure(11, 1.7 + 0.35 * len(rows))
         if figure is None:
             return []
@@ -125,10 +152,24 @@ def plot(result: dict, output: Path) -> list[str]:
 def plot_speedups(axes, rows: list[dict]) -> None:
     """A point for each comparison, and the range over its runs."""
     for height, row in enumerate(rows):
+        # The ratio of medians can lie outside the range of ratios, and no bar has a negative length
         low, high = row["speedup_range"]
         middle = row["speedup"]
-        spread = [[max(middle - low, 0)], [max(high - middle, 0)]]
-        axes.errorbar(middle, height, xerr=spread, fmt="o", color="C0", capsize=3)
+        below = max(middle - low, 0)
+        above = max(high - middle, 0)
+
+        # (2, 1), as matplotlib wants bars of unequal length
+        spread = [[below], [above]]
+        axes.errorbar(
+            middle,
+            height,
+            xerr=spread,
+            fmt="o",
+            color="C0",
+            capsize=3,
+        )
+
+    # The first comparison is at the top, as in the table
     axes.set_yticks(range(len(rows)), [name_of(row) for row in rows])
     axes.invert_yaxis()
     finish_ratios(axes, "times faster: ratio of medians, and the range over runs")
@@ -136,7 +177,10 @@ def plot_speedups(axes, rows: list[dict]) -> None:
 
 def plot_memory(axes, rows: list[dict]) -> None:
     """A point for each comparison, without a range: peak memory is measured once."""
-    axes.plot([row["memory_ratio"] for row in rows], range(len(rows)), "o", color="C1")
+    memory_ratios = [row["memory_ratio"] for row in rows]
+    axes.plot(memory_ratios, range(len(rows)), "o", color="C1")
+
+    # The names of the comparisons are at the left of the other axes
     axes.tick_params(labelleft=False)
     finish_ratios(axes, "part of the published peak memory")
 
@@ -145,6 +189,8 @@ def finish_ratios(axes, label: str) -> None:
     """A logarithmic axis that has room for 1, where a line says that nothing differs."""
     axes.axvline(1, color="0.4", linestyle=":", linewidth=1)
     axes.set(xscale="log", xlabel=label)
+
+    # At least from 0.7 to 1.5, or differences of a few percent would look large
     low, high = axes.get_xlim()
     axes.set_xlim(min(low, 0.7), max(high, 1.5))
     axes.margins(y=0.2)

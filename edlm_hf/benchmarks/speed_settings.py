@@ -72,6 +72,7 @@ class SpeedSettings:
                 raise ValueError(f"{name} is empty. Give at least one value, separated by commas.")
         check_positive(self, (*lists[1:], "length", "width", "blocks", "candidates", "repeats"))
 
+        # The equal bounds were measured, so that no other T of the planner has a partner
         for mode in self.modes:
             if mode not in MODES:
                 raise ValueError(f"modes has {mode!r}, but there are only {', '.join(MODES)}.")
@@ -88,20 +89,33 @@ class SpeedSettings:
             raise ValueError(f"window is {self.window}, but it must lie in [0, 1].")
 
     def comparisons(self) -> Iterator[Comparison]:
+        """Every combination of the sizes. V is the outermost, since a model has one vocabulary."""
         sizes = itertools.product(self.vocab_sizes, self.batch_sizes, self.modes)
         for vocab_size, batch_size, mode in sizes:
-            k = self.candidates_of(mode)
             for steps, own_steps in self.pairs_of_steps(mode):
-                yield Comparison(mode, vocab_size, self.length, steps, batch_size, k, own_steps)
+                yield Comparison(
+                    mode=mode,
+                    vocab_size=vocab_size,
+                    length=self.length,
+                    steps=steps,
+                    batch_size=batch_size,
+                    num_candidates=self.candidates_of(mode),
+                    own_steps=own_steps,
+                )
 
     def candidates_of(self, mode: str) -> int:
+        """k of a mode, 1 without an energy."""
         return self.candidates if mode == "ar" else 1
 
     def pairs_of_steps(self, mode: str) -> list[tuple[int, int]]:
         """The values of T, of the published sampler and of ours, that are compared."""
         if mode == "planned":
             return [(EQUAL_BOUND[steps], steps) for steps in self.planned_steps]
-        compared = (max(self.steps),) if mode == "first_hitting" else self.steps
+
+        # First hitting has the distribution of T -> infinity, to which the largest T is nearest
+        compared = self.steps
+        if mode == "first_hitting":
+            compared = (max(self.steps),)
         return [(steps, steps) for steps in compared]
 
     def scaling_comparisons(self) -> Iterator[tuple[str, Comparison]]:
@@ -122,6 +136,7 @@ class SpeedSettings:
             own_steps=steps,
         )
 
+        # One size differs from the middle at a time. T is the same on both sides
         for axis, name in AXES.items():
             for value in sizes_along(axis, getattr(middle, name), mode):
                 changes = {name: value}
@@ -132,14 +147,17 @@ class SpeedSettings:
 
 def sizes_along(axis: str, middle: int, mode: str) -> list[int]:
     """The values of one size around its middle."""
+    # The middle of B is usually 1, of which there is no half
     factors = (1, 2, 4) if axis == "B" else (0.25, 0.5, 1, 2)
     smallest = 3 if axis == "V" else 1
-    sizes = sorted({max(smallest, round(middle * factor)) for factor in factors})
+    sizes = {max(smallest, round(middle * factor)) for factor in factors}
 
     # One candidate needs no energy, which is another algorithm
     if axis == "k":
-        return [size for size in sizes if size > 1] if mode == "ar" else []
-    return sizes
+        sizes.discard(1)
+        if mode != "ar":
+            return []
+    return sorted(sizes)
 
 
 # A first look, in under two minutes

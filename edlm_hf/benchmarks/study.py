@@ -64,6 +64,8 @@ class Study:
         self.length = config.max_position_embeddings
         if self.length is None:
             raise ValueError(f"{settings.model} does not say how long its texts are (max_position_embeddings).")
+
+        # The start token is given to every sampler, since the model has only seen texts that begin with it
         self.prompt = [] if config.bos_token_id is None else [config.bos_token_id]
         self.wraps = can_wrap(self.tokenizer, config)
         if self.causal is not None:
@@ -78,6 +80,8 @@ class Study:
         if self.settings.autoregressive is not None:
             causal = load_causal(self.settings.autoregressive, dtype=self.settings.dtype)
             return getattr(causal, "energy_model", causal)
+
+        # An EDLM composite with an AR energy brings the AR model along
         if getattr(self.network.config, "energy_type", "none") in ("ar", "coar"):
             return self.network.energy_model
         return None
@@ -87,12 +91,15 @@ class Study:
         start = self.causal.config.bos_token_id
         if start is None and self.wraps:
             start = self.tokenizer.bos_token_id
+
+        # Without one, nothing gives the first token a probability
         if start is None:
             raise ValueError("The AR model has no start token to sample from: set config.bos_token_id.")
         return start
 
     @functools.cached_property
     def causal_digest(self) -> str:
+        """Hash of the weights of the AR model, which reads all of them."""
         return digest_of_weights(self.causal)
 
     @functools.cached_property
@@ -112,7 +119,10 @@ class Study:
     def with_causal(self, energy_type: str) -> EDLMForMaskedDiffusion:
         """The denoiser with the AR model as its energy, "ar" or "coar"."""
         composite = EDLMForMaskedDiffusion.from_components(
-            self.denoiser, self.causal, energy_type=energy_type, tokenizer=self.tokenizer
+            self.denoiser,
+            self.causal,
+            energy_type=energy_type,
+            tokenizer=self.tokenizer,
         )
         return composite.to(self.device)
 
@@ -124,6 +134,8 @@ class Study:
         """
         if energy is None:
             return self.mdlm, None
+
+        # `energies` loads networks, so that a study without an energy must not ask for it
         if energy not in self.energies:
             there = ", ".join(self.energies) or "none"
             raise ValueError(f"There is no energy {energy!r} of {self.settings.model}, of those there are: {there}.")
@@ -132,8 +144,13 @@ class Study:
     @functools.cached_property
     def texts(self) -> list[TextSet]:
         """The sets of texts, cut into blocks of L tokens in one form, in which the AR model samples too."""
+        # "wrap" puts a start and an end token around every block, "crop" a start token at most
         style = "wrap" if self.wraps else "crop"
-        options = {"config": self.mdlm.config, "length": self.length, "style": style}
+        options = {
+            "config": self.mdlm.config,
+            "length": self.length,
+            "style": style,
+        }
         return [load_blocks(source, self.tokenizer, **options) for source in self.settings.data]
 
     def without_prompt(self, rows: Sequence[list[int]]) -> list[list[int]]:
@@ -152,6 +169,7 @@ class Study:
         Args:
             options: of `generate()`.
         """
+        # (count, 1) or (count, 0). Without an end token every sample has L tokens, as the texts have
         prompt = torch.tensor(self.prompt, dtype=torch.long, device=self.device)
         output = model.generate(
             prompt.expand(count, -1),
@@ -165,7 +183,11 @@ class Study:
         return output
 
     def decode(self, rows: Sequence[Sequence[int]], keep_special: bool = False) -> list[str]:
-        options = {"skip_special_tokens": not keep_special, "clean_up_tokenization_spaces": False}
+        """The texts of rows of tokens, letter by letter: characters are counted in them."""
+        options = {
+            "skip_special_tokens": not keep_special,
+            "clean_up_tokenization_spaces": False,
+        }
         return self.tokenizer.batch_decode(rows, **options)
 
     def scored(self, rows: list[list[int]]) -> list[torch.Tensor]:
@@ -180,6 +202,7 @@ class Study:
 
     @functools.cached_property
     def vocabulary(self) -> frozenset[str]:
+        """The words of the training split of a corpus."""
         corpus = load_texts(self.settings.vocabulary, self.tokenizer, split="train")
         return vocabulary_of(corpus["text"])
 

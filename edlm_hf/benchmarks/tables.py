@@ -11,9 +11,12 @@ Column = Callable[[dict], str]
 
 def table(columns: dict[str, Column], rows: list[dict]) -> str:
     """A table with a line for each row, its columns under their names."""
+    # GitHub Markdown: a line of names, a line of dashes, then the rows
     lines = [list(columns), ["---"] * len(columns)]
     for row in rows:
-        lines.append([column(row) for column in columns.values()])
+        cells = [column(row) for column in columns.values()]
+        lines.append(cells)
+
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
@@ -29,18 +32,34 @@ def number(name: str) -> Column:
 
 def estimate(name: str) -> Column:
     """The column of an estimate, `value ± standard error`, a dash where there is none."""
-    return lambda row: "-" if row.get(name) is None else rounded(row[name])
+
+    def column(row: dict) -> str:
+        stored = row.get(name)
+        if stored is None:
+            return "-"
+        return rounded(stored)
+
+    return column
 
 
 def rounded(stored: dict) -> str:
     """A stored estimate to the first digit of its standard error."""
-    error = math.nan if stored["standard_error"] is None else stored["standard_error"]
-    return Estimate(stored["value"], error, stored["num_samples"], stored["unit"]).rounded()
+    # JSON has no NaN: the standard error of a single sample is stored as null
+    error = stored["standard_error"]
+    if error is None:
+        error = math.nan
+    value = Estimate(stored["value"], error, stored["num_samples"], stored["unit"])
+    return value.rounded()
 
 
 def three_digits(name: str) -> Column:
     """The column of an estimate with three digits behind the point, whatever its error."""
-    return lambda row: f"{row[name]['value']:.3f} ± {row[name]['standard_error']:.3f}"
+
+    def column(row: dict) -> str:
+        stored = row[name]
+        return f"{stored['value']:.3f} ± {stored['standard_error']:.3f}"
+
+    return column
 
 
 def signed(difference: dict | None) -> str:

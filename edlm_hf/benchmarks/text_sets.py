@@ -23,6 +23,7 @@ class TextSet(NamedTuple):
 
     def rows(self, count: int) -> list[list[int]]:
         """`count` of the blocks at even distances, or all of them."""
+        # Even distances, because neighbouring blocks can come from one document
         count = min(count, len(self.blocks))
         chosen = [i * len(self.blocks) // count for i in range(count)]
         return self.blocks.select(chosen)["input_ids"][:]
@@ -37,7 +38,11 @@ def named_source(text: str) -> tuple[str, str]:
     name, equals, source = text.partition("=")
     if equals:
         return name, source
-    return (text if text in PROTOCOLS else Path(text).stem), text
+
+    # `wikitext2`, else the last part of a path or of a name on the Hub, without its ending
+    if text in PROTOCOLS:
+        return text, text
+    return Path(text).stem, text
 
 
 def load_texts(text: str, tokenizer: PreTrainedTokenizerBase, split: str | None = None) -> Dataset:
@@ -49,7 +54,9 @@ def load_texts(text: str, tokenizer: PreTrainedTokenizerBase, split: str | None 
     """
     _, source = named_source(text)
     rule = block_rule(source, tokenizer)
-    return rule.load(source, split or evaluation_split(source), clean=cleaning_of(text))
+    if not split:
+        split = evaluation_split(source)
+    return rule.load(source, split, clean=cleaning_of(text))
 
 
 def load_blocks(
@@ -74,6 +81,8 @@ def load_paragraphs(text: str, tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """The paragraphs of all documents of `source` or `name=source`, cleaned as in `load_texts`."""
     _, source = named_source(text)
     corpus = load_corpus(source, evaluation_split(source), normalize=cleaning_of(text))
+
+    # A document has its paragraphs between blank lines
     paragraphs = []
     for document in corpus["text"]:
         paragraphs += split_into_paragraphs(document)
@@ -87,7 +96,9 @@ def load_paragraphs(text: str, tokenizer: PreTrainedTokenizerBase) -> list[str]:
 def cleaning_of(text: str) -> Callable[[str], str] | None:
     """The cleaning of the protocol after which `name=source` is named. A protocol itself is cleaned when it loads."""
     name, source = named_source(text)
-    return PROTOCOLS[name].clean if name in PROTOCOLS and source != name else None
+    if name not in PROTOCOLS or source == name:
+        return None
+    return PROTOCOLS[name].clean
 
 
 __all__ = ["TextSet", "load_blocks", "load_paragraphs", "load_texts", "named_source"]

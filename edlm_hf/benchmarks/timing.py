@@ -30,9 +30,11 @@ class Stopwatch:
         self.spans = []
 
     def __call__(self, *args, **kwargs):
+        # Only two marks here. The seconds between them are counted when they are asked for
         began = self.mark()
         result = self.function(*args, **kwargs)
-        self.spans.append((began, self.mark()))
+        ended = self.mark()
+        self.spans.append((began, ended))
         return result
 
     def mark(self):
@@ -45,8 +47,10 @@ class Stopwatch:
 
     def take_seconds(self) -> float:
         """Return the seconds since they were last taken."""
+        # Events have no time before the device has reached them
         finish_work(self.device)
         if self.device.type == "cuda":
+            # elapsed_time is in milliseconds
             total = sum(began.elapsed_time(ended) / 1000 for began, ended in self.spans)
         else:
             total = sum(ended - began for began, ended in self.spans)
