@@ -21,6 +21,7 @@ class Command(TyperCommand):
         try:
             return super().make_context(*args, **kwargs)
         except Exception as error:
+            # The messages of click repeat what was typed, a token or an address with a password among it
             if isinstance(getattr(error, "message", None), str):
                 error.message = visible(hide_secrets(error.message))
             raise
@@ -32,10 +33,16 @@ class Command(TyperCommand):
 
             return super().invoke(context)
         except KeyboardInterrupt:
+            # 128 + SIGINT, as shells count it
             tell_line(context, "interrupted.")
             raise typer.Exit(130) from None
         except Exception as error:
-            line = None if isinstance(error, BrokenPipeError) else explanation(error)
+            # A reader that closed the pipe (`edlm ... | head`) has seen enough, and wants no message
+            line = None
+            if not isinstance(error, BrokenPipeError):
+                line = explanation(error)
+
+            # What nothing explains is a fault of ours, whose traceback is needed
             wants_traceback = os.environ.get("EDLM_TRACEBACK", "0") not in ("", "0")
             if line is None or wants_traceback:
                 raise
@@ -45,6 +52,7 @@ class Command(TyperCommand):
 
 def tell_line(context: typer.Context, line: str) -> None:
     """Tell one line about a command. Of several processes only the first one does."""
+    # torchrun sets RANK. torch itself is not asked, because it takes seconds to import
     if os.environ.get("RANK", "0") == "0":
         tell(f"{context.command_path}: {line}")
 

@@ -38,7 +38,9 @@ def convert(options: ConvertOptions, as_json: bool) -> None:
         n_heads=options.n_heads,
     )
 
+    # The class says what the file held: a denoiser, an AR baseline or an EDLM composite
     name = type(model).__name__
     parameters = model.num_parameters()
     result = {"class": name, "parameters": parameters, "output": str(options.output)}
-    write(to_json(result) if as_json else f"{name} ({parameters:,} parameters) in {options.output}")
+    line = f"{name} ({parameters:,} parameters) in {options.output}"
+    write(to_json(result) if as_json else line)

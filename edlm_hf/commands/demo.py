@@ -24,6 +24,7 @@ def demo(options: DemoOptions, as_json: bool) -> None:
 
     # Advice of transformers on calls that the reader does not see
     verbosity = logging.get_verbosity()
+    # Set back at the end, since the function is also called from other programs
     logging.set_verbosity_error()
     try:
         run_demo(

@@ -51,11 +51,14 @@ class EvaluationSettings:
     device: str = device_option()
 
     def __post_init__(self):
+        # Checked here, before a model is loaded
         unknown = [name for name in self.metrics if name not in METRICS]
         if unknown or not self.metrics:
             raise ValueError(f"metrics has {unknown or 'nothing'}, but it must name some of {', '.join(METRICS)}.")
         if self.dtype is not None:
             check_dtype(self.dtype)
+
+        # None leaves the choice to the protocol and the model
         for name in ("length", "stride", "num_texts"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -71,10 +74,16 @@ def evaluate(settings: EvaluationSettings, sampler: SamplerOptions, as_json: boo
     from edlm_hf.processes import rank_and_world_size
 
     evaluation = evaluate_model(settings, sampler.arguments(), progress_bar=sys.stderr.isatty())
-    if rank_and_world_size()[0] != 0:
+
+    # All processes have the whole result, and the first one prints it
+    rank, _ = rank_and_world_size()
+    if rank != 0:
         return
+
     if as_json:
-        write(to_json(evaluation.to_dict() | {"environment": environment(torch.device(settings.device))}))
+        result = evaluation.to_dict()
+        result["environment"] = environment(torch.device(settings.device))
+        write(to_json(result))
     else:
         write(evaluation.markdown())
 

@@ -24,15 +24,18 @@ def parameters_of(field: dataclasses.Field, kind: type) -> list[inspect.Paramete
     Args:
         kind: the type of the field.
     """
+    # A flag that is true unless given shows its opposite, which is the one that somebody needs
     flag = flag_of(field)
     kind = type_beside_none(kind)
     declarations = [f"--{flag}"]
     if kind is bool and field.default is True:
         declarations = [f"--{flag}/--no-{flag}"]
 
+    # None beside every type: Typer passes it where nothing is given
     kind, default, details = on_the_command_line(field, kind)
     if field.metadata["positional"]:
-        declared = typer.Argument(**details | {"metavar": field.name.upper()})
+        details["metavar"] = field.name.upper()
+        declared = typer.Argument(**details)
     else:
         declared = typer.Option(*declarations, **details)
     parameters = [parameter(field.name, Annotated[kind | None, declared], default)]
@@ -52,14 +55,18 @@ def on_the_command_line(field: dataclasses.Field, kind: type) -> tuple[type, obj
     facts = field.metadata
     parser = facts["parser"]
     metavar = facts["metavar"] or METAVARS.get(kind)
+
+    # Whether the help shows the default: null and false say nothing to a reader
     default = field.default
     shown = default is not None and default is not False
 
     # 1. Without a default an option is required. One that is made later is described by `shown`
     if default is dataclasses.MISSING:
-        default = inspect.Parameter.empty if field.default_factory is dataclasses.MISSING else None
+        default = None
+        if field.default_factory is dataclasses.MISSING:
+            default = inspect.Parameter.empty
 
-    # 2. Tuples
+    # 2. Tuples. The default of a repeated flag is text in the help alone: the dataclass has it itself
     is_tuple = get_origin(kind) is tuple
     if is_tuple and facts["repeated"]:
         kind = list[str]
@@ -74,8 +81,13 @@ def on_the_command_line(field: dataclasses.Field, kind: type) -> tuple[type, obj
             default = ",".join(map(str, default))
 
     # 3. The parser gets texts alone, the default among them
-    details = {"help": facts["help"], "min": facts["min"], "max": facts["max"], "metavar": metavar}
-    details["show_default"] = facts["shown"] or shown
+    details = {
+        "help": facts["help"],
+        "min": facts["min"],
+        "max": facts["max"],
+        "metavar": metavar,
+        "show_default": facts["shown"] or shown,
+    }
     if parser is not None:
         details["parser"] = with_usage_error(parser)
         if default not in (None, inspect.Parameter.empty):
@@ -90,8 +102,13 @@ def flag_of(field: dataclasses.Field) -> str:
 
 def type_beside_none(kind: type) -> type:
     """`int | None` -> int."""
-    others = [part for part in get_args(kind) if part is not NoneType]
-    return others[0] if NoneType in get_args(kind) and len(others) == 1 else kind
+    parts = get_args(kind)
+    others = [part for part in parts if part is not NoneType]
+
+    # A union of more than two has no single flag, and stays as it is
+    if NoneType in parts and len(others) == 1:
+        return others[0]
+    return kind
 
 
 def with_usage_error(parser: Callable[[str], object]) -> Callable[[str], object]:
@@ -109,7 +126,12 @@ def with_usage_error(parser: Callable[[str], object]) -> Callable[[str], object]
 
 def parameter(name: str, annotation, default=inspect.Parameter.empty) -> inspect.Parameter:
     """A parameter by name. Without a default it is required."""
-    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=default)
+    return inspect.Parameter(
+        name,
+        inspect.Parameter.KEYWORD_ONLY,
+        annotation=annotation,
+        default=default,
+    )
 
 
 __all__ = ["flag_of", "parameter", "parameters_of"]

@@ -75,6 +75,7 @@ class StepOptions:
 
     def arguments(self) -> dict:
         """Keyword arguments of `generate()`."""
+        # `--greedy` off leaves it to the model, whose configuration may say do_sample=False
         given = without_none(vars(self))
         if given.pop("greedy"):
             given["do_sample"] = False
@@ -86,6 +87,7 @@ def generate(text: TextOptions, sampler: SamplerOptions, steps: StepOptions, as_
 
     Under torchrun the processes share the texts, each with random numbers of its own.
     """
+    # A wrong path is found out before torch is imported
     if text.html is not None:
         check_output_file(text.html, "--html")
 
@@ -95,8 +97,15 @@ def generate(text: TextOptions, sampler: SamplerOptions, steps: StepOptions, as_
     from edlm_hf.visualization import page
 
     # 1. The options, checked before anything is loaded
-    length = {"max_new_tokens": text.max_new_tokens, "block_length": text.block_length}
-    options = without_none(length) | sampler.arguments() | steps.arguments()
+    length = {
+        "max_new_tokens": text.max_new_tokens,
+        "block_length": text.block_length,
+    }
+    options = {
+        **without_none(length),
+        **sampler.arguments(),
+        **steps.arguments(),
+    }
     EDLMGenerationConfig(**options)
 
     # 2. The texts of all processes

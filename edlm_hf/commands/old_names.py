@@ -40,10 +40,14 @@ def with_new_names(
 
     The values of flags stay as they are, whatever they look like.
     """
+    # The flags that take the next word as their value
     options = [option for option in context.command.params if not getattr(option, "is_flag", False)]
     with_value = {flag for option in options for flag in option.opts}
+
+    # One iterator for the loop and inside it: a word that is taken as a value is not read again
     words = iter(arguments)
-    new, used = [], []
+    new = []
+    used = []
     for word in words:
         # What follows "--" is positional
         if word == "--":
@@ -53,6 +57,7 @@ def with_new_names(
             new.append(word)
             continue
 
+        # `--max_new_tokens=5` -> `max-new-tokens`, which may be an old name
         flag, equals, value = word.partition("=")
         name = flag[2:].replace("_", "-")
         entry = renamed.get(name, Renamed(name))
@@ -62,9 +67,11 @@ def with_new_names(
         # An option that took one of two texts is a flag now
         if entry.values:
             text = value if equals else next(words, "")
-            new.append(f"--{entry.name}" if entry.truth_of(f"--{name}", text) else f"--no-{entry.name}")
+            is_on = entry.truth_of(f"--{name}", text)
+            new.append(f"--{entry.name}" if is_on else f"--no-{entry.name}")
             continue
 
+        # A value that stands in the next word is copied without a look at it
         new.append(f"--{entry.name}{equals}{value}")
         if not equals and new[-1] in with_value:
             new += itertools.islice(words, 1)
@@ -77,12 +84,15 @@ def with_new_keys(context: typer.Context, lines: Mapping[str, object], renamed: 
     """The lines of a YAML file by the new names of its keys."""
     new = {}
     for name, value in lines.items():
-        entry = renamed.get(name)
-        if entry is not None and entry.values:
-            value = entry.truth_of(name, str(value))
-        new[entry.name if entry else name] = value
+        entry = renamed.get(name, Renamed(name))
 
-    tell_new_names(context, {name: renamed[name].name for name in lines if name in renamed})
+        # An option that took one of two texts is true or false now
+        if entry.values:
+            value = entry.truth_of(name, str(value))
+        new[entry.name] = value
+
+    used = {name: renamed[name].name for name in lines if name in renamed}
+    tell_new_names(context, used)
     return new
 
 

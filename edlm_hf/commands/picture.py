@@ -37,6 +37,7 @@ class PictureOptions:
 
 def picture(options: PictureOptions, sampler: SamplerOptions, as_json: bool) -> None:
     """Draw one generation as SVG: its states from mask to text, and the energies of the candidates of every step."""
+    # A wrong path is found out before torch is imported
     if options.output.suffix != ".svg":
         raise typer.BadParameter(f"{options.output.name} must end with .svg.", param_hint="--output")
     check_output_file(options.output, "--output")

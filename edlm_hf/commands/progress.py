@@ -18,11 +18,14 @@ def running(shown: bool = True):
         MofNCompleteColumn(),
         TimeElapsedColumn(),
     )
+
+    # On stderr, so that the result on stdout can be piped
     console = Console(stderr=True)
     is_hidden = not (shown and console.is_terminal)
     progress = Progress(*columns, console=console, disable=is_hidden)
     task = progress.add_task("")
 
+    # A label may hold the name of a file, with whatever characters are in it
     def advance(done: int, in_all: int, label: str) -> None:
         progress.update(task, completed=done, total=in_all, description=visible(label))
 

@@ -33,6 +33,7 @@ def push(options: PushOptions, as_json: bool) -> None:
 
     from edlm_hf.hub import push as push_to_hub
 
+    # None leaves it to the account: without --private nothing was said about a new repository
     try:
         commit = push_to_hub(
             locate(options.folder),

@@ -20,28 +20,45 @@ READING += ("eval_noise_samples", "eval_num_candidates", "eval_denoising_steps")
 def recipe_of(parsed: tuple) -> dict:
     """The arguments of a command that make a run what it is; the rows of a step are those of all devices."""
     *parts, args = parsed
-    ours = {field.name for field in fields(args)} - {field.name for field in fields(TrainingArguments)}
-    found = {name: value for part in parts for name, value in vars(part).items()}
-    found |= {name: getattr(args, name) for name in (*SHAPING, *sorted(ours))}
     data = parts[0]
+
+    # 1. All flags of ours, and those of transformers that change what is learned
+    of_transformers = {field.name for field in fields(TrainingArguments)}
+    ours = {field.name for field in fields(args)} - of_transformers
+    found = {}
+    for part in parts:
+        found.update(vars(part))
+    for name in (*SHAPING, *sorted(ours)):
+        found[name] = getattr(args, name)
+
+    # 2. What follows from several flags. With a part held out less is trained on
     found["normalize_text8"] = bool(data.normalize_text8)
-    found["held_out"] = data.eval_dataset is None and not has_splits(data.dataset)  # then less is trained on
+    found["held_out"] = data.eval_dataset is None and not has_splits(data.dataset)
     found["rows_per_step"] = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+
+    # 3. As it comes back from a file, so that both can be compared: tuples are lists there
     chosen = {name: value for name, value in found.items() if name not in READING}
     return json.loads(to_json(hide_in_values(chosen)))
 
 
 def check_same_run(folder: str, recipe: dict) -> None:
     """Raise ValueError if a folder holds the checkpoints of another run."""
+    # 1. No file: nothing can be compared. What was held out must be known, or it would be trained on
     path = Path(folder, RECIPE)
     if not path.exists():
         if recipe["held_out"]:
             raise ValueError(f"{folder} does not say what its run was trained on: give --eval_dataset.")
         return
-    if fault := fault_of(path):
+
+    # 2. A file that is not whole
+    fault = fault_of(path)
+    if fault:
         raise ValueError(f"{path} {fault}. It says what the run is: put it back, or delete it if you know the run.")
+
+    # 3. Names that one of both does not have are of another version, and no difference
     stored = json.loads(path.read_text())
-    if other := [name for name in recipe if name in stored and stored[name] != recipe[name]]:
+    other = [name for name in recipe if name in stored and stored[name] != recipe[name]]
+    if other:
         told = "; ".join(f"{name} is {recipe[name]!r}, there {stored[name]!r}" for name in other)
         raise ValueError(
             f"{folder} holds the checkpoints of another run: {told}. Go on with the values of that run, or give "

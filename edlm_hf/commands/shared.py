@@ -13,6 +13,7 @@ from edlm_hf.terminal import tell
 
 MODEL_HELP = "Folder or Hub repository, or a checkpoint that ships (edlm-books)."
 PROMPT_HELP = "Text to continue; mask tokens in it are filled."
+# Times the number of processes it still fits into the 64 bits of torch's seeds
 LARGEST_SEED = 2**48
 
 
@@ -53,15 +54,21 @@ class SamplerOptions:
         from edlm_hf.modeling.sampler_choice import PARAMETERS, make_sampler
 
         parameters = dict(self.sampler_option)
-        if unknown := sorted(set(parameters) - PARAMETERS):
+        unknown = sorted(set(parameters) - PARAMETERS)
+        if unknown:
             raise ValueError(f"No sampler has {', '.join(unknown)}. There are {', '.join(sorted(PARAMETERS))}.")
+
+        # Made once for its checks, with any T. The sampler of the model is not known here
         if self.sampler is not None:
             make_sampler(self.sampler, num_steps=1, parameters=parameters)
 
     def arguments(self) -> dict:
         """Keyword arguments of `generate()`."""
-        sampler = {} if self.sampler is None else {"sampler": self.sampler}
-        return sampler | dict(self.sampler_option)
+        arguments = {}
+        if self.sampler is not None:
+            arguments["sampler"] = self.sampler
+        arguments.update(self.sampler_option)
+        return arguments
 
 
 @dataclass(frozen=True, kw_only=True)

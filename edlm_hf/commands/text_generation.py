@@ -35,24 +35,27 @@ def generate_texts(
     # 2. The prompt, (1, P) each
     inputs, options = prompt_inputs(text, options, network, tokenizer)
 
-    # 3. What is shown meanwhile
+    # 3. What is shown meanwhile: a single text while it forms, else a bar that counts steps
     share = len(range(process, text.num_return_sequences, processes))
-    texts, rows = [], []
+    texts = []
+    rows = []
     forms = text.num_return_sequences == 1 and not as_json and sys.stdout.isatty()
     progress, advance = running(process == 0 and not forms)
     streamer = None
     if forms:
         streamer = TerminalDiffusionStreamer(tokenizer, mask_token_id=mask_token_id, keep=False)
     elif not progress.disable:
-        in_all = network.count_steps(**inputs, **options) * -(-share // text.batch_size)
+        num_batches = -(-share // text.batch_size)
+        in_all = network.count_steps(**inputs, **options) * num_batches
         streamer = StepStreamer(lambda step: advance(step, in_all, f"text {len(texts) + 1} of {share}, steps"))
 
     # 4. Batch after batch
     with progress:
         for done in range(0, share, text.batch_size):
             count = min(text.batch_size, share - done)
+            expanded = {name: value.expand(count, -1) for name, value in inputs.items()}
             output = network.generate(
-                **{name: value.expand(count, -1) for name, value in inputs.items()},
+                **expanded,
                 **options,
                 batch_size=count,
                 generator=generator,
@@ -61,6 +64,8 @@ def generate_texts(
                 output_history=text.html is not None,
             )
             texts += tokenizer.batch_decode(output.sequences, skip_special_tokens=True)
+
+            # Trajectories are plain Python: the states (T + 1, B, L) can be freed
             if text.html is not None:
                 rows += trajectories(output, tokenizer, mask_token_id=mask_token_id)
     return texts, rows
@@ -72,6 +77,7 @@ def new_generator(text: TextOptions, process: int, processes: int) -> torch.Gene
     if text.seed is None:
         generator.seed()
     else:
+        # Different for every process, and for one process the seed itself
         generator.manual_seed(text.seed * processes + process)
     return generator
 
@@ -93,15 +99,19 @@ def prompt_inputs(
         inputs = dict(tokenizer([text.prompt], return_tensors="pt"))
     elif start is not None:
         inputs = {"input_ids": torch.tensor([[start]])}
+
+        # The start token takes one of the L places
         saved = network.generation_config
         has_length = text.max_new_tokens or saved.max_new_tokens or saved.max_length
         if not has_length and longest is not None:
-            options = options | {"max_new_tokens": longest - 1}
+            options = {**options, "max_new_tokens": longest - 1}
     else:
         inputs = {}
 
+    # Some tokenizers also give token types, which the models do not have
     taken = ("input_ids", "attention_mask")
-    return {name: inputs[name].to(text.device) for name in taken if name in inputs}, options
+    inputs = {name: inputs[name].to(text.device) for name in taken if name in inputs}
+    return inputs, options
 
 
 __all__ = ["generate_texts"]

@@ -27,18 +27,24 @@ from edlm_hf.training.trainer_energy import EnergyTrainer
 
 def train_denoiser(arguments: list[str]) -> dict:
     """Train a masked diffusion model; returns and prints what came out."""
-    data, sizes, args = parse(train_denoiser, (DataArguments, ModelArguments, MaskedDiffusionArguments), arguments)
+    classes = (DataArguments, ModelArguments, MaskedDiffusionArguments)
+    data, sizes, args = parse(train_denoiser, classes, arguments)
     if sizes.model and sizes.from_causal:
         raise ValueError("model and from_causal both say where the weights come from: give one of them.")
     tokenizer = choose_tokenizer(data, sizes.model or sizes.from_causal)
+
     if sizes.model:
         model = load_denoiser(sizes.model, tokenizer)
     elif sizes.from_causal:
+        # The sizes are those of the AR baseline, which lacks what belongs to diffusion
         causal = load(edlm_hf.MDLMForCausalLM.from_pretrained, sizes.from_causal)
-        names = "cond_dim", "time_conditioning", "noise_schedule", "dropout"
-        model = edlm_hf.MDLMForMaskedLM.from_causal(causal, **{name: getattr(sizes, name) for name in names})
+        names = ("cond_dim", "time_conditioning", "noise_schedule", "dropout")
+        of_diffusion = {name: getattr(sizes, name) for name in names}
+        model = edlm_hf.MDLMForMaskedLM.from_causal(causal, **of_diffusion)
     else:
         model = new_model(sizes, data, tokenizer)
+
+    # Ids that the tokenizer does not have are never drawn, and get no probability
     fit_to_tokenizer(model, tokenizer)
     return run(MaskedDiffusionTrainer, model, (data, sizes, args), tokenizer)
 
@@ -57,7 +63,10 @@ def train_autoregressive(arguments: list[str]) -> dict:
 
 def train_energy(arguments: list[str]) -> dict:
     """Train the NCE energy of a denoiser; returns and prints what came out."""
-    data, parts, args = parse(train_energy, (DataArguments, EnergyModelArguments, EnergyArguments), arguments)
+    classes = (DataArguments, EnergyModelArguments, EnergyArguments)
+    data, parts, args = parse(train_energy, classes, arguments)
+
+    # The tokenizer and the blocks are those of the denoiser, whose negatives the energy tells from text
     model = energy_to_train(parts)
     tokenizer = choose_tokenizer(data, parts.model or parts.denoiser)
     fit_to_tokenizer(model, tokenizer)
@@ -66,7 +75,10 @@ def train_energy(arguments: list[str]) -> dict:
 
 def train_drafts(arguments: list[str]) -> dict:
     """Train the draft head of a denoiser, for speculative sampling; returns and prints what came out."""
-    data, parts, args = parse(train_drafts, (DataArguments, DraftModelArguments, DraftArguments), arguments)
+    classes = (DataArguments, DraftModelArguments, DraftArguments)
+    data, parts, args = parse(train_drafts, classes, arguments)
+
+    # The denoiser is held as it is, and the head reads its hidden states
     model = new_drafter(parts)
     tokenizer = choose_tokenizer(data, parts.denoiser)
     fit_to_tokenizer(model, tokenizer)

@@ -18,18 +18,27 @@ def choose_tokenizer(data: DataArguments, start: str | None) -> PreTrainedTokeni
     Args:
         start: the model that training starts from.
     """
+    # 1. The tokenizer that is given, else the one of the model, else a new one of 27 characters
     config = load_config(start) if start else None
     data.tokenizer = data.tokenizer or start or "text8"
     is_new = data.tokenizer == "text8"
-    tokenizer = text8_tokenizer() if is_new else add_mask_token(load_tokenizer(data.tokenizer))
+    if is_new:
+        tokenizer = text8_tokenizer()
+    else:
+        tokenizer = add_mask_token(load_tokenizer(data.tokenizer))
 
+    # 2. The blocks. What is decided here is part of the recipe of the run
     rule = rule_of(data, data.dataset, tokenizer, config)
     data.length = rule.length or NEW_LENGTH
     data.style = rule.style
     data.start_token = rule.start_token
     # Where it is not needed here, it may still be for `eval_dataset`
     data.normalize_text8 = rule.normalize_text8 or data.normalize_text8
-    return text8_tokenizer(data.length, start_token=data.start_token) if is_new else tokenizer
+
+    # 3. A new tokenizer is made again, now that length and start token are known
+    if is_new:
+        return text8_tokenizer(data.length, start_token=data.start_token)
+    return tokenizer
 
 
 def rule_of(data: DataArguments, source: str, tokenizer: PreTrainedTokenizerBase, config=None) -> BlockRule:
@@ -47,10 +56,15 @@ def rule_of(data: DataArguments, source: str, tokenizer: PreTrainedTokenizerBase
 
 def load_blocks(data: DataArguments, tokenizer: PreTrainedTokenizerBase, training: bool) -> Corpus:
     """The blocks to train on, or those to evaluate on."""
-    source = data.dataset if training else data.eval_dataset or data.dataset
-    split = data.train_split if training else data.eval_split or held_out_split(source)
-    streaming = data.streaming and training
+    if training:
+        source = data.dataset
+        split = data.train_split
+    else:
+        source = data.eval_dataset or data.dataset
+        split = data.eval_split or held_out_split(source)
 
+    # What is evaluated on is read many times, and must be of a fixed size
+    streaming = data.streaming and training
     rule = rule_of(data, source, tokenizer)
     corpus = rule.load(source, split, streaming=streaming, text_column=data.text_column)
     blocks = rule.cut(corpus, tokenizer)
@@ -59,6 +73,7 @@ def load_blocks(data: DataArguments, tokenizer: PreTrainedTokenizerBase, trainin
 
 def held_out_split(source: str) -> str:
     """The validation split, or what a protocol without one evaluates on."""
+    # Some protocols have no validation split, only train and test
     protocol = PROTOCOLS.get(source)
     if protocol is None or "validation" in protocol.splits:
         return "validation"
@@ -71,13 +86,19 @@ def load_sets(data: DataArguments, tokenizer: PreTrainedTokenizerBase) -> tuple[
     Raises:
         ValueError: there is nothing to evaluate on.
     """
+    # A split of its own, if there is one
     training = load_blocks(data, tokenizer, training=True)
     if data.eval_dataset is not None or has_splits(data.dataset):
         blocks = load_blocks(data, tokenizer, training=False)
     elif data.streaming or len(training) < 2:
         raise ValueError(f"{data.dataset} has nothing to evaluate on: give --eval_dataset.")
     else:
-        last = len(training) - max(1, len(training) // 20)
+        # Files have no splits: the last twentieth is not trained on
+        num_held_out = max(1, len(training) // 20)
+        last = len(training) - num_held_out
         blocks = training.select(range(last, len(training)))
         training = training.select(range(last))
-    return training, blocks.select(range(min(data.eval_blocks or len(blocks), len(blocks))))
+
+    # The first blocks, the same ones in every evaluation
+    num_blocks = min(data.eval_blocks or len(blocks), len(blocks))
+    return training, blocks.select(range(num_blocks))

@@ -49,8 +49,9 @@ class DataArguments:
 
     def __post_init__(self):
         for name in ("length", "eval_blocks"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, but it must be at least 1.")
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}, but it must be at least 1.")
 
 
 @dataclass

@@ -25,6 +25,7 @@ class Flags(HfArgumentParser):
     secrets: tuple[str, ...] = ()  # of the recipe
 
     def __init__(self, command: Callable, classes: tuple[type, ...]):
+        # The first clause of the docstring describes the command, and the rest is for callers in Python
         self.command = f"edlm {command.__name__.replace('_', '-')}"
         super().__init__(
             classes,
@@ -34,13 +35,17 @@ class Flags(HfArgumentParser):
             formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         )
         self.options = {action.dest: action for action in self._actions}
+
         # Two runs must not meet in a folder that nobody named
         self.options["output_dir"].required = True
+
+        # No default for the rate yet: `choose_learning_rate` finds one when it is known what is trained
         self.set_defaults(logging_steps=LOGGING_STEPS, learning_rate=None)
         self.options["learning_rate"].help = (
             f"Of AdamW at its highest; {SMALL_PARTS_RATE:g} for low-rank updates, adapters and heads, and "
             f"{NETWORK_RATE:g} for whole networks, unless given."
         )
+
         # `--start_token` alone is true, also where it is decided unless given
         for option in self._actions:
             if option.type is string_to_bool:
@@ -48,9 +53,11 @@ class Flags(HfArgumentParser):
                 option.const = True
 
     def format_help(self) -> str:
+        """As usual. A default of the recipe that looks like a secret is hidden."""
         return visible(hide_shapes(super().format_help()))
 
     def error(self, message: str):
+        """As usual: the message and exit code 2, without the secrets of the recipe."""
         super().error(visible(hide_secrets(message, self.secrets)))
 
 
@@ -64,20 +71,25 @@ def parse(command: Callable, classes: tuple[type, ...], arguments: list[str]) ->
         command: the function, after which messages and the help are named.
         classes: dataclasses, the last one of training arguments.
     """
+    # 1. The recipe gives defaults, so that flags override it
     parser = Flags(command, classes)
     if arguments and not arguments[0].startswith("-"):
         arguments = with_recipe(parser, arguments[0], arguments[1:])
 
+    # 2. The flags
     choose_learning_rate(parser, arguments)
     *parsed, unknown = parser.parse_args_into_dataclasses(
-        arguments, return_remaining_strings=True, look_for_args_file=False
+        arguments,
+        return_remaining_strings=True,
+        look_for_args_file=False,
     )
     if unknown:
         parser.error(f"there is no {' '.join(unknown)}; --help lists the flags.")
     args = parsed[-1]
 
-    # From here on nothing that writes down how it was called, such as a card or a logger, sees a secret
-    secrets = [value for name, value in vars(args).items() if is_secret_name(name) and isinstance(value, str)]
+    # 3. From here on nothing that writes down how it was called, such as a card or a logger, sees a secret
+    named_as_secrets = [value for name, value in vars(args).items() if is_secret_name(name)]
+    secrets = [value for value in named_as_secrets if isinstance(value, str)]
     sys.argv[1:] = hide_in_command(sys.argv[1:], secrets)
     set_seed(args.seed)
     return tuple(parsed)
@@ -90,15 +102,21 @@ def choose_learning_rate(parser: Flags, arguments: list[str]) -> None:
     flags, unknown = parser.parse_known_args(arguments)
     if unknown:  # is refused in a moment
         return
+
+    # Only the flags of `train-drafts` have a width, and only those of `train-energy` an adapter
     is_draft_head = hasattr(flags, "draft_width")
     is_small = is_draft_head or (hasattr(flags, "adapter") and is_small_energy(flags))
-    parser.set_defaults(learning_rate=SMALL_PARTS_RATE if is_small else NETWORK_RATE)
+    rate = SMALL_PARTS_RATE if is_small else NETWORK_RATE
+    parser.set_defaults(learning_rate=rate)
 
 
 def is_small_energy(flags: argparse.Namespace) -> bool:
     """Whether an adapter, or low-rank updates or a head on a denoiser, are all of an energy that is trained."""
+    # A new energy
     if flags.model is None:
         return flags.energy != "full"
+
+    # An energy that goes on: a new adapter, an adapter from before, or one that shares the denoiser
     if flags.adapter or base_of_adapter(flags.model, {}) is not None:
         return True
     return getattr(load_config(flags.model), "energy_weights", "own") == "shared"
@@ -110,16 +128,26 @@ def with_recipe(parser: Flags, file: str, arguments: list[str]) -> list[str]:
         recipe = read_options(file)
     except ValueError as error:
         parser.error(str(error))
-    if unknown := set(recipe) - set(parser.options):
+    unknown = set(recipe) - set(parser.options)
+    if unknown:
         parser.error(f"{file} sets {', '.join(sorted(unknown))}, which {parser.command} does not have.")
+
+    # A flag that the recipe gives need not be given again
     for name in recipe:
         parser.options[name].required = False
 
     # Secrets become flags: the help would show them as defaults
-    secrets = {name: str(value) for name, value in recipe.items() if is_secret_name(name) and value is not None}
+    given = {name: value for name, value in recipe.items() if value is not None}
+    secrets = {name: str(value) for name, value in given.items() if is_secret_name(name)}
     parser.secrets = tuple(secrets.values())
 
     # argparse converts and checks defaults that are text
-    others = {name: value for name, value in recipe.items() if name not in secrets}
-    parser.set_defaults(**{name: str(x) if isinstance(x, (int, float)) else x for name, x in others.items()})
-    return [*(f"--{name}={value}" for name, value in secrets.items()), *arguments]
+    defaults = {}
+    for name, value in recipe.items():
+        if name not in secrets:
+            defaults[name] = str(value) if isinstance(value, (int, float)) else value
+    parser.set_defaults(**defaults)
+
+    # In front, so that a flag that was typed overrides the one of the recipe
+    secret_flags = [f"--{name}={value}" for name, value in secrets.items()]
+    return [*secret_flags, *arguments]

@@ -39,6 +39,7 @@ def run_demo(
     Raises:
         ValueError: prompt and new tokens are longer than the model's texts.
     """
+    # Quiet, not absent: the scenes are the same, and nothing but JSON is on stdout
     console = Console(quiet=as_json, highlight=False)
     with console.status("loading the models"):
         prose = load_prose()
@@ -49,6 +50,8 @@ def run_demo(
         "infilling": show_infilling(console, prose, steps, candidates, seed),
         "grammar": show_grammar(console, candidates, seed),
     }
+
+    # Without markup, since a command may hold brackets, and on one line, to be copied
     console.print("\n[bold]Next[/bold]")
     for command in NEXT:
         console.print(f"  {command}", markup=False, soft_wrap=True)

@@ -28,20 +28,27 @@ NUM_WORDS = 10
 
 def sentences() -> list[str]:
     """All 1,440 sentences of the language, in a fixed order."""
+    # 10 persons, 4 verbs, 3 things, 4 verbs and 3 places: 10 * 4 * 3 * 4 * 3 = 1,440
     rest = (FIRST_VERBS, THINGS, SECOND_VERBS, PLACES)
-    return [
-        f"{article} {person} {first[number]} {whose} {thing} and {second[number]} in {whose} {place}"
-        for (article, whose, number), persons in PERSONS.items()
-        for person, first, thing, second, place in itertools.product(persons, *rest)
-    ]
+    found = []
+    for (article, whose, number), persons in PERSONS.items():
+        for person, first, thing, second, place in itertools.product(persons, *rest):
+            # Article, possessives and the forms of both verbs follow from the person
+            beginning = f"{article} {person} {first[number]} {whose} {thing}"
+            end = f"{second[number]} in {whose} {place}"
+            found.append(f"{beginning} and {end}")
+    return found
 
 
 def grammar_tokenizer() -> PreTrainedTokenizerFast:
     """A tokenizer with one token a word, the start token "<s>", and a mask."""
     words = Tokenizer(models.WordLevel(unk_token="[UNK]"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
+
+    # Trained on all sentences, so that every word has an id and none is unknown
     special_tokens = ["<s>", "[PAD]", "[UNK]", "[MASK]"]
-    words.train_from_iterator(sentences(), trainers.WordLevelTrainer(special_tokens=special_tokens))
+    trainer = trainers.WordLevelTrainer(special_tokens=special_tokens)
+    words.train_from_iterator(sentences(), trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=words,
         bos_token="<s>",

@@ -12,6 +12,7 @@ from edlm_hf.demo.grammar import NUM_WORDS, sentences
 from edlm_hf.loading import load_with_tokenizer
 
 GRAMMAR = "edlm-grammar"
+# A share of one half has the standard error 0.025
 NUM_SENTENCES = 400
 NUM_SHOWN = 3
 
@@ -39,6 +40,7 @@ def show_grammar(console: Console, candidates: int, seed: int) -> list[dict]:
     Args:
         candidates: k of the sampler with the energy.
     """
+    # 1. Every task without the energy (k = 1) and with it, from the same seed
     language = set(sentences())
     with console.status("drawing sentences of a small language"):
         model, tokenizer = load_with_tokenizer(checkpoint(GRAMMAR))
@@ -46,19 +48,30 @@ def show_grammar(console: Console, candidates: int, seed: int) -> list[dict]:
         for task in TASKS:
             for num_candidates in (1, candidates):
                 texts = draw(model, tokenizer, task, num_candidates, seed)
-                share = sum(text in language for text in texts) / len(texts)
-                error = (share * (1 - share) / len(texts)) ** 0.5
-                result = {"task": task.title, "candidates": num_candidates, "texts": texts}
-                found.append({**result, "right": share, "standard_error": error})
 
+                # A share p of n independent sentences has the variance p (1 - p) / n
+                share = sum(text in language for text in texts) / len(texts)
+                variance = share * (1 - share) / len(texts)
+                result = {
+                    "task": task.title,
+                    "candidates": num_candidates,
+                    "texts": texts,
+                    "right": share,
+                    "standard_error": variance**0.5,
+                }
+                found.append(result)
+
+    # 2. A few whole sentences of both, the right ones marked
     console.print(f"\n[bold]3. A language of {len(language):,} sentences[/bold], where six words must agree")
     for result in found[:2]:
         console.print(f"\n  [bold cyan]{name_of(result['candidates'])}[/bold cyan], {result['task']}")
         for text in result["texts"][:NUM_SHOWN]:
             is_right = text in language
-            sign, style = ("✓", "green") if is_right else ("✗", "red")
+            sign = "✓" if is_right else "✗"
+            style = "green" if is_right else "red"
             console.print(f"    {sign} {text}", style=style, markup=False)
 
+    # 3. The shares
     console.print()
     console.print(table_of(found))
     return found
@@ -77,10 +90,12 @@ def draw(
     seed: int,
 ) -> list[str]:
     """`NUM_SENTENCES` texts."""
+    # (1, P) -> (400, P), of which nothing is padding
     ids = tokenizer(task.text, return_tensors="pt").input_ids
+    rows_of_ids = ids.repeat(NUM_SENTENCES, 1)
     rows = model.generate(
-        ids.repeat(NUM_SENTENCES, 1),
-        attention_mask=torch.ones_like(ids).repeat(NUM_SENTENCES, 1),
+        rows_of_ids,
+        attention_mask=torch.ones_like(rows_of_ids),
         max_new_tokens=task.new_tokens,
         sampler="ancestral",
         max_denoising_steps=task.steps,
@@ -94,10 +109,13 @@ def table_of(found: list[dict]) -> Table:
     """The shares, a row for every task."""
     table = Table(title=f"right sentences of {NUM_SENTENCES}", title_justify="left")
     table.add_column("task")
+
+    # dict.fromkeys keeps the order in which tasks and samplers were run
     for candidates in dict.fromkeys(result["candidates"] for result in found):
         table.add_column(name_of(candidates), justify="right")
 
     for task in dict.fromkeys(result["task"] for result in found):
         row = [result for result in found if result["task"] == task]
-        table.add_row(task, *(f"{result['right']:.3f} ± {result['standard_error']:.3f}" for result in row))
+        cells = [f"{result['right']:.3f} ± {result['standard_error']:.3f}" for result in row]
+        table.add_row(task, *cells)
     return table

@@ -49,18 +49,35 @@ def load_prose() -> Prose:
     tokenizer = load_tokenizer(checkpoint(PROSE))
     alone = load_denoiser(checkpoint(PROSE), tokenizer)
     causal = load_causal(checkpoint(f"{PROSE}-ar"))
-    with_energy = EDLMForMaskedDiffusion.from_components(alone, causal, energy_type="ar", tokenizer=tokenizer)
+
+    # One denoiser in both, so that its weights are in memory once
+    with_energy = EDLMForMaskedDiffusion.from_components(
+        alone,
+        causal,
+        energy_type="ar",
+        tokenizer=tokenizer,
+    )
     return Prose(alone, with_energy, tokenizer)
 
 
 def arms_of(prose: Prose, steps: int, candidates: int) -> list[Arm]:
     """The three ways that every scene compares."""
-    planned = {"sampler": "spaced", "max_denoising_steps": steps}
-    ancestral = {"sampler": "ancestral", "max_denoising_steps": ANCESTRAL_STEPS}
+    # Each differs from the one before in one thing: the rule and T, then the energy
+    ancestral = {
+        "sampler": "ancestral",
+        "max_denoising_steps": ANCESTRAL_STEPS,
+        "num_candidates": 1,
+    }
+    planned = {
+        "sampler": "spaced",
+        "max_denoising_steps": steps,
+        "num_candidates": 1,
+    }
+    with_energy = {**planned, "num_candidates": candidates}
     return [
-        Arm("ancestral steps", prose.alone, ancestral | {"num_candidates": 1}),
-        Arm("planned steps", prose.alone, planned | {"num_candidates": 1}),
-        Arm(f"planned steps, energy of {candidates}", prose.with_energy, planned | {"num_candidates": candidates}),
+        Arm("ancestral steps", prose.alone, ancestral),
+        Arm("planned steps", prose.alone, planned),
+        Arm(f"planned steps, energy of {candidates}", prose.with_energy, with_energy),
     ]
 
 
@@ -75,22 +92,30 @@ def show_continuation(
 ) -> list[dict]:
     """Continue the prompt in every way. Returns the texts and their cost."""
     console.print("\n[bold]1. A prompt continued[/bold]")
+
+    # (1, P + N): the prompt, and a mask for every new token
     ids = prose.tokenizer(prompt, return_tensors="pt").input_ids
-    canvas = torch.nn.functional.pad(ids, (0, new_tokens), value=prose.tokenizer.mask_token_id)
-    return [show_arm(console, arm, prose.tokenizer, canvas, seed) for arm in arms_of(prose, steps, candidates)]
+    mask_token_id = prose.tokenizer.mask_token_id
+    canvas = torch.nn.functional.pad(ids, (0, new_tokens), value=mask_token_id)
+
+    arms = arms_of(prose, steps, candidates)
+    return [show_arm(console, arm, prose.tokenizer, canvas, seed) for arm in arms]
 
 
 def show_infilling(console: Console, prose: Prose, steps: int, candidates: int, seed: int) -> list[dict]:
-    """Fill the holes of a paragraph in every way. Returns the texts, their cost and the words that were right."""
+    """Fill the holes of a paragraph in every way. Returns the texts and their cost."""
     console.print("\n[bold]2. Five hidden words of a paragraph[/bold]")
     canvas = hide(PARAGRAPH, HIDDEN_WORDS, prose.tokenizer)
     hidden = ", ".join(word.strip() for word in HIDDEN_WORDS)
     console.print(f"  hidden: {hidden}", style="dim")
-    return [show_arm(console, arm, prose.tokenizer, canvas, seed) for arm in arms_of(prose, steps, candidates)]
+
+    arms = arms_of(prose, steps, candidates)
+    return [show_arm(console, arm, prose.tokenizer, canvas, seed) for arm in arms]
 
 
 def hide(text: str, words: tuple[str, ...], tokenizer: PreTrainedTokenizerBase) -> torch.LongTensor:
     """The tokens of a text (1, L) with a mask for every token of some of its words, given in their order."""
+    # An empty text is the start token alone
     ids = tokenizer("").input_ids
     for word in words:
         before, _, text = text.partition(word)
@@ -109,6 +134,7 @@ def show_arm(
     seed: int,
 ) -> dict:
     """Fill the masks of a canvas (1, L), on a terminal before the reader's eyes, and print text and cost."""
+    # 1. Fill the masks. Nothing moves in a pipe or with --json
     streamer = None
     if console.is_terminal and not console.quiet:
         streamer = TerminalDiffusionStreamer(tokenizer, console=console, keep=False)
@@ -124,14 +150,17 @@ def show_arm(
     )
     seconds = time.monotonic() - began
 
+    # 2. The cost. A call of the energy weighs all candidates of a step
     calls = int(out.num_denoiser_calls.sum())
     energy_calls = int(out.num_energy_calls.sum())
     cost = f"{calls} calls, {seconds:.1f} s"
     if energy_calls:
         cost = f"{calls} + {energy_calls} calls, {seconds:.1f} s"
 
+    # 3. The text, with the tokens that took the places of masks in green
     console.print(Text.assemble("\n  ", (arm.title, "bold cyan"), f"  {cost}"))
-    text = marked(out.sequences[0], canvas[0] == tokenizer.mask_token_id, tokenizer)
+    filled = canvas[0] == tokenizer.mask_token_id
+    text = marked(out.sequences[0], filled, tokenizer)
     console.print(Padding(text, (0, 2, 0, 4)))
     return {
         "sampler": arm.title,
@@ -145,14 +174,19 @@ def show_arm(
 
 def marked(ids: torch.LongTensor, filled: torch.Tensor, tokenizer: PreTrainedTokenizerBase) -> Text:
     """The text of tokens (L,), with those that were filled in green."""
-    text = Text()
+    # Without the start token, (L,)
     special = torch.tensor(tokenizer.all_special_ids)
     is_text = ~torch.isin(ids, special)
-    ids, filled = ids[is_text], filled[is_text]
+    ids = ids[is_text]
+    filled = filled[is_text]
 
-    # Runs of given and of filled tokens
+    # Runs of given and of filled tokens. A run is decoded as a whole, for letters of several tokens
     border = (filled[1:] != filled[:-1]).nonzero().flatten() + 1
-    for run, is_filled in zip(ids.tensor_split(border), filled.tensor_split(border), strict=True):
+    runs = ids.tensor_split(border)
+    filled_runs = filled.tensor_split(border)
+
+    text = Text()
+    for run, is_filled in zip(runs, filled_runs, strict=True):
         style = "green" if len(run) and is_filled[0] else "dim"
         text.append(visible(tokenizer.decode(run)), style=style)
     return text

@@ -59,14 +59,17 @@ def animate(states: Sequence[State], columns: int) -> str:
     largest = largest_difference(states)
 
     # 2. What stays, then the states on top of each other
+    last = states[-1]
     parts = [draw_progress("track", 1.0), *draw_heading_of_energies(frame)]
     for number, state in enumerate(states):
-        parts.append(open_group(state, number, is_last=state is states[-1]))
-        parts.append(draw_label(MARGIN, 30, f"step {state.step} of {states[-1].step}"))
+        parts.append(open_group(state, number, is_last=state is last))
+        parts.append(draw_label(MARGIN, 30, f"step {state.step} of {last.step}"))
         if state.step:
-            parts.append(draw_progress("done", state.step / states[-1].step))
+            parts.append(draw_progress("done", state.step / last.step))
         parts += draw_state(state, tokens, frame, HEADER, largest)
         parts.append("</g>")
+
+    # The legend is below the tallest state, whichever is visible
     bottom = HEADER + frame.block
     parts.append(f'<g transform="translate({MARGIN} {bottom + 24:g})">{legend.content}</g>')
 
@@ -77,19 +80,27 @@ def animate(states: Sequence[State], columns: int) -> str:
 
 def style_of(num_states: int) -> str:
     """The rules of CSS that show so many states one after the other."""
+    # A round is all states once. The last one begins at `begin` seconds
     begin = SECONDS_PER_STATE * (num_states - 1)
     seconds = begin + SECONDS_OF_THE_LAST
+
+    # Key frames are in % of a round
+    share = 100 * SECONDS_PER_STATE / seconds
+    begin_share = 100 * begin / seconds
     return STYLE.substitute(
         round=f"{seconds:.1f}",
-        share=f"{100 * SECONDS_PER_STATE / seconds:.3f}",
-        begin=f"{100 * begin / seconds:.3f}",
+        share=f"{share:.3f}",
+        begin=f"{begin_share:.3f}",
     )
 
 
 def open_group(state: State, number: int, is_last: bool) -> str:
     """The tag that opens a state. The last one has no delay, since it waits inside its own movement."""
-    names = "state last" if is_last else "state"
-    delay = "" if is_last else f' style="animation-delay: {SECONDS_PER_STATE * number:.1f}s"'
+    names = "state last"
+    delay = ""
+    if not is_last:
+        names = "state"
+        delay = f' style="animation-delay: {SECONDS_PER_STATE * number:.1f}s"'
     return f'<g id="state-{state.step}" class="{names}"{delay} aria-label={quoteattr(state.text())}>'
 
 

@@ -24,6 +24,12 @@ STEP_COLUMN = 62
 HEADER, GAP, FOOTER = 50, 20, 54
 BAR, BAR_DISTANCE = 7, 10
 SHORTEST_BAR, LONGEST_BAR = 4, 36
+# From the text to the energies, and the width of "energy of 8 candidates"
+ENERGIES_GAP, HEADING_WIDTH = 36, 142
+# From the upper edge of a line to the foot of its letters
+BASELINE = 15
+# The block of a mask is 14 high and 3 below the edge of its line, the marker of a new text 19
+MASK_TOP, MASK_HEIGHT, MARKER_HEIGHT = 3, 14, 19
 
 
 @dataclass
@@ -57,21 +63,24 @@ def draw(states: Sequence[State], columns: int) -> str:
     legend = draw_legend(has_energies=frame.num_candidates > 0)
     right = max(frame.right, legend.width)
 
-    # 2. The names of the columns, then the states
+    # 2. The names of the columns, then the states from top to bottom, a line above each
     parts = [draw_label(frame.text, 30, "from masks to text"), *draw_heading_of_energies(frame)]
     largest = largest_difference(states)
     top = HEADER
     for state in states:
+        # Screen readers read the text of a state once, not its pieces
+        label = f"step {state.step}" if state.step else "start"
         parts.append(f'<g id="state-{state.step}" aria-label={quoteattr(state.text())}>')
         parts.append(f'<path class="rule" d="M{MARGIN} {top - GAP / 2:g}H{right:.0f}"/>')
-        parts.append(draw_label(MARGIN, top + 15, f"step {state.step}" if state.step else "start"))
+        parts.append(draw_label(MARGIN, top + BASELINE, label))
         parts += draw_state(state, tokens, frame, top, largest)
         parts.append("</g>")
         top += frame.block + GAP
     parts.append(f'<g transform="translate({MARGIN} {top + 4:g})">{legend.content}</g>')
 
-    # 3. The file
-    return svg_file(states, tokens, parts, width=right + MARGIN, height=top + FOOTER - GAP)
+    # 3. The file. Below the last state there is no gap
+    height = top + FOOTER - GAP
+    return svg_file(states, tokens, parts, width=right + MARGIN, height=height)
 
 
 def draw_state(state: State, tokens: Sequence[Place], frame: Frame, top: float, largest: float) -> list[str]:
@@ -82,6 +91,8 @@ def draw_state(state: State, tokens: Sequence[Place], frame: Frame, top: float, 
         largest: the difference of energies that has the longest bar.
     """
     parts = draw_tokens(state, tokens, frame.text, top)
+
+    # The bars stand in the middle of the block, however many lines it has
     if state.energies is not None:
         bottom = top + (frame.block + LONGEST_BAR) / 2 - 2
         parts += draw_energies(state, frame.energies, bottom, largest)
@@ -109,8 +120,10 @@ def svg_file(
     Args:
         style: more rules of CSS.
     """
+    # The line of the card is one pixel wide, half of it on either side of its edge
+    template = Template(TEMPLATE.read_text(encoding="utf-8"))
     num_tokens = sum(place.width > 0 for place in tokens)
-    return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
+    return template.substitute(
         width=f"{width:.0f}",
         height=f"{height:.0f}",
         card_width=f"{width - 1:.0f}",
@@ -133,13 +146,18 @@ def places_of(states: Sequence[State], columns: int) -> list[Place]:
     Raises:
         ValueError: the states have no text.
     """
+    # A token can change after it is revealed, with samplers that mask or edit tokens again
+    last = states[-1]
     widths = []
-    for position, kind in enumerate(states[-1].kinds):
+    for position, kind in enumerate(last.kinds):
         longest = max(width_of(state.texts[position]) for state in states)
-        widths.append(max(longest, 1) if kind == MASK else longest)
+        if kind == MASK:
+            longest = max(longest, 1)
+        widths.append(longest)
+
     if sum(widths) == 0:
         raise ValueError("There is no text to draw: give a prompt, or ask for new tokens.")
-    return places(states[-1].texts, widths, columns)
+    return places(last.texts, widths, columns)
 
 
 def frame_of(tokens: Sequence[Place], num_candidates: int, text: float = MARGIN + STEP_COLUMN) -> Frame:
@@ -148,42 +166,62 @@ def frame_of(tokens: Sequence[Place], num_candidates: int, text: float = MARGIN 
     Args:
         text: the left edge of the text.
     """
-    right = text + LETTER * max(place.column + place.width for place in tokens)
+    columns = max(place.column + place.width for place in tokens)
     lines = 1 + max(place.line for place in tokens)
+    right = text + LETTER * columns
     block = LINE * lines
 
-    energies = right + 36
+    # At the right of the text, as wide as the bars or as the name of their column
+    energies = right + ENERGIES_GAP
     if num_candidates:
-        right = energies + max(BAR_DISTANCE * num_candidates, 142)
+        right = energies + max(BAR_DISTANCE * num_candidates, HEADING_WIDTH)
         block = max(block, LONGEST_BAR)
     return Frame(text, energies, block, right, num_candidates)
 
 
 def draw_tokens(state: State, tokens: Sequence[Place], left: float, top: float) -> list[str]:
     """The tokens of a state: blocks for masks, text for the others. Neighbours of a kind are one text."""
-    # Special tokens have no width
-    cells = [cell for cell in zip(state.kinds, tokens, state.texts, strict=True) if cell[1].width]
+    # Cells (kind, place, text). Special tokens have no width
+    cells = zip(state.kinds, tokens, state.texts, strict=True)
+    cells = [cell for cell in cells if cell[1].width]
+
+    # Outlines by kind: all blocks of a kind are one path, which keeps the file small
     shapes = {MASK: [], NEXT: [], NEW: []}
     texts = []
-    for (kind, line), run in groupby(cells, key=lambda cell: (cell[0], cell[1].line)):
+    for (kind, line), run in groupby(cells, key=kind_and_line):
         _, run_places, run_texts = zip(*run, strict=True)
         x = left + LETTER * run_places[0].column
         y = top + LINE * line
+
+        # 1. A block for every mask. The space in front of a word stays free
         if kind in (MASK, NEXT):
             for place in run_places:
                 begin = left + LETTER * (place.column + place.indent)
-                shapes[kind].append(block(begin, y + 3, LETTER * (place.width - place.indent), 14))
+                width = LETTER * (place.width - place.indent)
+                shapes[kind].append(block(begin, y + MASK_TOP, width, MASK_HEIGHT))
             continue
 
-        text = "".join(fitted(token, place) for token, place in zip(run_texts, run_places, strict=True))
-        texts.append(draw_text(kind, text, x, y + 15))
+        # 2. One text for a run of other tokens
+        pairs = zip(run_texts, run_places, strict=True)
+        text = "".join(fitted(token, place) for token, place in pairs)
+        texts.append(draw_text(kind, text, x, y + BASELINE))
+
+        # 3. A marker below new text, a little wider than its letters
         if kind == NEW:
             indent = LETTER * run_places[0].indent
-            shapes[NEW].append(block(x + indent - 0.7, y + 0.5, LETTER * width_of(text) - indent + 1.4, 19))
+            width = LETTER * width_of(text) - indent
+            shapes[NEW].append(block(x + indent - 0.7, y + 0.5, width + 1.4, MARKER_HEIGHT))
 
+    # Text is drawn last, over the markers
     classes = {MASK: "mask", NEXT: "next", NEW: "highlight"}
     paths = [draw_path(classes[kind], "".join(blocks)) for kind, blocks in shapes.items() if blocks]
     return [*paths, *filter(None, texts)]
+
+
+def kind_and_line(cell: tuple[str, Place, str]) -> tuple[str, int]:
+    """What the tokens of one run have in common."""
+    kind, place, _ = cell
+    return kind, place.line
 
 
 def fitted(text: str, place: Place) -> str:
@@ -210,14 +248,21 @@ def draw_text(kind: str, text: str, x: float, y: float) -> str:
     if not shown:
         return ""
 
-    x += LETTER * (len(text) - len(text.lstrip(" ")))
+    # Spaces in front move the text. In XML they would be left out
+    num_spaces = len(text) - len(text.lstrip(" "))
+    x += LETTER * num_spaces
+
+    # A single letter has no distances between letters that could be stretched
     width = LETTER * width_of(shown)
-    stretched = f' textLength="{width:.1f}"' if len(shown) > 1 else ""
+    stretched = ""
+    if len(shown) > 1:
+        stretched = f' textLength="{width:.1f}"'
     return f'<text class="{kind}" x="{x:.1f}" y="{y:g}"{stretched}>{escape(shown)}</text>'
 
 
 def largest_difference(states: Sequence[State]) -> float:
     """The largest difference of two energies of a state. It has the longest bar."""
+    # One scale for all states: bars of different steps can be compared. None is +inf
     differences = [0.0]
     for state in states:
         finite = [energy for energy in state.energies or [] if energy is not None]
@@ -228,9 +273,11 @@ def largest_difference(states: Sequence[State]) -> float:
 
 def draw_energies(state: State, left: float, bottom: float, largest: float) -> list[str]:
     """A bar for each candidate: its energy above the least one of the state, the longest for +inf."""
+    # Only differences matter: candidates are weighed by softmax(-E)
     least = min(energy for energy in state.energies if energy is not None)
     bars = []
     for number, energy in enumerate(state.energies):
+        # From 0 to 1. Where all energies are equal, `largest` is 0 and all bars are the shortest
         share = 1.0
         if energy is not None:
             share = (energy - least) / (largest or 1.0)
@@ -252,19 +299,26 @@ class Legend:
 
 def draw_legend(has_energies: bool) -> Legend:
     """The legend on one line, from the left edge 0 and the upper edge 0."""
+    # 1. Entries (symbol, its width, what it means)
+    mask = block(0, 1, MASK_HEIGHT, MASK_HEIGHT)
+    marker = draw_path("highlight", block(0, -1.5, 34, MARKER_HEIGHT))
+    new_text = draw_text(NEW, "new", 4.4, 13)
     entries = [
-        (draw_path("mask", block(0, 1, 14, 14)), 14, "mask"),
-        (draw_path("next", block(0, 1, 14, 14)), 14, "revealed by the next step"),
-        (draw_path("highlight", block(0, -1.5, 34, 19)) + draw_text(NEW, "new", 4.4, 13), 34, "just revealed"),
+        (draw_path("mask", mask), MASK_HEIGHT, "mask"),
+        (draw_path("next", mask), MASK_HEIGHT, "revealed by the next step"),
+        (marker + new_text, 34, "just revealed"),
     ]
     if has_energies:
-        bars = [rectangle("bar", 0, 2, BAR, 13), rectangle("taken", BAR_DISTANCE, 9, BAR, 6)]
-        entries.append(("".join(bars), 17, "energy, lower is likelier; blue: the one taken"))
+        higher = rectangle("bar", 0, 2, BAR, 13)
+        taken = rectangle("taken", BAR_DISTANCE, 9, BAR, 6)
+        entries.append((higher + taken, 17, "energy, lower is likelier; blue: the one taken"))
 
+    # 2. From left to right, 8 pixels behind a symbol and 24 behind its meaning
     parts = []
     x = 0
     for symbol, symbol_width, text in entries:
-        parts.append(f'<g transform="translate({x:g})">{symbol}{draw_label(symbol_width + 8, 13, text)}</g>')
+        label = draw_label(symbol_width + 8, 13, text)
+        parts.append(f'<g transform="translate({x:g})">{symbol}{label}</g>')
         x += round(symbol_width + 8 + SMALL_LETTER * len(text) + 24)
     return Legend("\n".join(parts), MARGIN + x - 24)
 

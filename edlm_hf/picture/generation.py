@@ -36,6 +36,7 @@ def generation_picture(
         ValueError: the output has no history, no mask token is known, a number is too small, or
             there is no text to draw.
     """
+    # States that move take no room, so that more of them can be shown
     if most_states is None:
         most_states = MOST_ANIMATED_STATES if animate else MOST_STATES
     check_sizes(columns, most_states)
@@ -68,6 +69,7 @@ def make_picture(
     Raises:
         ValueError: a number is too small, or as loading and `generate()`.
     """
+    # Checked before a model is loaded
     check_sizes(columns, MOST_STATES if most_states is None else most_states)
     network, tokenizer = load_with_tokenizer(model)
     network = network.to(device)
@@ -78,6 +80,7 @@ def make_picture(
     if max_new_tokens is None:
         max_new_tokens = room_for(network.config.max_position_embeddings, len(ids))
 
+    # With the states (T + 1, 1, L) and the energies of all candidates
     output = network.generate(
         torch.tensor([ids], dtype=torch.long, device=device),
         max_new_tokens=max_new_tokens,
@@ -86,9 +89,14 @@ def make_picture(
         output_history=True,
         **options,
     )
-    mask_token_id = network.config.mask_token_id
-    how = {"columns": columns, "most_states": most_states, "animate": animate}
-    return generation_picture(output, tokenizer, mask_token_id=mask_token_id, **how)
+    return generation_picture(
+        output,
+        tokenizer,
+        mask_token_id=network.config.mask_token_id,
+        columns=columns,
+        most_states=most_states,
+        animate=animate,
+    )
 
 
 def room_for(longest: int | None, num_given: int) -> int:

@@ -72,17 +72,21 @@ def places(texts: Sequence[str], widths: Sequence[int], columns: int) -> list[Pl
     result = []
     line = column = 0
     for word in words_of(texts):
-        # 1. A word that does not fit begins a line
-        columns_of_word = sum(widths[i] for i in word) - ends_with_space(texts[word[-1]])
+        # 1. A word that does not fit begins a line. A space at its end may stand outside
+        columns_of_word = sum(widths[i] for i in word)
+        columns_of_word -= ends_with_space(texts[word[-1]])
         if column > 0 and column + columns_of_word > columns:
             line += 1
             column = 0
 
         # 2. Its tokens, on several lines if it is longer than one
         for i in word:
-            if column > 0 and column + widths[i] - ends_with_space(texts[i]) > columns:
+            end = column + widths[i] - ends_with_space(texts[i])
+            if column > 0 and end > columns:
                 line += 1
                 column = 0
+
+            # A line does not begin with the space in front of a word
             indent = begins_word(texts[i])
             if column > 0:
                 place = Place(line, column, widths[i], indent)
@@ -95,6 +99,7 @@ def places(texts: Sequence[str], widths: Sequence[int], columns: int) -> list[Pl
 
 def words_of(texts: Sequence[str]) -> list[list[int]]:
     """The indices of tokens, those of a word together. Tokens of spaces alone end the word before them."""
+    # The first list takes tokens of spaces at the very beginning, and may stay empty
     words = [[]]
     after_space = False
     for i, text in enumerate(texts):

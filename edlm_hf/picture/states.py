@@ -54,27 +54,33 @@ def states_of(
     Raises:
         ValueError: the output has no history, or no mask token is known.
     """
+    # 1. What became of every token: (step, text) pairs. An output of several rows has the first one drawn
     trajectory = trajectories(output, tokenizer, mask_token_id=mask_token_id)[0]
     if mask_token_id is None:
         mask_token_id = tokenizer.mask_token_id
 
-    # (steps + 1, L), the last state being the result
+    # 2. Which of them are masks, (steps + 1, L), the last state being the result
     rows = [state[0] for state in (*output.history[:-1], output.sequences)]
     masked = (torch.stack(rows) == mask_token_id).tolist()
 
+    # 3. The states that are shown
     states = []
     above = None
     for step in shown_steps(trajectory.num_steps, most_states):
+        # (L,) texts. A mask has none, whatever stood there before
         texts = [text_after(changes, step) for changes in trajectory.changes]
-        texts = ["" if is_masked else text for text, is_masked in zip(texts, masked[step], strict=True)]
+        pairs = zip(texts, masked[step], strict=True)
+        texts = ["" if is_masked else text for text, is_masked in pairs]
 
         # Nothing comes after the last state
-        energies, chosen = None, None
+        energies = None
+        chosen = None
         if step < trajectory.num_steps:
             energies = trajectory.energies[step]
             chosen = trajectory.chosen[step]
 
-        states.append(State(step, texts, kinds_after(masked, step, above), energies, chosen))
+        kinds = kinds_after(masked, step, above)
+        states.append(State(step, texts, kinds, energies, chosen))
         above = step
     return states
 
@@ -106,6 +112,7 @@ def kinds_after(masked: list[list[bool]], step: int, above: int | None) -> list[
     """
     kinds = []
     for position, is_masked in enumerate(masked[step]):
+        # NEXT is about the next step, also where the state below is of a later one
         if is_masked:
             is_next = step + 1 < len(masked) and not masked[step + 1][position]
             kinds.append(NEXT if is_next else MASK)
