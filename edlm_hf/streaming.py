@@ -192,7 +192,8 @@ class StreamedCall(DiffusionStreamer):
 
     Args:
         generate: called with `streamer=`. A function that accepts it and hands it on will do.
-        args, options: of `DiffusionStreamer`.
+        args: of `DiffusionStreamer`.
+        options: of `DiffusionStreamer`.
     """
 
     def __init__(self, generate: Callable, *args, **options):
