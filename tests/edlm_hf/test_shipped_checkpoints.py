@@ -133,6 +133,28 @@ def test_the_energy_prefers_the_text_to_proposals_with_the_same_visible_tokens(m
     assert torch.stack(wins).mean() > 0.7
 
 
+@torch.no_grad()
+def test_speculative_tokens_have_the_probabilities_of_the_baseline(model):
+    """log p_AR as the tokens were accepted, round by round with a cache, against one call for the whole text."""
+    causal = AutoModelForCausalLM.from_pretrained(edlm_hf.checkpoint("edlm-books-ar"))
+    network = edlm_hf.EDLMForMaskedDiffusion.from_components(model.denoiser, causal)
+    out = network.generate(
+        torch.full((2, 1), causal.config.bos_token_id),
+        max_new_tokens=255,
+        sampler="speculative",
+        generator=torch.Generator().manual_seed(0),
+        return_dict_in_generate=True,
+        output_log_probs=True,
+    )
+    logits = causal(input_ids=out.sequences[:, :-1]).logits
+    logits[..., model.config.mask_token_id] = -torch.inf
+    log_probs = logits.log_softmax(-1).gather(-1, out.sequences[:, 1:, None]).squeeze(-1)
+    torch.testing.assert_close(out.log_probs[:, 1:], log_probs, rtol=0, atol=1e-4)
+
+    # Drafts are accepted: 255 tokens take far fewer rounds
+    assert out.num_denoiser_calls.max() < 150
+
+
 def test_generate_takes_the_short_name():
     arguments = (
         "generate",
