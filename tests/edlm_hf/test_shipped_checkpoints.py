@@ -139,8 +139,8 @@ def test_speculative_tokens_have_the_probabilities_of_the_baseline(model):
     causal = AutoModelForCausalLM.from_pretrained(edlm_hf.checkpoint("edlm-books-ar"))
     network = edlm_hf.EDLMForMaskedDiffusion.from_components(model.denoiser, causal)
     out = network.generate(
-        torch.full((2, 1), causal.config.bos_token_id),
-        max_new_tokens=255,
+        torch.full((1, 1), causal.config.bos_token_id),
+        max_new_tokens=128,
         sampler="speculative",
         generator=torch.Generator().manual_seed(0),
         return_dict_in_generate=True,
@@ -151,8 +151,8 @@ def test_speculative_tokens_have_the_probabilities_of_the_baseline(model):
     log_probs = logits.log_softmax(-1).gather(-1, out.sequences[:, 1:, None]).squeeze(-1)
     torch.testing.assert_close(out.log_probs[:, 1:], log_probs, rtol=0, atol=1e-4)
 
-    # Drafts are accepted: 255 tokens take far fewer rounds
-    assert out.num_denoiser_calls.max() < 150
+    # Drafts are accepted: 128 tokens take far fewer rounds
+    assert out.num_denoiser_calls < 80
 
 
 def test_generate_takes_the_short_name():
