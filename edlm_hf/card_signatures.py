@@ -16,13 +16,16 @@ SIGNATURE = re.compile(r"\n<!-- edlm-hf wrote this card: ([0-9a-f]{16}) -->\n*\Z
 
 def sign(text: str) -> str:
     """Add a last line to a card that shows whether somebody has edited it since."""
+    # An old signature would make the checksum depend on how often a card was signed
     text = SIGNATURE.sub("", text).rstrip("\n") + "\n"
     return f"{text}\n<!-- edlm-hf wrote this card: {digest(text)} -->\n"
 
 
 def digest(text: str) -> str:
     """Return the checksum of a card: 16 hexadecimal digits."""
-    return hashlib.sha256(text.strip().encode()).hexdigest()[:16]
+    # Line ends at the end of a file, which some editors add, are not an edit
+    content = text.strip().encode()
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def is_untouched(text: str) -> bool:
@@ -34,6 +37,7 @@ def is_untouched(text: str) -> bool:
     if signature is not None:
         return signature[1] == digest(text[: signature.start()])
 
+    # Somebody who writes into a template fills at least one of its blanks
     template = Path(ModelCard.default_template_path).read_text(encoding="utf-8")
     return text.count(BLANK) == template.count(BLANK)
 
@@ -46,6 +50,7 @@ def replaces(new: str, old: str | None) -> bool:
     if old is None:
         return True
 
+    # A push from a folder that knows less must not empty the card of an earlier one
     gaps_in_new = new.count(UNKNOWN)
     gaps_in_old = old.count(UNKNOWN) + old.count(BLANK)
     return is_untouched(old) and gaps_in_new <= gaps_in_old

@@ -139,6 +139,7 @@ def model_card(
         energy_scope: the scope that the adapter was trained for, the one of `config` unless given.
         tags: tags besides those that every such model has.
     """
+    # Names that only this machine knows are left out: they would be links to nothing
     facts = facts or CardFacts()
     kind = KINDS.get(architecture, KINDS["EDLMForMaskedDiffusion"])
     bases = [name for name in base_models or [] if is_hub_name(name)]
@@ -186,7 +187,7 @@ def model_card(
     else:
         sections += ["## Use", *examples_of(architecture, config, source, tokenizer, adapter=adapter)]
 
-    # 4. The facts of its author
+    # 4. The facts of its author, with gaps where nothing was said
     sections += sections_of(facts, has_bases=bool(bases))
 
     body = "\n\n".join(section for section in sections if section)
@@ -211,6 +212,7 @@ def examples_on_shipped_base(kind, config: PreTrainedConfig | None, base: str, s
         base: name of the checkpoint.
         scope: further arguments of `from_pretrained`, as code.
     """
+    # The base is a folder of the package, whose path differs from machine to machine
     imports, example = example_of(kind, config)
     folder = f'edlm_hf.checkpoint("{base}")'
     lines = [
@@ -241,7 +243,9 @@ def examples_of(
     imports, example = example_of(kind, config)
 
     # 1. With this package
-    model_class = f"transformers.{kind.auto_class}" if kind.auto_class else f"edlm_hf.{architecture}"
+    model_class = f"edlm_hf.{architecture}"
+    if kind.auto_class:
+        model_class = f"transformers.{kind.auto_class}"
     loads = {
         "model": f"{model_class}.from_pretrained({source})",
         "tokenizer": f'transformers.AutoTokenizer.from_pretrained("{tokenizer}")',
@@ -255,12 +259,16 @@ def examples_of(
     if kind.auto_class is None:
         return sections
 
-    # 2. Without it, by the code that travels with the weights
+    # 2. Without it, by the code that travels with the weights: a further argument before the bracket
     lines = [f"{name} = {call[:-1]}, trust_remote_code=True)" for name, call in loads.items()]
     location = "in this repository (pin it with `revision=...`, since it is run)"
     if adapter:
         location = "in the repository of the base model, which is run"
-    return [*sections, f"Without it, by the code {location}:", code_block(f"import {imports}", *lines, *example)]
+    sections += [
+        f"Without it, by the code {location}:",
+        code_block(f"import {imports}", *lines, *example),
+    ]
+    return sections
 
 
 def sections_of(facts: CardFacts, *, has_bases: bool) -> list[str]:
@@ -273,6 +281,7 @@ def sections_of(facts: CardFacts, *, has_bases: bool) -> list[str]:
     if facts.limits:
         limits += f" {facts.limits}"
 
+    # A license is not taken over from a base: whether it applies is for a person to say
     license_of_weights = facts.license or UNKNOWN
     if not facts.license and has_bases:
         license_of_weights += " They were made from the base models above."
@@ -309,10 +318,13 @@ def table_of(config: PreTrainedConfig) -> str:
             revision = code_span(config.energy_revision or "main")
             rows["weights of the energy"] = f"loaded from `{config.energy_name_or_path}`, revision {revision}"
 
-    rows["vocabulary"] = f"{config.vocab_size:,}" if config.vocab_size else None
+    # Rows without a value are left out
+    if config.vocab_size:
+        rows["vocabulary"] = f"{config.vocab_size:,}"
     rows["mask token"] = config.mask_token_id
     rows["longest sequence"] = config.max_position_embeddings
-    rows["noise schedule"] = None if getattr(config, "causal", False) else config.noise_schedule
+    if not getattr(config, "causal", False):
+        rows["noise schedule"] = config.noise_schedule
 
     lines = [f"| {name} | {value} |" for name, value in rows.items() if value is not None]
     return "\n".join(["| | |", "|---|---|", *lines])
@@ -357,7 +369,10 @@ def with_names(card: str, repo_id: str, tags: list[str] | None = None) -> str:
     A repository is not its own base. A card of ours remains ours.
     """
     untouched = is_untouched(card)
-    named = card.replace(f'"{PLACEHOLDER}"', f'"{repo_id}"').replace(f"`{PLACEHOLDER}`", f"`{repo_id}`")
+
+    # Only where we write it ourselves: in quotes, as code, as the title, and in the metadata
+    named = card.replace(f'"{PLACEHOLDER}"', f'"{repo_id}"')
+    named = named.replace(f"`{PLACEHOLDER}`", f"`{repo_id}`")
     named = named.replace(f"\n# {PLACEHOLDER}\n", f"\n# {repo_id}\n")
     named = named.replace(f"\n- name: {PLACEHOLDER}\n", f"\n- name: {repo_id}\n")
 

@@ -28,6 +28,7 @@ def checkpoint(name: str) -> str:
 
 def ships(name: str | None) -> bool:
     """Whether a name means a checkpoint that ships. A local folder of the same name comes first."""
+    # As for every `from_pretrained`: what lies in the working directory is what is meant
     return name in CHECKPOINTS and not Path(name).exists()
 
 
@@ -42,6 +43,7 @@ def portable_name(path: str) -> str:
     >>> portable_name(checkpoint("edlm-books"))
     'edlm-books'
     """
+    # For cards and results: the path of an installed package means nothing on another machine
     names = {str(ASSETS / name): name for name in CHECKPOINTS}
     return names.get(str(path), path)
 

@@ -57,8 +57,11 @@ def main() -> None:
     After a success, processes that are connected part; not after a failure, which may be that of one alone: the others
     would be waited for.
     """
+    # Help imports nothing heavy, and transformers takes seconds
     if not help_only.is_wanted():
         quiet_libraries()
+
+    # Click ends every command with SystemExit, a success with code 0 or None
     try:
         app()
     except SystemExit as end:
@@ -73,8 +76,10 @@ def quiet_libraries() -> None:
     """Progress bars of the libraries appear where ours do, on a terminal, and what they quote does not steer it."""
     from transformers.utils import logging
 
+    # Names in a file that somebody else wrote can hold sequences that a terminal obeys
     for handler in logging.get_logger("transformers").handlers:
         handler.addFilter(QuotesSafely())
+
     if not sys.stderr.isatty():
         logging.disable_progress_bar()
         os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")  # read when a command imports datasets
@@ -119,6 +124,7 @@ def add_training_command(name: str, description: str) -> None:
 
         COMMANDS[name](arguments.args)
 
+    # All arguments pass, `--help` among them, which the parser of the Trainer's options answers
     text = f"Train {description} by a recipe (YAML) or flags; --help lists them."
     app.command(
         name,

@@ -25,6 +25,7 @@ def explanation(error: BaseException) -> str | None:
     """Explain a failure that the user can mend in one line. Return None for any other."""
     from huggingface_hub.errors import HTTPError
 
+    # torch raises a RuntimeError, which is a mistake of ours in all other cases but one
     if is_out_of_memory(error):
         advice = "Use a smaller batch, a shorter text or a smaller model."
         return f"There is not enough memory: {one_line(error)} {advice}"
@@ -38,6 +39,7 @@ def explanation(error: BaseException) -> str | None:
 
 def one_line(error: BaseException) -> str:
     """Return the text of an error in one line of at most 600 characters, or its type."""
+    # Some errors have no text, such as a bare MemoryError
     text = " ".join(str(error).split()) or type(error).__name__
     if len(text) <= LONGEST_LINE:
         return text
@@ -85,6 +87,7 @@ def why_not_written(error: Exception) -> str | None:
 
 def free_space(folder: str | Path) -> str:
     """Describe the free space on the disk of a folder. Return "" where no disk is found."""
+    # The folder may not exist yet. The nearest one that does is on the same disk
     parents = (Path(folder), *Path(folder).absolute().parents)
     existing = next((path for path in parents if path.exists()), None)
     if existing is None:

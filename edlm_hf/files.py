@@ -14,10 +14,12 @@ LFS_POINTER = b"version https://git-lfs"
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file beside its destination, then move it there: nobody ever reads half of it."""
+    # In the same folder: only within a disk does os.replace move in one step
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
+        # mkstemp makes files that only their owner may read
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except BaseException:
@@ -36,6 +38,7 @@ def fault_of(path: Path) -> str | None:
         if size == 0:
             return "is empty"
 
+        # What a clone without Git LFS has in place of a large file: a few lines of text
         with open(path, "rb") as file:
             if file.read(len(LFS_POINTER)) == LFS_POINTER:
                 return "is a pointer of Git LFS, not the file itself (git lfs pull gets it)"
@@ -70,6 +73,7 @@ def fault_of_safetensors(path: Path, size: int) -> str | None:
     end at the last offset.
     """
     with open(path, "rb") as file:
+        # A damaged file can claim any length, so that it is compared before so much is read
         length = int.from_bytes(file.read(8), "little")
         if not 0 < length <= size - 8:
             return f"is damaged or cut: it has {size:,} bytes, too few for its header"
@@ -80,6 +84,7 @@ def fault_of_safetensors(path: Path, size: int) -> str | None:
         except (ValueError, AttributeError, TypeError, LookupError, RecursionError):
             return "is damaged: its header cannot be read"
 
+    # Offsets count from the end of the header
     expected = 8 + length + max(ends, default=0)
     if size != expected:
         return f"is damaged or cut: it has {size:,} bytes, but needs {expected:,}"
@@ -105,6 +110,7 @@ def read_options(path: str | Path) -> dict:
     Raises:
         ValueError: it cannot be read, or is something else.
     """
+    # safe_load makes texts, numbers, lists and dictionaries only. An empty file is no options
     try:
         with open(path, encoding="utf-8") as file:
             options = yaml.safe_load(file) or {}
@@ -122,7 +128,9 @@ def to_json(value, **options) -> str:
     Args:
         options: of `json.dumps`.
     """
-    return json.dumps(without_infinities(value), allow_nan=False, **options)
+    # json.dumps alone would write NaN and Infinity, which other readers of JSON refuse
+    finite = without_infinities(value)
+    return json.dumps(finite, allow_nan=False, **options)
 
 
 def without_infinities(value):

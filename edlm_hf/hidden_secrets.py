@@ -56,6 +56,7 @@ def is_secret_name(name: str) -> bool:
     if not words:
         return False
 
+    # `hub_token` and `access_key` are secrets, `token_ids` and `mask_token` are not
     *others, last = words
     is_token = last == "token" and not TOKENS_OF_TEXT & set(others)
     is_key = last == "key" and bool(SECRET_KEYS & set(others))
@@ -68,6 +69,7 @@ def hide_secrets(text: str, known: Iterable[str] = ()) -> str:
     Args:
         known: secrets that are hidden wherever they stand, besides those with a name or shape of one.
     """
+    # A short value, such as "a", would be hidden inside every other word
     for value in known:
         if len(value) >= LEAST_LENGTH:
             text = text.replace(value, HIDDEN)
@@ -90,6 +92,7 @@ def hide_named(text: str) -> str:
         if in_last_value or not is_secret_name(name[kind]):
             continue
 
+        # The name stays, so that a reader sees which option was given
         value = VALUES.get(kind, VALUE).match(text, name.end())
         if value is not None:
             parts += [text[done : value.start()], HIDDEN]

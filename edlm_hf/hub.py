@@ -124,6 +124,8 @@ def save_custom_generate(folder: str | Path) -> Path:
         (complete / "README.md").write_text(CARD)
         (code / "requirements.txt").write_text("\n".join(needed) + "\n")
         (code / "generate.py").write_bytes(source.read_bytes())
+
+        # The modules that it imports lie beside it, as transformers looks for them
         for file in map(Path, get_relative_import_files(source)):
             (code / file.name).write_bytes(file.read_bytes())
     return target
@@ -173,6 +175,7 @@ def push(model, repo_id: str, *, facts: CardFacts | None = None, **kwargs) -> Co
             "that save_pretrained wrote."
         )
 
+    # A damaged file would only fail on the machines of others
     published, _ = repository_files(folder)
     for name, file in published.items():
         if any(fnmatch(name, pattern) for pattern in MODEL_FILES):
@@ -189,16 +192,19 @@ def missing_code(folder: Path) -> dict[str, bytes]:
     Returns:
         name -> content. Empty where a folder has its code, or holds another model.
     """
+    # Classes with an auto class are the ones that can be loaded by code in a repository
     config = read_json(folder, "config.json") or {}
     model_class = getattr(edlm_hf, architecture_of(config), None)
     is_ours = isinstance(model_class, type) and getattr(model_class, "_auto_class", None) is not None
     if "auto_map" in config or not is_ours:
         return {}
 
+    # The file of the class, and all modules that it imports, in one flat folder
     source = Path(inspect.getfile(model_class))
     imported = map(Path, get_relative_import_files(source))
     contents = {file.name: file.read_bytes() for file in (source, *imported)}
 
+    # auto_map tells the auto classes of transformers which file has the class
     config["auto_map"] = auto_map(model_class, model_class.config_class)
     contents["config.json"] = json.dumps(config, indent=2).encode()
     return contents
@@ -224,6 +230,8 @@ def better_card(folder: Path, facts: CardFacts | None = None, config: PreTrained
     """Return our card for a folder where its README.md is missing, blank or knows less. Else None."""
     readme = find_file(folder, "README.md")
     old = None if readme is None else readme.read_text(encoding="utf-8")
+
+    # Without new facts, a card without blanks cannot become better
     if old is not None and BLANK not in old and facts is None:
         return None
 
@@ -249,7 +257,8 @@ def card_of_folder(
 
     # 1. An adapter, for a composite unless it says otherwise
     if stored is None and adapter is not None:
-        architecture = (adapter.get("auto_mapping") or {}).get("base_model_class", "EDLMForMaskedDiffusion")
+        mapping = adapter.get("auto_mapping") or {}
+        architecture = mapping.get("base_model_class", "EDLMForMaskedDiffusion")
         if architecture not in KINDS:
             return None
 
@@ -262,6 +271,7 @@ def card_of_folder(
     if architecture not in KINDS:
         return None
 
+    # The bases of a card that is there are the word of its author
     bases = []
     if old:
         bases = base_models_of(ModelCard(old, ignore_metadata_errors=True))

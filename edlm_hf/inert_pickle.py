@@ -89,6 +89,7 @@ class CheckpointUnpickler:
         """
         # genops raises where a length exceeds the file
         for opcode, argument, _ in pickletools.genops(self.pickled):
+            # The type that pickletools gives for what the opcode puts on the stack
             puts = opcode.stack_after[0].name if opcode.stack_after else None
 
             if opcode.name in self.CONSTANTS:

@@ -41,6 +41,7 @@ class Checkpoint:
             self.records = read_records(self.path)
             self.folder = next(iter(self.records)).partition("/")[0]
 
+            # torch.save writes the numbers as they are in memory. Old files do not say the order
             order = self.records.get(f"{self.folder}/byteorder")
             if order is not None and order.content != sys.byteorder.encode():
                 raise ValueError(f"its numbers are not {sys.byteorder}-endian")
@@ -61,6 +62,8 @@ class Checkpoint:
             ValueError: it is too long, or damaged.
         """
         record = self.records[f"{self.folder}/data.pkl"]
+
+        # The pickle is the only record that is read as a whole, so that its size is bounded
         size = len(record.content)
         if size > LARGEST_PICKLE:
             raise ValueError(f"its pickle takes {size} bytes, but at most {LARGEST_PICKLE} are read")
@@ -78,10 +81,10 @@ class Checkpoint:
         problem = "it has none, or an empty one"
 
         if isinstance(state_dict, dict) and state_dict:
+            # Everything that is wrong is named at once, as far as it has a name
             other_keys = [key for key in state_dict if not isinstance(key, str)]
-            other_values = [
-                name for name, x in state_dict.items() if isinstance(name, str) and not isinstance(x, StoredTensor)
-            ]
+            named = {key: stored for key, stored in state_dict.items() if isinstance(key, str)}
+            other_values = [name for name, stored in named.items() if not isinstance(stored, StoredTensor)]
             if not other_keys and not other_values:
                 return dict(zip(state_dict, self.tensors(state_dict.items()), strict=True))
 
@@ -110,6 +113,7 @@ class Checkpoint:
                 "Pass use_ema=False to convert the plain weights."
             )
 
+        # They have no names. The position and the way around are what helps where one is refused
         names = (f"ema.shadow_params[{i}] (not read with use_ema=False)" for i in range(len(averaged)))
         return self.tensors(zip(names, averaged, strict=True))
 
@@ -120,6 +124,7 @@ class Checkpoint:
             ValueError: one is not a dense floating-point tensor, or together they claim more numbers
                 than are stored.
         """
+        # Views cost no memory, but a model made of them does: a small file must not fill it
         bytes_left = USES_OF_A_BYTE * self.path.stat().st_size
         tensors = []
 

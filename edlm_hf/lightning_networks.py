@@ -32,6 +32,7 @@ class Network:
     rotary: torch.Tensor | None = None
 
     def __post_init__(self):
+        # A buffer that our models compute, and not a parameter
         for name in list(self.weights):
             if name.endswith("rotary_emb.inv_freq"):
                 self.rotary = self.weights.pop(name)
@@ -61,6 +62,7 @@ class Network:
 
     def check_shapes(self, expected: dict[str, tuple[int, ...]]) -> None:
         """Raise ValueError with every parameter that is missing, left over or of another shape."""
+        # Names first: only what has a partner has a shape to compare
         missing = [name for name in expected if name not in self.weights]
         extra = [name for name in self.weights if name not in expected]
         check_all_used(self.file_names(missing), self.file_names(extra))
@@ -85,6 +87,7 @@ class Network:
 
         expected = {}
         for name, parameter in parameters.items():
+            # A parameter outside the blocks is there once, any other once for each block
             shape = tuple(parameter.shape)
             before, in_block, after = name.partition("blocks.0.")
             if not in_block:
@@ -111,6 +114,7 @@ class Network:
             check_all_used(missing=self.file_names([f"{trunk}vocab_embed.embedding"]), extra=[])
         vocab_size, hidden_dim = embedding
 
+        # `blocks.11.attn_qkv.weight` -> "11"
         block_numbers = {name.split(".")[1] for name in shapes if name.startswith("blocks.")}
         sizes = {
             "vocab_size": vocab_size,
@@ -155,6 +159,7 @@ class Network:
             return None
 
         # (head_dim / 2,)
+        # A tolerance of 1 %, because the file may hold them in 16 bits
         count = self.rotary.numel()
         published = 10000.0 ** (-torch.arange(count) / count)
         same_shape = self.rotary.shape == published.shape
@@ -164,6 +169,7 @@ class Network:
                 "these models have. A checkpoint of another architecture cannot be converted."
             )
 
+        # A frequency turns two channels of a head
         head_dim = 2 * count
         if hidden_dim % head_dim:
             raise ValueError(
@@ -202,6 +208,7 @@ def split_networks(state_dict: dict[str, torch.Tensor]) -> list[Network]:
             "combine them with EDLMForMaskedDiffusion.from_components(denoiser, autoregressive, energy_type='ar')."
         )
 
+    # The denoiser is what else is under backbone.
     wrapped = under(state_dict, "backbone.")
     denoiser = {name: x for name, x in wrapped.items() if not name.startswith("ebm.")}
     energy_prefix = "ebm." if copy_one else "backbone.ebm."
@@ -227,11 +234,13 @@ def single_network(state_dict: dict[str, torch.Tensor]) -> Network:
     """Return the denoiser or, without weights for the noise level, the autoregressive model."""
     weights = {key: x for key, x in state_dict.items() if key.startswith("backbone.")}
     conditioned = any("sigma_map." in key or "adaLN_modulation." in key for key in weights)
-    return Network(MDLMForMaskedLM if conditioned else MDLMForCausalLM, prefix="", weights=weights)
+    model_class = MDLMForMaskedLM if conditioned else MDLMForCausalLM
+    return Network(model_class, prefix="", weights=weights)
 
 
 def check_same(copy_one: dict[str, torch.Tensor], copy_two: dict[str, torch.Tensor]) -> None:
     """Raise ValueError with every weight in which two copies of the energy differ."""
+    # Keys of one copy alone, then weights that are not equal bit for bit
     differing = sorted(copy_one.keys() ^ copy_two.keys())
     for name, weight in copy_one.items():
         if name in copy_two and not torch.equal(weight, copy_two[name]):
@@ -255,12 +264,17 @@ def apply_averaged_weights(networks: list[Network], averaged: list[torch.Tensor]
     """
     shapes = [average.shape for average in averaged]
 
-    for covered in [[network] for network in networks] + [networks]:
+    # Each network alone, then all of them, one after the other in the order of the file
+    choices = [[network] for network in networks]
+    choices.append(networks)
+    for covered in choices:
         entries = [(network.weights, name) for network in covered for name in network.weights]
-        if shapes == [weights[name].shape for weights, name in entries]:
-            for (weights, name), average in zip(entries, averaged, strict=True):
-                weights[name] = average
-            return
+        if shapes != [weights[name].shape for weights, name in entries]:
+            continue
+
+        for (weights, name), average in zip(entries, averaged, strict=True):
+            weights[name] = average
+        return
 
     counts = " and ".join(f"{len(network.weights)} ({network.model_class.__name__})" for network in networks)
     raise ValueError(

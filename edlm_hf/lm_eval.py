@@ -60,17 +60,33 @@ class EDLMHarness(LM):
         **options,
     ):
         super().__init__()
-        loading = {"trust_remote_code": trust_remote_code} | ({} if dtype is None else {"dtype": dtype})
+        loading = {
+            "trust_remote_code": trust_remote_code,
+            "trust_energy_code": trust_energy_code,
+        }
+        if dtype is not None:
+            loading["dtype"] = dtype
+
+        # 1. A model as it was saved, or a denoiser with an energy beside it
         if energy is None:
-            loading["trust_energy_code"] = trust_energy_code
             model, self.tokenizer = load_with_tokenizer(pretrained, tokenizer, **loading)
         else:
             self.tokenizer = load_tokenizer(tokenizer or pretrained, trust_remote_code=trust_remote_code)
-            parts = {"energy": energy, "energy_type": energy_type, "tokenizer": self.tokenizer}
-            parts["trust_energy_code"] = trust_energy_code
-            model = EDLMForMaskedDiffusion.from_components(pretrained, **parts, **loading)
-        self._device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        options = {"progress_bar": True} | options
+            model = EDLMForMaskedDiffusion.from_components(
+                pretrained,
+                energy=energy,
+                energy_type=energy_type,
+                tokenizer=self.tokenizer,
+                **loading,
+            )
+
+        # 2. The device, which the harness reads from this attribute
+        if not device:
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._device = torch.device(device)
+
+        # 3. The scorer. A batch size that is not a number is refused there
+        options = {"progress_bar": True, **options}
         options["batch_size"] = int(batch_size) if str(batch_size).isdecimal() else batch_size
         self.scorer = EDLMScorer(model.to(self._device), self.tokenizer, **options)
         self.max_length = self.scorer.max_length
@@ -81,6 +97,7 @@ class EDLMHarness(LM):
 
         The harness says the device cuda:0 where nobody gave one, so that it counts only where there is CUDA.
         """
+        # Both in one dictionary: the harness would pass the batch size of its own flag a second time
         options = dict(additional_config or {})
         if options.get("device") == "cuda:0" and not torch.cuda.is_available():
             del options["device"]
@@ -89,30 +106,39 @@ class EDLMHarness(LM):
 
     @classmethod
     def create_from_arg_string(cls, arg_string: str, additional_config: dict | None = None) -> "EDLMHarness":
+        """Make the model of a text `name=value,name=value`."""
         return cls.create_from_arg_obj(simple_parse_args_string(arg_string), additional_config)
 
     def loglikelihood(self, requests) -> list[tuple[float, bool]]:
+        """Lower bounds of log p(continuation | context) in nats, and whether greedy filling gives the same."""
         return self.scorer.loglikelihood([request.args for request in requests])
 
     def loglikelihood_rolling(self, requests) -> list[float]:
+        """Lower bounds of log p in nats of whole texts."""
         return self.scorer.rolling([request.args[0] for request in requests])
 
     def generate_until(self, requests) -> list[str]:
+        """Continuations of contexts, cut at the stop strings of the task."""
         return self.scorer.generate_until([request.args for request in requests])
 
     def get_model_info(self) -> dict:
         """For the results: the likelihoods over all requests, with the standard error of their noise."""
-        return {"estimates": {kind: found.to_dict() for kind, found in self.scorer.estimates.items()}}
+        estimates = {kind: found.to_dict() for kind, found in self.scorer.estimates.items()}
+        return {"estimates": estimates}
 
     @property
     def tokenizer_name(self) -> str:
+        """The name under which the harness keeps requests, as a part of the name of a file."""
         return self.tokenizer.name_or_path.replace("/", "__")
 
     def chat_template(self, chat_template: bool | str = False) -> str | None:
         """The template of that name, or the only one."""
-        return self.tokenizer.get_chat_template(chat_template if isinstance(chat_template, str) else None)
+        # The harness says True for the one that the tokenizer has
+        name = chat_template if isinstance(chat_template, str) else None
+        return self.tokenizer.get_chat_template(name)
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """The messages as one text. Without a generation prompt the last one is left open."""
         return self.tokenizer.apply_chat_template(
             chat_history,
             tokenize=False,
@@ -123,7 +149,10 @@ class EDLMHarness(LM):
 
 def main() -> None:
     """The harness's command line; `run` without a model is `run --model edlm`, where the harness would take `hf`."""
+    # `--model=hf` -> `--model`
     names = {argument.split("=")[0] for argument in sys.argv[1:]}
+
+    # Flags without a subcommand mean `run`. `ls` and `validate` take no model
     runs = len(sys.argv) > 2 and (sys.argv[1] == "run" or sys.argv[1].startswith("-"))
     if runs and not names & {"--model", "-M", "--config", "-C"}:
         sys.argv += ["--model", "edlm"]

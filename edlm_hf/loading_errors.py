@@ -46,10 +46,12 @@ def load(loader: Callable, name: str, **kwargs):
     Raises:
         ValueError: there is no such model, or it cannot be loaded.
     """
+    # 1. What can be told without the libraries
     path = locate(name)
     check_folder(path)
     check_files(path, DESCRIPTIONS)
 
+    # 2. Their warnings are shown only if all goes well: beside an error they say the same again
     try:
         with warnings_held_back():
             loaded = loader(path, **kwargs)
@@ -85,6 +87,7 @@ def check_loaded(loaded) -> None:
 
 def check_folder(path: str) -> None:
     """Raise ValueError if `path` is not the folder of a model and cannot be a repository of the Hub either."""
+    # A mistyped path would otherwise be looked for on the Hub
     folder = Path(path)
     if not folder.exists() and not is_repository_name(path):
         raise ValueError(
@@ -108,6 +111,7 @@ def is_repository_name(name: str) -> bool:
     >>> [is_repository_name(name) for name in ("gpt2", "user/model", "./model", "~/model", "a/b/c")]
     [True, True, False, False, False]
     """
+    # `user/name`, or `name` as the oldest models have
     parts = name.split("/")
     return len(parts) <= 2 and all(re.fullmatch(r"\w[\w.-]*", part) for part in parts)
 
@@ -128,6 +132,7 @@ def check_file(file: Path) -> None:
 
 def check_configurations(folder: str) -> None:
     """Raise ValueError if a configuration of the model in a local folder cannot be used."""
+    # Loaded alone, a configuration gives an error that is about itself
     if Path(folder, "config.json").exists():
         load(AutoConfig.from_pretrained, folder)
 
@@ -145,11 +150,13 @@ def why_not_loaded(error: Exception, loader: Callable, path: str, kwargs: dict) 
     is_strict = isinstance(error, StrictDataclassError)
     reason = one_line(error.__cause__ if is_strict and error.__cause__ else error)
 
+    # The type of an error is told where its text alone says little, as for a KeyError
     if "ignore_mismatched_sizes" in reason:
         reason = different_shape(loader, path, kwargs) or reason
     elif not is_strict and not isinstance(error, (ValueError, OSError, ImportError)):
         reason = f"{type(error).__name__}: {reason}"
 
+    # Many reasons name the model themselves
     if re.search(rf"(?<!\w){re.escape(path)}(?!\w)", reason):
         return reason
 
@@ -168,6 +175,7 @@ def different_shape(loader: Callable, path: str, kwargs: dict) -> str | None:
     if not info["mismatched_keys"]:
         return None
 
+    # (name, shape in the file, shape by the configuration): the first one by name
     weight, stored, expected = min(info["mismatched_keys"])
     return (
         f"the weights do not fit config.json: {weight} has the shape {tuple(stored)}, where the configuration "
@@ -182,6 +190,7 @@ def warnings_held_back(forget: bool = False) -> Iterator[None]:
     Args:
         forget: never show it.
     """
+    # A level above all others: the buffer never empties itself into a handler
     logger = logging.getLogger("transformers")
     handlers = logger.handlers
     held_back = MemoryHandler(capacity=1000, flushLevel=logging.CRITICAL + 1, flushOnClose=False)

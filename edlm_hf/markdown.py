@@ -11,7 +11,9 @@ def code_block(*lines: str, language: str = "python") -> str:
     print(1)
     ```
     """
-    fence = "`" * max(3, longest_backticks("\n".join(lines)) + 1)
+    # A longer fence than any row of backticks inside, and at least three
+    longest = longest_backticks("\n".join(lines))
+    fence = "`" * max(3, longest + 1)
     return "\n".join([f"{fence}{language}", *lines, fence])
 
 
@@ -22,6 +24,8 @@ def code_span(text: str) -> str:
     ['`main`', '`` a`b ``']
     """
     text = inline(text)
+
+    # Text that holds backticks stands between more of them and spaces, which are not shown
     ticks = "`" * (longest_backticks(text) + 1)
     if len(ticks) == 1:
         return f"`{text}`"
@@ -34,7 +38,8 @@ def inline(text: str) -> str:
     >>> print(inline("two lines,\\n a | b"))
     two lines, a \\| b
     """
-    return " ".join(text.split()).replace("|", "\\|")
+    line = " ".join(text.split())
+    return line.replace("|", "\\|")
 
 
 def longest_backticks(text: str) -> int:

@@ -15,6 +15,7 @@ def check_new_folder(folder: str | Path, argument: str) -> Path:
     Raises:
         ValueError: something is there.
     """
+    # An empty folder is taken, as `mkdir` and mounted disks leave one
     target = Path(folder).resolve()
     is_empty_folder = target.is_dir() and not any(target.iterdir())
     if target.exists() and not is_empty_folder:
@@ -28,11 +29,13 @@ def new_folder(target: Path) -> Iterator[Path]:
 
     After an error nothing of it is left.
     """
+    # Beside the target, so that both are on one disk, where moving takes one step
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as staging:
         complete = Path(staging, target.name)
         yield complete
 
+        # An empty folder makes way. One that was filled meanwhile stays, and rmdir raises
         if target.exists():
             target.rmdir()
         complete.rename(target)

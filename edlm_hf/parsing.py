@@ -30,14 +30,20 @@ def name_and_value(text: str) -> tuple[str, bool | int | float | str | tuple]:
     if not (name.strip() and equals and value.strip()):
         raise ValueError(f"{text!r} is not of the form NAME=VALUE, such as distance=8.")
 
+    # Parameters have underscores in Python, and hyphens on the command line
+    parameter = name.strip().replace("-", "_")
     parts = tuple(value_of(part) for part in names(value))
-    return name.strip().replace("-", "_"), parts[0] if len(parts) == 1 else parts
+    if len(parts) == 1:
+        return parameter, parts[0]
+    return parameter, parts
 
 
 def value_of(text: str) -> bool | int | float | str:
     """`true` -> True, `8` -> 8, `0.5` -> 0.5, and any other text as it is."""
     if text in ("true", "false"):
         return text == "true"
+
+    # `8` is an int, since a float would be refused where a number of positions is meant
     for kind in (int, float):
         try:
             return kind(text)

@@ -31,6 +31,7 @@ class ShortReads(io.FileIO):
     """
 
     def read(self, size: int = -1) -> bytes:
+        # A negative size means the rest of the file
         rest = os.fstat(self.fileno()).st_size - self.tell()
         wanted = rest if size < 0 else size
         if wanted > LARGEST_DIRECTORY:
@@ -54,6 +55,7 @@ def read_records(path: Path) -> dict[str, Record]:
         Exception: the archive is damaged, or a record is not plain. It is compressed, has the name
             of another, does not stand where its own header is, or shares bytes with another.
     """
+    # The pages are private: nothing that happens to a tensor reaches the file
     with ShortReads(path) as file, zipfile.ZipFile(file) as archive:
         memory = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY))
         in_order = sorted(archive.infolist(), key=lambda info: info.header_offset)

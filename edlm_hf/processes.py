@@ -47,7 +47,8 @@ def gather_turns(mine: list[Any]) -> list[Any]:
 
     # Processes may differ by one item
     missing = object()
-    turns = zip_longest(*gather_object([mine]), fillvalue=missing)
+    of_processes = gather_object([mine])
+    turns = zip_longest(*of_processes, fillvalue=missing)
     return [item for item in chain.from_iterable(turns) if item is not missing]
 
 

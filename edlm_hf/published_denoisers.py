@@ -36,6 +36,7 @@ def load_published_denoiser(name: str, *, mask_token_id: int | None = None, **kw
         ValueError: the model is none of these, its weights do not fit its config.json, or nothing says
             which token is the mask.
     """
+    # Which family it is, by config.json and the names of the weights: no numbers are read yet
     where = location_of_files(kwargs)
     published = read_config(name, where)
     weights = weight_files(name, where)
@@ -52,8 +53,10 @@ def load_published_denoiser(name: str, *, mask_token_id: int | None = None, **kw
     config = layout.configuration(published, mask_token_id, rows)
 
     # 2. The weights, under the names of that class
-    tokens = {token: getattr(config, token) for token in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    options = kwargs | {
+    special_tokens = ("bos_token_id", "eos_token_id", "pad_token_id")
+    tokens = {token: getattr(config, token) for token in special_tokens}
+    options = {
+        **kwargs,
         "config": config,
         "generation_config": GenerationConfig(**tokens),
         "key_mapping": dict(layout.renames),
@@ -84,6 +87,7 @@ def load_published_tokenizer(name: str, **kwargs) -> PreTrainedTokenizerBase:
     published = read_config(name, where)
     layout = layout_of(published, weight_files(name, where))
 
+    # tokenizer.json has all of a tokenizer. Other files need the class that they were written for
     tokenizer_class = layout.tokenizer_class
     if find_file(name, "tokenizer.json", where) is not None:
         tokenizer_class = "PreTrainedTokenizerFast"
@@ -91,6 +95,7 @@ def load_published_tokenizer(name: str, **kwargs) -> PreTrainedTokenizerBase:
         raise ValueError(f"{name} has no tokenizer.json. Load the tokenizer of the model it was made of.")
     tokenizer = getattr(transformers, tokenizer_class).from_pretrained(name, **kwargs)
 
+    # No new token: the mask has a row in the embedding of the model already
     if tokenizer.mask_token is None:
         mask_token = mask_token_of(tokenizer, published, layout)
         if mask_token is None:
@@ -116,14 +121,23 @@ def mask_token_of(tokenizer: PreTrainedTokenizerBase, published: dict, layout: L
     index = published.get("mask_token_id")
     if index is not None:
         return tokenizer.convert_ids_to_tokens(index)
-    return layout.mask_token if layout.mask_token in tokenizer.get_vocab() else None
+    if layout.mask_token in tokenizer.get_vocab():
+        return layout.mask_token
+    return None
 
 
 def check_complete(name: str, layout: Layout, info: dict) -> None:
     """Raise ValueError unless the files had every weight of the class in its shape, and no other."""
+    # transformers would fill what is missing with random numbers, and only warn
     extra = [key for key in info["unexpected_keys"] if not FOLLOWS_FROM_CONFIGURATION.search(key)]
-    sizes = [f"{key} {tuple(stored)}, not {tuple(needed)}" for key, stored, needed in info["mismatched_keys"]]
-    faults = {"Missing": info["missing_keys"], "Left over": extra, "Of another shape": sizes}
+    sizes = []
+    for key, stored, needed in info["mismatched_keys"]:
+        sizes.append(f"{key} {tuple(stored)}, not {tuple(needed)}")
+    faults = {
+        "Missing": info["missing_keys"],
+        "Left over": extra,
+        "Of another shape": sizes,
+    }
 
     found = [list_names(title, sorted(names)) for title, names in faults.items() if names]
     if found:

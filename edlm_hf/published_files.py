@@ -29,9 +29,11 @@ def weight_files(name: str, where: dict) -> dict[str, str]:
     Raises:
         ValueError: there are no weights in the safetensors format.
     """
+    # Large models are in several files, with an index {weight: file}
     index = find_file(name, INDEX, where)
     if index is not None:
-        return json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"]
+        content = json.loads(Path(index).read_text(encoding="utf-8"))
+        return content["weight_map"]
 
     single = find_file(name, WEIGHTS, where)
     if single is None:
@@ -39,6 +41,8 @@ def weight_files(name: str, where: dict) -> dict[str, str]:
             f"{name} has neither {INDEX} nor {WEIGHTS}. Weights in the format of PyTorch (.bin) are not "
             "read, since they can hold code: convert them with safetensors first."
         )
+
+    # The header of the file alone
     with safe_open(single, framework="pt") as weights:
         return dict.fromkeys(weights.keys(), WEIGHTS)
 
@@ -51,8 +55,12 @@ def rows_of(name: str, weights: dict[str, str], weight: str, where: dict) -> int
     """
     if weight not in weights:
         raise ValueError(f"The weights of {name} have no {weight}, the embedding of the vocabulary.")
-    with safe_open(find_file(name, weights[weight], where), framework="pt") as file:
-        return file.get_slice(weight).get_shape()[0]
+
+    # (V, width). A slice that is not indexed reads no numbers
+    path = find_file(name, weights[weight], where)
+    with safe_open(path, framework="pt") as file:
+        shape = file.get_slice(weight).get_shape()
+    return shape[0]
 
 
 def find_file(name: str, file: str, where: dict) -> str | None:

@@ -60,12 +60,14 @@ class Layout:
 
     def matches(self, published: dict, weights: Iterable[str]) -> bool:
         """Whether a config.json and the names of the weights are of this family."""
+        # LLaDA and LLaDA-MoE share a model_type, and DiffuLLaMA has the one of every Llama
         model_type = str(published.get("model_type", "")).lower()
         if model_type not in self.model_types or self.setting not in published:
             return False
         return any(name.startswith(self.prefix) for name in weights)
 
     def network_class(self) -> type[PreTrainedModel]:
+        """The class of transformers, which is imported only now."""
         return getattr(transformers, self.model_class)
 
     def configuration(self, published: dict, mask_token_id: int | None, rows: int | None = None) -> PreTrainedConfig:
@@ -92,6 +94,7 @@ class Layout:
         settings["mask_token_id"] = mask_token_id
         settings["logits_shift"] = self.logits_shift
 
+        # Bidirectional attention, so that a cache of keys would be wrong after every change of a token
         settings["dtype"] = published.get("dtype") or published.get("torch_dtype")
         settings["is_causal"] = False
         settings["use_cache"] = False
@@ -104,6 +107,7 @@ def layout_of(published: dict, weights: Iterable[str]) -> Layout:
     Raises:
         ValueError: it is none of those that are known.
     """
+    # An iterable may be read once only, and every family looks at the names
     weights = list(weights)
     for layout in LAYOUTS:
         if layout.matches(published, weights):

@@ -21,6 +21,7 @@ def settings_without_window(published: dict) -> dict:
 
 def settings_of_llada(published: dict) -> dict:
     """LLaDA has names of its own for the settings of a Llama, and more of them than a Llama has."""
+    # 1. What a Llama computes: other values are refused, because the result would be wrong in silence
     require(published, "block_type", "llama")
     require(published, "activation_type", "silu")
     require(published, "layer_norm_type", "rms")
@@ -32,11 +33,14 @@ def settings_of_llada(published: dict) -> dict:
     for name in ("attention_layer_norm", "input_emb_norm", "scale_logits"):
         require(published, name, False)
 
+    # 2. Heads for keys and values: as many as for queries, fewer (grouped), or one
     width = published["d_model"]
     heads = published["n_heads"]
     kv_heads = published.get("n_kv_heads") or heads
     if published.get("multi_query_attention"):
         kv_heads = 1
+
+    # 3. The table of embeddings may have more rows than there are tokens
     vocabulary = published["vocab_size"]
     rows = published.get("embedding_size") or vocabulary
 
@@ -60,6 +64,7 @@ def settings_of_llada(published: dict) -> dict:
 
 def settings_of_llada_moe(published: dict) -> dict:
     """LLaDA-MoE is a Qwen3-MoE in which the weights of the chosen experts need not sum to one."""
+    # 1. What a Qwen3-MoE computes
     require(published, "qk_layernorm", True)
     require(published, "attention_bias", False)
     require(published, "clip_qkv")
@@ -69,17 +74,22 @@ def settings_of_llada_moe(published: dict) -> dict:
     require(published, "routed_scaling_factor", 1)
     require(published, "partial_rotary_factor", 1)
 
+    # 2. moe_layer_freq has a 1 for every layer of experts, and a 0 for every dense one
     num_layers = published["num_hidden_layers"]
     heads = published["num_attention_heads"]
     is_sparse = published.get("moe_layer_freq") or [1] * num_layers
     expert_size = published["expert_intermediate_size"]
 
+    # 3. Settings that only the published code knows are left out
     settings = settings_as_they_are(published)
-    for name in [name for name in settings if name.startswith(("moe_", "router_", "routed_"))]:
-        del settings[name]
-    for name in ("dense_intermediate_size", "expert_intermediate_size", "qk_layernorm", "clip_qkv"):
+    of_experts = [name for name in settings if name.startswith(("moe_", "router_", "routed_"))]
+    of_layers = ["dense_intermediate_size", "expert_intermediate_size", "qk_layernorm", "clip_qkv"]
+    for name in of_experts + of_layers:
         settings.pop(name, None)
-    return settings | {
+
+    # 4. The same settings by the names of the class
+    return {
+        **settings,
         "intermediate_size": published.get("dense_intermediate_size") or expert_size,
         "moe_intermediate_size": expert_size,
         "mlp_only_layers": [layer for layer in range(num_layers) if not is_sparse[layer]],

@@ -71,7 +71,7 @@ def push_folder(
     check_weights_are_here(folder, left)
     warn_of_files_left(left)
 
-    # 2. Where it goes
+    # 2. Where it goes, and which files are there
     api = HfApi(token=token)
     repo_id = open_repository(api, repo_id, private, revision)
     stored = set(api.list_repo_files(repo_id, revision=revision))
@@ -104,6 +104,7 @@ def check_references(folder: str | Path) -> None:
     config = read_json(folder, "config.json")
     adapter = read_json(folder, "adapter_config.json")
 
+    # A composite may keep its energy by reference, and an adapter always does so with its base
     energy = (config or {}).get("energy_name_or_path")
     if energy is not None and not is_hub_name(energy):
         raise ValueError(
@@ -133,8 +134,11 @@ def warn_of_files_left(left: list[str]) -> None:
     if not left:
         return
 
+    # The log may go to a terminal, which a name must not steer
     names = [name if name.isprintable() else ascii(name) for name in left[:MOST_NAMES]]
-    rest = f" and {len(left) - MOST_NAMES} more" if len(left) > MOST_NAMES else ""
+    rest = ""
+    if len(left) > MOST_NAMES:
+        rest = f" and {len(left) - MOST_NAMES} more"
     logger.warning(f"Not uploaded, since it is no part of a model repository: {', '.join(names)}{rest}.")
 
 
@@ -148,6 +152,7 @@ def open_repository(api: HfApi, repo_id: str, private: bool | None, revision: st
     if private and not api.model_info(repo_id).private:
         raise ValueError(f"{repo_id} exists and is public. Make it private in its settings, or push without private.")
 
+    # refs/pr/1 and the like are made by the Hub
     if revision is not None and not revision.startswith("refs/"):
         api.create_branch(repo_id, branch=revision, exist_ok=True)
     return repo_id
@@ -162,6 +167,7 @@ def stale_weights(files: dict[str, Path], stored: set[str]) -> list[str]:
     if not has_weights:
         return []
 
+    # transformers would load a single file that is left over before the new shards
     no_longer_there = stored - files.keys()
     return sorted(name for name in no_longer_there if WEIGHTS.fullmatch(name))
 

@@ -33,6 +33,7 @@ SECRET = re.compile(rb"hf_(oauth_|jwt_)?(?!(.)\2+\b)[A-Za-z0-9]{30,}|-----BEGIN 
 
 def is_published(name: str) -> bool:
     """Whether a file of this name, relative to its folder with slashes, belongs into a repository."""
+    # A hidden folder hides everything in it, and a folder of a training run too
     for part in name.split("/"):
         if part.startswith(".") or re.match(TRAINING, part):
             return False
@@ -83,6 +84,7 @@ def repository_files(folder: str | Path) -> tuple[dict[str, Path], list[str]]:
         paths = sorted(entry.iterdir()) if is_folder else [entry]
         names = [path.relative_to(root).as_posix() for path in paths]
 
+        # The file behind a link, None where that is not to be read
         targets = {name: find_file(root, name) for name in names if is_published(name)}
         readable = {name: target for name, target in targets.items() if target is not None}
         published.update(readable)

@@ -42,6 +42,7 @@ def option(
         old: earlier names of the flag.
         old_values: texts that an earlier name took, where the option is true or false now.
     """
+    # All arguments but those of the dataclass become its metadata, by the same names
     given = {name: value for name, value in locals().items() if name not in ("default", "default_factory")}
     if default_factory is not dataclasses.MISSING:
         return dataclasses.field(default_factory=default_factory, metadata=given)
@@ -62,6 +63,7 @@ def existing_device(device: str) -> str:
     """
     import torch
 
+    # RuntimeError for a name that torch does not know, and for one that this build has no module of
     try:
         index = torch.device(device).index or 0
         exists = index < torch.get_device_module(device).device_count()

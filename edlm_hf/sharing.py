@@ -40,6 +40,7 @@ def save(
     Args:
         save_plainly: `save_pretrained` of transformers for this model, which gets all arguments but `push_to_hub`.
     """
+    # Without the push of transformers, which would come before the card. The other processes write nothing
     save_plainly(save_directory, is_main_process, state_dict, False, *args, **kwargs)
     if not is_main_process or not Path(save_directory).is_dir():
         return
@@ -72,11 +73,13 @@ def push(model: PreTrainedModel, repo_id: str, *, max_shard_size: int | str = "5
 
 def card_of(model: PreTrainedModel, folder: str | Path) -> str:
     """Make the card of a model, or of the adapter on it, that has been saved to a folder."""
+    # transformers then saves the adapter alone, whose file names its base
     adapter = bool(getattr(model, "_hf_peft_config_loaded", False))
     bases = origins(model.config)
     if adapter:
         bases = [read_json(folder, "adapter_config.json").get("base_model_name_or_path")]
 
+    # FSDP puts its name before that of the class it wraps
     return model_card(
         type(model).__name__.removeprefix("FSDP"),
         model.config,
@@ -92,7 +95,10 @@ def origins(config: PreTrainedConfig) -> list[str]:
     parts = [getattr(config, name, None) for name in ("denoiser_config", "energy_config")]
     names = [getattr(part, "_name_or_path", None) for part in (config, *parts)]
     names.append(getattr(config, "energy_name_or_path", None))
-    return list(dict.fromkeys(name for name in names if name))
+
+    # In this order, the model itself first
+    known = [name for name in names if name]
+    return list(dict.fromkeys(known))
 
 
 __all__ = ["origins", "push", "save"]

@@ -40,7 +40,7 @@ def printable(name: str) -> str:
 
 def list_names(title: str, names: list[str]) -> str:
     """List names as `title (3): a, b, c.`; of very many the first ones."""
-    shown = ", ".join(map(printable, names[:MOST_NAMES]))
+    shown = ", ".join(printable(name) for name in names[:MOST_NAMES])
     rest = ", ..." if len(names) > MOST_NAMES else ""
     return f"{title} ({len(names)}): {shown}{rest}."
 
@@ -55,6 +55,7 @@ def write(text: str) -> None:
 
 def tell(text: str) -> None:
     """Write one line for the user to the standard error, without control characters and secrets."""
+    # Messages of libraries have several lines
     line = " ".join(text.split())
     typer.echo(visible(hide_secrets(line)), err=True)
 

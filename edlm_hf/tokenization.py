@@ -73,6 +73,7 @@ def text8_tokenizer(model_max_length: int = 256, start_token: bool = True) -> Pr
             (`add_special_tokens=False` leaves it out). It is the `bos_token`, and also the
             `pad_token`, so that ragged batches can be padded. Without it there is no padding token.
     """
+    # The mask is last: `mask_token_id == vocab_size - 1`, as in the published models
     symbols = list(TEXT8_ALPHABET)
     special_tokens = {"mask_token": MASK_TOKEN}
     if start_token:
@@ -138,6 +139,7 @@ def train_subword_tokenizer(
             f"use at least {smallest}."
         )
 
+    # All 256 bytes are in the alphabet, so that no text is unknown
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
@@ -148,6 +150,7 @@ def train_subword_tokenizer(
     )
     backend.train_from_iterator(texts, trainer)
 
+    # BPE stops early where no pair of tokens is left to join
     num_learned = backend.get_vocab_size()
     if num_learned != vocab_size - 2:
         raise ValueError(
@@ -155,7 +158,10 @@ def train_subword_tokenizer(
             "two special ones. Use more text, or a smaller vocab_size."
         )
 
-    backend.add_special_tokens([AddedToken(START_TOKEN, special=True), AddedToken(MASK_TOKEN, special=True)])
+    # Added after training, so that they get the last two ids
+    start = AddedToken(START_TOKEN, special=True)
+    mask = AddedToken(MASK_TOKEN, special=True)
+    backend.add_special_tokens([start, mask])
     backend.post_processor = start_token_first(backend.token_to_id(START_TOKEN))
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
@@ -195,6 +201,7 @@ def insert_token(tokenizer: PreTrainedTokenizerBase, token: str, index: int) -> 
     Raises:
         ValueError: the tokenizer keeps no table from tokens to ids.
     """
+    # BPE and WordLevel keep {token: id}. A unigram model has a list, where the place is the id
     backend = getattr(tokenizer, "backend_tokenizer", None)
     state = {} if backend is None else json.loads(backend.to_str())
     vocabulary = state.get("model", {}).get("vocab")

@@ -87,10 +87,12 @@ def trajectories(
     # The last state is the result, which an end of text may have cut after the last step: (steps + 1, B, L)
     states = torch.stack([*output.history[:-1], output.sequences]).cpu()
 
+    num_steps = len(states) - 1
     result = []
     for row in range(states.shape[1]):
         changes = changes_of(states[:, row], tokenizer, mask_token_id)
-        result.append(Trajectory(changes, *weights_of(output, row, num_steps=len(states) - 1)))
+        weights = weights_of(output, row, num_steps)
+        result.append(Trajectory(changes, *weights))
     return result
 
 
@@ -102,8 +104,10 @@ def weights_of(output: EDLMGenerationOutput, row: int, num_steps: int) -> tuple[
     if output.energies is None:
         return energies, chosen, sample_sizes
 
-    # A step that weighed no candidates has the index -1
-    for step in (output.chosen[:, row] >= 0).nonzero()[:, 0].tolist():
+    # (T, B). A step that weighed no candidates has the index -1
+    weighed = output.chosen[:, row] >= 0
+    for step in weighed.nonzero()[:, 0].tolist():
+        # Four decimals are more than a page or a picture shows, and keep its file small
         values = output.energies[step, row].tolist()
         energies[step] = [round(value, 4) if math.isfinite(value) else None for value in values]
         chosen[step] = int(output.chosen[step, row])
@@ -129,6 +133,7 @@ def changes_of(
     for position, step in (states[1:] != states[:-1]).T.nonzero().tolist():
         steps[position].append(step + 1)
 
+    # A token that did not stay is decoded alone: what stood around it is not known any more
     def text_at(step: int, position: int) -> str:
         token = int(states[step, position])
         if token == final[position]:
@@ -148,11 +153,13 @@ def pieces(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> list[str]:
     character made of several tokens goes to the last of these.
     """
     texts = []
-    begin, done = 0, 0  # the context ids[begin:done], whose text is known
+    begin = 0
+    done = 0  # the context ids[begin:done], whose text is known
     for i in range(len(ids)):
         before = tokenizer.decode(ids[begin:done])
         now = tokenizer.decode(ids[begin : i + 1])
 
+        # An incomplete character waits for its other tokens. Nothing comes after the last one
         complete = not now.endswith(REPLACEMENT) or i == len(ids) - 1
         texts.append(now[len(before) :] if complete else "")
         if complete:
@@ -194,6 +201,7 @@ def first_step_shown(rows: Sequence[Trajectory]) -> int:
 
 def section(number: int, row: Trajectory) -> str:
     """The finished text of a row, and an element for its candidates if there ever were any."""
+    # Finished text, so that the page says something without JavaScript
     spans = "".join(span(changes, row.num_steps) for changes in row.changes)
     parts = [
         f'<section aria-labelledby="text-{number}">',
