@@ -274,7 +274,8 @@ def largest_difference(states: Sequence[State]) -> float:
 def draw_energies(state: State, left: float, bottom: float, largest: float) -> list[str]:
     """A bar for each candidate: its energy above the least one of the state, the longest for +inf."""
     # Only differences matter: candidates are weighed by softmax(-E)
-    least = min(energy for energy in state.energies if energy is not None)
+    finite = [energy for energy in state.energies if energy is not None]
+    least = min(finite, default=0.0)
     bars = []
     for number, energy in enumerate(state.energies):
         # From 0 to 1. Where all energies are equal, `largest` is 0 and all bars are the shortest

@@ -103,6 +103,13 @@ def test_bars_are_the_energies_above_the_least_one_and_the_taken_one_is_marked()
     assert heights(1) == heights(3) == []
 
 
+def test_candidates_that_are_all_impossible_have_the_longest_bars():
+    output = written_output()
+    output.energies[2] = torch.inf
+    picture = Picture(generation_picture(output, TOKENIZER))
+    assert [float(bar.get("height")) for bar in picture.parts("rect", state=2)] == [36, 36, 36]
+
+
 def test_states_that_move_stand_in_one_place_and_the_finished_text_stays():
     svg = generation_picture(written_output(), TOKENIZER, animate=True)
     picture = Picture(svg)
