@@ -20,14 +20,12 @@ from edlm_hf.benchmarks.draws_settings import DrawSettings
 from edlm_hf.benchmarks.published import reverse_step
 from edlm_hf.benchmarks.tables import rounded, table, text
 from edlm_hf.evaluation import unigram_entropy
-from edlm_hf.evaluation.estimate import mean_estimate
+from edlm_hf.evaluation.estimate import LARGEST_EXPONENT, mean_estimate
 
 # Random bits of torch.rand
 BITS = {"float32": 24, "float64": 53}
 # The samples whose unigram entropy is measured, and the tokens of each
 SAMPLES, LENGTH = 64, 1024
-# Where exp is cut off. In float64 it overflows above 709, where the chance is zero
-LARGEST_EXPONENT = 700.0
 
 
 def measure_draws(settings: DrawSettings) -> list[dict]:

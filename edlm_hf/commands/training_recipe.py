@@ -100,7 +100,8 @@ def choose_learning_rate(parser: Flags, arguments: list[str]) -> None:
     if parser.get_default("learning_rate") is not None:  # of the recipe
         return
     flags, unknown = parser.parse_known_args(arguments)
-    if unknown:  # is refused in a moment
+    # What is unknown is refused in a moment, and a rate that is given needs no look at the model
+    if unknown or flags.learning_rate is not None:
         return
 
     # Only the flags of `train-drafts` have a width, and only those of `train-energy` an adapter

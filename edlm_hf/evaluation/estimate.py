@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass
 
 import torch
 
+LARGEST_EXPONENT = 700.0  # exp of more overflows float64, above 709
+
 
 @dataclass(frozen=True)
 class Estimate:

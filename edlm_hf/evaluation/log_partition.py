@@ -10,11 +10,10 @@ from dataclasses import dataclass
 
 import torch
 
-from edlm_hf.evaluation.estimate import Estimate, mean_estimate
+from edlm_hf.evaluation.estimate import LARGEST_EXPONENT, Estimate, mean_estimate
 
 # The largest variance of the weights exp(-E), relative to n, for which the upper estimate holds
 MOST_EXCESS = 0.1
-LARGEST_EXPONENT = 700.0  # exp of more overflows float64
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,9 @@ from rich.console import Console
 from rich.progress import track
 from torch import nn
 
-from edlm_hf.evaluation.estimate import Estimate, ratio_estimate
+from edlm_hf.evaluation.estimate import LARGEST_EXPONENT, Estimate, ratio_estimate
 from edlm_hf.evaluation.noising import Noised, Noising
 from edlm_hf.modeling.evaluation_mode import evaluating
-
-LARGEST_EXPONENT = 700.0  # exp of more overflows float64
 
 
 @dataclass(frozen=True)

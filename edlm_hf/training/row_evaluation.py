@@ -12,9 +12,7 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from transformers import EvalPrediction
 
-from edlm_hf.evaluation.estimate import ratio_estimate
-
-LARGEST_EXPONENT = 700.0  # exp of more overflows float64
+from edlm_hf.evaluation.estimate import LARGEST_EXPONENT, ratio_estimate
 
 
 class RowEvaluationMixin:

@@ -187,8 +187,9 @@ class DraftTrainer(EDLMTrainer):
             at_drafts = nothing.masked_scatter(drafted, values)
             return at_drafts.sum(-1) / num_drafts.clamp_min(1)
 
-        nll = masked_token_losses(logits, clean, drafted, mask_token_id)[drafted]
-        of_rows = {"loss": mean(nll), "nll": mean(nll), "tokens": num_drafts}
+        losses = masked_token_losses(logits, clean, drafted, mask_token_id)  # (B, L)
+        nll = losses.sum(-1) / num_drafts.clamp_min(1)
+        of_rows = {"loss": nll, "nll": nll, "tokens": num_drafts}
         if self.target is not None:
             # log p and log q (N, V), both over the tokens that the denoiser can emit
             log_p = self.target_log_probs(clean, drafted)
