@@ -11,7 +11,8 @@ from torch import nn
 from transformers.utils import logging
 
 from .autoregressive_target import AutoregressiveTarget
-from .causal_log_probs import StartToken, autoregressive_log_probs
+from .causal_log_probs import autoregressive_log_probs
+from .causal_texts import StartToken
 from .configuration_edlm import EDLMConfig
 from .energies import Candidates, Energy
 from .network_facts import start_token

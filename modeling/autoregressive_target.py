@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from .causal_log_probs import StartToken, TokenScorer
+from .causal_log_probs import TokenScorer
+from .causal_texts import StartToken
 from .configuration_edlm import EDLMConfig
 from .masked_diffusion import at_least_float32
 from .network_facts import on_device_of

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 import torch
 
+from .chain_state import State
 from .planners import check_range
-from .samplers import TOKENS, Sampler, State, Step
+from .samplers import TOKENS, Sampler, Step
 
 # Without a given draft_length, a draft is made if it is reached with at least this chance. One that
 # is accepted saves a token's share of a round, one in vain costs the target a column.

@@ -6,11 +6,12 @@ import torch
 from transformers.utils import logging
 
 from .canvas_edlm import Canvas, View
+from .chain_state import State
 from .devices import send
 from .generation_arguments import check_records
 from .generation_config_edlm import EDLMGenerationConfig, EDLMGenerationOutput
-from .masked_diffusion import effective_sample_size
-from .samplers import State, Step
+from .importance_weights import effective_sample_size
+from .samplers import Step
 
 # In a block of more steps than this only the steps that reveal something are shown.
 MOST_SHOWN_STEPS = 2**14

@@ -3,7 +3,7 @@
 import torch
 
 from .generation_records import Records
-from .masked_diffusion import importance_weights, resample
+from .importance_weights import importance_weights, resample
 from .positions import Positions
 from .proposal import Proposal
 from .reverse_chain import ReverseProcess

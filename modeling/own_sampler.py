@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 
+from .chain_state import State
 from .planners import Planner
-from .samplers import MASKS, PROPOSAL, TOKENS, Sampler, State, Step, rows_with
+from .samplers import MASKS, PROPOSAL, TOKENS, Sampler, Step, rows_with
 
 SEES = (MASKS, PROPOSAL, TOKENS)
 

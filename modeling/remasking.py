@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 import torch
 
+from .chain_state import State
 from .confidence import Score, take_best
 from .masked_diffusion import reveal_probability
 from .planners import Planner, check_range, counts_of, rounding_errors
-from .samplers import TOKENS, Sampler, State, Step, reveal_times, same_time
+from .samplers import TOKENS, Sampler, Step, reveal_times, same_time
 
 # Smaller products of float64 are started anew
 SMALL = 1e-200

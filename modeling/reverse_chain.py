@@ -18,13 +18,14 @@ from typing import Any
 import torch
 from transformers import LogitsProcessorList
 
+from .chain_state import State
 from .devices import send
 from .energies import Candidates, Energy
 from .generation_config_edlm import EDLMGenerationConfig, window_times
 from .masked_diffusion import NoiseSchedule
 from .positions import Positions, read_together
 from .proposal import Proposal, ProposingMixin
-from .samplers import TOKENS, Sampler, State, Step
+from .samplers import TOKENS, Sampler, Step
 
 # How far equal times may lie apart
 ROUNDING = 1e-9

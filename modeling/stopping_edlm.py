@@ -6,7 +6,7 @@ import torch
 from transformers import EosTokenCriteria, StopStringCriteria
 
 from .canvas_edlm import Canvas, View, is_any_of
-from .samplers import State
+from .chain_state import State
 
 # These look at the last token alone, so they are asked about every token that a block has filled.
 LAST_TOKEN_CRITERIA = (EosTokenCriteria, StopStringCriteria)

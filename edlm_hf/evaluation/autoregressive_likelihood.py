@@ -6,7 +6,8 @@ from torch import nn
 from edlm_hf.evaluation.noising import Noised, Noising
 from edlm_hf.evaluation.scoring import LikelihoodEstimate, likelihood_estimate, sum_at
 from edlm_hf.evaluation.texts import Texts, read_texts
-from edlm_hf.modeling.causal_log_probs import StartToken, autoregressive_log_probs
+from edlm_hf.modeling.causal_log_probs import autoregressive_log_probs
+from edlm_hf.modeling.causal_texts import StartToken
 from edlm_hf.modeling.network_facts import device_of
 from edlm_hf.modeling.network_probes import is_causal
 from edlm_hf.modeling.vocabulary import not_emitted

@@ -20,7 +20,7 @@ import torch
 from edlm_hf.evaluation.noising import Noised
 from edlm_hf.evaluation.scoring import sum_at
 from edlm_hf.modeling.energies import Candidates
-from edlm_hf.modeling.masked_diffusion import check_energies, log_weights
+from edlm_hf.modeling.importance_weights import check_energies, log_weights
 from edlm_hf.modeling.positions import Positions
 from edlm_hf.modeling.proposal import Proposal
 from edlm_hf.modeling.reverse_chain import ReverseProcess, chain

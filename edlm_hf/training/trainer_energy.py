@@ -6,11 +6,8 @@ from edlm_hf.evaluation import sampler_bound
 from edlm_hf.evaluation.estimate import Estimate, mean_estimate, ratio_estimate
 from edlm_hf.modeling.devices import double_where_possible
 from edlm_hf.modeling.energies import fill
-from edlm_hf.modeling.masked_diffusion import (
-    effective_sample_size,
-    importance_weights,
-    make_schedule,
-)
+from edlm_hf.modeling.importance_weights import effective_sample_size, importance_weights
+from edlm_hf.modeling.masked_diffusion import make_schedule
 from edlm_hf.modeling.positions import Positions
 from edlm_hf.modeling.proposal import Proposal
 from edlm_hf.training.collators import CONTEXT_LABEL

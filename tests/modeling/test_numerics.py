@@ -28,13 +28,8 @@ from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 from edlm_hf import EDLMEnergyModel, EDLMForMaskedDiffusion
 from edlm_hf.modeling.energies import Candidates
 from edlm_hf.modeling.energy_edlm import linear_log_probs
-from edlm_hf.modeling.masked_diffusion import (
-    importance_weights,
-    make_schedule,
-    reveal_probability,
-    sample_categorical,
-    uniform,
-)
+from edlm_hf.modeling.importance_weights import importance_weights
+from edlm_hf.modeling.masked_diffusion import make_schedule, reveal_probability, sample_categorical, uniform
 
 
 def test_resampling_bias_falls_with_the_number_of_candidates():

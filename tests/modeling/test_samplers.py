@@ -7,10 +7,11 @@ import torch
 from published import randomised, tiny_causal, tiny_denoiser
 
 from edlm_hf import EDLMForMaskedDiffusion
+from edlm_hf.modeling.chain_state import State
 from edlm_hf.modeling.masked_diffusion import make_schedule, reveal_probability
 from edlm_hf.modeling.noise import Noise
 from edlm_hf.modeling.planners import MostConfident
-from edlm_hf.modeling.samplers import Ancestral, FirstHitting, State, reveal_times
+from edlm_hf.modeling.samplers import Ancestral, FirstHitting, reveal_times
 
 SCHEDULES = [
     make_schedule("loglinear"),
