@@ -4,7 +4,6 @@ Results go to stdout, everything else to stderr. Exit codes: 0; 1 for a failure,
 130 after Ctrl-C.
 """
 
-import os
 import sys
 from typing import Annotated
 
@@ -25,7 +24,7 @@ from edlm_hf.commands.generate import generate
 from edlm_hf.commands.options import add_command
 from edlm_hf.commands.picture import picture
 from edlm_hf.commands.push import push
-from edlm_hf.terminal import QuotesSafely, write
+from edlm_hf.terminal import quiet_libraries, write
 
 app = typer.Typer(
     name="edlm",
@@ -70,19 +69,6 @@ def main() -> None:
 
             disconnect()
         raise
-
-
-def quiet_libraries() -> None:
-    """Progress bars of the libraries appear where ours do, on a terminal, and what they quote does not steer it."""
-    from transformers.utils import logging
-
-    # Names in a file that somebody else wrote can hold sequences that a terminal obeys
-    for handler in logging.get_logger("transformers").handlers:
-        handler.addFilter(QuotesSafely())
-
-    if not sys.stderr.isatty():
-        logging.disable_progress_bar()
-        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")  # read when a command imports datasets
 
 
 COMMANDS = {

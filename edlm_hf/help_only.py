@@ -1,7 +1,7 @@
 """Whether this process is the program `edlm` that shows a help: then nothing heavy is imported, and it is quick.
 
-A wrong answer, for an option whose value is "--help", costs time and shows the progress bars of libraries. The result
-is the same: every command imports `edlm_hf.registration` before it runs.
+A wrong answer, for an option whose value is "--help", costs nothing: every command imports `edlm_hf.registration`
+before it runs.
 """
 
 import os

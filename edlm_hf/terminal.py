@@ -1,6 +1,7 @@
 """Text from others on its way to a terminal or into a message: it must not steer the terminal or show a secret."""
 
 import logging
+import os
 import re
 import sys
 
@@ -73,4 +74,20 @@ class QuotesSafely(logging.Filter):
         return True
 
 
-__all__ = ["QuotesSafely", "list_names", "printable", "tell", "visible", "write"]
+SAFE_QUOTES = QuotesSafely()  # one object, which a handler takes once
+
+
+def quiet_libraries() -> None:
+    """Progress bars of the libraries appear where ours do, on a terminal, and what they quote does not steer it."""
+    from transformers.utils import logging as transformers_logging
+
+    # Names in a file that somebody else wrote can hold sequences that a terminal obeys
+    for handler in transformers_logging.get_logger("transformers").handlers:
+        handler.addFilter(SAFE_QUOTES)
+
+    if not sys.stderr.isatty():
+        transformers_logging.disable_progress_bar()
+        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")  # read when a command imports datasets
+
+
+__all__ = ["QuotesSafely", "list_names", "printable", "quiet_libraries", "tell", "visible", "write"]

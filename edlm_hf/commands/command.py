@@ -5,9 +5,10 @@ import os
 import typer
 from typer.core import TyperCommand
 
+from edlm_hf import help_only
 from edlm_hf.errors import explanation
 from edlm_hf.hidden_secrets import hide_secrets
-from edlm_hf.terminal import tell, visible
+from edlm_hf.terminal import quiet_libraries, tell, visible
 
 
 class Command(TyperCommand):
@@ -31,6 +32,9 @@ class Command(TyperCommand):
         try:
             import edlm_hf.registration  # noqa: F401
 
+            # A value looked like the question for help
+            if help_only.is_wanted():
+                quiet_libraries()
             return super().invoke(context)
         except KeyboardInterrupt:
             # 128 + SIGINT, as shells count it

@@ -38,7 +38,7 @@ def with_new_names(
 ) -> list[str]:
     """Arguments with the new names of flags, and with hyphens for underscores in them.
 
-    The values of flags stay as they are, whatever they look like.
+    Of `--fast` and `--no-fast` the last one stays. The values of flags stay as they are, whatever they look like.
     """
     # The flags that take the next word as their value
     options = [option for option in context.command.params if not getattr(option, "is_flag", False)]
@@ -48,6 +48,7 @@ def with_new_names(
     words = iter(arguments)
     new = []
     used = []
+    switches = {}  # where in `new` they stand
     for word in words:
         # What follows "--" is positional
         if word == "--":
@@ -68,16 +69,30 @@ def with_new_names(
         if entry.values:
             text = value if equals else next(words, "")
             is_on = entry.truth_of(f"--{name}", text)
-            new.append(f"--{entry.name}" if is_on else f"--no-{entry.name}")
-            continue
+            word = f"--{entry.name}" if is_on else f"--no-{entry.name}"
+        else:
+            word = f"--{entry.name}{equals}{value}"
 
         # A value that stands in the next word is copied without a look at it
-        new.append(f"--{entry.name}{equals}{value}")
-        if not equals and new[-1] in with_value:
+        new.append(word)
+        if word in with_value:
             new += itertools.islice(words, 1)
+            continue
+
+        # A switch takes back the opposite one before it
+        earlier = switches.pop(opposite_of(word), None)
+        if earlier is not None:
+            new[earlier] = None
+        switches[word] = len(new) - 1
 
     tell_new_names(context, {f"--{old}": f"--{renamed[old].name}" for old in used})
-    return new
+    return [word for word in new if word is not None]
+
+
+def opposite_of(switch: str) -> str:
+    """`--fast` -> `--no-fast`, and back."""
+    name = switch.removeprefix("--no-")
+    return f"--{name}" if name != switch else f"--no-{switch[2:]}"
 
 
 def with_new_keys(context: typer.Context, lines: Mapping[str, object], renamed: Mapping[str, Renamed]) -> dict:

@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from typer.testing import CliRunner
 from edlm_hf.cli import BENCHMARKS, COMMANDS, app
 from edlm_hf.commands.options import add_command
 from edlm_hf.settings import option
+from edlm_hf.terminal import SAFE_QUOTES
 
 PACKAGE = Path(__file__).parents[2] / "edlm_hf"
 RUNS = {(name,): run for name, run in COMMANDS.items()}
@@ -229,6 +231,25 @@ def test_only_what_is_given_reaches_the_dataclass(given):
     lines = {"required": "a", "num-things": 5, "parts": [4, 5], "words": ["x", "y"], "fast": True, "warm": False}
     assert given(**lines, clean=True)[0] == expected
     assert given("--required", "a", "--no-fast", "--no-clean", fast=True)[0] == Given(required="a", clean=False)
+
+
+def test_the_last_of_a_switch_and_its_opposite_counts(given):
+    assert given("--required", "a", "--no-fast", "--fast")[0] == Given(required="a", fast=True)
+    assert given("--required", "a", "--fast", "--no-fast", "--clean")[0] == Given(required="a", clean=True)
+    assert given("--required", "a", "--no-warm", "--warm", "--quick", "--no-quick")[0] == Given(required="a")
+    assert given("--fast", "--required", "--no-fast")[0] == Given(required="--no-fast", fast=True)
+
+
+def test_commands_quiet_the_libraries_though_a_value_looks_like_the_question_for_help(given, monkeypatch):
+    handler = logging.NullHandler()
+    monkeypatch.setattr(logging.getLogger("transformers"), "handlers", [handler])
+    monkeypatch.setattr(sys, "argv", ["edlm", "work", "--required", "--help"])
+    # The process of the tests stays as it is
+    monkeypatch.setattr("transformers.utils.logging.disable_progress_bar", lambda: None)
+    monkeypatch.setenv("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    assert given("--required", "--help")[0] == Given(required="--help")
+    assert given("--required", "--help")[0] == Given(required="--help")
+    assert handler.filters == [SAFE_QUOTES]
 
 
 def test_quick_values_yield_to_flags_and_lines(given):
