@@ -1,5 +1,6 @@
 """The settings of `edlm benchmark samplers`, and ways to sample that are written in one line."""
 
+import math
 from dataclasses import dataclass
 
 from edlm_hf.benchmarks.settings import StudySettings, check_distinct, check_positive, steps_option
@@ -12,6 +13,8 @@ SPECULATIVE = "speculative"
 
 # What a line can name beside the parameters of its sampler
 ENERGY, CANDIDATES = "energy", "candidates"
+# How tokens are drawn from the proposal, wherever they stand
+TEMPERATURE = "temperature"
 ENERGIES = ("ar", "nce")
 # k of a line that has an energy and does not say how many candidates
 DEFAULT_CANDIDATES = 8
@@ -42,8 +45,9 @@ class SamplerSettings(StudySettings):
     """The samplers that are compared, on which texts and samples.
 
     A sampler is a name, parameters, and values of T: `spaced score=entropy @8,16`. With `energy=ar candidates=8` an
-    energy weighs k candidates: that of the AR model, or "nce", that of the model itself. `speculative` and
-    `autoregressive` are samples of the AR model.
+    energy weighs k candidates: that of the AR model, or "nce", that of the model itself. With `temperature=0.9` tokens
+    are drawn, and their likelihood is measured, at that temperature. `speculative` and `autoregressive` are samples of
+    the AR model.
 
     Raises:
         ValueError: a value is out of range, or a sampler does not exist or is given twice.
@@ -111,7 +115,7 @@ class SamplerArm:
     Args:
         line: how the settings write it.
         sampler: name of the sampler, or `AUTOREGRESSIVE`.
-        parameters: of the sampler.
+        parameters: of the sampler, and `temperature` where the line has one.
         steps: T, None where the number of calls does not depend on it.
         energy: "ar" or "nce", None for the denoiser alone.
         num_candidates: k, 1 where nothing is weighed.
@@ -187,6 +191,8 @@ def arms_of_lines(lines: tuple[str, ...], steps: tuple[int, ...]) -> list[Sample
 def arms_of_line(line: str, steps: tuple[int, ...]) -> list[SamplerArm]:
     """The arms of `NAME [parameter=value ...] [energy=ar|nce [candidates=k]] [@T,T,...]`, one for every T.
 
+    A temperature stands among the parameters.
+
     >>> [arm.label for arm in arms_of_line("spaced distance=8 @4,8", steps=(16,))]
     ['spaced distance=8 T=4', 'spaced distance=8 T=8']
 
@@ -205,6 +211,7 @@ def arms_of_line(line: str, steps: tuple[int, ...]) -> list[SamplerArm]:
 
     # 2. The energy and k, which are not parameters of the sampler
     energy, num_candidates = energy_of_line(line, name, parameters)
+    check_temperature(line, name, parameters)
 
     # 3. The values of T: after the @, else the ones of the settings
     if at:
@@ -252,6 +259,24 @@ def energy_of_line(line: str, name: str, parameters: dict) -> tuple[str | None, 
     return energy, num_candidates
 
 
+def check_temperature(line: str, name: str, parameters: dict) -> None:
+    """Check the temperature of a line, if it has one.
+
+    Raises:
+        ValueError: it is not a positive number, or the line draws from the AR model.
+    """
+    if TEMPERATURE not in parameters:
+        return
+    if name in (AUTOREGRESSIVE, SPECULATIVE):
+        raise ValueError(f"{line!r} draws from the AR model as it is: leave out the temperature.")
+
+    # A bool is an int for Python
+    temperature = parameters[TEMPERATURE]
+    is_number = isinstance(temperature, (int, float)) and not isinstance(temperature, bool)
+    if not is_number or not 0 < temperature < math.inf:
+        raise ValueError(f"{line!r} has temperature={temperature}, but it must be a positive number.")
+
+
 def steps_of_line(line: str, numbers: str) -> tuple[int, ...]:
     """The values of T after the @ of a line."""
     try:
@@ -265,6 +290,8 @@ def depends_on_steps(name: str, parameters: dict) -> bool:
     import torch
 
     from edlm_hf.modeling.sampler_choice import make_sampler
+
+    parameters = {key: value for key, value in parameters.items() if key != TEMPERATURE}
 
     # Eight masks of one row are more than either T, so that T decides wherever it can
     masked = torch.ones(1, 8, dtype=torch.bool, device="cpu")

@@ -224,7 +224,12 @@ def test_energies_and_the_autoregressive_model_stand_beside_the_rules(tmp_path):
         ("spaced candidates=4 @2", "nothing weighs them"),
         ("spaced energy=ar candidates=1", "weighs 2 or more"),
         ("autoregressive energy=ar", "draws from the AR model itself"),
-        ("autoregressive temperature=1", "sampled as it is"),
+        ("autoregressive distance=1", "sampled as it is"),
+        ("autoregressive temperature=1", "leave out the temperature"),
+        ("speculative temperature=0.9", "leave out the temperature"),
+        ("spaced temperature=0 @2", "must be a positive number"),
+        ("spaced temperature=low @2", "must be a positive number"),
+        ("spaced temperature=true @2", "must be a positive number"),
         ("spaced energy=nce @2", "no energy 'nce'"),
     ],
 )
@@ -238,6 +243,11 @@ def test_samplers_are_read_from_one_line():
     parameters = {"sampler": "spaced", "num_candidates": 1, "distance": 8, "score": "entropy"}
     assert arm.options("num_steps") == parameters | {"num_steps": 16}
     assert all(arms_of_line(line, (4,)) for line in SAMPLERS)
+
+    # The temperature goes to generate() and to the bound
+    (arm,) = arms_of_line("spaced temperature=0.9 @16", (4,))
+    expected = {"sampler": "spaced", "num_candidates": 1, "temperature": 0.9}
+    assert arm.options("max_denoising_steps") == expected | {"max_denoising_steps": 16}
 
 
 @pytest.mark.parametrize(
