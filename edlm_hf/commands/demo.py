@@ -1,5 +1,6 @@
 """`edlm demo`: one screen that shows what planned steps and energies do."""
 
+import logging
 from dataclasses import dataclass
 
 from edlm_hf.settings import option
@@ -18,14 +19,14 @@ class DemoOptions:
 
 def demo(options: DemoOptions, as_json: bool) -> None:
     """Show planned steps and energies at work: a prompt continued, holes filled in, a language that can be checked."""
-    from transformers.utils import logging
-
     from edlm_hf.demo import run_demo
 
-    # Advice of transformers on calls that the reader does not see
-    verbosity = logging.get_verbosity()
-    # Set back at the end, since the function is also called from other programs
-    logging.set_verbosity_error()
+    # Advice on calls that the reader does not see. The levels are set back at the end, since the
+    # function is also called from other programs
+    loggers = [logging.getLogger(name) for name in ("transformers", "edlm_hf")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         run_demo(
             prompt=options.prompt,
@@ -36,4 +37,5 @@ def demo(options: DemoOptions, as_json: bool) -> None:
             as_json=as_json,
         )
     finally:
-        logging.set_verbosity(verbosity)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -12,7 +12,7 @@ from edlm_hf.demo.prose_scenes import PROSE, load_prose, show_continuation, show
 from edlm_hf.files import to_json
 
 NEXT = (
-    f'edlm generate --model {PROSE} --prompt "The old house" --max-new-tokens 120',
+    f'edlm generate --model {PROSE} --prompt "The old house" --max-new-tokens 120 --temperature 0.9',
     "edlm benchmark samplers --help",
     "edlm train-energy --help",
 )

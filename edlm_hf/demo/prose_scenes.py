@@ -17,6 +17,8 @@ from edlm_hf.terminal import visible
 
 PROSE = "edlm-books"
 ANCESTRAL_STEPS = 128
+# Below 1 likely tokens become likelier: more of the words are words (docs/results.md)
+TEMPERATURE = 0.9
 
 # "Twenty Thousand Leagues Under the Sea", a book that the models were not trained on
 PARAGRAPH = (
@@ -63,15 +65,16 @@ def load_prose() -> Prose:
 def arms_of(prose: Prose, steps: int, candidates: int) -> list[Arm]:
     """The three ways that every scene compares."""
     # Each differs from the one before in one thing: the rule and T, then the energy
+    common = {"num_candidates": 1, "temperature": TEMPERATURE}
     ancestral = {
+        **common,
         "sampler": "ancestral",
         "max_denoising_steps": ANCESTRAL_STEPS,
-        "num_candidates": 1,
     }
     planned = {
+        **common,
         "sampler": "spaced",
         "max_denoising_steps": steps,
-        "num_candidates": 1,
     }
     with_energy = {**planned, "num_candidates": candidates}
     return [
@@ -91,7 +94,7 @@ def show_continuation(
     seed: int,
 ) -> list[dict]:
     """Continue the prompt in every way. Returns the texts and their cost."""
-    console.print("\n[bold]1. A prompt continued[/bold]")
+    console.print(f"\n[bold]1. A prompt continued[/bold], at temperature {TEMPERATURE}")
 
     # (1, P + N): the prompt, and a mask for every new token
     ids = prose.tokenizer(prompt, return_tensors="pt").input_ids
@@ -104,7 +107,7 @@ def show_continuation(
 
 def show_infilling(console: Console, prose: Prose, steps: int, candidates: int, seed: int) -> list[dict]:
     """Fill the holes of a paragraph in every way. Returns the texts and their cost."""
-    console.print("\n[bold]2. Five hidden words of a paragraph[/bold]")
+    console.print(f"\n[bold]2. Five hidden words of a paragraph[/bold], at temperature {TEMPERATURE}")
     canvas = hide(PARAGRAPH, HIDDEN_WORDS, prose.tokenizer)
     hidden = ", ".join(word.strip() for word in HIDDEN_WORDS)
     console.print(f"  hidden: {hidden}", style="dim")

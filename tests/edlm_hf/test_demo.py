@@ -91,3 +91,4 @@ def test_the_demo_prints_what_it_found_as_json(few_sentences):
     assert [arm["denoiser_calls"] for arm in found["continuation"]][1:] == [2, 2]
     assert all(arm["text"].startswith("she said") for arm in found["continuation"])
     assert len(found["infilling"]) == 3 and len(found["grammar"]) == 4
+    assert "distribution" not in result.stderr
