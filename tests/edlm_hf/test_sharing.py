@@ -326,6 +326,54 @@ def test_an_adapter_of_transformers_is_pushed_with_a_card_and_loads_on_its_base(
     assert "a little" not in check_adapter(hub, client, "me/native", energies, "sequence")
 
 
+def adapt_shipped(folder):
+    """An adapter of the energy of `edlm-books`, saved in a folder: energies without it and with it."""
+    import peft
+    import torch
+    import transformers
+
+    import edlm_hf
+    from edlm_hf.training import energy_lora
+
+    torch.manual_seed(0)
+    base = transformers.AutoModelForMaskedLM.from_pretrained(edlm_hf.checkpoint("edlm-books"))
+    mask = base.config.mask_token_id
+    noisy, clean = torch.tensor([[30, mask, 50, mask]]), torch.tensor([[[30, 100, 50, 90], [30, 200, 50, 700]]])
+    with torch.no_grad():
+        bare = base.energy(clean, noisy).tolist()
+        config = energy_lora(2, 4)
+        config.init_lora_weights = False
+        model = peft.get_peft_model(base, config).eval()
+        model.peft_config["default"].base_model_name_or_path = "edlm-books"
+        model.save_pretrained(folder)
+        return bare, model.energy(clean, noisy).tolist()
+
+
+def energies_by_name(repo_id):
+    """The same energies of a model that is loaded as the commands load one."""
+    import torch
+
+    from edlm_hf.loading import load_masked
+
+    model = load_masked(repo_id)
+    mask = model.config.mask_token_id
+    noisy, clean = torch.tensor([[30, mask, 50, mask]]), torch.tensor([[[30, 100, 50, 90], [30, 200, 50, 700]]])
+    with torch.no_grad():
+        return model.energy(clean, noisy).tolist()
+
+
+def test_an_adapter_of_a_checkpoint_that_ships_is_pushed_and_loads_elsewhere(hub, client, tmp_path):
+    bare, adapted = client(adapt_shipped, folder=str(tmp_path / "adapter"))
+    assert client(command, arguments=["push", str(tmp_path / "adapter"), "me/tyger"])[0] == 0
+    files = hub["me/tyger"].files()
+    assert "adapter_model.safetensors" in files and "model.safetensors" not in files
+
+    # Loading merges the updates into the weights, which rounds
+    shutil.rmtree(tmp_path / "adapter")
+    loaded = client(energies_by_name, repo_id="me/tyger")
+    assert loaded[0] == pytest.approx(adapted[0], abs=1e-4) != pytest.approx(bare[0], abs=1e-2)
+
+
 def test_the_card_of_an_adapter_keeps_the_scope_that_it_was_trained_for(tmp_path):
     (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "me/base"}')
     config = EDLMForMaskedDiffusion.from_components(build("denoiser"), energy_type="nce").config
