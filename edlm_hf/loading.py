@@ -16,6 +16,7 @@ from transformers import (
 from transformers.utils import logging
 
 from edlm_hf.adapter_loading import arguments_of_base, base_of_adapter, scope_of_adapter, with_adapter
+from edlm_hf.energy_adapters import merge_lora
 from edlm_hf.loading_errors import load
 from edlm_hf.modeling import components
 from edlm_hf.modeling.component_checks import check_causal
@@ -115,8 +116,6 @@ def load_adapted(
     Args:
         name, tokenizer, kwargs: as in `load_masked`.
     """
-    from edlm_hf.training.adapters import merge_lora
-
     whole = load_base(name, base, tokenizer, **kwargs)
     return merge_lora(with_adapter(whole, name, components.location_of(kwargs)))
 

@@ -6,11 +6,11 @@ from transformers import PreTrainedModel
 
 import edlm_hf
 from edlm_hf.commands.training_flags import DataArguments, DraftModelArguments, EnergyModelArguments, ModelArguments
+from edlm_hf.energy_adapters import energy_lora
 from edlm_hf.loading import load_denoiser, load_energy
 from edlm_hf.modeling.network_facts import longest_text, num_ids
 from edlm_hf.modeling.vocabulary import absent_ids
 from edlm_hf.tokenization import vocabulary_rows
-from edlm_hf.training.adapters import energy_lora
 
 
 def new_model(sizes: ModelArguments, data: DataArguments, tokenizer, causal: bool = False) -> PreTrainedModel:

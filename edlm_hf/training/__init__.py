@@ -1,6 +1,6 @@
 """Training: the denoiser, the autoregressive baseline, the energies and draft heads."""
 
-from edlm_hf.training.adapters import LORA_MODULES_TO_SAVE, LORA_TARGET_MODULES, energy_lora, merge_lora
+from edlm_hf.energy_adapters import LORA_MODULES_TO_SAVE, LORA_TARGET_MODULES, energy_lora, merge_lora
 from edlm_hf.training.arguments import EDLMTrainingArguments
 from edlm_hf.training.averaging import ExponentialMovingAverage
 from edlm_hf.training.collators import DataCollatorForBlocks

@@ -54,7 +54,7 @@ class EnergyTrainer(EDLMTrainer):
     denoiser, energy_type="nce")` starts from a copy of the denoiser, as in the paper.
     `energy_weights="shared"` reads the denoiser's frozen trunk, with low-rank updates
     (`energy_adapter_rank`) or through a small head alone. Of a `PeftModel` the active adapter alone
-    is trained, averaged and saved (`edlm_hf.training.adapters`).
+    is trained, averaged and saved (`edlm_hf.energy_adapters`).
 
     While training it logs `nce_readings`. `evaluate()` adds, with k = `eval_num_candidates`, the
     effective sample size of the weights exp(-E) over all t and by quarters of t. It also adds the
