@@ -10,8 +10,8 @@ tells what is the corpus's part of the gain.
 
 The adapter is an energy of what a step reveals (`energy_scope="revealed"`): its candidates differ in the tokens of one
 step, not in all that is masked, so that their energies say more about which is real. The loss is `ranking` with
-`denoising_steps`: the bound (m = 1) of the very sampler that is measured, with two candidates in place of its k. The
-best energy is the same for any number of candidates, and two of them make the steadiest gradient for the cost. All
+`max_denoising_steps`: the bound (m = 1) of the very sampler that is measured, with two candidates in place of its k.
+The best energy is the same for any number of candidates, and two of them make the steadiest gradient for the cost. All
 bounds are taken on the same noise, so that their differences are known better than they are.
 """
 
@@ -82,7 +82,7 @@ def adapt(
         lora = energy_lora(r=rank, alpha=2 * rank)
         set_seed(seed)  # the adapter starts at random
         args = EnergyArguments(
-            str(folder), nce_loss="ranking", num_negatives=1, denoising_steps=denoising_steps,
+            str(folder), nce_loss="ranking", num_negatives=1, max_denoising_steps=denoising_steps,
             max_steps=steps, learning_rate=learning_rate, per_device_train_batch_size=batch_size,
             lr_scheduler_type="cosine", warmup_steps=steps // 10, ema_decay=0.99, bf16=True, use_cpu=True,
             logging_steps=10, save_steps=save_steps, report_to="none", seed=seed, attn_implementation="eager",

@@ -439,7 +439,7 @@ TRAINERS = {
     "denoiser, importance sampling": ("denoiser", {"importance_sampling": True}),
     "autoregressive": ("autoregressive", {}),
     "energy": ("energy", {}),
-    "energy of a sampler": ("energy", {"denoising_steps": 4, "sampler": "dilated", "nce_loss": "ranking"}),
+    "energy of a sampler": ("energy", {"max_denoising_steps": 4, "sampler": "dilated", "nce_loss": "ranking"}),
 }
 
 
@@ -477,5 +477,5 @@ def test_training_and_evaluation_are_those_of_the_cpu(accelerator, rules, trains
         losses[place].append(trainer.evaluate()["eval_loss"])
 
     # The places where a sampler's steps are drawn need all digits of float64
-    if rules == "cuda" or "denoising_steps" not in options:
+    if rules == "cuda" or "max_denoising_steps" not in options:
         assert losses["device"] == pytest.approx(losses["cpu"], rel=1e-3)

@@ -38,7 +38,7 @@ class Command(TyperCommand):
             return super().invoke(context)
         except KeyboardInterrupt:
             # 128 + SIGINT, as shells count it
-            tell_line(context, "interrupted.")
+            tell_line(context.command_path, "interrupted.")
             raise typer.Exit(130) from None
         except Exception as error:
             # A reader that closed the pipe (`edlm ... | head`) has seen enough, and wants no message
@@ -50,15 +50,15 @@ class Command(TyperCommand):
             wants_traceback = os.environ.get("EDLM_TRACEBACK", "0") not in ("", "0")
             if line is None or wants_traceback:
                 raise
-            tell_line(context, line)
+            tell_line(context.command_path, line)
             raise typer.Exit(1) from None
 
 
-def tell_line(context: typer.Context, line: str) -> None:
-    """Tell one line about a command. Of several processes only the first one does."""
+def tell_line(command: str, line: str) -> None:
+    """Tell one line about a command (`edlm train-energy`). Of several processes only the first one does."""
     # torchrun sets RANK. torch itself is not asked, because it takes seconds to import
     if os.environ.get("RANK", "0") == "0":
-        tell(f"{context.command_path}: {line}")
+        tell(f"{command}: {line}")
 
 
 __all__ = ["Command", "tell_line"]

@@ -7,9 +7,7 @@ from dataclasses import dataclass, field
 import typer
 
 from edlm_hf.commands.command import tell_line
-
-# Which has the new names alone
-NEXT_VERSION = "0.3.0"
+from edlm_hf.defaults import NEXT_VERSION
 
 
 @dataclass(frozen=True)
@@ -115,7 +113,7 @@ def tell_new_names(context: typer.Context, names: Mapping[str, str]) -> None:
     """Tell in one line which old names were used, and the new ones."""
     if names:
         changes = ", ".join(f"{old} (now {new})" for old, new in names.items())
-        tell_line(context, f"old names, which work until {NEXT_VERSION}: {changes}.")
+        tell_line(context.command_path, f"old names, which work until {NEXT_VERSION}: {changes}.")
 
 
 __all__ = ["Renamed", "with_new_keys", "with_new_names"]

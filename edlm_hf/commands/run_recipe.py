@@ -9,12 +9,13 @@ from transformers import TrainingArguments
 from edlm_hf.data.corpus import has_splits
 from edlm_hf.files import fault_of, to_json
 from edlm_hf.hidden_secrets import hide_in_values
+from edlm_hf.training.old_names import OLD_NAMES
 
 RECIPE = "recipe.json"  # beside the checkpoints of a run: what it is
 # Of the training arguments, what makes a run another one; where and how often something is written does not
 SHAPING = ("learning_rate", "weight_decay", "lr_scheduler_type", "warmup_steps", "seed")
 READING = ("json", "time_limit_minutes", "eval_dataset", "eval_split", "eval_blocks", "attn_implementation")
-READING += ("eval_noise_samples", "eval_num_candidates", "eval_denoising_steps")
+READING += ("eval_num_samples", "eval_num_candidates", "eval_max_denoising_steps")
 
 
 def recipe_of(parsed: tuple) -> dict:
@@ -56,7 +57,7 @@ def check_same_run(folder: str, recipe: dict) -> None:
         raise ValueError(f"{path} {fault}. It says what the run is: put it back, or delete it if you know the run.")
 
     # 3. Names that one of both does not have are of another version, and no difference
-    stored = json.loads(path.read_text())
+    stored = {OLD_NAMES.get(name, name): value for name, value in json.loads(path.read_text()).items()}
     other = [name for name in recipe if name in stored and stored[name] != recipe[name]]
     if other:
         told = "; ".join(f"{name} is {recipe[name]!r}, there {stored[name]!r}" for name in other)

@@ -8,10 +8,12 @@ from transformers import HfArgumentParser, set_seed
 from transformers.hf_argparser import string_to_bool
 
 from edlm_hf.adapter_loading import base_of_adapter
+from edlm_hf.commands.command import tell_line
 from edlm_hf.files import read_options
 from edlm_hf.hidden_secrets import hide_in_command, hide_secrets, hide_shapes, is_secret_name
 from edlm_hf.loading import load_config
 from edlm_hf.terminal import visible
+from edlm_hf.training.old_names import OLD_NAMES, changes_of
 
 # Defaults that differ from those of transformers, and learn on a small text
 LOGGING_STEPS = 10
@@ -56,6 +58,11 @@ class Flags(HfArgumentParser):
         """As usual. A default of the recipe that looks like a secret is hidden."""
         return visible(hide_shapes(super().format_help()))
 
+    def tell_new_names(self, old: list[str]) -> None:
+        """Tell in one line which old names of flags or keys were used, and the new ones."""
+        if old:
+            tell_line(self.command, changes_of(old))
+
     def error(self, message: str):
         """As usual: the message and exit code 2, without the secrets of the recipe."""
         super().error(visible(hide_secrets(message, self.secrets)))
@@ -77,6 +84,7 @@ def parse(command: Callable, classes: tuple[type, ...], arguments: list[str]) ->
         arguments = with_recipe(parser, arguments[0], arguments[1:])
 
     # 2. The flags
+    arguments = with_new_flags(parser, arguments)
     choose_learning_rate(parser, arguments)
     *parsed, unknown = parser.parse_args_into_dataclasses(
         arguments,
@@ -93,6 +101,21 @@ def parse(command: Callable, classes: tuple[type, ...], arguments: list[str]) ->
     sys.argv[1:] = hide_in_command(sys.argv[1:], secrets)
     set_seed(args.seed)
     return tuple(parsed)
+
+
+def with_new_flags(parser: Flags, arguments: list[str]) -> list[str]:
+    """The arguments with the new names of flags, whose old ones are told in one line."""
+    new = []
+    used = []
+    for word in arguments:
+        flag, equals, value = word.partition("=")
+        name = flag.removeprefix("--").replace("-", "_")
+        if flag.startswith("--") and name in OLD_NAMES:
+            used.append(name)
+            word = f"--{OLD_NAMES[name]}{equals}{value}"
+        new.append(word)
+    parser.tell_new_names(used)
+    return new
 
 
 def choose_learning_rate(parser: Flags, arguments: list[str]) -> None:
@@ -129,6 +152,8 @@ def with_recipe(parser: Flags, file: str, arguments: list[str]) -> list[str]:
         recipe = read_options(file)
     except ValueError as error:
         parser.error(str(error))
+    parser.tell_new_names([name for name in recipe if name in OLD_NAMES])
+    recipe = {OLD_NAMES.get(name, name): value for name, value in recipe.items()}
     unknown = set(recipe) - set(parser.options)
     if unknown:
         parser.error(f"{file} sets {', '.join(sorted(unknown))}, which {parser.command} does not have.")

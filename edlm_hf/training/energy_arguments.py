@@ -6,6 +6,7 @@ from edlm_hf.modeling.sampler_choice import make_sampler
 from edlm_hf.modeling.samplers import MASKS, Sampler
 from edlm_hf.training.arguments import EDLMTrainingArguments
 from edlm_hf.training.objectives import NCE_LOSSES
+from edlm_hf.training.old_names import takes_old_names
 from edlm_hf.training.refused_options import REFUSED_OF_ENERGIES, check_fields
 
 # A planner that looks at the proposal needs the denoiser along a whole path. The nearest sampler
@@ -13,6 +14,7 @@ from edlm_hf.training.refused_options import REFUSED_OF_ENERGIES, check_fields
 RANDOM_ORDER = {"spaced": {"score": "random"}}
 
 
+@takes_old_names
 @dataclass
 class EnergyArguments(EDLMTrainingArguments):
     """Options of `EnergyTrainer`.
@@ -34,7 +36,7 @@ class EnergyArguments(EDLMTrainingArguments):
         default=1,
         metadata={"help": "Draws from the denoiser per text."},
     )
-    denoising_steps: int | None = field(
+    max_denoising_steps: int | None = field(
         default=None,
         metadata={
             "help": "T: the text gives what one step of the T-step sampler reveals, the denoiser "
@@ -45,12 +47,12 @@ class EnergyArguments(EDLMTrainingArguments):
     sampler: str = field(
         default="ancestral",
         metadata={
-            "help": "Whose steps the energy is trained on, with denoising_steps: a sampler that "
+            "help": "Whose steps the energy is trained on, with max_denoising_steps: a sampler that "
             "sees masks alone, such as dilated. For spaced it is the random order.",
         },
     )
     eval_num_candidates: int = field(default=8, metadata={"help": "k in evaluation."})
-    eval_denoising_steps: int = field(
+    eval_max_denoising_steps: int = field(
         default=64,
         metadata={"help": "T of the sampler whose bound is evaluated."},
     )
@@ -66,9 +68,9 @@ class EnergyArguments(EDLMTrainingArguments):
         # With k = 1 no energy acts. A value that is None was left open.
         smallest = {
             "num_negatives": 1,
-            "denoising_steps": 1,
+            "max_denoising_steps": 1,
             "eval_num_candidates": 2,
-            "eval_denoising_steps": 1,
+            "eval_max_denoising_steps": 1,
         }
         for name, least in smallest.items():
             value = getattr(self, name)
@@ -83,7 +85,7 @@ class EnergyArguments(EDLMTrainingArguments):
         """
         # Any T does for a check where none is given
         parameters = RANDOM_ORDER.get(self.sampler)
-        sampler = make_sampler(self.sampler, self.denoising_steps or 1, parameters=parameters)
+        sampler = make_sampler(self.sampler, self.max_denoising_steps or 1, parameters=parameters)
         if sampler.sees != MASKS:
             raise ValueError(
                 f"sampler is {self.sampler!r}, which looks at the proposal, but training needs one "
@@ -92,8 +94,8 @@ class EnergyArguments(EDLMTrainingArguments):
             )
 
         # Without T the pairs are those of the forward process, where no sampler takes part
-        if self.sampler != "ancestral" and self.denoising_steps is None:
-            problem = f"sampler is {self.sampler!r}, but denoising_steps is not given."
+        if self.sampler != "ancestral" and self.max_denoising_steps is None:
+            problem = f"sampler is {self.sampler!r}, but max_denoising_steps is not given."
             raise ValueError(f"{problem} Pass the T of its steps.")
         return sampler
 

@@ -17,9 +17,11 @@ from edlm_hf.training.objectives import (
     low_discrepancy_times,
     masked_token_losses,
 )
+from edlm_hf.training.old_names import takes_old_names
 from edlm_hf.training.trainer_base import EDLMTrainer, check_model
 
 
+@takes_old_names
 @dataclass
 class MaskedDiffusionArguments(EDLMTrainingArguments):
     """Options of `MaskedDiffusionTrainer`."""
@@ -30,7 +32,7 @@ class MaskedDiffusionArguments(EDLMTrainingArguments):
             "help": "Draw times with a density proportional to the weight of the bound (for log-linear noise 1/t).",
         },
     )
-    eval_noise_samples: int = field(
+    eval_num_samples: int = field(
         default=2,
         metadata={"help": "Noise samples per text in evaluation, 1 or even."},
     )
@@ -123,7 +125,7 @@ class MaskedDiffusionTrainer(EDLMTrainer):
             inputs["input_ids"],
             inputs.get("attention_mask"),
             scored=inputs["labels"] != CONTEXT_LABEL,
-            num_samples=self.args.eval_noise_samples,
+            num_samples=self.args.eval_num_samples,
             batch_size=self.args.eval_batch_size,
             seed=self.args.seed,
             text_numbers=numbers,

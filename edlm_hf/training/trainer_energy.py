@@ -45,7 +45,7 @@ class EnergyTrainer(EDLMTrainer):
     `energy_scope="revealed"` the pairs are (x_t, x_s) with the share of revealed masks uniform on
     [0, 1]: candidates hold the mask where nothing is revealed.
 
-    With `denoising_steps` T the pairs are those of the bound of the T-step sampler
+    With `max_denoising_steps` T the pairs are those of the bound of the T-step sampler
     (`sampler_bound`): t = n / T, and the candidate of the data carries x_0 where a step reveals and
     a draw of the denoiser elsewhere (under `energy_scope="revealed"` the mask). Summed over the
     steps, the ranking loss less log k is then the bound with m = 1 less the denoiser's bound.
@@ -59,7 +59,7 @@ class EnergyTrainer(EDLMTrainer):
     While training it logs `nce_readings`. `evaluate()` adds, with k = `eval_num_candidates`, the
     effective sample size of the weights exp(-E) over all t and by quarters of t. It also adds the
     bounds of the T-step sampler with and without the energy (`sampler_bound`, m = 1, and its
-    change), T = `eval_denoising_steps`.
+    change), T = `eval_max_denoising_steps`.
 
     The arguments are those of `EDLMTrainer`, with `EnergyArguments`. The model is an
     `EDLMForMaskedDiffusion` with `energy_type="nce"`, or a `PeftModel` of one.
@@ -142,7 +142,7 @@ class EnergyTrainer(EDLMTrainer):
     def data_needs_draw(self) -> bool:
         """Whether the text fills only a part of its candidate, and the denoiser draws the rest."""
         is_whole = self.model.config.energy_scope == "sequence"
-        return is_whole and self.args.denoising_steps is not None
+        return is_whole and self.args.max_denoising_steps is not None
 
     def shapes_of_uniforms(self, length: int, num_negatives: int) -> tuple[tuple[int, ...], ...]:
         """The shapes for one row of the uniforms that `energies` takes."""
@@ -198,7 +198,7 @@ class EnergyTrainer(EDLMTrainer):
         # 4. E of all candidates, (B, 1 + n). A step that reveals nothing costs nothing.
         candidates = torch.cat([data, drawn], dim=1)
         energies = model(candidate_ids=candidates, **noisy).energy
-        if self.args.denoising_steps is not None:
+        if self.args.max_denoising_steps is not None:
             energies = energies * from_text.any(-1, keepdim=True)
         return energies[:, 0], energies[:, 1:]
 
@@ -209,8 +209,8 @@ class EnergyTrainer(EDLMTrainer):
         mask_uniforms: torch.Tensor,
         reveal_uniforms: torch.Tensor,
     ) -> Pairs:
-        """Mask texts by the forward process, or by a step of the sampler (`denoising_steps`)."""
-        if self.args.denoising_steps is not None:
+        """Mask texts by the forward process, or by a step of the sampler (`max_denoising_steps`)."""
+        if self.args.max_denoising_steps is not None:
             return step_pairs(self.sampler, self.schedule, t, modelled, seeds=reveal_uniforms)
         if self.model.config.energy_scope == "revealed":
             return forward_pairs(self.schedule, t, modelled, mask_uniforms, reveal_uniforms)
@@ -301,7 +301,7 @@ class EnergyTrainer(EDLMTrainer):
             self.model,
             inputs["input_ids"],
             inputs.get("attention_mask"),
-            num_steps=self.args.eval_denoising_steps,
+            num_steps=self.args.eval_max_denoising_steps,
             num_candidates=num_candidates,
             scored=inputs["labels"] != CONTEXT_LABEL,
             text_numbers=numbers,

@@ -24,7 +24,7 @@ from edlm_hf.loading import load_masked, load_with_tokenizer
 from edlm_hf.pushing import check_references
 from edlm_hf.training import LORA_MODULES_TO_SAVE, LORA_TARGET_MODULES, EnergyArguments, energy_lora
 
-SMALL = "--length 16 --eval_blocks 2 --max_steps 1 --per_device_train_batch_size 2 --eval_denoising_steps 2"
+SMALL = "--length 16 --eval_blocks 2 --max_steps 1 --per_device_train_batch_size 2 --eval_max_denoising_steps 2"
 
 
 def train(folder: Path, model: str, more: str = "") -> Path:

@@ -332,7 +332,7 @@ def adapter_trainer(folder, base, dropout=0.1, seed=0, **changes) -> EnergyTrain
     model = EDLMForMaskedDiffusion.from_components(denoiser, energy_type="nce", **BASES[base])
     model = get_peft_model(model, lora(lora_dropout=dropout))
     options = {"save_strategy": "steps", "save_steps": 4, "max_steps": 8, "learning_rate": 1e-2, "num_negatives": 2}
-    options |= {"eval_num_candidates": 4, "eval_denoising_steps": 4}
+    options |= {"eval_num_candidates": 4, "eval_max_denoising_steps": 4}
     args = arguments(folder, EnergyArguments, **(options | changes))
     return EnergyTrainer(model, args, train_dataset=random_blocks(32), eval_dataset=random_blocks(8, seed=1))
 

@@ -15,6 +15,7 @@ from edlm_hf import MDLMConfig, MDLMForMaskedLM
 from edlm_hf.cli import app
 from edlm_hf.commands import train
 from edlm_hf.commands.new_models import new_energy, new_model
+from edlm_hf.commands.run_recipe import RECIPE, check_same_run
 from edlm_hf.commands.training_data import choose_tokenizer, load_sets
 from edlm_hf.commands.training_flags import DataArguments, DraftModelArguments, EnergyModelArguments, ModelArguments
 from edlm_hf.commands.training_recipe import parse
@@ -200,6 +201,25 @@ def test_the_last_twentieth_of_a_file_is_for_evaluation_unless_another_is_given(
     with pytest.raises(ValueError, match="nothing to evaluate on: give --eval_dataset"):
         load_sets(data, choose_tokenizer(data, None))
     assert call("train-denoiser", file, "--length", 0).exit_code == 1
+
+
+def test_old_names_of_flags_and_keys_are_taken_and_told(recipe, capsys):
+    file = recipe("energy", denoiser="somewhere", denoising_steps=4)
+    *_, args = parse(*CLASSES["energy"], [file, "--eval_denoising_steps", "3"])
+    assert (args.max_denoising_steps, args.eval_max_denoising_steps) == (4, 3)
+    told = capsys.readouterr().err
+    assert "edlm train-energy: old names, which work until 0.3.0: denoising_steps (now max_denoising_steps)." in told
+    assert "eval_denoising_steps (now eval_max_denoising_steps)" in told
+
+    *_, args = parse(*CLASSES["denoiser"], [recipe("denoiser"), "--eval-noise-samples=4"])
+    assert args.eval_num_samples == 4
+
+
+def test_a_run_is_known_by_the_old_names_of_its_options(tmp_path):
+    (tmp_path / RECIPE).write_text('{"denoising_steps": 4}')
+    with pytest.raises(ValueError, match="max_denoising_steps is 8, there 4"):
+        check_same_run(str(tmp_path), {"max_denoising_steps": 8})
+    check_same_run(str(tmp_path), {"max_denoising_steps": 4})
 
 
 def test_failures_are_told_in_one_line(tmp_path, recipe):

@@ -88,7 +88,7 @@ def test_thirty_two_blocks_are_learnt_to_the_entropy_of_choosing_one(tmp_path):
     model = MDLMForMaskedLM(tiny_config(vocab_size=33, hidden_dim=32, n_heads=4, n_blocks=1))
     trainer = denoiser_trainer(
         tmp_path, model, blocks(np.tile(ids, (4, 1))), blocks(ids), max_steps=250, per_device_train_batch_size=128,
-        learning_rate=1e-2, lr_scheduler_type="cosine", warmup_steps=50, ema_decay=0.98, eval_noise_samples=32,
+        learning_rate=1e-2, lr_scheduler_type="cosine", warmup_steps=50, ema_decay=0.98, eval_num_samples=32,
     )  # fmt: skip
     trainer.train()
     metrics, minimum = trainer.evaluate(), math.log(32) / 6
@@ -252,7 +252,7 @@ def test_a_checkpoint_holds_the_averaged_model_and_agrees_with_the_evaluation(tm
 
 def test_evaluation_reaches_the_last_row_where_training_drops_incomplete_batches(tmp_path):
     rows = random_blocks(11)
-    trainer = denoiser_trainer(tmp_path, rows=rows, eval_rows=rows, dataloader_drop_last=True, eval_noise_samples=1)
+    trainer = denoiser_trainer(tmp_path, rows=rows, eval_rows=rows, dataloader_drop_last=True, eval_num_samples=1)
     found = trainer.predict(rows).predictions
     assert len(found) == 11 and (found[:, trainer.measured.index("tokens")] == 12).all()
     assert math.isfinite(trainer.evaluate()["eval_loss"])

@@ -146,7 +146,7 @@ def test_energies_that_are_no_network_are_refused(tmp_path):
         model(torch.zeros(1, 3, dtype=torch.long), candidate_ids=torch.zeros(1, 1, 3, dtype=torch.long))
     with pytest.raises(ValueError, match="energy_type is None.*only 'nce'"):
         energy_trainer(tmp_path, tiny_denoiser())
-    for wrong in ({"num_negatives": 0}, {"denoising_steps": 0}, {"nce_loss": "hinge"}):
+    for wrong in ({"num_negatives": 0}, {"max_denoising_steps": 0}, {"nce_loss": "hinge"}):
         name, value = wrong.popitem()
         with pytest.raises(ValueError, match=f"{name} is {value!r}"):
             arguments(tmp_path, EnergyArguments, **{name: value})
@@ -251,7 +251,7 @@ def test_the_ranking_loss_of_a_step_is_the_bound_of_the_sampler(tmp_path, scope,
     model = EDLMForMaskedDiffusion.from_components(tiny_denoiser(), energy, energy_type="nce", energy_scope=scope)
     ids = torch.tensor(np.stack(random_blocks(8)["input_ids"])).long()
     trainer = energy_trainer(
-        tmp_path, model, num_negatives=k - 1, nce_loss="ranking", denoising_steps=T, sampler=sampler
+        tmp_path, model, num_negatives=k - 1, nce_loss="ranking", max_denoising_steps=T, sampler=sampler
     )
     many, losses, changes = ids.repeat(copies, 1), [], []
     shapes = (len(many),), many.shape, (len(many),), (*many.shape, k if scope == "sequence" else k - 1)
@@ -274,11 +274,11 @@ def test_the_ranking_loss_of_a_step_is_the_bound_of_the_sampler(tmp_path, scope,
 def test_pairs_are_those_of_samplers_that_see_masks_alone(tmp_path):
     model = EDLMForMaskedDiffusion.from_components(tiny_denoiser(), energy_type="nce")
     with pytest.raises(ValueError, match="top_k.*looks at the proposal.*dilated"):
-        energy_trainer(tmp_path, model, sampler="top_k", denoising_steps=4)
+        energy_trainer(tmp_path, model, sampler="top_k", max_denoising_steps=4)
     with pytest.raises(ValueError, match="sampler is 'dilated'.*Pass the T"):
         energy_trainer(tmp_path, model, sampler="dilated")
     with pytest.raises(ValueError, match="must be one of ancestral"):
-        energy_trainer(tmp_path, model, sampler="dilatet", denoising_steps=4)
+        energy_trainer(tmp_path, model, sampler="dilatet", max_denoising_steps=4)
 
 
 # ---------------------------------------------------------------------------------------------- evaluation, checkpoints
@@ -287,7 +287,7 @@ def test_pairs_are_those_of_samplers_that_see_masks_alone(tmp_path):
 @WAY
 def test_a_checkpoint_is_the_composite_and_agrees_with_the_evaluation(tmp_path, way):
     rows = random_blocks(8)
-    options = {"save_strategy": "steps", "save_steps": 10, "eval_num_candidates": 4, "eval_denoising_steps": 6}
+    options = {"save_strategy": "steps", "save_steps": 10, "eval_num_candidates": 4, "eval_max_denoising_steps": 6}
     trainer = energy_trainer(tmp_path, new_energy(way), eval_rows=rows, learning_rate=1e-2, **options)
     trainer.train()
     metrics = trainer.evaluate()

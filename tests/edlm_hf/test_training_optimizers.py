@@ -66,7 +66,7 @@ def test_the_trainer_resumes_bitwise_under_muon(tmp_path):
 def test_muon_learns(tmp_path):
     """Which two of twelve tokens there are: log 2 = 0.69 nats are left of 2.3."""
     rows = random_blocks(8, vocabulary=2)
-    options = {"max_steps": 60, "learning_rate": 1e-2, "ema_decay": 0, "eval_noise_samples": 16}
+    options = {"max_steps": 60, "learning_rate": 1e-2, "ema_decay": 0, "eval_num_samples": 16}
     trainer = denoiser_trainer(tmp_path, rows=rows, eval_rows=rows, muon=True, **options)
     before = trainer.evaluate()["eval_loss"]
     trainer.train()

@@ -367,3 +367,13 @@ def test_columns_that_the_collator_reads_reach_it(tmp_path):
     masks = Dataset.from_list([{"input_ids": [1, 2, 3], "completion_mask": [0, 1, 1]}] * 8)
     batch = next(iter(denoiser_trainer(tmp_path, rows=masks).get_train_dataloader()))
     assert batch["labels"].tolist() == [[-100, 2, 3]] * 8
+
+
+def test_options_by_their_old_names_are_taken_with_a_warning(tmp_path):
+    with pytest.warns(FutureWarning, match=r"denoising_steps \(now max_denoising_steps\), eval_denoising_steps"):
+        args = EnergyArguments(str(tmp_path), denoising_steps=4, eval_denoising_steps=3)
+    assert (args.max_denoising_steps, args.eval_max_denoising_steps) == (4, 3)
+    with pytest.warns(FutureWarning, match="now eval_num_samples"):
+        assert MaskedDiffusionArguments(str(tmp_path), eval_noise_samples=4).eval_num_samples == 4
+    with pytest.raises(ValueError, match="denoising_steps is the old name of max_denoising_steps"):
+        EnergyArguments(str(tmp_path), denoising_steps=4, max_denoising_steps=4)

@@ -575,4 +575,4 @@ def test_it_has_no_bound_and_trains_no_energy():
     with pytest.raises(ValueError, match="call autoregressive_nll"):
         sampler_bound(model(), SEQUENCES[:4].tolist(), num_steps=4, sampler="speculative")
     with pytest.raises(ValueError, match="sampler is 'speculative'.*sees masks alone"):
-        EnergyArguments(output_dir="unused", sampler="speculative", denoising_steps=4)
+        EnergyArguments(output_dir="unused", sampler="speculative", max_denoising_steps=4)

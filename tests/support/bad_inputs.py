@@ -386,7 +386,7 @@ Path("wrong.yaml").write_text("max_denoising_steps: many\\n")
             "train-denoiser --dataset words.txt --output_dir out --colour red",
             "train-denoiser --dataset words.txt --output_dir out --model a --from_causal b",
             "train-energy --dataset words.txt --output_dir out",
-            "train-energy --dataset words.txt --output_dir out --denoising_steps 8 --sampler top_k",
+            "train-energy --dataset words.txt --output_dir out --max_denoising_steps 8 --sampler top_k",
             "train-energy --dataset words.txt --output_dir out --sampler dilated",
             "benchmark speed",
         ),

@@ -73,7 +73,7 @@ def trainer_of(kind: str, folder, rows, eval_rows=None, model=None, given=None, 
     if model is None:
         energy = randomised(EDLMEnergyModel(tiny_config()), seed=3)
         model = EDLMForMaskedDiffusion.from_components(tiny_denoiser(), energy, energy_type="nce")
-    cheap = {"eval_denoising_steps": 4, "eval_num_candidates": 2, "num_negatives": 2}
+    cheap = {"eval_max_denoising_steps": 4, "eval_num_candidates": 2, "num_negatives": 2}
     return EnergyTrainer(model, arguments(folder, EnergyArguments, **(cheap | changes)), **sets)
 
 
