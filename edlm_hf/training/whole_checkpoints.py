@@ -4,6 +4,7 @@ A checkpoint that was written to its end has a manifest of its files. Where the 
 interrupted, or a file was damaged later, an earlier one is taken.
 """
 
+import itertools
 import json
 import zlib
 from pathlib import Path
@@ -20,7 +21,6 @@ MANIFEST = "complete.json"  # the last file of a checkpoint: sizes and checksums
 PRESENT_WEIGHTS = "present_weights.safetensors"  # beside the average, which is the model
 DAMAGED = "damaged-"  # prefix of the name of a checkpoint that was set aside
 CHUNK = 2**22  # bytes of a file that are read at a time
-MOST_NAMES = 1000  # that are tried for a checkpoint that is set aside
 
 # Files of which a checkpoint needs at least one of each kind. FSDP and DeepSpeed have their own.
 WEIGHTS = (
@@ -199,10 +199,9 @@ def pass_over(damaged: dict[Path, str], whole: Path, set_aside: bool) -> None:
 
 def free_name(checkpoint: Path) -> Path:
     """`damaged-checkpoint-N` beside a checkpoint, with `.1`, `.2`, ... if that is taken."""
-    name = f"{DAMAGED}{checkpoint.name}"
-    numbered = [f"{name}.{i}" for i in range(1, MOST_NAMES)]
-    paths = [checkpoint.with_name(candidate) for candidate in (name, *numbered)]
-    return next(path for path in paths if not path.exists())
+    path = checkpoint.with_name(f"{DAMAGED}{checkpoint.name}")
+    numbered = (path.with_name(f"{path.name}.{i}") for i in itertools.count(1))
+    return next(path for path in itertools.chain([path], numbered) if not path.exists())
 
 
 def named_checkpoint(
