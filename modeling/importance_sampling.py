@@ -3,7 +3,8 @@
 import torch
 
 from .generation_records import Records
-from .importance_weights import importance_weights, resample
+from .importance_weights import importance_weights
+from .masked_diffusion import resample
 from .positions import Positions
 from .proposal import Proposal
 from .reverse_chain import ReverseProcess

@@ -7,7 +7,6 @@ candidates.
 import torch
 
 from .devices import double_where_possible
-from .masked_diffusion import inverse_cdf
 
 NOT_AN_ENERGY = "An energy is NaN or -inf. Energies are finite numbers, or +inf to reject a candidate."
 
@@ -57,10 +56,3 @@ def check_energies(energies: torch.Tensor) -> None:
 def effective_sample_size(weights: torch.Tensor) -> torch.Tensor:
     """1 / sum_j w_j^2 of weights (B, k): from 1 (one has all the weight) to k (all are equal): (B,)."""
     return 1 / weights.square().sum(-1)
-
-
-def resample(weights: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
-    """One candidate per row with the probabilities `weights` (B, k), by uniforms (B, 1): (B,)."""
-    # A weight of zero has the logarithm -inf, which is never drawn
-    chosen, _ = inverse_cdf(weights.log(), uniforms)
-    return chosen.squeeze(-1)

@@ -14,6 +14,9 @@ import torch
 
 from .devices import has_float64, send
 
+# Their place in 0.1.0
+from .importance_weights import effective_sample_size, importance_weights  # noqa: F401
+
 HALVINGS = 60  # of [0, 1]: finer than float64
 MOST_VISIBLE = 0.01  # share of the tokens at t = 1, where sampling starts
 
@@ -414,6 +417,13 @@ def inverse_cdf(logits: torch.Tensor, uniforms: torch.Tensor) -> tuple[torch.Ten
     log_total = total.log().to(logits.dtype)
     log_probs = logits.gather(-1, tokens) - highest - log_total
     return tokens, log_probs
+
+
+def resample(weights: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
+    """One candidate per row with the probabilities `weights` (B, k), by uniforms (B, 1): (B,)."""
+    # A weight of zero has the logarithm -inf, which is never drawn
+    chosen, _ = inverse_cdf(weights.log(), uniforms)
+    return chosen.squeeze(-1)
 
 
 def check_tokens_left(has_token: torch.Tensor) -> None:

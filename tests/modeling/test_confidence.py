@@ -132,6 +132,23 @@ def test_entropy_and_margin_are_those_of_the_probabilities():
     assert (entropy.errors < 1e-12).all() and (margin.errors < 1e-12).all()
 
 
+@pytest.mark.parametrize("name", ["entropy", "confidence", "margin"])
+def test_scores_in_parts_are_those_of_all_positions_at_once(name, monkeypatch):
+    logits = torch.randn(7, 30, generator=torch.Generator().manual_seed(0)) * torch.logspace(-2, 3, 7)[:, None]
+    logits[:, 4] = -torch.inf
+    logits[3, :29] = -torch.inf  # one token is left
+    whole = Score.of(name, logits, torch.float32)
+    monkeypatch.setattr("edlm_hf.modeling.confidence.CACHED_LOGITS", 60)
+    parts = Score.of(name, logits, torch.float32)
+    assert torch.equal(parts.values, whole.values) and torch.equal(parts.errors, whole.errors)
+    assert Score.of(name, logits[:0], torch.float32).values.shape == (0,)
+
+    # The entropy is exact within its error, also where it is nearly zero
+    if name == "entropy":
+        exact = torch.special.entr(logits.double().softmax(-1)).sum(-1)
+        assert ((-whole.values - exact).abs() <= whole.errors).all() and whole.values[3] == 0
+
+
 def test_ties_are_with_the_highest_that_is_left_and_do_not_chain():
     log_odds = torch.tensor([[0.0, 1.0, 1.9, 2.5, -torch.inf], [5.0, 5.5, -torch.inf, -torch.inf, 5.9]])
     errors = torch.full((2, 5), 1.0)

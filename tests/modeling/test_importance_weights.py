@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from edlm_hf.modeling.importance_weights import effective_sample_size, importance_weights, resample
+from edlm_hf.modeling.importance_weights import effective_sample_size, importance_weights
+from edlm_hf.modeling.masked_diffusion import resample
 
 
 def test_weights_favour_low_energies():
