@@ -94,7 +94,7 @@ class Canvas:
         self.appended = is_appended[:, :width]
         self.free = self.real & (self.ids == mask_token_id)
         self.generated = self.free.clone()
-        self.log_probs = torch.full(self.ids.shape, torch.nan, device=self.ids.device)
+        self.log_probs = torch.full(self.ids.shape, torch.nan, dtype=torch.float32, device=self.ids.device)
 
         # 3. Token types: the new tokens have the type of the last given one, 0 without one
         self.token_types = None
@@ -179,7 +179,7 @@ class Canvas:
 
     def write_log_probs(self, view: View, log_probs: torch.Tensor) -> None:
         """Put log-probabilities (B, W') of the tokens of a view where it was free."""
-        self.log_probs = replace_free(self.log_probs, view, log_probs)
+        self.log_probs = replace_free(self.log_probs.to(log_probs.dtype), view, log_probs)
 
     def filled(self, view: View) -> torch.Tensor:
         """(B, W) bool, the columns that were filled with a view and are still part of the text."""
@@ -262,7 +262,11 @@ class Canvas:
     def output_log_probs(self) -> torch.Tensor:
         """(B, P + new): the log-probabilities of what was generated, NaN elsewhere."""
         kept = torch.where(self.generated, self.log_probs, torch.nan)
-        return self.in_given_order(kept, missing=torch.nan)
+        by_column = self.in_given_order(kept, missing=torch.nan)
+
+        # Padding of the user has the columns of new tokens in `in_given_order`
+        given = F.pad(self.given, (0, self.new_tokens), value=self.mask_token_id)
+        return torch.where(given == self.mask_token_id, by_column, torch.nan)
 
     def in_given_order(self, values: torch.Tensor, missing: float = 0) -> torch.Tensor:
         """Values (B, W) of rows that are aligned left, in the columns of the user: (B, P + new)."""

@@ -79,7 +79,7 @@ def autoregressive_log_probs(
     predicts, is_shared = texts.read()
     end = count_up_to_last(predicts.any(0))
     if end == 0:
-        return torch.zeros(candidate_ids.shape, device=device_of_inputs)
+        return torch.zeros(candidate_ids.shape, dtype=torch.float32, device=device_of_inputs)
     scorer = TokenScorer(causal_lm, never_emitted.cpu())
     scorer.check_length(end)
 

@@ -75,7 +75,7 @@ class State:
         """
         if before is not None:
             kept = torch.where(revealed, self.log_probs[rows], before[rows])
-            self.log_probs = before.index_copy(0, rows, kept)
+            self.log_probs = before.to(kept.dtype).index_copy(0, rows, kept)
 
     def mask_again(self, where: torch.Tensor) -> None:
         """Put the mask at the positions `where` (B, L) bool."""

@@ -10,7 +10,7 @@ import torch
 from transformers import GenerationConfig
 from transformers.utils import ModelOutput
 
-from .sampler_choice import PARAMETERS, check_sampler, make_sampler
+from .sampler_choice import CORRECTOR, PARAMETERS, check_sampler, make_sampler, parameters_of
 from .samplers import Sampler
 
 # Fields of GenerationConfig that `generate()` takes. The others belong to left-to-right decoding.
@@ -126,6 +126,11 @@ class EDLMGenerationConfig(GenerationConfig):
             return self.eos_token_id
         return [] if self.eos_token_id is None else [self.eos_token_id]
 
+    @property
+    def is_guided(self) -> bool:
+        """Whether every proposal takes a second call of the denoiser, for classifier-free guidance."""
+        return self.guidance_scale not in (None, 1)
+
     def make_sampler(self) -> Sampler:
         """The sampler with the given parameters.
 
@@ -210,15 +215,21 @@ class EDLMGenerationConfig(GenerationConfig):
             several = name == "eos_token_id"
             self._replace(name, token_ids_from(name, getattr(self, name), several))
 
-        # 2. Choices, sampler and window
+        # 2. Parameters of samplers and the window
+        for name in sorted(PARAMETERS):
+            self._replace(name, plain_number(getattr(self, name)))
+        self._replace("energy_window", plain_number(self.energy_window))
+
+        # 3. Choices, sampler and window
         scope = self.energy_scope
         if scope is not None and scope not in SCOPES:
             raise ValueError(f"energy_scope is {scope!r}, but it must be one of {', '.join(SCOPES)}.")
         check_sampler(self.sampler)
+        self.check_own_parameters()
         if self.energy_window is not None:
             window_times(self.energy_window)
 
-        # 3. transformers refuses max_new_tokens=0, with which only masks in the prompt are filled
+        # 4. transformers refuses max_new_tokens=0, with which only masks in the prompt are filled
         new_tokens = self.max_new_tokens
         self.max_new_tokens = new_tokens or None
         try:
@@ -226,10 +237,32 @@ class EDLMGenerationConfig(GenerationConfig):
         finally:
             self.max_new_tokens = new_tokens
 
+    def check_own_parameters(self) -> None:
+        """Raise ValueError if a parameter of the sampler, as far as it has it, is out of range.
+
+        Those of other samplers may be left from another setting.
+        """
+        if not isinstance(self.sampler, str):
+            return
+        given = vars(self)
+        own = [*parameters_of(self.sampler), *CORRECTOR]
+        values = {name: given[name] for name in own if given.get(name) is not None}
+        make_sampler(self.sampler, self.max_denoising_steps or 1, parameters=values)
+
     def _replace(self, name: str, value) -> None:
         """Store `value` unless it is a default."""
         if name in vars(self):
             setattr(self, name, value)
+
+
+def plain_number(value):
+    """Numbers and bools of numpy and torch, and pairs of them, as Python's own. All else stays as it is."""
+    if isinstance(value, (tuple, list)):
+        return type(value)(plain_number(item) for item in value)
+    is_foreign = hasattr(value, "item") and hasattr(value, "dtype")
+    if is_foreign and math.prod(value.shape) == 1 and str(getattr(value, "device", "")) != "meta":
+        return value.item()
+    return value
 
 
 def whole_number_from(name: str, value, least: int) -> int | None:
@@ -260,8 +293,12 @@ def number_from(name: str, value) -> float | None:
         return None
     is_allowed, allowed = NUMBERS[name]
     is_number = isinstance(value, Real) or (torch.is_tensor(value) and value.numel() == 1)
-    if is_number and is_allowed(float(value)):
-        return float(value)
+    try:
+        number = float(value) if is_number else None
+    except OverflowError:  # an integer beyond all floats
+        number = None
+    if number is not None and is_allowed(number):
+        return number
 
     advice = "" if name == "guidance_scale" else " For the likeliest tokens: do_sample=False."
     raise ValueError(f"{name} is {value!r}, but it must be a number, {allowed}.{advice}")

@@ -151,7 +151,9 @@ class MaskedDiffusionGenerationMixin(PreparationMixin, ProposingMixin, Generatio
         else:
             choose = ImportanceSampling(process, noise, records)
 
-        # 4. Block after block. Rows that have ended are filled no more.
+        # 4. Block after block. Rows that have ended are filled no more, unless their end may change.
+        may_stop = process.sampler.sees != MASKS and not process.sampler.revises
+        may_stop = may_stop and bool(config.end_tokens)
         for view in canvas.views(config.block_length, longest_text(self)):
             # x_t (B, W'), and the positions that do not belong to the prompt
             ids = canvas.read(view)
@@ -167,7 +169,7 @@ class MaskedDiffusionGenerationMixin(PreparationMixin, ProposingMixin, Generatio
                 num_steps = step.index + 1
                 progress.step(step, state)
                 records.step(step, view)
-                if config.end_tokens and process.sampler.sees != MASKS:
+                if may_stop:
                     stop_ended_rows(state, view, config.end_tokens)
 
             # Steps with fixed times all count, the last ones too if they reveal nothing
@@ -298,7 +300,7 @@ class MaskedDiffusionGenerationMixin(PreparationMixin, ProposingMixin, Generatio
 def energy_has_a_part(process: ReverseProcess) -> bool:
     """Whether an energy has a part in the tokens that are sampled."""
     low, high = process.window
-    return process.config.do_sample is not False and low <= high
+    return low <= high
 
 
 def check_energy_of_sampler(process: ReverseProcess) -> None:

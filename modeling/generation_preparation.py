@@ -245,6 +245,8 @@ class PreparationMixin:
             raise ValueError(f"block_length is {block_length}, but the model takes at most {limit} tokens.")
 
 
-def set_values(config: GenerationConfig) -> dict:
+def set_values(config: GenerationConfig | None) -> dict:
     """The values of a configuration that differ from the defaults of transformers, without None."""
+    if config is None:
+        return {}
     return {name: value for name, value in config.to_diff_dict().items() if value is not None}

@@ -138,9 +138,10 @@ class Records:
         # Steps of the blocks before the present one
         self.earlier_steps = 0
 
-        # (B,) calls that a row took part in
+        # (B,) calls that a row took part in. With guidance a step is two calls of the denoiser
         self.denoiser_calls = torch.zeros(self.batch_size, dtype=torch.long, device="cpu")
         self.energy_calls = torch.zeros(self.batch_size, dtype=torch.long, device="cpu")
+        self.calls_of_step = 2 if config.is_guided else 1
 
         # (B,) drafts of speculative sampling, and those that were accepted
         self.drafts: torch.Tensor | None = None
@@ -169,11 +170,11 @@ class Records:
         if self.keeps_history:
             self.sequences = self.canvas.output()
         if self.keeps_log_probs:
-            state.log_probs = torch.full(state.ids.shape, torch.nan, device=state.ids.device)
+            state.log_probs = torch.full_like(state.ids, torch.nan, dtype=torch.float32)
 
     def step(self, step: Step, view: View) -> None:
         """Count the calls of a step, and keep the sequences after it."""
-        self.denoiser_calls[step.rows] += 1
+        self.denoiser_calls[step.rows] += self.calls_of_step
         if self.keeps_history:
             self.fill_history(self.earlier_steps + step.index)
             self.canvas.write(view, self.state.ids)
@@ -218,9 +219,9 @@ class Records:
         log_probs: torch.Tensor,
     ) -> None:
         """Keep log-probabilities (R, L) of the tokens of some `rows` (R,) at the positions `revealed` (R, L) bool."""
-        # (R, L), the earlier ones elsewhere
-        kept = torch.where(revealed, log_probs.float(), self.state.log_probs[rows])
-        self.state.log_probs = self.state.log_probs.index_copy(0, rows, kept)
+        # (R, L), the earlier ones elsewhere. In float64 where the network computes in it
+        kept = torch.where(revealed, log_probs, self.state.log_probs[rows])
+        self.state.log_probs = self.state.log_probs.to(kept.dtype).index_copy(0, rows, kept)
 
     def end_block(self, view: View, num_steps: int) -> None:
         """End a block that took `num_steps` steps. Steps that were left out changed nothing."""
@@ -259,7 +260,7 @@ class Records:
             effective_sample_size=self.by_step(self.sample_sizes),
             num_denoiser_calls=self.denoiser_calls,
             num_energy_calls=self.energy_calls,
-            tokens_per_forward=num_generated / self.denoiser_calls.clamp_min(1),
+            tokens_per_forward=num_generated.float() / self.denoiser_calls.clamp_min(1),
             history=tuple(self.history) if self.keeps_history else None,
             chosen=self.by_step(self.chosen, missing=-1),
             log_probs=self.canvas.output_log_probs() if self.keeps_log_probs else None,

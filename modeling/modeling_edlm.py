@@ -10,7 +10,7 @@ from transformers.utils.generic import can_return_tuple
 
 from .autoregressive_energy import AutoregressiveEnergy
 from .causal_log_probs import as_output_object
-from .component_checks import check_candidates, check_causal, check_parts, check_vocabularies
+from .component_checks import check_attention_mask, check_candidates, check_causal, check_parts, check_vocabularies
 from .components import (
     build_denoiser,
     build_energy,
@@ -28,12 +28,12 @@ from .foreign_denoisers import as_denoiser, default_shift
 from .generation_edlm import EDLMGenerationConfig, MaskedDiffusionGenerationMixin
 from .masked_diffusion import subs_cross_entropy
 from .network_energy import EDLMEnergyModel, EDLMEnergyOutput
-from .network_facts import accepts, num_ids, on_device_of
+from .network_facts import accepts, is_compiled, num_ids, on_device_of
 from .network_probes import align_left, sees_padding, without_padding
 from .noise_contrastive_energy import NoiseContrastiveEnergy
 from .positions import Positions
 from .proposal import Proposal
-from .vocabulary import check_token_ids
+from .vocabulary import check_integers, check_token_ids
 
 
 class EDLMForMaskedDiffusion(EDLMPreTrainedModel, MaskedDiffusionGenerationMixin):
@@ -120,10 +120,16 @@ class EDLMForMaskedDiffusion(EDLMPreTrainedModel, MaskedDiffusionGenerationMixin
                 `trust_remote_code`, ...).
 
         Raises:
-            ValueError: the denoiser is causal, the vocabularies differ, or the choices contradict
-                each other.
+            ValueError: the denoiser is causal, the vocabularies differ, the choices contradict
+                each other, or `kwargs` are given and nothing is loaded.
         """
         # 1. Load the parts that are given by name
+        parts = (denoiser, energy, tokenizer, energy_tokenizer)
+        if kwargs and not any(isinstance(part, str) for part in parts):
+            raise ValueError(
+                f"There is no use for {', '.join(sorted(kwargs))}: no part is given by name, to be loaded with it. "
+                "Leave it out, or look for a misspelt argument."
+            )
         tokenizer = load_tokenizer(tokenizer, denoiser, kwargs)
         if isinstance(denoiser, str):
             denoiser = load_denoiser(denoiser, **kwargs)
@@ -235,8 +241,8 @@ class EDLMForMaskedDiffusion(EDLMPreTrainedModel, MaskedDiffusionGenerationMixin
 
     def projecting_network(self):
         """The denoiser, where it can project few positions alone and its logits are not shifted."""
-        can_project = hasattr(self.denoiser, "hidden_at") and not self.config.logits_shift
-        return self.denoiser if can_project else None
+        can_project = hasattr(self.denoiser, "hidden_at") and not is_compiled(self.denoiser)
+        return self.denoiser if can_project and not self.config.logits_shift else None
 
     def text_logits(self, input_ids, attention_mask=None, timesteps=None, **inputs):
         """Logits (B, L, V) of rows that are aligned left.
@@ -285,6 +291,12 @@ class EDLMForMaskedDiffusion(EDLMPreTrainedModel, MaskedDiffusionGenerationMixin
         mask_token_id = self.config.mask_token_id
         may_hold_masks = self.config.energy_scope == "revealed"
         check_token_ids("noisy_ids", noisy_ids, num_ids(self), mask_token_id)
+        check_integers("candidate_ids", candidate_ids)
+        check_attention_mask(attention_mask)
+        noisy_ids = noisy_ids.long()
+        candidate_ids = candidate_ids.long()
+        if timesteps is not None:
+            timesteps = torch.as_tensor(timesteps)
         noisy_ids, candidate_ids, attention_mask, timesteps = on_device_of(
             self,
             noisy_ids,
@@ -306,7 +318,8 @@ class EDLMForMaskedDiffusion(EDLMPreTrainedModel, MaskedDiffusionGenerationMixin
 
         energy = self.own_energy(self.config.energy_scope)
         if energy is None:
-            return torch.zeros(candidate_ids.shape[:2], device=candidate_ids.device)
+            dtype = torch.promote_types(self.dtype, torch.float32)
+            return torch.zeros(candidate_ids.shape[:2], dtype=dtype, device=candidate_ids.device)
 
         # 3. The proposal. An autoregressive energy needs log p_theta of every candidate, a network
         #    nothing of it.

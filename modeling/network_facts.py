@@ -221,6 +221,12 @@ def device_of(model: nn.Module) -> torch.device:
     return torch.device("meta" if has_weights else "cpu")
 
 
+def is_compiled(network: nn.Module) -> bool:
+    """Whether calls of a network run compiled code, which its other methods would go past."""
+    is_wrapped = hasattr(network, "_orig_mod")  # by torch.compile(network)
+    return is_wrapped or getattr(network, "_compiled_call_impl", None) is not None  # network.compile()
+
+
 def on_device_of(network: nn.Module, *tensors: torch.Tensor | None) -> list[torch.Tensor | None]:
     """Inputs of a network where it computes.
 

@@ -142,7 +142,7 @@ def time_of_probe(model: nn.Module, device: torch.device) -> dict[str, torch.Ten
     """The total noise sigma for a network that takes it, by name."""
     if not accepts(model, "timesteps"):
         return {}
-    return {"timesteps": torch.ones(1, device=device)}
+    return {"timesteps": torch.ones(1, dtype=torch.float32, device=device)}
 
 
 def sees_padding(

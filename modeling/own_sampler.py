@@ -5,7 +5,7 @@ it returns is checked: a sampler that looks at no tokens reveals masks alone, an
 the end.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -48,6 +48,10 @@ class OwnFunction(Planner):
     def is_deterministic(self):
         return bool(getattr(self.function, "is_deterministic", False))
 
+    @property
+    def revises(self):
+        return self.sees == TOKENS
+
     def steps_in(self, free):
         return self.num_steps if bool(free.any()) else 0
 
@@ -75,6 +79,7 @@ class OwnSampler(Sampler):
 
     base: Any
     num_steps: int = 128
+    revises = True  # as far as anybody knows
 
     def __post_init__(self):
         check_sees(self.sees)
@@ -109,7 +114,13 @@ class OwnSampler(Sampler):
     def steps(self, state, noise):
         index = -1
         idle = 0
-        for number, step in enumerate(self.base.steps(state, noise)):
+        steps = self.base.steps(state, noise)
+        if not isinstance(steps, Iterable):
+            raise ValueError(
+                f"steps() of the sampler {self.base!r} returned a {type(steps).__name__}. Write it as a generator, "
+                "which yields a Step for every step."
+            )
+        for number, step in enumerate(steps):
             step = self.checked(step, state)
             index = number if step.index is None else step.index
             before = state.ids.clone()
@@ -141,6 +152,8 @@ class OwnSampler(Sampler):
 
         Given tokens stay, and so do filled ones unless the sampler sees tokens.
         """
+        check_step(step, len(state.ids))
+
         # S follows from the proposal
         if step.reveal is None:
             if self.sees == MASKS:
@@ -166,6 +179,30 @@ class OwnSampler(Sampler):
 
     def reveal(self, step, proposal):
         return allowed_set(self.base.reveal(step, proposal), proposal, self.sees)
+
+
+def check_step(step: Step, num_rows: int) -> None:
+    """Raise ValueError unless `step` is a Step whose times and rows are those of B = `num_rows` rows."""
+    if not isinstance(step, Step):
+        raise ValueError(
+            f"steps() yielded {step!r}, but it must yield objects of the class Step of modeling/samplers.py."
+        )
+
+    is_times = torch.is_tensor(step.t) and step.t.shape == (num_rows,) and step.t.is_floating_point()
+    if not is_times or not bool(((step.t >= 0) & (step.t <= 1)).all()):
+        raise ValueError(
+            f"steps() yielded t = {step.t!r}, but a tensor of {num_rows} times from 0 to 1 is needed, one for every "
+            "row, such as state.time_of(left, total)."
+        )
+
+    rows = step.rows
+    if rows is None:
+        return
+    is_rows = torch.is_tensor(rows) and rows.dim() == 1 and not rows.is_floating_point() and rows.dtype != torch.bool
+    if not is_rows or not bool(((rows >= 0) & (rows < num_rows)).all()):
+        raise ValueError(
+            f"steps() yielded rows = {rows!r}, but numbers of rows, (R,) from 0 to {num_rows - 1}, are needed."
+        )
 
 
 def allowed_set(revealed, proposal, sees: str) -> torch.Tensor:

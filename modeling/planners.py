@@ -227,7 +227,8 @@ class Klass(Planner):
         if not memory:
             shape = len(step.t), proposal.ids.shape[1]
             device = rows.device
-            memory["last"] = torch.full((*shape, proposal.vocab_size), torch.nan, device=device)
+            size = *shape, proposal.vocab_size
+            memory["last"] = torch.full(size, torch.nan, dtype=torch.float32, device=device)
             memory["steady"] = torch.zeros(shape, dtype=torch.long, device=device)
 
         everywhere = proposal.numbers(None)

@@ -16,6 +16,7 @@ from transformers import LogitsProcessorList, PreTrainedConfig
 
 from .confidence import Score, likeliest_tokens
 from .masked_diffusion import at_least_float32, check_tokens_left, inverse_cdf
+from .network_facts import is_compiled
 from .positions import Positions
 from .vocabulary import suppress_impossible
 
@@ -330,7 +331,7 @@ class ProposingMixin:
 
     def projecting_network(self):
         """The network that can project few positions alone, None where there is none."""
-        return self if hasattr(self, "hidden_at") else None
+        return self if hasattr(self, "hidden_at") and not is_compiled(self) else None
 
     def text_logits(
         self,

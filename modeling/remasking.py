@@ -46,6 +46,7 @@ class ReMDM(Sampler):
     remasking_window: tuple[float, float] | None = None
     loop_alpha: float = 0.9
     has_clock = True
+    revises = True
 
     def __post_init__(self):
         if self.remasking not in ("cap", "rescale", "loop"):
@@ -175,6 +176,7 @@ class Gibbs(Sampler):
     base: Sampler
     sweeps: float = 1.0
     positions: int = 1
+    revises = True
 
     def __post_init__(self):
         check_range("corrector_sweeps", self.sweeps, 0, MOST_SWEEPS)
@@ -253,6 +255,7 @@ class Edit(Planner):
     editing_threshold: float = 0.9
     num_steps: int = 128
     sees = TOKENS
+    revises = True
 
     def __post_init__(self):
         check_range("threshold", self.threshold, 0, 1)

@@ -103,6 +103,19 @@ def split_by_energy(process: "ReverseProcess", step: Step) -> list[Step]:
     return [group for group in groups if len(group.rows)]
 
 
+def check_looks_at_masks(sampler: Sampler, looked_at: torch.Tensor, masked: torch.Tensor) -> None:
+    """Raise ValueError if a sampler looks at visible tokens, for which candidates have no other token.
+
+    Args:
+        looked_at, masked: (R, L) bool.
+    """
+    if bool((looked_at & ~masked).any()):
+        raise ValueError(
+            f"The sampler {sampler!r} looks at visible tokens, but an energy weighs candidates that differ at masks "
+            "alone. Pass num_candidates=1, or let its looks_at() give masks only."
+        )
+
+
 @dataclass(frozen=True)
 class ReverseProcess:
     """The distribution that is sampled: proposals at the reveal sets of a sampler, with an energy.
@@ -154,8 +167,8 @@ class ReverseProcess:
 
     @functools.cached_property
     def window(self) -> tuple[float, float]:
-        """The times between which the energy acts: (1, 0), which is never, without an energy."""
-        if self.energy is None:
+        """The times between which the energy acts: (1, 0), which is never, without one or without draws."""
+        if self.energy is None or self.config.do_sample is False:
             return 1.0, 0.0
         return window_times(self.config.energy_window)
 
@@ -178,7 +191,10 @@ class ReverseProcess:
         # An energy of scope `sequence` weighs complete texts: all masks, of other blocks too
         if step.energy_acts and self.config.energy_scope == "sequence":
             is_mask = state.ids[rows] == state.mask_token_id
-            return Positions(state.present[rows] & is_mask)
+            masked = state.present[rows] & is_mask
+            if self.sampler.sees == TOKENS:
+                check_looks_at_masks(self.sampler, self.sampler.looks_at(state, rows), masked)
+            return Positions(masked)
 
         # S, or where the sampler looks to find it: a planner compares all masks of its block
         if revealed is not None:
@@ -213,12 +229,11 @@ class ReverseProcess:
         proposal = self.model.propose(ids, **inputs)
 
         # Classifier-free guidance: the same rows with their prompts masked
-        scale = self.config.guidance_scale
-        if scale not in (None, 1):
+        if self.config.is_guided:
             prompt = (state.present & ~state.fillable)[rows]  # (R, L)
             ids_without_prompt = ids.masked_fill(prompt, state.mask_token_id)
             without_prompt = self.model.propose(ids_without_prompt, **inputs)
-            proposal = proposal.guided(without_prompt, scale)
+            proposal = proposal.guided(without_prompt, self.config.guidance_scale)
 
         proposal.may_reveal = free
         return proposal

@@ -86,6 +86,10 @@ def sampler_by_name(name: str, num_steps: int, do_sample: bool, parameters: dict
     if not do_sample and name == "first_hitting":
         return MostConfident(None)
 
+    # Nothing is drawn, and the offset neither
+    if not do_sample and name == "dilated":
+        parameters = {"offset": 0, **parameters}
+
     # T, for those that have a number of steps
     sampler_class = SAMPLERS[name]
     fields = {field.name for field in dataclasses.fields(sampler_class)}

@@ -106,10 +106,12 @@ class Sampler:
     Attributes:
         sees: by what S is chosen: MASKS, PROPOSAL or TOKENS.
         has_clock: the steps have fixed times t_n = n / T, and steps that do nothing count too.
+        revises: tokens that are visible may change, or become masks again.
     """
 
     sees = MASKS
     has_clock = False
+    revises = False
 
     def steps_in(self, free: torch.Tensor) -> int:
         """The most steps that fill the masks `free` (B, L) bool: one a mask unless overridden."""

@@ -157,7 +157,7 @@ class SpeculativeSampling:
 
         # 3. Left to right
         ids = proposal.ids.clone()
-        log_probs = torch.full(ids.shape, torch.nan, device=ids.device)
+        log_probs = torch.full_like(ids, torch.nan, dtype=torch.float32)
         going = torch.arange(len(rows), device=ids.device)  # (N,)
         for number in range(int(count.max())):
             going = going[number < count[going]]
@@ -280,7 +280,7 @@ def target_of(energy: Energy | None, config: EDLMGenerationConfig):
             "Combine the denoiser with a causal language model: "
             "EDLMForMaskedDiffusion.from_components(denoiser, causal_lm)."
         )
-    if config.guidance_scale not in (None, 1):
+    if config.is_guided:
         raise ValueError(
             f"guidance_scale is {config.guidance_scale}, but with sampler='speculative' it could "
             "only change the drafts and not the distribution, which is the autoregressive model's. "

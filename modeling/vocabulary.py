@@ -121,6 +121,14 @@ def check_mask_token(tokenizer, config, required: bool = True) -> None:
         )
 
 
+def check_integers(name: str, ids: torch.Tensor) -> None:
+    """Raise ValueError unless `ids`, the argument `name`, is a tensor of integers."""
+    of_integers = torch.is_tensor(ids) and ids.dtype != torch.bool
+    if not of_integers or ids.is_floating_point() or ids.is_complex():
+        kind = ids.dtype if torch.is_tensor(ids) else type(ids).__name__
+        raise ValueError(f"{name} is of type {kind}, but token ids are a tensor of integers (torch.long).")
+
+
 def check_token_ids(
     name: str,
     ids: torch.Tensor,
@@ -133,10 +141,7 @@ def check_token_ids(
         name: the argument that the message names.
         vocab_size: None where it is not known.
     """
-    of_integers = torch.is_tensor(ids) and ids.dtype != torch.bool
-    if not of_integers or ids.is_floating_point() or ids.is_complex():
-        kind = ids.dtype if torch.is_tensor(ids) else type(ids).__name__
-        raise ValueError(f"{name} is of type {kind}, but token ids are a tensor of integers (torch.long).")
+    check_integers(name, ids)
     if ids.device.type == "meta":
         raise ValueError(f"{name} is on the device `meta`, where tensors hold no values. Make it elsewhere.")
     if ids.numel() == 0:

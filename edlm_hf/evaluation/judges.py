@@ -6,6 +6,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from edlm_hf.loading import load_causal, load_tokenizer
+from edlm_hf.modeling.network_probes import is_causal
 
 
 def load_judge(
@@ -16,7 +17,8 @@ def load_judge(
     """Both as objects, the judge on `device` where one is given.
 
     Raises:
-        ValueError: no tokenizer is given, and the judge has no name under which to find it.
+        ValueError: no tokenizer is given, and the judge has no name under which to find it, or the judge is not a
+            causal language model.
     """
     name = judge if isinstance(judge, str) else judge.name_or_path
     if tokenizer is None and not name:
@@ -29,6 +31,14 @@ def load_judge(
         tokenizer = load_tokenizer(tokenizer or name)
     if device is not None:
         judge = judge.to(device)
+
+    # One that sees later tokens would only have to copy them
+    is_composite = getattr(judge.config, "energy_type", None) is not None
+    if is_composite or not is_causal(judge):
+        raise ValueError(
+            f"The judge is a {type(judge).__name__}, which predicts a token from later ones too. Give a causal "
+            "language model, such as the `energy_model` of a composite with an autoregressive energy."
+        )
     return judge, tokenizer
 
 

@@ -14,6 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from edlm_hf.evaluation.texts import Texts
 from edlm_hf.modeling.devices import has_float64
+from edlm_hf.modeling.generation_config_edlm import whole_number
 from edlm_hf.modeling.masked_diffusion import NoiseSchedule
 from edlm_hf.modeling.positions import Positions
 from edlm_hf.modeling.samplers import Jump, Sampler, reveal_times
@@ -153,12 +154,15 @@ class Noising:
             raise ValueError(f"num_samples is {num_samples}, but it must be 1 or even (samples come in pairs).")
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}, but it must be at least 1.")
+        number = whole_number(seed)
+        if number is None or number < 0:
+            raise ValueError(f"seed is {seed!r}, but it must be a whole number of at least 0.")
 
         self.texts = texts
         self.schedule = schedule
         self.num_samples = num_samples
         self.batch_size = batch_size
-        self.seed = seed
+        self.seed = number
         self.rank, self.world_size = rank_and_world_size() if distributed else (0, 1)
 
     def __len__(self) -> int:

@@ -12,6 +12,9 @@ def as_list(samples: Iterable, name: str) -> list:
     Raises:
         ValueError: there are none, or a single one was passed.
     """
+    if not isinstance(samples, Iterable):
+        raise ValueError(f"{name} is {samples!r}, but a list of them is needed.")
+
     # Plain numbers, since elements of tensors are not equal as keys of a count
     rows = [sample.tolist() if hasattr(sample, "tolist") else sample for sample in samples]
     if not rows:
@@ -21,6 +24,13 @@ def as_list(samples: Iterable, name: str) -> list:
     if isinstance(samples, str) or isinstance(rows[0], int):
         raise ValueError(f"{name} is a single one ({excerpt(str(samples))}), but a list of them is needed: [{name}].")
     return rows
+
+
+def check_texts(texts: list) -> None:
+    """Raise ValueError unless all samples are texts."""
+    for i, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise ValueError(f"texts[{i}] is a {type(text).__name__}, but a text is needed: decode token ids first.")
 
 
 def excerpt(text: str, length: int = 40) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Sequence
 import torch
 
 from edlm_hf.evaluation.estimate import Estimate, mean_estimate, ratio_estimate
-from edlm_hf.evaluation.sample_lists import as_list
+from edlm_hf.evaluation.sample_lists import as_list, check_texts
 
 
 def unigram_entropy(ids: Sequence[Sequence[int]] | torch.Tensor) -> Estimate:
@@ -34,7 +34,9 @@ def word_entropy(texts: Sequence[str]) -> Estimate:
     Raises:
         ValueError: no texts.
     """
-    words = [text.split() for text in as_list(texts, "texts")]
+    texts = as_list(texts, "texts")
+    check_texts(texts)
+    words = [text.split() for text in texts]
     return unigram_entropy(words)
 
 
@@ -110,7 +112,9 @@ def spelling_accuracy(texts: Sequence[str], vocabulary: Collection[str]) -> Esti
         ValueError: no texts, no vocabulary, or no word in any text.
     """
     # The vocabulary is spelled by the same rule, so that "Don't" in it knows "don" and "t"
-    words = [spelled_words(text) for text in as_list(texts, "texts")]
+    texts = as_list(texts, "texts")
+    check_texts(texts)
+    words = [spelled_words(text) for text in texts]
     vocabulary = vocabulary_of(as_list(vocabulary, "vocabulary"))
     if not vocabulary:
         raise ValueError("There is not a word in the vocabulary: a word has a letter.")

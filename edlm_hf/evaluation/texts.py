@@ -49,6 +49,8 @@ def read_texts(
         ValueError: there are no texts, no token of a text counts, a text is too long, has an id
             outside the vocabulary or holds the mask token, or shapes do not fit.
     """
+    if not hasattr(input_ids, "__len__") or isinstance(input_ids, (str, bytes, dict)):
+        raise ValueError(f"input_ids is a {type(input_ids).__name__}, but texts (n, L), or n lists of ids, are needed.")
     if len(input_ids) == 0:
         raise ValueError("There are no texts: input_ids is empty. Give at least one.")
     numbers = range(len(input_ids)) if numbers is None else numbers
@@ -62,7 +64,7 @@ def read_texts(
     all_ids, all_scored = [], []
     for i, row in enumerate(input_ids):
         # (L,), on the CPU: a text goes to the device with its batch
-        row = torch.as_tensor(row, device="cpu").long()
+        row = ids_of(row)
         if row.dim() != 1:
             raise ValueError(f"input_ids has texts of shape {tuple(row.shape)}: give (n, L), or n lists of ids.")
 
@@ -83,6 +85,25 @@ def read_texts(
         all_ids.append(ids)
         all_scored.append(counted)
     return Texts(all_ids, all_scored, numbers)
+
+
+def ids_of(row) -> torch.LongTensor:
+    """The ids of a text as a tensor on the CPU.
+
+    Raises:
+        ValueError: they are not whole numbers.
+    """
+    try:
+        ids = torch.as_tensor(row, device="cpu")
+    except (TypeError, ValueError, RuntimeError):
+        ids = None
+
+    # An empty list has no type of its own
+    is_whole = ids is not None and not ids.is_floating_point() and not ids.is_complex() and ids.dtype != torch.bool
+    if not is_whole and (ids is None or ids.numel()):
+        kind = type(row).__name__ if ids is None else f"{type(row).__name__} of {ids.dtype}"
+        raise ValueError(f"input_ids has a text that is a {kind}, but token ids are whole numbers: tokenize it first.")
+    return ids.long()
 
 
 def check_same_shape(name: str, mask, input_ids) -> None:

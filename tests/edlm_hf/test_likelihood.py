@@ -646,3 +646,24 @@ def test_the_bound_of_a_great_many_steps_is_that_of_continuous_time():
     bound = discrete_nelbo(tiny_denoiser(), texts, num_steps=10**9, **options)
     limit = nelbo(tiny_denoiser(), texts, **options)
     assert abs(bound.value - limit.value) < 5 * (bound.standard_error + limit.standard_error)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        (["abc"], "tokenize it first"),
+        ("abc", "input_ids is a str"),
+        (None, "input_ids is a NoneType"),
+        (iter([[3, 4]]), "or n lists of ids"),
+        ([[3.7, 4.2]], "token ids are whole numbers"),
+    ],
+)
+def test_what_are_no_token_ids_is_refused(inputs, message):
+    with pytest.raises(ValueError, match=message):
+        nelbo(tiny_denoiser(), inputs)
+
+
+@pytest.mark.parametrize("seed", [1.5, None, -1, True])
+def test_a_seed_is_a_whole_number(seed):
+    with pytest.raises(ValueError, match="must be a whole number of at least 0"):
+        nelbo(tiny_denoiser(), [[3, 4]], seed=seed)

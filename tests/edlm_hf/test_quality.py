@@ -10,8 +10,9 @@ import pytest
 import torch
 from published import golden, tiny_gpt2
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
+from transformers import AutoModelForMaskedLM, GPT2LMHeadModel, PreTrainedTokenizerFast
 
+import edlm_hf
 from edlm_hf.evaluation.estimate import Estimate, mean_estimate, ratio_estimate
 from edlm_hf.evaluation.perplexity import generative_perplexity, judge_weight_mask, next_token_nlls, windows
 from edlm_hf.evaluation.quality import markdown_table, sample_report
@@ -364,3 +365,19 @@ def test_a_report_gives_entropy_number_and_both_networks_calls_beside_perplexity
 def test_a_report_is_about_one_set_of_samples():
     with pytest.raises(ValueError, match="one per sample, but their lengths are .*'denoiser_calls': 1"):
         sample_report(["a", "b"], [[1], [2]], judge=None, denoiser_calls=[1], energy_calls=[0, 0], seconds=1)
+
+
+def test_a_judge_that_sees_later_tokens_is_refused():
+    model = AutoModelForMaskedLM.from_pretrained(edlm_hf.checkpoint("edlm-grammar"))
+    for judge in (model, model.denoiser):
+        with pytest.raises(ValueError, match="predicts a token from later ones too"):
+            generative_perplexity(["the king reads his book"], judge, edlm_hf.checkpoint("edlm-grammar"))
+    judged = generative_perplexity(["the king reads his book"], model.energy_model, edlm_hf.checkpoint("edlm-grammar"))
+    assert judged.num_tokens > 0
+
+
+def test_samples_that_are_none_are_refused():
+    with pytest.raises(ValueError, match="ids is None"):
+        unigram_entropy(None)
+    with pytest.raises(ValueError, match=r"texts\[0\] is a list, but a text is needed"):
+        word_entropy([[3, 4]])

@@ -722,3 +722,88 @@ def test_time_conditioned_networks_are_told_the_noise_of_the_step():
     model.generate(batch_size=50, max_denoising_steps=4, num_candidates=1, generator=seed())
     expected = -torch.log1p(-0.999 * torch.tensor([1.0, 0.75, 0.5, 0.25]))
     torch.testing.assert_close(torch.stack([x[0] for x in told]), expected)
+
+
+# ------------------------------------------------------------------------------------------------------------- records
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_log_probabilities_are_those_of_generated_tokens_alone_beside_padding(side):
+    model = build(tiny_denoiser())
+    ids = torch.tensor([[PAD, PAD, 3, 4], [3, 4, 5, 6]])
+    ids = ids if side == "left" else ids.flip(1)
+    options = {"max_new_tokens": 3, "eos_token_id": None, "pad_token_id": PAD, "return_dict_in_generate": True}
+    mask = (ids != PAD).long()
+    out = model.generate(ids, attention_mask=mask, generator=seed(), output_log_probs=True, **options)
+    assert out.log_probs[:, :4].isnan().all() and (out.log_probs[:, 4:] < 0).all()
+
+
+@pytest.mark.parametrize("sampler", ["ancestral", "spaced", "low_confidence"])
+def test_guidance_is_two_calls_of_the_denoiser(sampler):
+    model, seen = build(tiny_denoiser()), []
+    model.denoiser.backbone.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(len(args[0] if args else kwargs["input_ids"])), with_kwargs=True
+    )
+    options = {"max_new_tokens": 6, "max_denoising_steps": 3, "num_candidates": 1, "sampler": sampler}
+    out = model.generate(torch.tensor([[3, 4]]), guidance_scale=2.0, return_dict_in_generate=True, **options)
+    assert out.num_denoiser_calls.tolist() == [sum(seen)]
+    assert out.tokens_per_forward.tolist() == [6 / sum(seen)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_the_default_dtype_changes_nothing(dtype):
+    model = with_ar()
+    options = {"max_length": 6, "return_dict_in_generate": True, "output_log_probs": True}
+
+    def outputs():
+        return [model.generate(sampler=name, generator=seed(), **options) for name in ("ancestral", "klass")]
+
+    before = outputs()
+    torch.set_default_dtype(dtype)
+    try:
+        after = outputs()
+        zeros = build(tiny_denoiser().float()).energy(torch.tensor([[[3, 4]]]), torch.tensor([[3, MASK]]))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for one, two in zip(before, after, strict=True):
+        assert torch.equal(one.sequences, two.sequences)
+        assert torch.equal(one.log_probs, two.log_probs) and torch.equal(one.tokens_per_forward, two.tokens_per_forward)
+    assert zeros.dtype == torch.float32
+
+
+def test_in_float64_all_records_are():
+    model = build(tiny_denoiser()).double()
+    out = model.generate(max_length=6, generator=seed(), return_dict_in_generate=True, output_log_probs=True)
+    assert out.log_probs.dtype == torch.float64
+    assert model.energy(torch.tensor([[[3, 4]]]), torch.tensor([[3, MASK]])).dtype == torch.float64
+
+
+@pytest.mark.parametrize("sampler", ["edit", "low_confidence", "spaced", "ancestral"])
+@pytest.mark.parametrize("threshold", [0.3, 0.9])
+def test_without_sampling_an_energy_changes_nothing(sampler, threshold):
+    options = {"max_length": 8, "do_sample": False, "sampler": sampler, "max_denoising_steps": 6}
+    if sampler == "edit":
+        options |= {"threshold": threshold, "editing_threshold": 0.1}
+    alone = build(tiny_denoiser()).generate(**options)
+    assert torch.equal(with_ar().generate(**options), alone)
+
+
+def test_an_energy_does_not_go_with_a_sampler_that_looks_at_visible_tokens():
+    class Looking:
+        sees = "tokens"
+
+        def steps(self, state, noise):
+            from edlm_hf.modeling.samplers import Step
+
+            for _ in range(8):
+                yield Step(state.time_of(state.masked.sum(-1).cpu(), state.free.sum(-1).cpu()))
+
+        def looks_at(self, state, rows):
+            return state.free[rows]
+
+        def reveal(self, step, proposal):
+            return proposal.masked & (proposal.masked.cumsum(-1) == 1)
+
+    with pytest.raises(ValueError, match="looks at visible tokens"):
+        with_ar().generate(max_length=8, sampler=Looking(), generator=seed())
+    assert not (with_ar().generate(max_length=8, sampler=Looking(), num_candidates=1, generator=seed()) == MASK).any()

@@ -237,3 +237,21 @@ def test_a_planner_fills_no_more_of_a_row_whose_text_has_ended():
     assert out.num_denoiser_calls.tolist() == [3, 6]
     whole = counting().generate(ids, eos_token_id=3, max_new_tokens=6, max_denoising_steps=6, pad_token_id=PAD)
     assert torch.equal(out.sequences, whole)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"sampler": "spaced", "corrector_sweeps": 1},
+        {"sampler": "low_confidence", "corrector_sweeps": 1},
+        {"sampler": "edit", "threshold": 0.3, "editing_threshold": 0.05},
+        {"sampler": "spaced", "corrector_sweeps": 1, "block_length": 4},
+    ],
+)
+def test_an_end_that_is_drawn_anew_leaves_no_mask(options):
+    model = EDLMForMaskedDiffusion.from_components(tiny_denoiser())
+    options |= {"max_new_tokens": 8, "max_denoising_steps": 8, "eos_token_id": 7, "pad_token_id": PAD}
+    for seed in range(20):
+        rows = torch.tensor([[3, 4]] * 5)
+        out = model.generate(rows, generator=torch.Generator().manual_seed(seed), **options)
+        assert not (out == MASK).any()

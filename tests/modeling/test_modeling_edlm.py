@@ -475,3 +475,52 @@ def test_a_new_nce_energy_starts_from_an_mdlm_alone():
     adapted = get_peft_model(tiny_denoiser(), LoraConfig(target_modules=["attn_qkv"]))
     with pytest.raises(ValueError, match="adapters or other weights in it .*base_layer.*Merge them first"):
         build(adapted, energy_type="nce")
+
+
+def test_arguments_that_nothing_is_loaded_with_are_refused():
+    with pytest.raises(ValueError, match="no use for energy_typ: no part is given by name"):
+        EDLMForMaskedDiffusion.from_components(tiny_denoiser(), tiny_causal(), energy_typ="coar")
+
+
+@pytest.mark.parametrize("kind", [torch.uint8, torch.int16, torch.int32])
+def test_energies_take_integers_of_every_kind(kind):
+    model = EDLMForMaskedDiffusion.from_components(tiny_denoiser(), tiny_causal())
+    candidates, noisy = torch.tensor([[[3, 4], [3, 5]]]), torch.tensor([[3, 12]])
+    expected = model.energy(candidates, noisy)
+    assert torch.equal(model.energy(candidates.to(kind), noisy.to(kind)), expected)
+    assert torch.equal(model.energy(candidates, noisy, timesteps=0.5), expected)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"candidate_ids": torch.tensor([[[3.0, 4.0]]])}, "candidate_ids is of type torch.float32"),
+        ({"candidate_ids": torch.tensor([[[3, 40]]])}, "candidate_ids holds ids from 40 to 40"),
+        ({"attention_mask": [[1, 1]]}, "attention_mask is a list"),
+        ({"attention_mask": torch.tensor([[1, 2]])}, "besides 0 and 1"),
+    ],
+)
+def test_energies_of_wrong_inputs_are_refused(changes, message):
+    model = EDLMForMaskedDiffusion.from_components(tiny_denoiser(), tiny_causal())
+    inputs = {"candidate_ids": torch.tensor([[[3, 4]]]), "noisy_ids": torch.tensor([[3, 12]])}
+    with pytest.raises(ValueError, match=message):
+        model.energy(**inputs | changes)
+
+
+@pytest.mark.parametrize("way", ["in place", "wrapped"])
+def test_a_compiled_denoiser_is_what_generates(way):
+    calls = []
+
+    def backend(graph, inputs):
+        calls.append(graph)
+        return graph.forward
+
+    options = {"max_length": 6, "max_denoising_steps": 2}
+    model = EDLMForMaskedDiffusion.from_components(tiny_denoiser())
+    expected = model.generate(generator=torch.Generator().manual_seed(0), **options)
+    if way == "in place":
+        model.denoiser.compile(backend=backend)
+    else:
+        model.denoiser = torch.compile(model.denoiser, backend=backend)
+    assert torch.equal(model.generate(generator=torch.Generator().manual_seed(0), **options), expected)
+    assert calls

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from hashed import LENGTH, MASK, HashedDenoiser
@@ -238,12 +239,12 @@ def test_log_probabilities_are_those_of_the_network_at_the_history(name, do_samp
         output_log_probs=True,
     )
     # Tokens that are masked again or replaced have the log-probability of the last time
-    expected = torch.full(out.sequences.shape, torch.nan)
+    expected = torch.full(out.sequences.shape, torch.nan, dtype=torch.float64)
     for before, after in zip(out.history, out.history[1:], strict=False):
         log_probs = network(input_ids=before).logits[..., :MASK].log_softmax(-1)
         of_tokens = log_probs.gather(-1, after.clamp_max(MASK - 1).unsqueeze(-1)).squeeze(-1)
         changed = (before != after) & (after != MASK)
-        expected = torch.where(changed, of_tokens.float(), expected)
+        expected = torch.where(changed, of_tokens, expected)
     torch.testing.assert_close(out.log_probs, expected, atol=1e-5, rtol=1e-5, equal_nan=True)
 
 
@@ -277,3 +278,66 @@ def test_a_proposal_without_tokens_is_refused(name):
 def test_a_sampler_that_never_ends_is_refused(sampler, left):
     with pytest.raises(ValueError, match=f"changed nothing, with {left} masks left.*Let steps.. end"):
         sample(EMPTY[:1], sampler=sampler, max_denoising_steps=4)
+
+
+def test_without_sampling_dilated_has_one_order():
+    rows = [sample(seed=number, sampler="dilated", do_sample=False) for number in range(4)]
+    assert all(torch.equal(row, rows[0]) for row in rows)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"distance": np.int64(3)},
+        {"energy_window": np.float32(0.5)},
+        {"energy_window": (np.float32(0.25), torch.tensor(0.5))},
+        {"corrector_sweeps": np.float32(0.5)},
+    ],
+)
+def test_numbers_of_others_are_saved_as_pythons_own(options, tmp_path):
+    config = EDLMGenerationConfig(sampler="spaced", **options)
+    config.save_pretrained(tmp_path)
+    stored = json.loads((tmp_path / "generation_config.json").read_text())
+    (name,) = options
+    expected = torch.tensor(options[name]).tolist() if name != "energy_window" else stored[name]
+    assert stored[name] == expected
+    again = EDLMGenerationConfig.from_pretrained(tmp_path)
+    assert torch.tensor(getattr(again, name)).tolist() == torch.tensor(getattr(config, name)).tolist()
+
+
+def test_parameters_of_a_configuration_are_checked_when_it_is_made():
+    with pytest.raises(ValueError, match="distance is -3"):
+        EDLMGenerationConfig(sampler="spaced", distance=-3)
+    with pytest.raises(ValueError, match="must be a number, positive"):
+        EDLMGenerationConfig(energy_temperature=10**400)
+
+    # One of another sampler may be left from an earlier setting
+    assert EDLMGenerationConfig(sampler="spaced", gamma=3).gamma == 3
+
+
+@pytest.mark.parametrize(
+    ("step", "message"),
+    [
+        (lambda state: 3, "must yield objects of the class Step"),
+        (lambda state: Step(0.5), "a tensor of 3 times"),
+        (lambda state: Step(torch.full((3,), 7.0)), "times from 0 to 1"),
+        (lambda state: Step(torch.ones(2)), "a tensor of 3 times"),
+        (lambda state: Step(torch.ones(3), rows=torch.tensor([0, 5])), "numbers of rows"),
+    ],
+)
+def test_steps_of_a_wrong_form_are_refused(step, message):
+    class Wrong(LeftToRight):
+        def steps(self, state, noise):
+            yield step(state)
+
+    with pytest.raises(ValueError, match=message):
+        sample(sampler=Wrong())
+
+
+def test_a_sampler_that_forgets_to_yield_is_refused():
+    class Silent(LeftToRight):
+        def steps(self, state, noise):
+            return None
+
+    with pytest.raises(ValueError, match="Write it as a generator"):
+        sample(sampler=Silent())
