@@ -11,7 +11,7 @@ from .causal_texts import CausalTexts, Columns, StartToken
 from .devices import send
 from .masked_diffusion import at_least_float32
 from .mdlm_pretrained import is_of_transformers
-from .network_facts import accepts, counts_from_padding, longest_text, on_device_of
+from .network_facts import accepts, counts_from_padding, logits_of, longest_text, on_device_of
 from .positions import Positions
 from .prefix_cache import (
     LONGEST_TEXT,
@@ -232,7 +232,7 @@ class TokenScorer:
 
         # A model may give more columns than it was asked for
         output = self.network(**arguments)
-        features = output.last_hidden_state if self.has_trunk else output.logits
+        features = output.last_hidden_state if self.has_trunk else logits_of(self.network, output)
         if num_last is not None:
             features = features[:, -num_last:]
         return features, returned_cache(output) if keep_cache else None

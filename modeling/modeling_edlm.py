@@ -28,7 +28,7 @@ from .foreign_denoisers import as_denoiser, default_shift
 from .generation_edlm import EDLMGenerationConfig, MaskedDiffusionGenerationMixin
 from .masked_diffusion import subs_cross_entropy
 from .network_energy import EDLMEnergyModel, EDLMEnergyOutput
-from .network_facts import accepts, is_compiled, num_ids, on_device_of
+from .network_facts import accepts, is_compiled, logits_of, num_ids, on_device_of
 from .network_probes import align_left, sees_padding, without_padding
 from .noise_contrastive_energy import NoiseContrastiveEnergy
 from .positions import Positions
@@ -218,7 +218,7 @@ class EDLMForMaskedDiffusion(EDLMPreTrainedModel, MaskedDiffusionGenerationMixin
         outputs = self.denoiser(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
 
         # 3. Logits at i - 1 that predict token i move to i. The first ones stay.
-        logits = outputs.logits
+        logits = logits_of(self.denoiser, outputs)
         if logits.shape[:2] != input_ids.shape:
             raise ValueError(
                 f"The denoiser ({type(self.denoiser).__name__}) returns logits of shape {tuple(logits.shape)} for ids "

@@ -221,6 +221,21 @@ def device_of(model: nn.Module) -> torch.device:
     return torch.device("meta" if has_weights else "cpu")
 
 
+def logits_of(network: nn.Module, output) -> torch.Tensor:
+    """The logits of what a call of a network returned.
+
+    Raises:
+        ValueError: it has none.
+    """
+    logits = getattr(output, "logits", None)
+    if torch.is_tensor(logits):
+        return logits
+    raise ValueError(
+        f"The {type(network).__name__} returned a {type(output).__name__}, but an object with `.logits` (B, L, V) is "
+        "needed, such as the output of a language model of transformers. Wrap the module in one that returns it."
+    )
+
+
 def is_compiled(network: nn.Module) -> bool:
     """Whether calls of a network run compiled code, which its other methods would go past."""
     is_wrapped = hasattr(network, "_orig_mod")  # by torch.compile(network)

@@ -524,3 +524,25 @@ def test_a_compiled_denoiser_is_what_generates(way):
         model.denoiser = torch.compile(model.denoiser, backend=backend)
     assert torch.equal(model.generate(generator=torch.Generator().manual_seed(0), **options), expected)
     assert calls
+
+
+class Bare(torch.nn.Module):
+    """A network that returns its logits in a wrong form."""
+
+    config = SimpleNamespace(vocab_size=13, mask_token_id=12)
+
+    def __init__(self, form):
+        super().__init__()
+        self.form = form
+
+    def forward(self, input_ids, attention_mask=None):
+        return self.form(torch.zeros(*input_ids.shape, 13))
+
+
+@pytest.mark.parametrize("form", [torch.clone, lambda logits: (logits,), lambda logits: {"logits": logits}])
+def test_networks_that_return_no_logits_are_refused(form):
+    denoiser = EDLMForMaskedDiffusion.from_components(Bare(form), mask_token_id=12)
+    energy = EDLMForMaskedDiffusion.from_components(tiny_denoiser(), Bare(form), energy_type="ar")
+    for model in (denoiser, energy):
+        with pytest.raises(ValueError, match=r"an object with `.logits` \(B, L, V\) is needed"):
+            model.generate(max_length=4)
