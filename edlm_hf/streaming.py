@@ -85,6 +85,11 @@ class DiffusionStreamer(BaseStreamer):
         self.finished = []
         self.next_is_prompt = True
 
+    def stop(self) -> None:
+        """Forget a text that was interrupted: `generate()` failed, and the next tokens begin another text."""
+        self.finished = []
+        self.next_is_prompt = True
+
     def decode(self, tokens: list[int]) -> str:
         """The text of tokens, a symbol for every mask."""
         kept = [token for token in tokens if token not in self.skipped]
@@ -146,6 +151,10 @@ class NotebookDiffusionStreamer(DiffusionStreamer):
         self.show(visible(text), "")
         self.handle = None
 
+    def stop(self) -> None:
+        super().stop()
+        self.handle = None
+
 
 class TerminalDiffusionStreamer(DiffusionStreamer):
     """Shows the text at the end of a terminal, drafts in yellow, also where they are longer than a line.
@@ -170,11 +179,18 @@ class TerminalDiffusionStreamer(DiffusionStreamer):
 
         self.live.update(Text.assemble(finished, (draft, "yellow")), refresh=True)
 
-    def close(self, text: str) -> None:
+    def release(self) -> None:
+        """Give the terminal back, with its cursor."""
         if self.live is not None:
             self.live.stop()
             self.live = None
 
+    def stop(self) -> None:
+        super().stop()
+        self.release()
+
+    def close(self, text: str) -> None:
+        self.release()
         if self.keep:
             shown = visible(text) if self.console.is_terminal else text
             print(shown, file=self.console.file, flush=True)
@@ -214,6 +230,9 @@ class StreamedCall(DiffusionStreamer):
         Raises:
             Exception: whatever `generate()` raises. A reader that leaves early waits for its end.
         """
+        # What an earlier call has left is not of this one
+        self.stop()
+        self.drafts = SimpleQueue()
         with ThreadPoolExecutor(1) as pool:
             self.future = pool.submit(self.generate, streamer=self)
             self.future.add_done_callback(lambda _: self.drafts.put(None))
@@ -221,7 +240,13 @@ class StreamedCall(DiffusionStreamer):
         self.future.result()
 
     def result(self):
-        """What `generate()` returned, after the text was read to its end."""
+        """What `generate()` returned, after the text was read to its end.
+
+        Raises:
+            ValueError: nobody has begun to read the text.
+        """
+        if self.future is None:
+            raise ValueError("The call has not begun: read its text first, as in `for finished, draft in call`.")
         return self.future.result()
 
 

@@ -12,6 +12,8 @@ from .samplers import TOKENS, Sampler, Step
 # Without a given draft_length, a draft is made if it is reached with at least this chance. One that
 # is accepted saves a token's share of a round, one in vain costs the target a column.
 LEAST_CHANCE = 0.02
+# More than any text has, and small enough for all sums
+MOST_DRAFTS = 2**31
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ class Speculative(Sampler):
         It is 5 at first, where a = 1/2: 1/32 is more than a fiftieth, and 1/64 is less.
         """
         if self.draft_length is not None:
-            return torch.full_like(tested, self.draft_length)
+            return torch.full_like(tested, min(self.draft_length, MOST_DRAFTS))
 
         # a^n >= c  where  n <= log c / log a
         share = (accepted + 1).double() / (tested + 2).double()

@@ -154,40 +154,40 @@ class MaskedDiffusionGenerationMixin(PreparationMixin, ProposingMixin, Generatio
         # 4. Block after block. Rows that have ended are filled no more, unless their end may change.
         may_stop = process.sampler.sees != MASKS and not process.sampler.revises
         may_stop = may_stop and bool(config.end_tokens)
-        for view in canvas.views(config.block_length, longest_text(self)):
-            # x_t (B, W'), and the positions that do not belong to the prompt
-            ids = canvas.read(view)
-            generated = canvas.generated.gather(1, view.index)
-            state = process.state(ids, view.free, view.present, view.token_types, generated)
-            steps_of_block = process.sampler.steps_in(view.free.cpu())
-            records.begin_block(state)
-            progress.begin_block(view, steps_of_block)
+        with progress:
+            for view in canvas.views(config.block_length, longest_text(self)):
+                # x_t (B, W'), and the positions that do not belong to the prompt
+                ids = canvas.read(view)
+                generated = canvas.generated.gather(1, view.index)
+                state = process.state(ids, view.free, view.present, view.token_types, generated)
+                steps_of_block = process.sampler.steps_in(view.free.cpu())
+                records.begin_block(state)
+                progress.begin_block(view, steps_of_block)
 
-            # x_t -> x_s, step after step
-            num_steps = 0
-            for step in chain(process, state, choose, noise):
-                num_steps = step.index + 1
-                progress.step(step, state)
-                records.step(step, view)
-                if may_stop:
-                    stop_ended_rows(state, view, config.end_tokens)
+                # x_t -> x_s, step after step
+                num_steps = 0
+                for step in chain(process, state, choose, noise):
+                    num_steps = step.index + 1
+                    progress.step(step, state)
+                    records.step(step, view)
+                    if may_stop:
+                        stop_ended_rows(state, view, config.end_tokens)
 
-            # Steps with fixed times all count, the last ones too if they reveal nothing
-            if process.sampler.has_clock:
-                num_steps = steps_of_block
-            progress.advance_to(num_steps)
-            canvas.write(view, state.ids)
-            records.end_block(view, num_steps)
+                # Steps with fixed times all count, the last ones too if they reveal nothing
+                if process.sampler.has_clock:
+                    num_steps = steps_of_block
+                progress.advance_to(num_steps)
+                canvas.write(view, state.ids)
+                records.end_block(view, num_steps)
 
-            # Ends of texts
-            if config.end_tokens:
-                canvas.end_rows(config.end_tokens)
-            if criteria:
-                canvas.cut(lengths_when_stopped(criteria, canvas, view))
-            progress.end_block(num_steps)
-            if criteria and not canvas.masked.any():
-                break
-        progress.end()
+                # Ends of texts
+                if config.end_tokens:
+                    canvas.end_rows(config.end_tokens)
+                if criteria:
+                    canvas.cut(lengths_when_stopped(criteria, canvas, view))
+                progress.end_block(num_steps)
+                if criteria and not canvas.masked.any():
+                    break
 
         return records.output() if config.return_dict_in_generate else canvas.output()
 

@@ -9,7 +9,7 @@ from transformers.utils import logging
 from .canvas_edlm import Canvas, real_positions
 from .generation_arguments import check_size, checked_token_types
 from .generation_config_edlm import SUPPORTED, EDLMGenerationConfig, whole_number_from
-from .network_facts import longest_text, num_ids
+from .network_facts import input_embedding, longest_text, num_ids
 from .sampler_choice import PARAMETERS, parameters_of
 from .vocabulary import check_token_ids
 
@@ -171,9 +171,21 @@ class PreparationMixin:
         if pad is None and config.end_tokens:
             pad = config.end_tokens[0]
         canvas = Canvas(input_ids, real, new, self.config.mask_token_id, pad, types)
-        if not canvas.free.any():
+        if canvas.free.any():
+            self._check_mask_is_embedded()
+        else:
             logger.warning_once("There is nothing to generate: no mask token in input_ids and no max_new_tokens.")
         return canvas
+
+    def _check_mask_is_embedded(self) -> None:
+        """Raise ValueError if the embedding of the model ends before the mask token."""
+        rows = getattr(input_embedding(self), "num_embeddings", None)
+        mask_token_id = self.config.mask_token_id
+        if rows is not None and mask_token_id >= rows:
+            raise ValueError(
+                f"mask_token_id is {mask_token_id}, but the embedding of the model has the ids 0 to {rows - 1}. Resize "
+                "it to hold the mask, or set config.mask_token_id to the id that it has now."
+            )
 
     def _prepare_input_ids(self, input_ids, batch_size: int) -> torch.LongTensor | None:
         """The given ids (B, P), checked, on the device of the model."""

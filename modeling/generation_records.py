@@ -44,6 +44,7 @@ class Progress:
 
         # Steps of the blocks before the present one
         self.earlier_steps = 0
+        self.bar = None  # of the present block
 
         # Tokens of the first row that the streamer has got: the prompt, to begin with
         self.num_streamed = 0
@@ -107,9 +108,20 @@ class Progress:
         self.streamer.put(tokens.cpu())
         self.num_streamed = num_finished
 
-    def end(self) -> None:
-        if self.streamer is not None:
-            self.streamer.end()
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, error_type, error, traceback) -> None:
+        """End the text, or where it was interrupted let go of what is shown."""
+        if error_type is None:
+            if self.streamer is not None:
+                self.streamer.end()
+            return
+
+        if self.bar is not None:
+            self.bar.close()
+        if hasattr(self.streamer, "stop"):
+            self.streamer.stop()
 
 
 class Records:
@@ -203,11 +215,13 @@ class Records:
         self.sample_sizes[number] = no_sizes.index_copy(0, rows, sizes)
         self.chosen[number] = none_chosen.index_copy(0, rows, chosen)
 
+    def begin_drafts(self) -> None:
+        """Begin to count drafts, 0 in every row."""
+        self.drafts = torch.zeros_like(self.denoiser_calls)
+        self.accepted_drafts = torch.zeros_like(self.denoiser_calls)
+
     def keep_drafts(self, step: Step, num_drafts: torch.Tensor, num_accepted: torch.Tensor) -> None:
         """Count a call of the target of speculative sampling, and its drafts (R,) each."""
-        if self.drafts is None:
-            self.drafts = torch.zeros_like(self.denoiser_calls)
-            self.accepted_drafts = torch.zeros_like(self.denoiser_calls)
         self.energy_calls[step.rows] += 1
         self.drafts[step.rows] += num_drafts.cpu()
         self.accepted_drafts[step.rows] += num_accepted.cpu()

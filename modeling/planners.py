@@ -302,7 +302,7 @@ class MostConfident(Planner):
                 rows = counts.nonzero().squeeze(-1)
                 time = same_time(n / self.num_steps, left)
                 yield Step(time, counts=counts, rows=rows, index=self.num_steps - n)
-                left = left - counts
+                left = state.masked.sum(-1).cpu()  # less than that in a row whose text has ended
             n = self.next_step(n, left, state.schedule)
 
     def counts_at(self, n: int, left: torch.Tensor, schedule) -> torch.LongTensor:

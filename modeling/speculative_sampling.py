@@ -122,6 +122,7 @@ class SpeculativeSampling:
         self.noise = noise
         self.records = records
         self.is_greedy = process.config.do_sample is False
+        records.begin_drafts()
 
         # The denoiser if it has a draft head
         denoiser = getattr(process.model, "denoiser", process.model)

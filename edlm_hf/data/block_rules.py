@@ -23,6 +23,7 @@ from transformers import PreTrainedTokenizerBase
 from edlm_hf.data.blocks import to_blocks
 from edlm_hf.data.corpus import Corpus, load_corpus
 from edlm_hf.data.protocols import PROTOCOLS
+from edlm_hf.modeling.generation_config_edlm import whole_number
 from edlm_hf.modeling.network_facts import longest_text
 from edlm_hf.terminal import tell
 from edlm_hf.tokenization import is_text8, normalize_text8
@@ -137,7 +138,21 @@ def block_rule(
     start_token: bool | None = None,
     normalize_text8: bool | None = None,
 ) -> BlockRule:
-    """Decide what is not chosen. Arguments are as in `blocks_for`."""
+    """Decide what is not chosen. Arguments are as in `blocks_for`.
+
+    Raises:
+        ValueError: `source` is not a text, or `length` not a whole number.
+    """
+    if not isinstance(source, str):
+        raise ValueError(
+            f"source is a {type(source).__name__}, but it must be the name of a protocol, of a dataset of the Hub, or "
+            "of a file. Several files are a folder, or a pattern such as 'books/*.txt'."
+        )
+    if length is not None:
+        number = whole_number(length)
+        if number is None:
+            raise ValueError(f"length is {length!r}, but it must be a whole number of tokens.")
+        length = number
     protocol = PROTOCOLS.get(source)
 
     # The shorter of the protocol's length and the model's

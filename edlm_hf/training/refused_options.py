@@ -36,14 +36,18 @@ REFUSED_FUNCTIONS = {
 }
 
 
-def check_fields(args: TrainingArguments, refused: dict[str, str] = REFUSED) -> None:
-    """Raise ValueError if a field named in `refused` has another value than its default."""
-    # Of TrainingArguments, since a subclass may have defaults of its own
+def defaults_of_transformers() -> dict:
+    """The defaults of TrainingArguments, since a subclass may have defaults of its own."""
     defaults = {}
     for field in fields(TrainingArguments):
         made_anew = field.default_factory is not MISSING
         defaults[field.name] = field.default_factory() if made_anew else field.default
+    return defaults
 
+
+def check_fields(args: TrainingArguments, refused: dict[str, str] = REFUSED) -> None:
+    """Raise ValueError if a field named in `refused` has another value than its default."""
+    defaults = defaults_of_transformers()
     for name, reason in refused.items():
         if name not in defaults:  # another version of transformers
             continue
@@ -67,9 +71,15 @@ def check_arguments(args: TrainingArguments, given: dict) -> None:
     # Two optimisers
     optimizer = given.get("optimizers", (None, None))[0]
     optimizer_class = given.get("optimizer_cls_and_kwargs")
+    advice = "set muon=False, or leave it out"
     if args.muon and not (optimizer is None and optimizer_class is None):
-        advice = "set muon=False, or leave it out"
         raise ValueError(f"muon=True is an optimizer, and another one was given: {advice}.")
+    defaults = defaults_of_transformers()
+    for name in ("optim", "optim_args"):
+        value = getattr(args, name)
+        if args.muon and value != defaults[name]:
+            value = getattr(value, "value", value)  # of an enumeration
+            raise ValueError(f"muon=True is an optimizer, and {name} is {value!r}, of another one: {advice}.")
 
     # Tokens masked twice
     collator = given["data_collator"]

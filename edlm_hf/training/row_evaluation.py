@@ -141,9 +141,17 @@ class RowEvaluationMixin:
         # Name -> (rows,)
         rows = dict(zip(self.measured, table.numpy().T, strict=True))
         prediction = EvalPrediction(rows, None, inputs=inputs)
-        if self.args.batch_eval_metrics:
-            return self.compute_own_metrics(prediction, compute_result=compute_result)
-        return self.compute_own_metrics(prediction)
+        arguments = {"compute_result": compute_result} if self.args.batch_eval_metrics else {}
+        metrics = self.compute_own_metrics(prediction, **arguments)
+
+        # Before the last batch there may be no result yet
+        if metrics is None and self.args.batch_eval_metrics and not compute_result:
+            return {}
+        if not isinstance(metrics, dict):
+            raise ValueError(
+                f"compute_metrics returned a {type(metrics).__name__}, but a dictionary of numbers by name is needed."
+            )
+        return metrics
 
     def token_metrics(self, nats: torch.Tensor, tokens: torch.Tensor) -> dict[str, float]:
         """Metrics of a likelihood with standard errors over texts, from nats and tokens (N,).

@@ -149,3 +149,12 @@ def test_an_energy_of_the_checkpoint_that_ships_is_trained_on_its_kind_of_blocks
     first = training[0]["input_ids"].tolist()
     assert len(first) == config.max_position_embeddings == 256 and first[0] == config.bos_token_id
     assert tokenizer.decode(first, skip_special_tokens=True).startswith('Der Café-Besitzer said: "Tyger, Tyger – 2')
+
+
+@pytest.mark.parametrize(
+    ("source", "length", "message"),
+    [(["one.txt"], None, "source is a list"), ("one.txt", 2.5, "length is 2.5, but it must be a whole number")],
+)
+def test_what_is_no_corpus_or_no_length_is_refused(source, length, message):
+    with pytest.raises(ValueError, match=message):
+        blocks_for(source, text8_tokenizer(), length=length)

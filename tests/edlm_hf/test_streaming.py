@@ -314,3 +314,42 @@ def test_rows_that_have_ended_count_their_steps():
     options = {"max_new_tokens": 12, "block_length": 2, "max_denoising_steps": 3, "eos_token_id": 1, "pad_token_id": 0}
     model.generate(**options, streamer=StepStreamer(told.append), generator=torch.Generator().manual_seed(1))
     assert told == list(range(1, model.count_steps(**options) + 1))
+
+
+def fail(*arguments):
+    raise RuntimeError("an accident")
+
+
+def test_a_terminal_is_given_back_when_the_call_fails(monkeypatch):
+    tokenizer, model = text8_tokenizer(12), tiny_denoiser(vocab_size=len(text8_tokenizer(12)))
+    output = io.StringIO()
+    streamer = TerminalDiffusionStreamer(tokenizer, console=Console(file=output, force_terminal=True))
+    ids = tokenizer("the cat", return_tensors="pt").input_ids
+    standard_output = sys.stdout
+    with pytest.raises(RuntimeError, match="an accident"):
+        model.generate(ids, max_new_tokens=3, streamer=streamer, callback_on_step_end=fail)
+    assert streamer.live is None and sys.stdout is standard_output
+    assert output.getvalue().count("\x1b[?25l") == output.getvalue().count("\x1b[?25h") == 1
+
+
+def test_a_streamer_begins_anew_after_a_call_that_failed():
+    tokenizer, model = text8_tokenizer(12), tiny_denoiser(vocab_size=len(text8_tokenizer(12)))
+    output = io.StringIO()
+    streamer = TerminalDiffusionStreamer(tokenizer, console=Console(file=output, force_terminal=False))
+    ids = tokenizer("the cat", return_tensors="pt").input_ids
+    with pytest.raises(RuntimeError, match="an accident"):
+        model.generate(ids, max_new_tokens=3, streamer=streamer, callback_on_step_end=fail)
+    rows = model.generate(ids, max_new_tokens=3, streamer=streamer)
+    assert output.getvalue().strip("\n") == tokenizer.decode(rows[0], skip_special_tokens=True)
+
+
+def test_a_call_that_was_left_early_is_read_anew():
+    tokenizer, model = text8_tokenizer(12), tiny_denoiser(vocab_size=len(text8_tokenizer(12)))
+    ids = tokenizer("the cat", return_tensors="pt").input_ids
+    call = StreamedCall(partial(model.generate, ids, max_new_tokens=3), tokenizer)
+    with pytest.raises(ValueError, match="read its text first"):
+        call.result()
+    for _ in call:
+        break
+    *_, (text, draft) = call
+    assert (text, draft) == (tokenizer.decode(call.result()[0], skip_special_tokens=True), "")

@@ -377,3 +377,16 @@ def test_options_by_their_old_names_are_taken_with_a_warning(tmp_path):
         assert MaskedDiffusionArguments(str(tmp_path), eval_noise_samples=4).eval_num_samples == 4
     with pytest.raises(ValueError, match="denoising_steps is the old name of max_denoising_steps"):
         EnergyArguments(str(tmp_path), denoising_steps=4, max_denoising_steps=4)
+
+
+@pytest.mark.parametrize(("name", "value"), [("optim", "sgd"), ("optim_args", "momentum=0.9")])
+def test_another_optimizer_beside_muon_is_refused(tmp_path, name, value):
+    with pytest.raises(ValueError, match=f"{name} is '{value}', of another one"):
+        denoiser_trainer(tmp_path, muon=True, **{name: value})
+
+
+def test_metrics_that_are_none_are_refused(tmp_path):
+    given = {"compute_metrics": lambda prediction: None}
+    trainer = trainer_of("denoiser", tmp_path, random_blocks(8), random_blocks(8), given=given)
+    with pytest.raises(ValueError, match="compute_metrics returned a NoneType"):
+        trainer.evaluate()

@@ -807,3 +807,10 @@ def test_an_energy_does_not_go_with_a_sampler_that_looks_at_visible_tokens():
     with pytest.raises(ValueError, match="looks at visible tokens"):
         with_ar().generate(max_length=8, sampler=Looking(), generator=seed())
     assert not (with_ar().generate(max_length=8, sampler=Looking(), num_candidates=1, generator=seed()) == MASK).any()
+
+
+def test_a_mask_beyond_the_embedding_is_refused():
+    model = tiny_denoiser()
+    model.resize_token_embeddings(8)
+    with pytest.raises(ValueError, match="mask_token_id is 12, but the embedding of the model has the ids 0 to 7"):
+        model.generate(torch.tensor([[1, 2]]), max_new_tokens=2)

@@ -255,3 +255,15 @@ def test_an_end_that_is_drawn_anew_leaves_no_mask(options):
         rows = torch.tensor([[3, 4]] * 5)
         out = model.generate(rows, generator=torch.Generator().manual_seed(seed), **options)
         assert not (out == MASK).any()
+
+
+@pytest.mark.parametrize("sampler", ["ancestral", "first_hitting", "dilated", "top_k"])
+def test_the_likeliest_tokens_may_end_a_text_before_its_last_step(sampler):
+    def ends(ids, scores):
+        return torch.nn.functional.one_hot(torch.full((len(ids),), 7), scores.shape[-1]) * 50.0
+
+    options = {"do_sample": False, "sampler": sampler, "max_denoising_steps": 3, "eos_token_id": 7, "pad_token_id": PAD}
+    model = EDLMForMaskedDiffusion.from_components(tiny_denoiser())
+    rows = torch.tensor([[MASK] * 4, [3, MASK, 4, MASK]])
+    out = model.generate(rows, max_new_tokens=0, logits_processor=[ends], **options)
+    assert not (out == MASK).any() and (out[1] == torch.tensor([3, 7, 4, PAD])).all()

@@ -576,3 +576,18 @@ def test_it_has_no_bound_and_trains_no_energy():
         sampler_bound(model(), SEQUENCES[:4].tolist(), num_steps=4, sampler="speculative")
     with pytest.raises(ValueError, match="sampler is 'speculative'.*sees masks alone"):
         EnergyArguments(output_dir="unused", sampler="speculative", max_denoising_steps=4)
+
+
+@pytest.mark.parametrize("draft_length", [10**6, 2**63 - 1, 10**30])
+def test_drafts_may_be_longer_than_any_text(draft_length):
+    model = EDLMForMaskedDiffusion.from_components(tiny_denoiser(), tiny_causal(bos_token_id=10))
+    options = {"max_length": 6, "sampler": "speculative", "return_dict_in_generate": True}
+    out = model.generate(draft_length=draft_length, generator=torch.Generator().manual_seed(0), **options)
+    whole = model.generate(draft_length=6, generator=torch.Generator().manual_seed(0), **options)
+    assert torch.equal(out.sequences, whole.sequences)
+
+
+def test_a_text_without_holes_has_no_drafts():
+    model = EDLMForMaskedDiffusion.from_components(tiny_denoiser(), tiny_causal(bos_token_id=10))
+    out = model.generate(torch.tensor([[1, 2]]), max_new_tokens=0, sampler="speculative", return_dict_in_generate=True)
+    assert out.num_drafts.tolist() == out.num_accepted_drafts.tolist() == [0]

@@ -85,7 +85,8 @@ def test_all_ten_tasks_work_as_they_are_written(newcomer):
     assert "The old house" in generated
     assert "The old" in filled and "the river." in filled and "[MASK]" not in filled
     assert "reads" in own and "[MASK]" not in own
-    assert "eval_loss" in trained and (newcomer.work / "lora" / "model.safetensors").is_file()
+    assert "nce_loss" in trained and "edlm generate --model lora" in trained
+    assert (newcomer.work / "lora" / "model.safetensors").is_file()
     assert "nelbo" in evaluated
     assert newcomer.hub["user/my-bert"].private and "BertForMaskedLM" in shared
     assert (newcomer.clone / "build" / "site" / "first_hour.html").is_file()
