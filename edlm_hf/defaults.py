@@ -1,8 +1,5 @@
 """Defaults that a function of the library and the flag of a command share. Imports nothing: help is quick."""
 
-# The version that has the new names of options alone
-NEXT_VERSION = "0.3.0"
-
 # Of converted checkpoints: the settings of the published runs
 MODEL_LENGTH = 1024
 NOISE_SCHEDULE = "loglinear"

@@ -256,7 +256,7 @@ class Canvas:
         """(B, P + new): the given columns with their masks filled, then the new ones."""
         # Padding of the user stays as it was given
         filled = self.in_given_order(self.ids)
-        given = F.pad(self.given, (0, self.new_tokens), value=self.mask_token_id)
+        given = self.given_and_new
         return torch.where(given == self.mask_token_id, filled, given)
 
     def output_log_probs(self) -> torch.Tensor:
@@ -265,8 +265,12 @@ class Canvas:
         by_column = self.in_given_order(kept, missing=torch.nan)
 
         # Padding of the user has the columns of new tokens in `in_given_order`
-        given = F.pad(self.given, (0, self.new_tokens), value=self.mask_token_id)
-        return torch.where(given == self.mask_token_id, by_column, torch.nan)
+        return torch.where(self.given_and_new == self.mask_token_id, by_column, torch.nan)
+
+    @property
+    def given_and_new(self) -> torch.LongTensor:
+        """(B, P + new): the given ids, and a mask for every new token."""
+        return F.pad(self.given, (0, self.new_tokens), value=self.mask_token_id)
 
     def in_given_order(self, values: torch.Tensor, missing: float = 0) -> torch.Tensor:
         """Values (B, W) of rows that are aligned left, in the columns of the user: (B, P + new)."""
@@ -314,14 +318,20 @@ def real_positions(
             f"attention_mask has shape {tuple(attention_mask.shape)}, but input_ids {tuple(input_ids.shape)}."
         )
 
-    attention_mask = attention_mask.to(input_ids.device)
+    check_zeros_and_ones(attention_mask)
+    return attention_mask.to(input_ids.device) == 1
+
+
+def check_zeros_and_ones(attention_mask: torch.Tensor) -> None:
+    """Raise ValueError unless an attention mask is a tensor of 0 and 1."""
+    if not torch.is_tensor(attention_mask):
+        raise ValueError(f"attention_mask is a {type(attention_mask).__name__}, but a tensor is needed.")
     is_zero_or_one = (attention_mask == 0) | (attention_mask == 1)
     if not bool(is_zero_or_one.all()):
         raise ValueError(
             "attention_mask has values besides 0 and 1. Set it to 1 where input_ids are text and "
             "to 0 where they are padding."
         )
-    return attention_mask == 1
 
 
 def first_true(flags: torch.Tensor) -> int:

@@ -141,17 +141,6 @@ def check_vocabularies(config: EDLMConfig, tokenizer, energy_tokenizer) -> None:
         )
 
 
-def check_attention_mask(attention_mask: torch.Tensor | None) -> None:
-    """Raise ValueError unless an attention mask is None or a tensor of 0 and 1."""
-    if attention_mask is None:
-        return
-    if not torch.is_tensor(attention_mask):
-        raise ValueError(f"attention_mask is a {type(attention_mask).__name__}, but a tensor (B, L) is needed.")
-    is_zero_or_one = (attention_mask == 0) | (attention_mask == 1)
-    if not bool(is_zero_or_one.all()):
-        raise ValueError("attention_mask has values besides 0 and 1. Set it to 1 at text and to 0 at padding.")
-
-
 def check_candidates(
     candidate_ids: torch.LongTensor,
     noisy_ids: torch.LongTensor,

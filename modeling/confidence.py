@@ -14,7 +14,7 @@ import torch
 
 from .masked_diffusion import check_tokens_left
 
-# Logits that a processor keeps in its cache: scores of more at a time took six times as long.
+# Logits that a processor keeps in its cache. Scores of more at a time wait for the memory.
 CACHED_LOGITS = 2**19
 # exp(LOWEST) is 0, in float64 too, and 0 * LOWEST is a number, which 0 * -inf is not.
 LOWEST = -1e4

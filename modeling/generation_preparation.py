@@ -42,7 +42,7 @@ class PreparationMixin:
             ValueError: an argument is unknown, or a value is not allowed.
         """
         # 1. The names that are known
-        given = {} if generation_config is None else set_values(generation_config)
+        given = set_values(generation_config)
         defaults = EDLMGenerationConfig.diffusion_defaults
         allowed = SUPPORTED | set(defaults)
         metadata = {"transformers_version", "_from_model_config"}

@@ -9,8 +9,9 @@ from transformers.modeling_outputs import MaskedLMOutput
 from transformers.utils.generic import can_return_tuple
 
 from .autoregressive_energy import AutoregressiveEnergy
+from .canvas_edlm import check_zeros_and_ones
 from .causal_log_probs import as_output_object
-from .component_checks import check_attention_mask, check_candidates, check_causal, check_parts, check_vocabularies
+from .component_checks import check_candidates, check_causal, check_parts, check_vocabularies
 from .components import (
     build_denoiser,
     build_energy,
@@ -292,7 +293,8 @@ class EDLMForMaskedDiffusion(EDLMPreTrainedModel, MaskedDiffusionGenerationMixin
         may_hold_masks = self.config.energy_scope == "revealed"
         check_token_ids("noisy_ids", noisy_ids, num_ids(self), mask_token_id)
         check_integers("candidate_ids", candidate_ids)
-        check_attention_mask(attention_mask)
+        if attention_mask is not None:
+            check_zeros_and_ones(attention_mask)
         noisy_ids = noisy_ids.long()
         candidate_ids = candidate_ids.long()
         if timesteps is not None:

@@ -14,6 +14,7 @@ import torch
 from .chain_state import State
 from .planners import Planner
 from .samplers import MASKS, PROPOSAL, TOKENS, Sampler, Step, rows_with
+from .vocabulary import are_integers
 
 SEES = (MASKS, PROPOSAL, TOKENS)
 
@@ -198,7 +199,7 @@ def check_step(step: Step, num_rows: int) -> None:
     rows = step.rows
     if rows is None:
         return
-    is_rows = torch.is_tensor(rows) and rows.dim() == 1 and not rows.is_floating_point() and rows.dtype != torch.bool
+    is_rows = are_integers(rows) and rows.dim() == 1
     if not is_rows or not bool(((rows >= 0) & (rows < num_rows)).all()):
         raise ValueError(
             f"steps() yielded rows = {rows!r}, but numbers of rows, (R,) from 0 to {num_rows - 1}, are needed."

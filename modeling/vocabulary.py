@@ -121,10 +121,16 @@ def check_mask_token(tokenizer, config, required: bool = True) -> None:
         )
 
 
+def are_integers(ids) -> bool:
+    """Whether `ids` is a tensor of integers. Truth values are none."""
+    if not torch.is_tensor(ids):
+        return False
+    return not (ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool)
+
+
 def check_integers(name: str, ids: torch.Tensor) -> None:
     """Raise ValueError unless `ids`, the argument `name`, is a tensor of integers."""
-    of_integers = torch.is_tensor(ids) and ids.dtype != torch.bool
-    if not of_integers or ids.is_floating_point() or ids.is_complex():
+    if not are_integers(ids):
         kind = ids.dtype if torch.is_tensor(ids) else type(ids).__name__
         raise ValueError(f"{name} is of type {kind}, but token ids are a tensor of integers (torch.long).")
 

@@ -19,13 +19,10 @@ from edlm_hf.benchmarks.infilling_settings import Filling, InfillingSettings, fi
 from edlm_hf.benchmarks.paragraphs import Paragraph, hide_words
 from edlm_hf.benchmarks.parts import digest_of_rows
 from edlm_hf.benchmarks.report import Progress, as_dict, environment, hardware, write_results
-from edlm_hf.benchmarks.study import Study
+from edlm_hf.benchmarks.study import SEEDS_OF_BATCHES, Study
 from edlm_hf.benchmarks.text_sets import load_paragraphs, named_source
 from edlm_hf.benchmarks.timing import seconds_now
 from edlm_hf.evaluation.estimate import mean_estimate
-
-# Seeds that the batches of one seed may use before those of the next seed begin
-SEEDS_OF_BATCHES = 2**20
 
 
 class InfillingStudy(Study):

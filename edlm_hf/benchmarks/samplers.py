@@ -22,7 +22,7 @@ from edlm_hf.benchmarks.parts import digest_of_rows
 from edlm_hf.benchmarks.report import Progress, as_dict, environment, hardware, write_results
 from edlm_hf.benchmarks.samplers_report import markdown
 from edlm_hf.benchmarks.samplers_settings import AUTOREGRESSIVE, QUICK, SamplerArm, SamplerSettings
-from edlm_hf.benchmarks.study import Study
+from edlm_hf.benchmarks.study import SEEDS_OF_BATCHES, Study
 from edlm_hf.benchmarks.text_sets import TextSet
 from edlm_hf.benchmarks.timing import seconds_now
 from edlm_hf.evaluation import (
@@ -41,9 +41,6 @@ PER_CHARACTER = "bits/character"
 
 # Texts of every sampler that stand in the results, the first ones
 NUM_SHOWN = 5
-
-# Seeds that the batches of one seed may use before those of the next seed begin
-SEEDS_OF_BATCHES = 2**20
 
 
 class SamplerStudy(Study):

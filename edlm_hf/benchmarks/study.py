@@ -18,6 +18,9 @@ from edlm_hf.loading import load_causal, load_masked, load_tokenizer
 from edlm_hf.modeling.generation_edlm import EDLMGenerationOutput
 from edlm_hf.modeling.modeling_edlm import EDLMForMaskedDiffusion
 
+# Seeds that the batches of one seed may use before those of the next seed begin
+SEEDS_OF_BATCHES = 2**20
+
 
 class Study:
     """The networks and texts of a study. A part that is finished is not repeated.

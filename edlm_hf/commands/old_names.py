@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import typer
 
 from edlm_hf.commands.command import tell_line
-from edlm_hf.defaults import NEXT_VERSION
+from edlm_hf.old_names import changes_of
 
 
 @dataclass(frozen=True)
@@ -112,8 +112,7 @@ def with_new_keys(context: typer.Context, lines: Mapping[str, object], renamed: 
 def tell_new_names(context: typer.Context, names: Mapping[str, str]) -> None:
     """Tell in one line which old names were used, and the new ones."""
     if names:
-        changes = ", ".join(f"{old} (now {new})" for old, new in names.items())
-        tell_line(context.command_path, f"old names, which work until {NEXT_VERSION}: {changes}.")
+        tell_line(context.command_path, changes_of(names))
 
 
 __all__ = ["Renamed", "with_new_keys", "with_new_names"]

@@ -9,7 +9,7 @@ from transformers import TrainingArguments
 from edlm_hf.data.corpus import has_splits
 from edlm_hf.files import fault_of, to_json
 from edlm_hf.hidden_secrets import hide_in_values
-from edlm_hf.training.old_names import OLD_NAMES
+from edlm_hf.old_names import OLD_NAMES
 
 RECIPE = "recipe.json"  # beside the checkpoints of a run: what it is
 # Of the training arguments, what makes a run another one; where and how often something is written does not

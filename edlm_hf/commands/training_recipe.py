@@ -12,8 +12,8 @@ from edlm_hf.commands.command import tell_line
 from edlm_hf.files import read_options
 from edlm_hf.hidden_secrets import hide_in_command, hide_secrets, hide_shapes, is_secret_name
 from edlm_hf.loading import load_config
+from edlm_hf.old_names import OLD_NAMES, changes_of
 from edlm_hf.terminal import visible
-from edlm_hf.training.old_names import OLD_NAMES, changes_of
 
 # Defaults that differ from those of transformers, and learn on a small text
 LOGGING_STEPS = 10
@@ -61,7 +61,7 @@ class Flags(HfArgumentParser):
     def tell_new_names(self, old: list[str]) -> None:
         """Tell in one line which old names of flags or keys were used, and the new ones."""
         if old:
-            tell_line(self.command, changes_of(old))
+            tell_line(self.command, changes_of({name: OLD_NAMES[name] for name in old}))
 
     def error(self, message: str):
         """As usual: the message and exit code 2, without the secrets of the recipe."""

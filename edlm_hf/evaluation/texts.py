@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from edlm_hf.modeling.network_facts import longest_text, special_ids, vocabulary_size
+from edlm_hf.modeling.vocabulary import are_integers
 
 
 @dataclass(frozen=True)
@@ -99,8 +100,7 @@ def ids_of(row) -> torch.LongTensor:
         ids = None
 
     # An empty list has no type of its own
-    is_whole = ids is not None and not ids.is_floating_point() and not ids.is_complex() and ids.dtype != torch.bool
-    if not is_whole and (ids is None or ids.numel()):
+    if not are_integers(ids) and (ids is None or ids.numel()):
         kind = type(row).__name__ if ids is None else f"{type(row).__name__} of {ids.dtype}"
         raise ValueError(f"input_ids has a text that is a {kind}, but token ids are whole numbers: tokenize it first.")
     return ids.long()

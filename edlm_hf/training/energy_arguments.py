@@ -4,9 +4,9 @@ from dataclasses import dataclass, field
 
 from edlm_hf.modeling.sampler_choice import make_sampler
 from edlm_hf.modeling.samplers import MASKS, Sampler
+from edlm_hf.old_names import takes_old_names
 from edlm_hf.training.arguments import EDLMTrainingArguments
 from edlm_hf.training.objectives import NCE_LOSSES
-from edlm_hf.training.old_names import takes_old_names
 from edlm_hf.training.refused_options import REFUSED_OF_ENERGIES, check_fields
 
 # A planner that looks at the proposal needs the denoiser along a whole path. The nearest sampler

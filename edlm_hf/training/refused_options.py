@@ -68,18 +68,8 @@ def check_arguments(args: TrainingArguments, given: dict) -> None:
         if given.get(name) is not None:
             raise ValueError(f"{name} was given, but {reason}")
 
-    # Two optimisers
-    optimizer = given.get("optimizers", (None, None))[0]
-    optimizer_class = given.get("optimizer_cls_and_kwargs")
-    advice = "set muon=False, or leave it out"
-    if args.muon and not (optimizer is None and optimizer_class is None):
-        raise ValueError(f"muon=True is an optimizer, and another one was given: {advice}.")
-    defaults = defaults_of_transformers()
-    for name in ("optim", "optim_args"):
-        value = getattr(args, name)
-        if args.muon and value != defaults[name]:
-            value = getattr(value, "value", value)  # of an enumeration
-            raise ValueError(f"muon=True is an optimizer, and {name} is {value!r}, of another one: {advice}.")
+    if args.muon:
+        check_no_other_optimizer(args, given)
 
     # Tokens masked twice
     collator = given["data_collator"]
@@ -97,6 +87,21 @@ def check_arguments(args: TrainingArguments, given: dict) -> None:
                 "batch_eval_metrics is True, but compute_metrics has no argument compute_result, "
                 "which says that all batches were seen. Add it, or set batch_eval_metrics=False."
             )
+
+
+def check_no_other_optimizer(args: TrainingArguments, given: dict) -> None:
+    """Raise ValueError if there is an optimizer beside Muon. Arguments are as in `check_arguments`."""
+    advice = "set muon=False, or leave it out"
+    optimizer = given.get("optimizers", (None, None))[0]
+    if optimizer is not None or given.get("optimizer_cls_and_kwargs") is not None:
+        raise ValueError(f"muon=True is an optimizer, and another one was given: {advice}.")
+
+    defaults = defaults_of_transformers()
+    for name in ("optim", "optim_args"):
+        value = getattr(args, name)
+        if value != defaults[name]:
+            value = getattr(value, "value", value)  # of an enumeration
+            raise ValueError(f"muon=True is an optimizer, and {name} is {value!r}, of another one: {advice}.")
 
 
 __all__ = ["REFUSED_OF_ENERGIES", "check_arguments", "check_fields"]

@@ -9,6 +9,7 @@ from edlm_hf.loading import as_masked_diffusion
 from edlm_hf.modeling.component_checks import check_denoiser
 from edlm_hf.modeling.masked_diffusion import make_schedule
 from edlm_hf.modeling.network_facts import accepts
+from edlm_hf.old_names import takes_old_names
 from edlm_hf.training.arguments import EDLMTrainingArguments
 from edlm_hf.training.collators import CONTEXT_LABEL
 from edlm_hf.training.objectives import (
@@ -17,7 +18,6 @@ from edlm_hf.training.objectives import (
     low_discrepancy_times,
     masked_token_losses,
 )
-from edlm_hf.training.old_names import takes_old_names
 from edlm_hf.training.trainer_base import EDLMTrainer, check_model
 
 

@@ -1,4 +1,4 @@
-"""What users ask of generate(): prompts, lengths, padding, blocks, ends of text, filters, outputs, clear errors."""
+"""What users ask of generate(): prompts, lengths, padding, blocks, ends of text, filters, energies, clear errors."""
 
 import copy
 from types import SimpleNamespace
@@ -7,17 +7,15 @@ import pytest
 import torch
 from published import randomised, tiny_causal, tiny_config, tiny_denoiser, tiny_gpt2
 from transformers import (
-    AutoModel,
     BertConfig,
     BertForMaskedLM,
-    GenerationConfig,
     LogitsProcessorList,
     MaxLengthCriteria,
     StoppingCriteriaList,
     SuppressTokensLogitsProcessor,
 )
 
-from edlm_hf import EDLMEnergyModel, EDLMForMaskedDiffusion, EDLMGenerationConfig
+from edlm_hf import EDLMEnergyModel, EDLMForMaskedDiffusion
 from edlm_hf.modeling.energies import Candidates
 
 MASK, PAD = 12, 11
@@ -297,6 +295,16 @@ def test_likeliest_tokens_ask_no_energy():
     assert torch.equal(one[0], one[1])
 
 
+@pytest.mark.parametrize("sampler", ["edit", "low_confidence", "spaced", "ancestral"])
+@pytest.mark.parametrize("threshold", [0.3, 0.9])
+def test_without_sampling_an_energy_changes_nothing(sampler, threshold):
+    options = {"max_length": 8, "do_sample": False, "sampler": sampler, "max_denoising_steps": 6}
+    if sampler == "edit":
+        options |= {"threshold": threshold, "editing_threshold": 0.1}
+    alone = build(tiny_denoiser()).generate(**options)
+    assert torch.equal(with_ar().generate(**options), alone)
+
+
 # ------------------------------------------------------------------------------------- what changes the proposal
 
 
@@ -422,372 +430,6 @@ def test_energies_stay_single_precision_in_a_half_precision_model():
     assert out.energies.dtype == torch.float32 and (out.sequences != MASK).all()
 
 
-# -------------------------------------------------------------------------------------------------- outputs and seeds
-
-
-# Written down with version 0.1.0: a seed keeps its tokens.
-PROMPT = {"input_ids": torch.tensor([[3, MASK, 4], [5, 6, MASK]]), "max_new_tokens": 5}
-BLOCKS = {"input_ids": torch.tensor([[3, 4], [5, MASK]]), "max_new_tokens": 8, "block_length": 3}
-RECORDED = [
-    ("denoiser", PROMPT | {"max_denoising_steps": 6}, [[3, 6, 4, 0, 4, 5, 6, 6], [5, 6, 9, 11, 11, 3, 1, 1]]),
-    (
-        "denoiser",
-        PROMPT | {"sampler": "first_hitting", "energy_window": 0.5},
-        [[3, 1, 4, 0, 11, 5, 9, 11], [5, 6, 6, 4, 6, 2, 1, 5]],
-    ),
-    (
-        "denoiser",
-        BLOCKS | {"max_denoising_steps": 4, "num_candidates": 3},
-        [[3, 4, 11, 7, 7, 11, 11, 6, 11, 1], [5, 10, 7, 11, 0, 11, 6, 6, 8, 5]],
-    ),
-    (
-        "denoiser",
-        BLOCKS | {"sampler": "first_hitting"},
-        [[3, 4, 11, 7, 7, 11, 6, 6, 11, 8], [5, 10, 7, 11, 0, 11, 6, 11, 6, 1]],
-    ),
-    ("ar", PROMPT | {"max_denoising_steps": 6}, [[3, 9, 4, 0, 8, 7, 6, 7], [5, 6, 0, 4, 0, 9, 11, 4]]),
-    (
-        "ar",
-        PROMPT | {"sampler": "first_hitting", "energy_window": 0.5},
-        [[3, 7, 4, 6, 3, 7, 7, 11], [5, 6, 5, 1, 8, 0, 0, 6]],
-    ),
-    (
-        "ar",
-        BLOCKS | {"max_denoising_steps": 4, "num_candidates": 3},
-        [[3, 4, 1, 8, 7, 6, 11, 8, 8, 11], [5, 10, 4, 6, 5, 1, 11, 4, 2, 7]],
-    ),
-    ("ar", BLOCKS | {"sampler": "first_hitting"}, [[3, 4, 9, 5, 0, 0, 4, 5, 4, 10], [5, 6, 2, 7, 6, 5, 10, 4, 1, 6]]),
-    (
-        "coar",
-        BLOCKS | {"max_denoising_steps": 4, "num_candidates": 3},
-        [[3, 4, 1, 8, 7, 6, 11, 8, 8, 11], [5, 10, 4, 6, 5, 1, 11, 4, 2, 7]],
-    ),
-    ("coar", BLOCKS | {"sampler": "first_hitting"}, [[3, 4, 9, 5, 0, 0, 4, 5, 1, 10], [5, 6, 2, 7, 6, 1, 10, 5, 6, 6]]),
-]
-
-
-@pytest.mark.parametrize(("kind", "options", "tokens"), RECORDED)
-def test_seed_gives_the_tokens_that_it_gave_before(kind, options, tokens):
-    model = tiny_denoiser() if kind == "denoiser" else with_ar(energy_type=kind)
-    assert model.generate(**options, generator=seed(5)).tolist() == tokens
-
-
-@pytest.mark.parametrize("sampler", ["ancestral", "first_hitting"])
-def test_same_seed_same_tokens_and_another_seed_others(sampler):
-    model = with_ar()
-    one, two, other = (
-        model.generate(batch_size=4, sampler=sampler, max_denoising_steps=6, generator=seed(n)) for n in (1, 1, 2)
-    )
-    assert torch.equal(one, two) and not torch.equal(one, other)
-
-
-def test_global_seed_is_used_without_a_generator():
-    model = tiny_denoiser()
-    torch.manual_seed(3)
-    one = model.generate(batch_size=4)
-    torch.manual_seed(3)
-    assert torch.equal(one, model.generate(batch_size=4))
-
-
-def test_output_counts_what_happened():
-    model = with_ar()
-    out = model.generate(
-        torch.tensor([[3, MASK, MASK, MASK], [1, 2, 3, 4]]),
-        max_denoising_steps=5,
-        num_candidates=2,
-        energy_window=0.5,
-        generator=seed(),
-        return_dict_in_generate=True,
-        output_history=True,
-    )
-    assert len(out.history) == 6 and torch.equal(out.history[-1], out.sequences)
-    revealing = [(a != b).any(-1) for a, b in zip(out.history[:-1], out.history[1:], strict=True)]
-    assert torch.equal(torch.stack(revealing).sum(0), out.num_denoiser_calls)
-    assert out.num_denoiser_calls[1] == 0 and out.num_energy_calls[1] == 0  # nothing to do in the second row
-    in_window = torch.stack(revealing[:3]).sum(0)  # t = 1, .8, .6 lie in [.5, 1]
-    assert torch.equal(in_window, out.num_energy_calls)
-    assert out.tokens_per_forward[0] == 3 / out.num_denoiser_calls[0]
-    plain = tiny_denoiser().generate(batch_size=1, return_dict_in_generate=True, generator=seed())
-    assert plain.energies is None and plain.effective_sample_size is None and plain.history is None
-    assert plain.chosen is None
-
-
-def test_output_says_which_candidate_was_taken():
-    seen = []
-
-    def one_finite(candidates, noisy, log_p, attention_mask):
-        """Only candidate (number of the call) mod 3 is possible."""
-        energies = torch.full(candidates.shape[:2], torch.inf)
-        energies[:, len(seen) % 3] = 0.0
-        seen.append(candidates)
-        return energies
-
-    out = tiny_denoiser().generate(
-        torch.tensor([[3, MASK, MASK, MASK, MASK], [1, 2, 3, 4, 5]]),
-        max_denoising_steps=6,
-        num_candidates=3,
-        energy=one_finite,
-        energy_window=0.6,
-        generator=seed(2),
-        return_dict_in_generate=True,
-        output_history=True,
-    )
-    weighed = ~out.effective_sample_size.isnan()
-    assert out.chosen.shape == (6, 2) and torch.equal(out.chosen >= 0, weighed) and (out.chosen[:, 1] == -1).all()
-    steps = weighed[:, 0].nonzero()[:, 0].tolist()
-    assert len(seen) == len(steps) > 1 and (out.chosen[4:] == -1).all()  # t = 2/6 and 1/6 lie outside the window
-    for call, step in enumerate(steps):
-        assert out.chosen[step, 0] == call % 3
-        before, after = out.history[step][0], out.history[step + 1][0]
-        revealed = before != after
-        assert torch.equal(after[revealed], seen[call][0, call % 3][revealed])
-
-
-def test_streamer_gets_prompt_drafts_and_text():
-    got = []
-    streamer = SimpleNamespace(
-        put=lambda x: got.append(("put", x.tolist())),
-        put_draft=lambda x: got.append(("draft", x.tolist())),
-        end=lambda: got.append(("end", None)),
-    )
-    tokens = tiny_denoiser().generate(
-        torch.tensor([[3, 4]]), max_new_tokens=4, streamer=streamer, max_denoising_steps=3, generator=seed()
-    )
-    assert got[0] == ("put", [3, 4]) and got[-1] == ("end", None)
-    assert got[-2] == ("put", tokens[0, 2:].tolist())
-    drafts = [x for kind, x in got if kind == "draft"]
-    assert len(drafts) == 3 and drafts[-1] == tokens[0, 2:].tolist() and MASK in drafts[0] + drafts[1]
-
-
-def test_progress_bar_is_shown_when_asked(capsys):
-    tiny_denoiser().generate(max_denoising_steps=3, progress_bar=True)
-    assert "denoising" in capsys.readouterr().err
-    tiny_denoiser().generate(max_denoising_steps=3)
-    assert "denoising" not in capsys.readouterr().err
-
-
-# -------------------------------------------------------------------------------------------------- configuration
-
-
-def test_numbers_of_numpy_and_torch_are_numbers():
-    import numpy as np
-
-    model, ids = tiny_denoiser(), torch.tensor([[3, MASK]])
-    options = {"max_new_tokens": torch.tensor(3), "num_return_sequences": np.int64(2), "temperature": torch.tensor(0.7)}
-    options |= {"max_denoising_steps": np.int32(2), "eos_token_id": torch.tensor([4, 5]), "pad_token_id": np.int64(PAD)}
-    assert model.generate(ids, generator=seed(), **options).shape == (2, 5)
-    assert model.generate(batch_size=np.int64(3), max_new_tokens=2).shape == (3, 2)
-    assert model.generate(ids, max_new_tokens=2, eos_token_id=(4, 5), logits_processor=()).shape == (1, 4)
-    config = EDLMGenerationConfig(block_length=3)
-    assert config.update(defaults_only=True, block_length=5, num_candidates=np.int64(2)) == {"block_length": 5}
-    assert (config.block_length, config.num_candidates) == (3, 2) and type(config.num_candidates) is int
-
-
-def test_ids_that_the_embedding_has_are_taken_though_the_vocabulary_is_smaller():
-    sizes = {"vocab_size": 16, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
-    bert = BertForMaskedLM(BertConfig(**sizes, intermediate_size=8)).eval()
-    bert.config.vocab_size = 13
-    model = build(bert, mask_token_id=12)
-    assert model.generate(torch.tensor([[14, 12]]), generator=seed())[0, 0] == 14
-    with pytest.raises(ValueError, match="ids from 12 to 16"):
-        model.generate(torch.tensor([[16, 12]]))
-
-
-def test_what_is_not_given_has_its_default_and_overrides_nothing():
-    config = EDLMGenerationConfig(block_length=3)
-    assert (config.max_denoising_steps, config.num_candidates, config.energy_window) == (128, 8, 1.0)
-    assert (config.sampler, config.energy_temperature, config.energy_scope) == ("ancestral", 1.0, None)
-    assert set(config.to_diff_dict()) == {"transformers_version", "block_length", "do_sample"}
-    assert copy.deepcopy(config).block_length == 3 and not hasattr(config, "colour")
-    model = with_ar()
-    model.generation_config.update(num_candidates=3)
-    options = {"max_denoising_steps": 2, "generator": seed(), "return_dict_in_generate": True}
-    assert model.generate(generation_config=EDLMGenerationConfig(), **options).energies.shape[-1] == 3
-    assert model.generate(generation_config=EDLMGenerationConfig(num_candidates=8), **options).energies.shape[-1] == 8
-
-
-def test_generation_config_travels_with_the_model(tmp_path):
-    model = with_ar()
-    model.generation_config = EDLMGenerationConfig(
-        max_denoising_steps=7, num_candidates=3, energy_window=(0.2, 0.9), sampler="ancestral", pad_token_id=PAD
-    )
-    model.save_pretrained(tmp_path)
-    loaded = AutoModel.from_pretrained(tmp_path)
-    config = loaded.generation_config
-    assert isinstance(config, EDLMGenerationConfig)
-    assert (config.max_denoising_steps, config.num_candidates, tuple(config.energy_window)) == (7, 3, (0.2, 0.9))
-    out = loaded.generate(return_dict_in_generate=True, generator=seed())
-    assert out.energies.shape == (7, 1, 3)
-    out = loaded.generate(return_dict_in_generate=True, generator=seed(), num_candidates=2)
-    assert out.energies.shape == (7, 1, 2)
-    given = EDLMGenerationConfig(max_denoising_steps=4, return_dict_in_generate=True)
-    assert loaded.generate(generation_config=given, generator=seed()).energies.shape == (4, 1, 3)
-    plain = GenerationConfig(max_new_tokens=5, do_sample=True)
-    assert loaded.generate(generation_config=plain, generator=seed()).shape == (1, 5)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"num_candidates": 0}, "num_candidates is 0.*positive integer"),
-        ({"num_candidates": 2.5}, "num_candidates is 2.5"),
-        ({"max_denoising_steps": 0}, "max_denoising_steps is 0"),
-        ({"energy_window": 1.2}, r"energy_window is 1.2.*\[0, 1\]"),
-        ({"energy_window": -0.1}, "energy_window is -0.1"),
-        ({"energy_window": (0.8, 0.2)}, r"energy_window is \(0.8, 0.2\).*t_low <= t_high"),
-        ({"energy_window": (0.2, 1.5)}, "energy_window is"),
-        ({"energy_temperature": 0.0}, "energy_temperature is 0.0"),
-        ({"temperature": 0.0}, "temperature"),
-        ({"sampler": "euler"}, "sampler is 'euler'.*ancestral, first_hitting"),
-        ({"energy_scope": "half"}, "energy_scope is 'half'"),
-        ({"block_length": 0}, "block_length is 0"),
-        ({"block_length": 13}, "block_length is 13.*at most 12"),
-        ({"energy_chunk_size": 0}, "energy_chunk_size is 0"),
-        ({"batch_size": 0}, "batch_size is 0"),
-        ({"num_steps": 5}, "does not know num_steps.*max_denoising_steps"),
-        ({"num_beams": 4}, "does not know num_beams"),
-        ({"generation_config": GenerationConfig(num_beams=4)}, "does not know num_beams"),
-        ({"energy": 3}, "energy is a int.*callable"),
-        ({"energy": lambda *x: torch.zeros(1, 2, 3)}, r"energy returned \(1, 2, 3\).*\(1, 8\) is needed"),
-        ({"energy": lambda *x: 3.0}, "energy returned float"),
-        ({"energy": lambda c, *x: torch.full(c.shape[:2], torch.nan)}, "NaN or -inf"),
-        ({"energy": lambda c, *x: torch.full(c.shape[:2], -torch.inf)}, "NaN or -inf"),
-        ({"energy": lambda c, *x: torch.full(c.shape[:2], torch.inf)}, "All candidates of a row"),
-        ({"max_length": 13}, "13 new ones are more than the model's 12.*block_length"),
-        ({"input_ids": torch.zeros(1, 13, dtype=torch.long)}, "prompt has 13 tokens.*at most 12"),
-        ({"input_ids": torch.zeros(1, 5, dtype=torch.long), "max_length": 4}, "5 tokens but max_length is 4"),
-        ({"input_ids": torch.zeros(5, dtype=torch.long)}, r"shape \(5,\).*\(batch, length\)"),
-        ({"input_ids": torch.zeros(1, 5, dtype=torch.long), "attention_mask": torch.ones(1, 4)}, "attention_mask has"),
-        (
-            {"input_ids": torch.tensor([[1, MASK]]), "attention_mask": torch.tensor([[1, 0]])},
-            "mask token stands where attention_mask is 0",
-        ),
-        ({"logits_processor": [lambda ids, scores: scores - torch.inf]}, "no token left"),
-        ({"logits_processor": [lambda ids, scores: scores - torch.inf], "do_sample": False}, "no token left"),
-        ({"logits_processor": [lambda ids, scores: scores * torch.nan], "do_sample": False}, "or NaN"),
-        ({"logits_processor": lambda ids, scores: scores}, "logits_processor is a function.*list"),
-        ({"input_ids": torch.tensor([[99, MASK]])}, "input_ids holds ids from 12 to 99.*0 to 12"),
-        ({"input_ids": torch.tensor([[-1, MASK]])}, "input_ids holds ids from -1"),
-        ({"input_ids": torch.tensor([[1.0, 12.0]])}, "input_ids is of type torch.float32"),
-        ({"input_ids": [[1, MASK]]}, "input_ids is of type list"),
-        ({"input_ids": torch.tensor([1, MASK]), "max_length": 5}, r"shape \(2,\).*\(batch, length\)"),
-        ({"input_ids": torch.tensor([[1, MASK]]), "attention_mask": [[1, 1]]}, "attention_mask is a list"),
-        ({"input_ids": torch.tensor([[1, MASK]]), "batch_size": 4}, "batch_size is 4.*input_ids has 1"),
-        ({"batch_size": 2.5}, "batch_size is 2.5"),
-        ({"generator": 0}, r"generator is a int.*torch.Generator\(\).manual_seed"),
-        ({"generation_config": {"num_candidates": 2}}, "generation_config is a dict"),
-        ({"streamer": "text"}, "streamer is a str"),
-        ({"num_return_sequences": 0}, "num_return_sequences is 0"),
-        ({"max_length": -2}, "max_length is -2"),
-        ({"max_length": 0}, "max_length is 0"),
-        ({"max_new_tokens": 2.5}, "max_new_tokens is 2.5"),
-        ({"max_new_tokens": "8"}, "max_new_tokens is '8'"),
-        ({"energy_window": "all"}, "energy_window is 'all'"),
-        ({"energy_window": (0.2, "1")}, "energy_window is"),
-        ({"energy_temperature": "hot"}, "energy_temperature is 'hot'"),
-        ({"temperature": float("inf")}, "temperature is inf.*finite"),
-        ({"top_p": 1.5}, "top_p is 1.5"),
-        ({"top_p": -0.5}, "top_p is -0.5"),
-        ({"eos_token_id": "a"}, "eos_token_id is 'a'"),
-    ],
-)
-def test_wrong_arguments_say_what_is_allowed(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        tiny_denoiser().generate(**({"generator": seed()} | arguments))
-
-
-def test_nce_energy_keeps_to_the_scope_it_was_trained_for():
-    model = build(tiny_denoiser(), randomised(EDLMEnergyModel(tiny_config())))
-    with pytest.raises(ValueError, match="trained for 'sequence'"):
-        model.generate(energy_scope="revealed", generator=seed())
-
-
-def test_schedule_that_never_masks_everything_is_refused():
-    model = tiny_denoiser(noise_schedule="geometric")
-    with pytest.raises(ValueError, match="0.368 of the tokens visible at t = 1"):
-        model.generate()
-
-
-def test_time_conditioned_networks_are_told_the_noise_of_the_step():
-    denoiser = tiny_denoiser(time_conditioning=True)
-    energy = randomised(EDLMEnergyModel(tiny_config(time_conditioning=True)))
-    model, told = build(denoiser, energy), []
-    denoiser.backbone.register_forward_pre_hook(lambda m, a, k: told.append(k["timesteps"]), with_kwargs=True)
-    for sampler in ("ancestral", "first_hitting"):
-        told.clear()
-        model.generate(batch_size=3, max_denoising_steps=4, num_candidates=2, sampler=sampler, generator=seed())
-        assert torch.cat(told).max() <= 6.9078 and all(len(x.unique()) == 1 or sampler != "ancestral" for x in told)
-    # t = 1, 3/4, 1/2, 1/4: sigma = -log(1 - (1 - 1e-3) t)
-    told.clear()
-    model.generate(batch_size=50, max_denoising_steps=4, num_candidates=1, generator=seed())
-    expected = -torch.log1p(-0.999 * torch.tensor([1.0, 0.75, 0.5, 0.25]))
-    torch.testing.assert_close(torch.stack([x[0] for x in told]), expected)
-
-
-# ------------------------------------------------------------------------------------------------------------- records
-
-
-@pytest.mark.parametrize("side", ["left", "right"])
-def test_log_probabilities_are_those_of_generated_tokens_alone_beside_padding(side):
-    model = build(tiny_denoiser())
-    ids = torch.tensor([[PAD, PAD, 3, 4], [3, 4, 5, 6]])
-    ids = ids if side == "left" else ids.flip(1)
-    options = {"max_new_tokens": 3, "eos_token_id": None, "pad_token_id": PAD, "return_dict_in_generate": True}
-    mask = (ids != PAD).long()
-    out = model.generate(ids, attention_mask=mask, generator=seed(), output_log_probs=True, **options)
-    assert out.log_probs[:, :4].isnan().all() and (out.log_probs[:, 4:] < 0).all()
-
-
-@pytest.mark.parametrize("sampler", ["ancestral", "spaced", "low_confidence"])
-def test_guidance_is_two_calls_of_the_denoiser(sampler):
-    model, seen = build(tiny_denoiser()), []
-    model.denoiser.backbone.register_forward_pre_hook(
-        lambda module, args, kwargs: seen.append(len(args[0] if args else kwargs["input_ids"])), with_kwargs=True
-    )
-    options = {"max_new_tokens": 6, "max_denoising_steps": 3, "num_candidates": 1, "sampler": sampler}
-    out = model.generate(torch.tensor([[3, 4]]), guidance_scale=2.0, return_dict_in_generate=True, **options)
-    assert out.num_denoiser_calls.tolist() == [sum(seen)]
-    assert out.tokens_per_forward.tolist() == [6 / sum(seen)]
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-def test_the_default_dtype_changes_nothing(dtype):
-    model = with_ar()
-    options = {"max_length": 6, "return_dict_in_generate": True, "output_log_probs": True}
-
-    def outputs():
-        return [model.generate(sampler=name, generator=seed(), **options) for name in ("ancestral", "klass")]
-
-    before = outputs()
-    torch.set_default_dtype(dtype)
-    try:
-        after = outputs()
-        zeros = build(tiny_denoiser().float()).energy(torch.tensor([[[3, 4]]]), torch.tensor([[3, MASK]]))
-    finally:
-        torch.set_default_dtype(torch.float32)
-    for one, two in zip(before, after, strict=True):
-        assert torch.equal(one.sequences, two.sequences)
-        assert torch.equal(one.log_probs, two.log_probs) and torch.equal(one.tokens_per_forward, two.tokens_per_forward)
-    assert zeros.dtype == torch.float32
-
-
-def test_in_float64_all_records_are():
-    model = build(tiny_denoiser()).double()
-    out = model.generate(max_length=6, generator=seed(), return_dict_in_generate=True, output_log_probs=True)
-    assert out.log_probs.dtype == torch.float64
-    assert model.energy(torch.tensor([[[3, 4]]]), torch.tensor([[3, MASK]])).dtype == torch.float64
-
-
-@pytest.mark.parametrize("sampler", ["edit", "low_confidence", "spaced", "ancestral"])
-@pytest.mark.parametrize("threshold", [0.3, 0.9])
-def test_without_sampling_an_energy_changes_nothing(sampler, threshold):
-    options = {"max_length": 8, "do_sample": False, "sampler": sampler, "max_denoising_steps": 6}
-    if sampler == "edit":
-        options |= {"threshold": threshold, "editing_threshold": 0.1}
-    alone = build(tiny_denoiser()).generate(**options)
-    assert torch.equal(with_ar().generate(**options), alone)
-
-
 def test_an_energy_does_not_go_with_a_sampler_that_looks_at_visible_tokens():
     class Looking:
         sees = "tokens"
@@ -807,10 +449,3 @@ def test_an_energy_does_not_go_with_a_sampler_that_looks_at_visible_tokens():
     with pytest.raises(ValueError, match="looks at visible tokens"):
         with_ar().generate(max_length=8, sampler=Looking(), generator=seed())
     assert not (with_ar().generate(max_length=8, sampler=Looking(), num_candidates=1, generator=seed()) == MASK).any()
-
-
-def test_a_mask_beyond_the_embedding_is_refused():
-    model = tiny_denoiser()
-    model.resize_token_embeddings(8)
-    with pytest.raises(ValueError, match="mask_token_id is 12, but the embedding of the model has the ids 0 to 7"):
-        model.generate(torch.tensor([[1, 2]]), max_new_tokens=2)

@@ -1,11 +1,12 @@
-"""Options of trainers by the names that they had in an earlier version, which still work and tell the new name."""
+"""Options by the names that they had in an earlier version, which still work and tell the new name."""
 
 import functools
 import warnings
+from collections.abc import Mapping
 
-from edlm_hf.defaults import NEXT_VERSION
-
-# Old names, and the new ones
+# Which has the new names alone
+NEXT_VERSION = "0.3.0"
+# Of trainers, and what they are now
 OLD_NAMES = {
     "denoising_steps": "max_denoising_steps",
     "eval_denoising_steps": "eval_max_denoising_steps",
@@ -30,17 +31,17 @@ def takes_old_names(kind: type) -> type:
             options[OLD_NAMES[name]] = options.pop(name)
 
         if old:
-            warnings.warn(changes_of(old), FutureWarning, stacklevel=2)
+            warnings.warn(changes_of({name: OLD_NAMES[name] for name in old}), FutureWarning, stacklevel=2)
         make(self, *args, **options)
 
     kind.__init__ = make_with_new_names
     return kind
 
 
-def changes_of(old: list[str]) -> str:
+def changes_of(names: Mapping[str, str]) -> str:
     """Tell old names and the new ones in one sentence."""
-    changes = ", ".join(f"{name} (now {OLD_NAMES[name]})" for name in old)
+    changes = ", ".join(f"{old} (now {new})" for old, new in names.items())
     return f"old names, which work until {NEXT_VERSION}: {changes}."
 
 
-__all__ = ["OLD_NAMES", "changes_of", "takes_old_names"]
+__all__ = ["NEXT_VERSION", "OLD_NAMES", "changes_of", "takes_old_names"]
