@@ -3,7 +3,8 @@
     python recipes/curves.py RUNS OUTPUT
 
 RUNS holds prose-cpu-autoregressive, prose-cpu-denoiser and prose-cpu-energy, and where they were trained the same
-with -continued, and prose-cpu-drafts. OUTPUT gets training.json and training.png, in which the drafts are not drawn.
+with -continued and -third, and prose-cpu-drafts. OUTPUT gets training.json and training.png, in which the drafts are
+not drawn.
 """
 
 import json
@@ -78,9 +79,10 @@ def main():
         kinds.append(DRAFTS)
     logs = {kind: log_of(runs / f"prose-cpu-{kind}") for kind in kinds}
     for kind in LIKELIHOODS:
-        continued = runs / f"prose-cpu-{kind}-continued"
-        if continued.exists():
-            logs[kind] += following(logs[kind], log_of(continued))
+        for stage in ("continued", "third"):
+            run = runs / f"prose-cpu-{kind}-{stage}"
+            if run.exists():
+                logs[kind] += following(logs[kind], log_of(run))
 
     output.mkdir(parents=True, exist_ok=True)
     (output / "training.json").write_text(json.dumps(logs, indent=0) + "\n")

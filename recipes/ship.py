@@ -49,6 +49,13 @@ def recipe(command: str, name: str) -> str:
     return f"{TRAIN} {command} recipes/{name}.yaml"
 
 
+def once_more(command: str, kind: str, seed: int) -> str:
+    """The command by which a continued network of the books goes on again."""
+    recipe_of_kind = recipe(command, f"prose_cpu/{kind}_continued")
+    run = f"prose-cpu-{kind}"
+    return f"{recipe_of_kind} --model {run}-continued --output_dir {run}-third --seed {seed} --learning_rate 3e-3"
+
+
 PLANNED = {"sampler": "spaced", "max_denoising_steps": 16}
 
 # What the networks of one corpus have in common
@@ -63,18 +70,20 @@ PROSE_CAUSAL = (
     "python recipes/tokenizer.py",
     recipe("train-autoregressive", "prose_cpu/autoregressive"),
     recipe("train-autoregressive", "prose_cpu/autoregressive_continued"),
+    once_more("train-autoregressive", "autoregressive", seed=7),
 )
 PROSE_ENERGY = (
     *PROSE_CAUSAL,
     recipe("train-denoiser", "prose_cpu/denoiser"),
     recipe("train-denoiser", "prose_cpu/denoiser_continued"),
+    once_more("train-denoiser", "denoiser", seed=8),
     recipe("train-drafts", "prose_cpu/drafts"),
     recipe("train-energy", "prose_cpu/energy"),
 )
 
 SHIPPED = {
     "edlm-books": of_prose("prose-cpu-energy", PROSE_ENERGY, generation=PLANNED),
-    "edlm-books-ar": of_prose("prose-cpu-autoregressive-continued", PROSE_CAUSAL, auto_class=AutoModelForCausalLM),
+    "edlm-books-ar": of_prose("prose-cpu-autoregressive-third", PROSE_CAUSAL, auto_class=AutoModelForCausalLM),
     "edlm-grammar": Shipped(
         "edlm-grammar",
         ("python recipes/grammar.py",),

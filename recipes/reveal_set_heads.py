@@ -1,0 +1,362 @@
+"""Heads that let the tokens of one planned step depend on each other: a study of what that can give.
+
+    python recipes/reveal_set_heads.py OUTPUT --train books/train.parquet --dataset books/test.parquet --num-steps 4
+
+A planned step reveals a set S at once, each of its tokens without the others. A head on the hidden states of the
+frozen denoiser gives them a joint distribution, from left to right,
+
+    q(x_S | x_t) = prod_j q(x_{s_j} | x_{s_1} .. x_{s_{j-1}}, x_t),    s_1 < s_2 < ...
+
+It is normalised by itself: there are no candidates, and a text has an exact likelihood. It is an energy of the
+reveal set, E = -log q(x_S | x_t) + log p_theta(x_S | x_t), whose weights need no estimate.
+
+The heads differ by their seeds alone and learn from the same steps of `spaced` on the training texts, each text once.
+OUTPUT gets their state, from which a command that is repeated goes on, and results.json: the gain over the
+denoiser's independent tokens on the same paths of the same texts, head by head, beside that of more steps.
+"""
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from time import perf_counter
+from typing import NamedTuple
+
+import torch
+import typer
+from torch import nn
+from transformers import AutoModelForMaskedLM, AutoTokenizer
+
+from edlm_hf.benchmarks.text_sets import load_blocks
+from edlm_hf.checkpoints import locate
+from edlm_hf.data import blocks_for
+from edlm_hf.evaluation import sampler_bound
+from edlm_hf.evaluation.estimate import mean_estimate, ratio_estimate
+from edlm_hf.files import write_atomically
+from edlm_hf.modeling.mdlm_blocks import ZeroLinear
+from edlm_hf.modeling.network_facts import longest_text
+from edlm_hf.modeling.positions import Positions
+from edlm_hf.modeling.reverse_chain import chain
+from edlm_hf.modeling.vocabulary import suppress_impossible
+
+LOG_EVERY = 25
+WARMUP = 50
+
+
+class RevealSet(NamedTuple):
+    """The text at the reveal sets of R rows, padded to the n tokens of the largest.
+
+    Args:
+        hidden: (R, n, H) of the denoiser.
+        tokens: (R, n) the text at S, from left to right.
+        places: (R, n) where they stand.
+        present: (R, n) bool, False at padding.
+    """
+
+    hidden: torch.Tensor
+    tokens: torch.LongTensor
+    places: torch.LongTensor
+    present: torch.Tensor
+
+
+class RevealSetHead(nn.Module):
+    """h_j' = h_j + B f(h_j, s_j, x_{s_{j-1}}, s_{j-1}; the same of all i < j), f a causal transformer.
+
+    B starts at zero, so that a head that was not trained changes nothing.
+    """
+
+    def __init__(self, hidden_dim: int, length: int, width: int = 192, depth: int = 2):
+        super().__init__()
+        self.enter = nn.Linear(2 * hidden_dim, width)
+        self.place = nn.Embedding(length, width)
+        self.place_before = nn.Embedding(length + 1, width)  # the last one: nothing before
+
+        layer = nn.TransformerEncoderLayer(width, 4, 4 * width, dropout=0.0, batch_first=True, norm_first=True)
+        self.trunk = nn.TransformerEncoder(layer, depth, norm=nn.LayerNorm(width), enable_nested_tensor=False)
+        self.leave = ZeroLinear(width, hidden_dim, bias=False)
+        nn.init.zeros_(self.leave.weight)
+
+    def forward(self, revealed: RevealSet, embeddings: torch.Tensor) -> torch.Tensor:
+        """Hidden states (R, n, H), each corrected by the tokens of S before it.
+
+        Args:
+            embeddings: (R, n, H) of the tokens of S.
+        """
+        # What stands before token j is token j - 1, and nothing before the first
+        before = torch.roll(embeddings, 1, dims=1)
+        before[:, 0] = 0
+        places_before = torch.roll(revealed.places, 1, dims=1)
+        places_before[:, 0] = self.place_before.num_embeddings - 1
+
+        # (R, n, 2H) -> (R, n, width)
+        inputs = [nn.functional.layer_norm(part, part.shape[-1:]) for part in (revealed.hidden, before)]
+        entered = self.enter(torch.cat(inputs, dim=-1))
+        entered = entered + self.place(revealed.places) + self.place_before(places_before)
+
+        # Token j sees the tokens up to j - 1. Padding comes last, where nobody sees it
+        n = entered.shape[1]
+        later = torch.ones(n, n, dtype=torch.bool, device=entered.device).triu(1)
+        inner = self.trunk(entered, mask=later, is_causal=True)
+        return revealed.hidden + self.leave(inner).to(revealed.hidden.dtype)
+
+
+class Reader:
+    """Reads the reveal sets of a planner along texts.
+
+    Args:
+        model: a composite, whose denoiser projects hidden states to logits.
+        num_steps: T of `spaced`.
+    """
+
+    def __init__(self, model, num_steps: int):
+        self.denoiser = getattr(model, "denoiser", model)
+        self.process = model.reverse_process(
+            energy=None,
+            sampler="spaced",
+            score="entropy",
+            max_denoising_steps=num_steps,
+            num_candidates=1,
+        )
+        self.config = model.config
+
+    @torch.no_grad()
+    def paths(self, texts: torch.LongTensor) -> Iterator[RevealSet]:
+        """The T reveal sets of texts (R, L) that begin with a start token."""
+        free = torch.ones_like(texts, dtype=torch.bool)
+        free[:, 0] = False
+        ids = texts.masked_fill(free, self.config.mask_token_id)
+        state = self.process.state(ids, free, torch.ones_like(free))
+
+        # `choose` of the chain gives the text itself and keeps what the step saw
+        seen = []
+
+        def choose(step, rows, proposal, revealed: Positions) -> torch.LongTensor:
+            hidden = proposal.hidden[proposal.numbers(revealed)]
+            seen.append(self.padded(hidden.float(), texts[rows], revealed.flags))
+            return texts[rows]
+
+        for _ in chain(self.process, state, choose, noise=None):
+            yield from seen
+            seen.clear()
+
+    def padded(self, hidden: torch.Tensor, texts: torch.LongTensor, flags: torch.Tensor) -> RevealSet:
+        """Hidden states (N, H) and texts (R, L) at S, (R, L) bool, as rows of equal length."""
+        # (R, L): where a position stands among those of its row, which puts S first in order
+        order = flags.long().argsort(dim=-1, descending=True, stable=True)
+        n = int(flags.sum(-1).max())
+        places = order[:, :n]
+        present = flags.gather(-1, places)
+
+        of_rows = hidden.new_zeros(*places.shape, hidden.shape[-1])
+        of_rows[present] = hidden
+        return RevealSet(of_rows, texts.gather(-1, places), places, present)
+
+    def embeddings(self, revealed: RevealSet) -> torch.Tensor:
+        """(R, n, H) of the tokens at S."""
+        return self.denoiser.get_input_embeddings()(revealed.tokens).detach().float()
+
+    def nats(self, hidden: torch.Tensor, revealed: RevealSet) -> torch.Tensor:
+        """-log q of the text at S by hidden states (R, n, H): (N,), row by row."""
+        logits = self.denoiser.get_output_embeddings()(hidden[revealed.present]).float()
+        logits = suppress_impossible(logits, self.config)
+        return nn.functional.cross_entropy(logits, revealed.tokens[revealed.present], reduction="none")
+
+
+def batches(blocks, size: int, first: int) -> Iterator[torch.LongTensor]:
+    """Texts (size, L) of a corpus in an order of their own, from batch `first` on."""
+    order = torch.randperm(len(blocks), generator=torch.Generator().manual_seed(0))
+    for start in range(first * size, len(order) - size + 1, size):
+        yield torch.tensor(blocks.select(order[start : start + size].tolist())["input_ids"][:])
+
+
+class Study:
+    """The heads of all seeds, trained side by side on the same steps."""
+
+    def __init__(self, reader: Reader, length: int, seeds: int, max_steps: int, learning_rate: float):
+        self.reader = reader
+        self.max_steps = max_steps
+        self.curve = []
+        self.heads = []
+        for seed in range(seeds):
+            torch.manual_seed(seed)
+            self.heads.append(RevealSetHead(reader.denoiser.config.hidden_dim, length))
+
+        # A seed draws the start of its head. Their texts are the same, since hidden states cost the most
+        parameters = [{"params": head.parameters()} for head in self.heads]
+        self.optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.01)
+        self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self.rate)
+
+    def rate(self, step: int) -> float:
+        """The share of the learning rate: a line upwards, then a cosine to zero."""
+        share = step / self.max_steps
+        return min(1.0, (step + 1) / WARMUP) * 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
+
+    def train_step(self, texts: torch.LongTensor) -> list[float]:
+        """Nats a token: of the denoiser and of every head, before the step, on texts that no head has seen."""
+        num_tokens = texts[:, 1:].numel()
+        sums = [0.0] * (1 + len(self.heads))
+        for revealed in self.reader.paths(texts):
+            with torch.autocast("cpu", torch.bfloat16):
+                sums[0] += float(self.reader.nats(revealed.hidden, revealed).detach().sum())
+                embeddings = self.reader.embeddings(revealed)
+                for number, head in enumerate(self.heads, start=1):
+                    loss = self.reader.nats(head(revealed, embeddings), revealed).sum()
+                    (loss / num_tokens).backward()
+                    sums[number] += float(loss.detach())
+
+        # Each head by itself, as if it were trained alone
+        for head in self.heads:
+            nn.utils.clip_grad_norm_(head.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scheduler.step()
+        return [value / num_tokens for value in sums]
+
+    @torch.no_grad()
+    def gains(self, texts: torch.LongTensor) -> list[torch.Tensor]:
+        """Nats that every head saves, text by text: (R,) float64 each."""
+        gains = [torch.zeros(len(texts), dtype=torch.float64) for _ in self.heads]
+        for revealed in self.reader.paths(texts):
+            rows = revealed.present.nonzero()[:, 0]
+            embeddings = self.reader.embeddings(revealed)
+            plain = self.reader.nats(revealed.hidden, revealed)
+            for gain, head in zip(gains, self.heads, strict=True):
+                saved = plain - self.reader.nats(head(revealed, embeddings), revealed)
+                gain.index_add_(0, rows, saved.double())
+        return gains
+
+    def save(self, path: Path) -> None:
+        """Write all that the training needs to go on, at once or not at all."""
+        state = {
+            "heads": [head.state_dict() for head in self.heads],
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "curve": self.curve,
+        }
+        part = path.with_suffix(".part")
+        torch.save(state, part)
+        part.replace(path)
+
+    def load(self, path: Path) -> None:
+        """Take up the state that `save` has left."""
+        state = torch.load(path, weights_only=True)
+        for head, weights in zip(self.heads, state["heads"], strict=True):
+            head.load_state_dict(weights)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        self.curve = state["curve"]
+
+
+def train(study: Study, blocks, batch_size: int, path: Path, save_steps: int) -> None:
+    """Train all heads up to `max_steps`, from where the file `path` says they are."""
+    if path.exists():
+        study.load(path)
+    done = len(study.curve)
+    for step, texts in enumerate(batches(blocks, batch_size, first=done), start=done + 1):
+        if step > study.max_steps:
+            return
+        study.curve.append(study.train_step(texts))
+
+        # The gain of the heads over the last steps, in nats a token
+        if step % LOG_EVERY == 0:
+            plain, *of_heads = torch.tensor(study.curve[-LOG_EVERY:]).mean(0).tolist()
+            gains = ", ".join(f"{plain - nats:+.4f}" for nats in of_heads)
+            print(f"step {step}: {plain:.3f} nats/token, less by the heads: {gains}", flush=True)
+        if step % save_steps == 0 or step == study.max_steps:
+            study.save(path)
+
+
+@torch.no_grad()
+def time_share(study: Study, texts: torch.LongTensor, repeats: int = 5) -> float:
+    """Seconds of one pass of a head over all of S, of those of a call of the denoiser.
+
+    It is the least that a head costs: its tokens are drawn one after the other.
+    """
+    reader = study.reader
+    revealed = next(reader.paths(texts))
+    embeddings = reader.embeddings(revealed)
+    masked = torch.full_like(texts, reader.config.mask_token_id)
+    timesteps = torch.zeros(len(texts))
+
+    seconds = {"head": [], "denoiser": []}
+    for _ in range(repeats):
+        start = perf_counter()
+        study.heads[0](revealed, embeddings)
+        middle = perf_counter()
+        reader.denoiser.hidden_at(torch.ones_like(texts, dtype=torch.bool), masked, timesteps=timesteps)
+        seconds["head"].append(middle - start)
+        seconds["denoiser"].append(perf_counter() - middle)
+    return min(seconds["head"]) / min(seconds["denoiser"])
+
+
+def measure(study: Study, model, tokenizer, rows: list[list[int]], num_steps: int, batch_size: int) -> dict:
+    """Gains in bits per character over independent tokens, and those of `spaced` with more steps."""
+    texts = torch.tensor(rows)
+    characters = [len(tokenizer.decode(row[1:])) for row in rows]
+    parts = [study.gains(part) for part in texts.split(batch_size)]
+    of_heads = [torch.cat(of_seed) / math.log(2) for of_seed in zip(*parts, strict=True)]
+
+    # Of each head with the error over texts, and their mean with both errors
+    found = {}
+    for seed, gains in enumerate(of_heads):
+        found[f"head, seed {seed}"] = ratio_estimate(gains, characters, "bits/character")
+    found["heads, mean over seeds"] = ratio_estimate(torch.stack(of_heads).mean(0), characters, "bits/character")
+    spread = mean_estimate([found[f"head, seed {seed}"].value for seed in range(len(of_heads))], "bits/character")
+
+    # What more steps give, on the same texts
+    options = {"sampler": "spaced", "score": "entropy", "num_candidates": 1, "batch_size": batch_size}
+    nats = {}
+    for steps in (num_steps, num_steps + 1, num_steps + num_steps // 2, 2 * num_steps):
+        nats[steps] = torch.tensor(sampler_bound(model, rows, num_steps=steps, **options).sequence_nats)
+    for steps in list(nats)[1:]:
+        saved = (nats[num_steps] - nats[steps]) / math.log(2)
+        found[f"spaced, T = {steps}"] = ratio_estimate(saved, characters, "bits/character")
+
+    gains = {name: estimate.to_dict() for name, estimate in found.items()}
+    return {"gains": gains, "standard_error_over_seeds": spread.standard_error}
+
+
+def run(
+    output: Path,
+    train_file: str = typer.Option(..., "--train", help="The corpus that the heads learn from."),
+    dataset: str = typer.Option(..., help="The corpus that they are measured on."),
+    model: str = "edlm-books",
+    num_steps: int = 4,
+    seeds: int = 3,
+    max_steps: int = 1500,
+    batch_size: int = 16,
+    learning_rate: float = 1e-3,
+    save_steps: int = 50,
+    num_texts: int = 256,
+):
+    """Train the heads of all seeds for one T, and measure them."""
+    tokenizer = AutoTokenizer.from_pretrained(locate(model))
+    composite = AutoModelForMaskedLM.from_pretrained(locate(model)).eval().requires_grad_(False)
+    output.mkdir(parents=True, exist_ok=True)
+
+    blocks = blocks_for(train_file, tokenizer, composite.config)
+    reader = Reader(composite, num_steps)
+    length = longest_text(composite.config)
+    study = Study(reader, length, seeds, max_steps, learning_rate)
+    train(study, blocks, batch_size, output / "state.pt", save_steps)
+
+    test = load_blocks(dataset, tokenizer, composite.config, length)
+    rows = test.rows(num_texts)
+    result = {
+        "num_steps": num_steps,
+        "training_steps": len(study.curve),
+        "training_tokens": len(study.curve) * batch_size * (length - 1),
+        "parameters_of_a_head": sum(p.numel() for p in study.heads[0].parameters()),
+        "num_texts": len(rows),
+        "dataset": dataset,
+        "seconds_of_a_head_per_call_of_the_denoiser": time_share(study, torch.tensor(rows[:1])),
+        **measure(study, composite, tokenizer, rows, num_steps, batch_size),
+        "curve": [[round(value, 4) for value in row] for row in study.curve],
+    }
+    write_atomically(output / "results.json", (json.dumps(result) + "\n").encode())
+    for name, gain in result["gains"].items():
+        print(f"{gain['value']:+.4f} ± {gain['standard_error']:.4f}   {name}")
+
+
+if __name__ == "__main__":
+    typer.run(run)
