@@ -63,4 +63,22 @@ def digest_of_rows(rows: Sequence[Sequence[int]]) -> str:
     return hashlib.sha256(content.encode()).hexdigest()
 
 
-__all__ = ["Parts", "digest_of_rows", "digest_of_weights"]
+def digest_of_source(name: str) -> str:
+    """Hash of a local file or folder, of its contents. Of anything else, such as a dataset on the Hub, the name."""
+    path = Path(name).expanduser()
+    files = [path]
+    if path.is_dir():
+        files = sorted(file for file in path.rglob("*") if file.is_file())
+    elif not path.is_file():
+        return name
+
+    # What the files are called counts too, but not where they lie
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.name.encode())
+        with file.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()
+
+
+__all__ = ["Parts", "digest_of_rows", "digest_of_source", "digest_of_weights"]

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import edlm_hf
 from edlm_hf.benchmarks.candidate_profile import add_sums, profile
-from edlm_hf.benchmarks.parts import digest_of_rows
+from edlm_hf.benchmarks.parts import digest_of_rows, digest_of_source
 from edlm_hf.benchmarks.quality_arms import MDLM, Arm, arms_of
 from edlm_hf.benchmarks.quality_figures import plot
 from edlm_hf.benchmarks.quality_report import markdown
@@ -23,6 +23,7 @@ from edlm_hf.benchmarks.quality_settings import QUICK, QualitySettings
 from edlm_hf.benchmarks.report import Progress, as_dict, environment, write_results
 from edlm_hf.benchmarks.study import Study
 from edlm_hf.benchmarks.text_sets import TextSet
+from edlm_hf.checkpoints import locate
 from edlm_hf.evaluation import (
     Estimate,
     LikelihoodEstimate,
@@ -108,10 +109,16 @@ class QualityStudy(Study):
         inputs = {
             "version": edlm_hf.__version__,
             "rows": digest_of_rows(rows),
-            "judge": self.settings.judge or self.causal_digest,
-            "vocabulary": self.settings.vocabulary,
+            "judge": self.judge_digest,
+            "vocabulary": self.vocabulary_digest,
         }
         return self.parts("quality", inputs, lambda: self.judge_rows(rows))
+
+    @functools.cached_property
+    def judge_digest(self) -> str:
+        """Hash of the judge, or its name where it is on the Hub."""
+        judge = self.settings.judge
+        return self.causal_digest if judge is None else digest_of_source(locate(judge))
 
     def judge_rows(self, rows: list[list[int]]) -> dict:
         """Every measure of quality and diversity, each with its standard error."""

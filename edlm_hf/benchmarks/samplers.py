@@ -189,7 +189,7 @@ class SamplerStudy(Study):
             "version": edlm_hf.__version__,
             "rows": digest_of_rows(rows),
             "judge": self.causal_digest,
-            "vocabulary": self.settings.vocabulary,
+            "vocabulary": self.vocabulary_digest,
             "num_shown": NUM_SHOWN,
         }
         return self.parts("judged", inputs, lambda: self.judge_rows(rows))

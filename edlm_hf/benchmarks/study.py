@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from edlm_hf.benchmarks.parts import Parts, digest_of_weights
+from edlm_hf.benchmarks.parts import Parts, digest_of_source, digest_of_weights
 from edlm_hf.benchmarks.settings import NetworkSettings
-from edlm_hf.benchmarks.text_sets import TextSet, load_blocks, load_texts
+from edlm_hf.benchmarks.text_sets import TextSet, load_blocks, load_texts, named_source
 from edlm_hf.data.block_rules import can_wrap
 from edlm_hf.evaluation import Estimate, spelling_accuracy, vocabulary_of
 from edlm_hf.evaluation.texts import read_texts
@@ -202,6 +202,14 @@ class Study:
         if not self.settings.vocabulary:
             return None
         return spelling_accuracy(texts, self.vocabulary)
+
+    @functools.cached_property
+    def vocabulary_digest(self) -> str | None:
+        """Hash of the files of the vocabulary, or their name where they are on the Hub. None without one."""
+        if not self.settings.vocabulary:
+            return None
+        _, source = named_source(self.settings.vocabulary)
+        return digest_of_source(source)
 
     @functools.cached_property
     def vocabulary(self) -> frozenset[str]:

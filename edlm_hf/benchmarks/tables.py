@@ -44,12 +44,14 @@ def estimate(name: str) -> Column:
 
 def rounded(stored: dict) -> str:
     """A stored estimate to the first digit of its standard error."""
-    # JSON has no NaN: the standard error of a single sample is stored as null
-    error = stored["standard_error"]
-    if error is None:
-        error = math.nan
-    value = Estimate(stored["value"], error, stored["num_samples"], stored["unit"])
+    value = Estimate(stored["value"], error_of(stored), stored["num_samples"], stored["unit"])
     return value.rounded()
+
+
+def error_of(stored: dict) -> float:
+    """The standard error of a stored estimate. JSON has no NaN: that of a single sample is stored as null."""
+    error = stored["standard_error"]
+    return math.nan if error is None else error
 
 
 def three_digits(name: str) -> Column:
@@ -57,7 +59,7 @@ def three_digits(name: str) -> Column:
 
     def column(row: dict) -> str:
         stored = row[name]
-        return f"{stored['value']:.3f} ± {stored['standard_error']:.3f}"
+        return f"{stored['value']:.3f} ± {error_of(stored):.3f}"
 
     return column
 
@@ -66,7 +68,7 @@ def signed(difference: dict | None) -> str:
     """A difference with its sign and three digits behind the point, a dash where there is none."""
     if difference is None:
         return "-"
-    return f"{difference['value']:+.3f} ± {difference['standard_error']:.3f}"
+    return f"{difference['value']:+.3f} ± {error_of(difference):.3f}"
 
 
 def steps(is_limit: Callable[[dict], bool]) -> Column:

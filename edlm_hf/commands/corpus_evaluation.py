@@ -1,7 +1,7 @@
 """One model on one corpus: what `edlm evaluate` does."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -11,6 +11,7 @@ from edlm_hf.commands.evaluate import EvaluationSettings
 from edlm_hf.data import block_rule, document_windows
 from edlm_hf.data.block_rules import evaluation_split
 from edlm_hf.data.corpus import Corpus
+from edlm_hf.data.encoder import Encoder
 from edlm_hf.evaluation import HProfile, LikelihoodEstimate
 from edlm_hf.evaluation.texts import Texts, read_texts
 from edlm_hf.hidden_secrets import hide_in_values
@@ -18,6 +19,8 @@ from edlm_hf.loading import load_causal, load_config, load_masked, load_tokenize
 from edlm_hf.modeling.network_facts import longest_text
 from edlm_hf.processes import connected
 
+# Settings that only the bound of a sampler looks at, and discrete_nelbo at the first of them
+BOUND_SETTINGS = ("num_steps", "num_candidates", "inner_copies", "energy_window")
 LIKELIHOOD_COLUMNS = (
     "metric",
     "nats/token",
@@ -149,11 +152,7 @@ def evaluate_model(
         ValueError: a sampler without its bound among the metrics, or what the settings, the corpus, the tokenizer or a
             metric refuse.
     """
-    if sampler_options and "sampler_bound" not in settings.metrics:
-        raise ValueError(
-            f"{', '.join(sampler_options)} can only change sampler_bound, but metrics is "
-            f"{', '.join(settings.metrics)}. Add sampler_bound."
-        )
+    check_used(settings, sampler_options)
 
     # 1. The model. Only the likelihood of an AR model is measured on a causal network
     config = load_config(settings.model)
@@ -170,9 +169,9 @@ def evaluate_model(
         ids, scored = load_texts(settings, tokenizer, model.config)
     texts = read_texts(model.config, ids, scored=scored)
 
-    # 3. The characters of the tokens that count, for bits per character
+    # 3. The characters of the tokens that count, for bits per character. An end token has none
     counted = [row[keep] for row, keep in zip(texts.ids, texts.scored, strict=True)]
-    decoded = tokenizer.batch_decode(counted, clean_up_tokenization_spaces=False)
+    decoded = tokenizer.batch_decode(counted, skip_special_tokens=True, clean_up_tokenization_spaces=False)
     characters = sum(len(text) for text in decoded)
 
     # 4. The metrics
@@ -188,6 +187,25 @@ def evaluate_model(
         options = metric_options(settings, name, sampler_options)
         metrics[name] = measure(model, ids, **common, **options)
     return Evaluation(settings, sampler_options, texts, characters, metrics)
+
+
+def check_used(settings: EvaluationSettings, sampler_options: dict) -> None:
+    """Raise ValueError if an option of the sampler is given that no metric would look at."""
+    given = list(sampler_options)
+    for field in fields(settings):
+        if field.name in BOUND_SETTINGS and getattr(settings, field.name) != field.default:
+            given.append(field.name)
+
+    # T counts for the denoiser alone, too
+    if "sampler_bound" in settings.metrics:
+        given = []
+    elif "discrete_nelbo" in settings.metrics:
+        given = [name for name in given if name != "num_steps"]
+    if given:
+        raise ValueError(
+            f"{', '.join(given)} can only change sampler_bound, but metrics is {', '.join(settings.metrics)}. Add "
+            "sampler_bound."
+        )
 
 
 def metric_options(settings: EvaluationSettings, metric: str, sampler_options: dict) -> dict:
@@ -234,7 +252,7 @@ def load_texts(
     if rule.length is None:
         raise ValueError(f"{settings.model} does not say how long its texts are: pass length.")
     split = settings.split or evaluation_split(settings.dataset)
-    corpus = rule.load(settings.dataset, split)
+    corpus = rule.load(settings.dataset, split, text_column=settings.text_column)
 
     # 3. Windows on each document, or blocks of all documents joined, the last one shorter
     if settings.stride is not None:
@@ -262,13 +280,15 @@ def windows_of(
     prefix = [] if start is None else [start]
     not_scored = torch.zeros(len(prefix), dtype=torch.bool, device="cpu")
     room = length - len(prefix)
+    if room < 1:
+        raise ValueError(f"length is {length}, but with the start token it must be at least 2.")
 
+    # Read as in blocks: what spells a special token stays text, a missing document is empty
+    encoder = Encoder(tokenizer, separator=None)
     ids = []
     scored = []
     for text in corpus["text"]:
-        # Not verbose: a document may be longer than the model
-        found = tokenizer(text, add_special_tokens=False, verbose=False).input_ids
-        tokens = torch.tensor(found, device="cpu")
+        tokens = torch.from_numpy(encoder([text]).astype("int64"))
         if not len(tokens):
             continue
 

@@ -30,6 +30,7 @@ class EvaluationSettings:
     metrics: tuple[str, ...] = option(("nelbo",), help=f"Of {', '.join(METRICS)}.")
     tokenizer: str | None = option(None, help="Where it is not beside the model.")
     split: str | None = option(None, shown="the protocol's, or test", help="Of the dataset.")
+    text_column: str | None = option(None, shown="text, or the only one", help="Column of the dataset.")
     normalize_text8: bool | None = option(
         None,
         shown="as the tokenizer needs",

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from transformers import TrainingArguments
 
-from edlm_hf.data.corpus import has_splits
+from edlm_hf.commands.training_data import has_held_out_rows
 from edlm_hf.files import fault_of, to_json
 from edlm_hf.hidden_secrets import hide_in_values
 from edlm_hf.old_names import OLD_NAMES
@@ -34,7 +34,7 @@ def recipe_of(parsed: tuple) -> dict:
 
     # 2. What follows from several flags. With a part held out less is trained on
     found["normalize_text8"] = bool(data.normalize_text8)
-    found["held_out"] = data.eval_dataset is None and not has_splits(data.dataset)
+    found["held_out"] = not has_held_out_rows(data)
     found["rows_per_step"] = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
 
     # 3. As it comes back from a file, so that both can be compared: tuples are lists there

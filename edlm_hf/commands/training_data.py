@@ -4,7 +4,7 @@ from transformers import PreTrainedTokenizerBase
 
 from edlm_hf.commands.training_flags import DataArguments
 from edlm_hf.data import PROTOCOLS, BlockRule, block_rule
-from edlm_hf.data.corpus import Corpus, has_splits
+from edlm_hf.data.corpus import Corpus, splits_of
 from edlm_hf.loading import load_config, load_tokenizer
 from edlm_hf.tokenization import add_mask_token, text8_tokenizer
 
@@ -61,7 +61,7 @@ def load_blocks(data: DataArguments, tokenizer: PreTrainedTokenizerBase, trainin
         split = data.train_split
     else:
         source = data.eval_dataset or data.dataset
-        split = data.eval_split or held_out_split(source)
+        split = data.eval_split or held_out_split(source) or "validation"
 
     # What is evaluated on is read many times, and must be of a fixed size
     streaming = data.streaming and training
@@ -71,13 +71,34 @@ def load_blocks(data: DataArguments, tokenizer: PreTrainedTokenizerBase, trainin
     return blocks if streaming else blocks.with_format("numpy")
 
 
-def held_out_split(source: str) -> str:
-    """The validation split, or what a protocol without one evaluates on."""
-    # Some protocols have no validation split, only train and test
-    protocol = PROTOCOLS.get(source)
-    if protocol is None or "validation" in protocol.splits:
-        return "validation"
-    return protocol.evaluation
+def held_out_split(source: str) -> str | None:
+    """The validation split of a corpus, or the one that it is tested on. None where it has neither."""
+    splits = splits_of(source)
+    tested_on = PROTOCOLS[source].evaluation if source in PROTOCOLS else "test"
+    for split in ("validation", tested_on):
+        if split in splits:
+            return split
+    return None
+
+
+def has_held_out_rows(data: DataArguments) -> bool:
+    """Whether what is evaluated on is a set of its own, which is not cut off the training rows.
+
+    Raises:
+        ValueError: a split to evaluate on is named of files that have no splits.
+    """
+    if data.eval_dataset is not None:
+        return True
+    if data.eval_split is None:
+        return held_out_split(data.dataset) is not None
+
+    # Nothing would read the split of plain files
+    if not splits_of(data.dataset):
+        raise ValueError(
+            f"eval_split is {data.eval_split!r}, but the files {data.dataset} have no splits. Give a folder with "
+            "files such as train.txt and test.txt, or --eval_dataset."
+        )
+    return True
 
 
 def load_sets(data: DataArguments, tokenizer: PreTrainedTokenizerBase) -> tuple[Corpus, Corpus]:
@@ -88,12 +109,12 @@ def load_sets(data: DataArguments, tokenizer: PreTrainedTokenizerBase) -> tuple[
     """
     # A split of its own, if there is one
     training = load_blocks(data, tokenizer, training=True)
-    if data.eval_dataset is not None or has_splits(data.dataset):
+    if has_held_out_rows(data):
         blocks = load_blocks(data, tokenizer, training=False)
     elif data.streaming or len(training) < 2:
         raise ValueError(f"{data.dataset} has nothing to evaluate on: give --eval_dataset.")
     else:
-        # Files have no splits: the last twentieth is not trained on
+        # No other split: the last twentieth is not trained on
         num_held_out = max(1, len(training) // 20)
         last = len(training) - num_held_out
         blocks = training.select(range(last, len(training)))

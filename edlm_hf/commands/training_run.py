@@ -90,7 +90,11 @@ def train(trainer_class: type[EDLMTrainer], model: PreTrainedModel, parsed: tupl
     if limit.reached:
         return result
 
-    # 3. Measured and saved, with a card that says what was measured
+    # 3. Saved before anything else can fail. It is pushed with its card, once
+    trainer.save_model(_internal_call=True)
+    trainer.save_state()
+
+    # 4. Measured, and saved with a card that says what was measured
     measured = trainer.evaluate()
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     base.card_facts = facts_of_run(data, measured, num_texts=len(blocks))

@@ -23,6 +23,9 @@ from edlm_hf.errors import one_line, why_not_written
 CHECKED_BYTES = 2**20
 # Documents that are cleaned at a time
 DOCUMENTS = 128
+# Types of columns
+TEXT = "string"
+NOTHING = "null"
 
 Corpus = datasets.Dataset | datasets.IterableDataset
 
@@ -62,8 +65,8 @@ def load_corpus(
 
     Raises:
         ValueError: the name is unknown, the protocol has no such split, a folder has files of several
-            kinds, a file cannot be read (the message gives its fault), there is no text column, or it
-            is not clear which one it is.
+            kinds, a file cannot be read (the message gives its fault), there are no rows, there is no
+            text column, it is not clear which one it is, or it holds something else than text.
     """
     protocol = PROTOCOLS.get(name_or_path)
     if protocol is None:
@@ -132,11 +135,24 @@ def load_protocol(protocol: Protocol, split: str, streaming: bool) -> Corpus:
     return stream.take(num_train) if is_train else stream.skip(num_train)
 
 
-def has_splits(name_or_path: str) -> bool:
-    """Whether a corpus may have several splits: all but local files, which are one."""
-    if name_or_path in PROTOCOLS or Path(name_or_path).expanduser().is_dir():
-        return True
-    return not find_files(name_or_path, "train")
+def splits_of(name_or_path: str) -> tuple[str, ...]:
+    """The splits of a corpus. Local files that are no folder are one text, which has none.
+
+    Raises:
+        ValueError: nothing has this name, or it holds no files that can be read.
+    """
+    if name_or_path in PROTOCOLS:
+        return tuple(PROTOCOLS[name_or_path].splits)
+
+    # A folder has those that the names of its files tell
+    files = find_files(name_or_path, "train")
+    if files:
+        return tuple(files) if Path(name_or_path).expanduser().is_dir() else ()
+
+    # The builder of a dataset that is in the cache knows its splits without the Hub
+    arguments = repository_arguments(name_or_path)
+    splits = datasets.load_dataset_builder(**arguments).info.splits
+    return tuple(splits or datasets.get_dataset_split_names(arguments["path"], arguments["name"]))
 
 
 def load_files_or_repository(name: str, split: str, streaming: bool) -> Corpus:
@@ -168,6 +184,10 @@ def load_files_or_repository(name: str, split: str, streaming: bool) -> Corpus:
         # The fault of the first file that has one, or else the words of `datasets`
         check_texts(files)
         raise ValueError(f"{name} cannot be read: {one_line(cause)}") from error
+    except ValueError as error:
+        if "corresponds to no data" not in str(error):
+            raise
+        raise ValueError(f"{name} has no rows in split {split!r}. Give files with text in them.") from error
     finally:
         datasets_logging.set_verbosity(level)
 
@@ -202,39 +222,54 @@ def select_text(dataset: Corpus, text_column: str | None, name: str) -> Corpus:
     """The dataset with one column alone, as "text": the column given, or "text", or the only column of strings.
 
     Raises:
-        ValueError: there is no such column, or it is not clear which one it is.
+        ValueError: there is no such column, it is not clear which one it is, or it does not hold text.
     """
     # 1. The name of the column, where it is not given
-    holds_strings = string_columns(dataset)
+    types = column_types(dataset)
+    candidates = [column for column, of_column in types.items() if of_column == TEXT]
     if not text_column:
-        candidates = [column for column, is_string in holds_strings.items() if is_string]
-        if "text" in candidates:
+        if "text" in types:
             text_column = "text"
         elif len(candidates) == 1:
             text_column = candidates[0]
 
-    if text_column not in holds_strings:
+    advice = "Write the texts into a column of strings."
+    if candidates:
+        advice = f"Give text_column, one of {', '.join(candidates)}."
+    if text_column not in types:
         fault = "cannot tell which column is the text" if not text_column else f"no column {text_column!r}"
-        columns = ", ".join(holds_strings) or "(it has no rows)"
-        raise ValueError(f"{name}: {fault}. Give text_column, one of {columns}.")
+        columns = ", ".join(f"{column} ({of_column})" for column, of_column in types.items())
+        raise ValueError(f"{name}: {fault} among {columns or 'none, since it has no rows'}. {advice}")
 
-    # 2. That column alone
+    # 2. Numbers and lists have no characters. A column may begin with rows without a text
+    if types[text_column] not in (TEXT, NOTHING):
+        raise ValueError(
+            f"{name}: the column {text_column!r} holds {types[text_column]}, but it must hold strings. {advice}"
+        )
+
+    # 3. That column alone
     dataset = dataset.select_columns([text_column])
     return dataset if text_column == "text" else dataset.rename_column(text_column, "text")
 
 
-def string_columns(dataset: Corpus) -> dict[str, bool]:
-    """For every column whether it holds strings. Some streams have no features: their first row says it."""
+def column_types(dataset: Corpus) -> dict[str, str]:
+    """What every column holds: TEXT, NOTHING, or the name of another type.
+
+    Some streams have no features, so that their first row says it.
+    """
     if dataset.features is None:
         first_row = next(iter(dataset), {})
-        return {column: isinstance(value, str) for column, value in first_row.items()}
+        names = {"str": TEXT, "NoneType": NOTHING}
+        types = {column: type(value).__name__ for column, value in first_row.items()}
+        return {column: names.get(of_column, of_column) for column, of_column in types.items()}
 
-    # A feature without a `dtype` does not hold strings
-    holds_strings = {}
+    # A feature without a `dtype`, such as a list, is named by its class
+    types = {}
     for column, feature in dataset.features.items():
-        dtype = getattr(feature, "dtype", "")
-        holds_strings[column] = dtype in ("string", "large_string")
-    return holds_strings
+        dtype = getattr(feature, "dtype", None)
+        names = {"string": TEXT, "large_string": TEXT, "string_view": TEXT, "null": NOTHING}
+        types[column] = names.get(dtype, dtype or type(feature).__name__)
+    return types
 
 
 def clean_texts(batch: dict[str, list], functions: list[Callable[[str], str]]) -> dict[str, list[str]]:

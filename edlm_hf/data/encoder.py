@@ -61,9 +61,9 @@ class Encoder:
 
     def state(self) -> str:
         """Everything that decides the ids, the same before and after the tokenizer is used."""
-        rules = backend_rules(self.tokenizer) or self.tokenizer.get_vocab()
+        rules = backend_rules(self.tokenizer) or python_rules(self.tokenizer)
         parts = [type(self.tokenizer).__name__, rules, self.separator]
-        return json.dumps(parts, sort_keys=True)
+        return json.dumps(parts, sort_keys=True, default=str)
 
 
 def backend_rules(tokenizer: PreTrainedTokenizerBase) -> dict | None:
@@ -72,6 +72,19 @@ def backend_rules(tokenizer: PreTrainedTokenizerBase) -> dict | None:
         return None
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     return {name: state[name] for name in ("added_tokens", "normalizer", "pre_tokenizer", "model")}
+
+
+def python_rules(tokenizer: PreTrainedTokenizerBase) -> dict:
+    """What decides the ids of a tokenizer in Python, as far as it can be seen: vocabulary, arguments and options."""
+    options = {}
+    for name, value in vars(tokenizer).items():
+        if isinstance(value, (bool, int, float, str)):
+            options[name] = value
+    return {
+        "vocabulary": tokenizer.get_vocab(),
+        "arguments": tokenizer.init_kwargs,
+        "options": options,
+    }
 
 
 def text8_table(tokenizer: PreTrainedTokenizerBase) -> bytes | None:
@@ -87,6 +100,10 @@ def text8_table(tokenizer: PreTrainedTokenizerBase) -> bytes | None:
     for name in ("normalizer", "pre_tokenizer"):
         if rules[name] != text8_rules[name]:
             return None
+
+    # A word that was added is one token, where the table would spell it
+    if not all(token["special"] for token in rules["added_tokens"]):
+        return None
 
     # Letters in either case have their id, everything else is a space
     space, *letters = tokenizer.convert_tokens_to_ids(list(TEXT8_ALPHABET))

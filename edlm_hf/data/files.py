@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from glob import escape, glob
 from pathlib import Path
 
+import pandas as pd
+from datasets import Features, Value
 from datasets.data_files import DataFilesDict, get_data_patterns
 
 # Suffix -> builder of `datasets`
@@ -42,8 +44,10 @@ def find_files(name: str, split: str) -> dict[str, list[Path]]:
     subfolders decide the splits, as in `datasets`.
 
     Raises:
-        ValueError: a folder without files that can be read.
+        ValueError: an empty name, or a folder without files that can be read.
     """
+    if not name:
+        raise ValueError("The name of the corpus is empty. Give a protocol, files, or a dataset on the Hub.")
     path = Path(name).expanduser()
     if path.is_dir():
         return files_of_folder(path)
@@ -88,11 +92,20 @@ def kind_of(path: Path, without_suffix: str | None = "text") -> str | None:
     Args:
         without_suffix: the answer for a file without a suffix.
     """
-    # The suffix before .gz and the like
+    suffix = suffix_of(path)
+    return BUILDERS.get(suffix) if suffix else without_suffix
+
+
+def suffix_of(path: Path) -> str:
+    """The suffix of a file in small letters, the one before .gz and the like. Empty where there is none.
+
+    >>> suffix_of(Path("a/b.tsv.GZ"))
+    '.tsv'
+    """
     suffixes = [suffix.lower() for suffix in path.suffixes]
     if suffixes and suffixes[-1] in COMPRESSED:
         suffixes.pop()
-    return BUILDERS.get(suffixes[-1]) if suffixes else without_suffix
+    return suffixes[-1] if suffixes else ""
 
 
 def reading(name: str, files: dict[str, list[Path]]) -> dict:
@@ -113,19 +126,51 @@ def reading(name: str, files: dict[str, list[Path]]) -> dict:
     if kind == "parquet":
         return arguments
 
-    # Formats of text. JSON is UTF-8, a .txt file is one document, and .tsv is .csv with tabs.
+    # Formats of text. JSON is UTF-8, and a .txt file is one document
     encoding = common_encoding(name, everything, kind)
     if kind != "json":
         arguments["encoding"] = encoding
     if kind == "text":
         arguments["sample_by"] = "document"
-    if any(".tsv" in file.name.lower() for file in everything):
-        arguments["sep"] = "\t"
+    if kind == "csv":
+        arguments |= columns_of_text(everything, encoding)
+    return arguments
+
+
+def columns_of_text(files: list[Path], encoding: str) -> dict:
+    """The arguments that read every column of .csv and .tsv files as it is written, "NA" and "007" too.
+
+    Raises:
+        ValueError: the first row of a file has more fields than its header.
+    """
+    arguments = {
+        "sep": "\t" if suffix_of(files[0]) == ".tsv" else ",",
+        "keep_default_na": False,
+    }
+    names = []
+    for file in files:
+        try:
+            start = pd.read_csv(file, nrows=1, encoding=encoding, dtype=str, **arguments)
+        except (*DAMAGED, ValueError, ImportError):
+            continue  # the fault is reported where the file is read
+
+        # pandas takes surplus fields for names of the rows, and shifts the columns
+        if len(start) and not isinstance(start.index, pd.RangeIndex):
+            surplus = start.index.nlevels
+            raise ValueError(
+                f"{file}: the header has {len(start.columns)} fields, but the first row has "
+                f"{len(start.columns) + surplus}. Put texts with {arguments['sep']!r} in them in quotes, or write "
+                ".jsonl files."
+            )
+        names = names or list(start.columns)
+
+    if names:
+        arguments["features"] = Features({name: Value("string") for name in names})
     return arguments
 
 
 def common_kind(name: str, files: list[Path]) -> str:
-    """The one kind of all files.
+    """The one kind of all files: the builder of `datasets` that reads them.
 
     Raises:
         ValueError: the files are of several kinds, or one is of no kind that is known.
@@ -134,9 +179,13 @@ def common_kind(name: str, files: list[Path]) -> str:
     if None in kinds:
         unknown = next(file for file in files if kind_of(file) is None)
         raise ValueError(f"{unknown} is of no kind that can be read: {SUFFIXES}. Rename or convert it.")
-    if len(kinds) > 1:
+
+    # .csv and .tsv have one builder, but other separators
+    separators = {suffix_of(file) for file in files} if kinds == {"csv"} else set()
+    if len(kinds) > 1 or len(separators) > 1:
+        different = sorted(kinds) if len(kinds) > 1 else sorted(separators)
         raise ValueError(
-            f"{name} holds {' and '.join(sorted(kinds))} files, but one kind is needed, of {SUFFIXES}. Give a pattern "
+            f"{name} holds {' and '.join(different)} files, but one kind is needed, of {SUFFIXES}. Give a pattern "
             "instead, such as folder/*.txt."
         )
     return kinds.pop()

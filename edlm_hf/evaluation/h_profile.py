@@ -17,7 +17,10 @@ from edlm_hf.modeling.network_facts import device_of
 
 @dataclass(frozen=True)
 class HProfile:
-    """h(t), the cross-entropy per masked token at mask rate 1 - alpha_t: one estimate in nats per time."""
+    """h(t), the cross-entropy per masked token at mask rate 1 - alpha_t: one estimate in nats per time.
+
+    The standard errors are over texts, noise included.
+    """
 
     times: tuple[float, ...]
     entropies: tuple[Estimate, ...]
@@ -88,12 +91,13 @@ def h_profile(
             sums.append(nats_of_masked(nats, noised))
             counts.append(noised.masked.sum(-1).cpu())
 
-        # Nats and masks of every noise sample, (n M,)
-        sums = torch.cat(noising.gather(sums))
-        counts = torch.cat(noising.gather(counts))
-        check_finite(sums.view(-1, noising.num_samples))
+        # Nats and masks of every text and noise sample, (n, M): rows come text by text
+        sums = torch.cat(noising.gather(sums)).view(-1, noising.num_samples)
+        counts = torch.cat(noising.gather(counts)).view(-1, noising.num_samples)
+        check_finite(sums)
 
-        # A ratio of sums, not a mean of ratios: rows without masks add nothing
-        entropy = ratio_estimate(sums, counts, "nats/masked token")
+        # A ratio of sums, not a mean of ratios: rows without masks add nothing. The samples of a
+        # text are not independent, so that texts are the clusters
+        entropy = ratio_estimate(sums.sum(-1), counts.sum(-1), "nats/masked token")
         entropies.append(entropy)
     return HProfile(times, tuple(entropies))
