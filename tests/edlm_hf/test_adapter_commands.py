@@ -110,6 +110,7 @@ def test_a_base_that_is_only_here_is_still_refused(adapter, tmp_path):
     (tmp_path / "adapter_config.json").write_text(json.dumps(description))
     with pytest.raises(ValueError, match="no repository of the Hub"):
         check_references(tmp_path)
+
     del description["base_model_name_or_path"]
     (tmp_path / "adapter_config.json").write_text(json.dumps(description))
     with pytest.raises(ValueError, match="names no base model"):
@@ -172,6 +173,7 @@ def test_the_learning_rate_suits_what_is_trained(adapter, tmp_path):
     for words in (f"--model {adapter}", f"--model {tmp_path}", "--model edlm-books", "--model edlm-books --adapter"):
         arguments = f"{words} --dataset x --output_dir {tmp_path} --use_cpu".split()
         rates[words] = parse(train_energy, classes, arguments)[-1].learning_rate
+
     assert list(rates.values()) == [1e-3, 1e-3, 3e-4, 1e-3]
 
 

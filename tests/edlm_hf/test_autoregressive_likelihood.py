@@ -16,10 +16,12 @@ def test_the_likelihood_of_a_causal_model_is_the_direct_one():
         direct = -gpt2(started).logits[:, :-1].double().log_softmax(-1).gather(-1, ids[..., None]).sum() / ids.numel()
         gpt2.config.bos_token_id = None
         without = -gpt2(ids[:, :-1]).logits.double().log_softmax(-1).gather(-1, ids[:, 1:, None]).sum() / (5 * 7)
+
     result = autoregressive_nll(gpt2, ids)
     assert result.value == pytest.approx(float(without), abs=1e-6)
     gpt2.config.bos_token_id = 11
     result = autoregressive_nll(gpt2, ids, batch_size=2)
+
     assert result.value == pytest.approx(float(direct), abs=1e-6)
     assert result.standard_error == 0 and result.text_standard_error > 0
     assert autoregressive_nll(gpt2, started).value == pytest.approx(float(direct), abs=1e-6)  # the start token is there
@@ -43,5 +45,6 @@ def test_a_model_that_is_not_causal_has_no_autoregressive_likelihood(kind):
         network = tiny_denoiser()
         if kind != "denoiser":
             network = EDLMForMaskedDiffusion.from_components(network, **options)
+
     with pytest.raises(ValueError, match="from later ones too.*nelbo"):
         autoregressive_nll(network, [[1, 2, 3]])

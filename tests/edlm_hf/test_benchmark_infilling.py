@@ -119,6 +119,7 @@ def test_a_hidden_word_has_a_mask_for_each_of_its_tokens(kind):
     assert {word.strip() for word in hidden} <= set(text.split())
     masked = paragraph.masked(tokenizer.mask_token_id)
     assert len(masked) == len(paragraph.ids)
+
     num_masks = masked.count(tokenizer.mask_token_id)
     assert num_masks == sum(len(tokenizer(word, add_special_tokens=False).input_ids) for word in hidden)
 
@@ -203,6 +204,7 @@ def test_every_way_to_fill_masks_is_measured_on_the_same_paragraphs(study):
     settings, output, result = study
     assert [(row["sampler"], row["steps"]) for row in result["rows"]] == ROWS
     assert [row["tokens"] for row in result["rows"]] == TOKENS
+
     (texts,) = result["texts"]
     assert (texts["num_paragraphs"], texts["num_words"]) == (6, 12)
 
@@ -229,6 +231,7 @@ def test_shares_are_means_over_seeds_and_differences_are_paired(study):
     of_first = [part for part in parts if part["inputs"]["sampler"] == "ancestral"]
     of_first = [part for part in of_first if part["inputs"]["num_candidates"] == 1 and not part["inputs"]["greedy"]]
     assert sorted(part["inputs"]["seed"] for part in of_first) == [3, 4]
+
     recovered = np.array([part["result"]["recovered"] for part in of_first])
     assert first["shares"] == pytest.approx(recovered.mean(0) / 2)
 
@@ -300,6 +303,7 @@ def test_command_writes_and_prints(tmp_path):
     command += ["--num-paragraphs", "3", "--num-words", "2", "--sampler", "dilated @2", "--json", "--output"]
     result = CliRunner().invoke(app, [*command, str(tmp_path / "out")])
     assert result.exit_code == 0, result.output
+
     (row,) = json.loads(result.stdout)["rows"]
     assert (row["sampler"], row["steps"], row["tokens"], row["difference"]) == ("dilated", 2, "drawn", None)
 

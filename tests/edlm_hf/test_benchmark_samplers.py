@@ -131,6 +131,7 @@ def test_differences_are_paired_text_by_text(study):
 def test_the_study_goes_on_where_it_stopped(study, monkeypatch, tmp_path):
     settings, finished, result, _ = study
     output = shutil.copytree(finished, tmp_path / "study")
+
     computed = []
     for name in ("score", "draw_samples", "judge_rows"):
         own = getattr(SamplerStudy, name)
@@ -151,6 +152,7 @@ def test_the_study_goes_on_where_it_stopped(study, monkeypatch, tmp_path):
     changes = {"samplers": (*RULES, "dilated @4"), "sampled": ("dilated @4",)}
     more = SamplerSettings(**vars(settings) | changes)
     again = run_samplers(more, output, lambda *_: None)
+
     assert sorted(computed) == ["draw_samples", "judge_rows", "score"]
     assert [row["rule"] for row in again["samples"]] == ["text: books", "dilated"]
     for row, before in zip(again["bounds"], result["bounds"], strict=False):
@@ -195,6 +197,7 @@ def test_energies_and_the_autoregressive_model_stand_beside_the_rules(tmp_path):
     result = run_samplers(settings, tmp_path / "out", lambda *said: None)
     rules = ["ancestral", "spaced energy=ar candidates=2", "speculative draft_length=2", "autoregressive"]
     assert [row["rule"] for row in result["bounds"]] == rules
+
     bounds = {row["rule"]: row["sequence_nats"] for row in result["bounds"]}
     calls = {row["rule"]: (row["calls"]["value"], row["energy_calls"]["value"]) for row in result["samples"][1:]}
 

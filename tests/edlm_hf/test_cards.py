@@ -19,15 +19,18 @@ def test_card_says_what_was_measured_and_what_is_missing(tmp_path):
     model.save_pretrained(tmp_path)
     bare = (tmp_path / "README.md").read_text()
     assert bare.count(UNKNOWN) == 4 and "`nce`" in bare and "| vocabulary | 29 |" in bare
+
     model.card_facts = FACTS
     model.save_pretrained(tmp_path)
     full = (tmp_path / "README.md").read_text()
     assert UNKNOWN not in full and "```bash\nedlm train-energy recipes/text8/energy.yaml\n```" in full
     assert "| bits/char | 1.4322 | 0.0021 |" in full and "| steps | 1000 |  |" in full
+
     data = ModelCard(full).data
     assert data.license == "mit" and data.datasets == ["afmck/text8"]
     found = [(result.metric_type, result.metric_value, result.dataset_name) for result in data.eval_results]
     assert found == [("bits/char", "1.4322 ± 0.0021", FACTS.measured), ("steps", 1000, FACTS.measured)]
+
     named = ModelCard(with_names(full, "me/model")).data
     assert (named.model_name, named.eval_results) == ("me/model", data.eval_results)
     model.card_facts = None
@@ -51,9 +54,11 @@ def test_names_in_a_card_write_nothing_else_into_it(tmp_path):
     )
     card = ModelCard(model_card("EDLMForMaskedDiffusion", model.config, model.card_facts, tags=[HOSTILE]))
     assert card.data.license == HOSTILE and card.data.datasets == [HOSTILE] and HOSTILE in card.data.tags
+
     outside = re.sub(r"^(````+|```)\w+\n.*?^\1$", "", card.text, flags=re.DOTALL | re.MULTILINE)
     assert "\n# Injected" in card.text and "\n# Injected" not in outside and "\n---" not in outside
     assert len(re.findall("^# ", outside, re.MULTILINE)) == 1 and outside.count("\n|---") == 2
+
     cells = [line for line in outside.splitlines() if "Injected" in line and line.startswith("|")]
     assert len(cells) == 2 and all(len(re.findall(r"(?<!\\)\|", line)) in (3, 4) for line in cells)
 
@@ -87,6 +92,7 @@ def test_card_edited_on_the_hub_is_kept_by_every_push(hub, client, folder):
     repository.commit("main", repository.files() | {"README.md": edited.encode()}, "Edit")
     (folder / "notes.txt").write_text("new")
     assert client(command, arguments=arguments)[0] == 0
+
     client(push_model, source=str(folder), auto_class=AUTO["nce"], repo_id="me/edited", facts=vars(FACTS))
     assert repository.text("README.md") == edited and "notes.txt" in repository.files()
     (folder / "README.md").write_text("# By hand\n")

@@ -98,6 +98,7 @@ def test_what_is_not_said_is_as_the_model_is_set_to_and_texts_begin_with_its_sta
     seen, real = [], MDLMForMaskedLM.generate
     monkeypatch.setattr(MDLMForMaskedLM, "generate", lambda *args, **given: seen.append(given) or real(*args, **given))
     result = call("generate", "--model", tmp_path, "--num-return-sequences", 2, "--json")
+
     assert result.exit_code == 0, result.output
     assert seen[0]["input_ids"].tolist() == [[27], [27]]
     assert not {"max_denoising_steps", "energy_window", "num_candidates", "block_length"} & set(seen[0])
@@ -112,6 +113,7 @@ def test_a_sampler_and_its_parameters_are_those_of_generate(model, monkeypatch):
     parameters = ["--sampler-option", "distance=2", "--sampler-option", "score=random"]
     result = call(*arguments, "--sampler", "spaced", *parameters)
     assert result.exit_code == 0, result.output
+
     given = {name: seen[0].get(name) for name in ("sampler", "distance", "score", "max_denoising_steps")}
     assert given == {"sampler": "spaced", "distance": 2, "score": "random", "max_denoising_steps": 3}
     for option in ("remasking-window=0.2,0.8", "eta=0.1", "corrector_sweeps=1"):
@@ -164,6 +166,7 @@ def test_a_bar_of_all_steps_is_shown_on_a_terminal_only(model, options, steps):
     ]
     shown = call(*arguments, "--json", env={"FORCE_COLOR": "1", "COLUMNS": "80"})  # to rich, a terminal
     told = re.sub(r"\x1b\[[\d;?]*\w", "", shown.stderr)
+
     assert re.search(f"text 3 of 3, steps .*{steps}/{steps}", told), told
     assert len(json.loads(shown.stdout)) == 3
     assert "steps" not in call(*arguments).stderr
@@ -178,6 +181,7 @@ def test_bars_of_the_libraries_are_shown_on_a_terminal_only(tmp_path, model, ter
         termios.tcsetwinsize(write, (24, 80))
     told, cache = b"", {"HF_DATASETS_CACHE": str(tmp_path / "cache")}
     arguments = "evaluate", "--model", model, "--dataset", tmp_path / "text.txt", "--normalize-text8", "--json"
+
     with start(*arguments, env=cache, stdout=subprocess.PIPE, stderr=write) as program:
         os.close(write)
         with contextlib.suppress(OSError):  # how a terminal ends
@@ -185,6 +189,7 @@ def test_bars_of_the_libraries_are_shown_on_a_terminal_only(tmp_path, model, ter
                 told += part
         os.close(read)
         assert json.loads(program.stdout.read())["num_texts"] == 2
+
     bars = "Loading weights", "Cleaning text", "Tokenizing", "Blocks of 12 tokens", "scoring"
     assert [bar.encode() in told for bar in bars] == [terminal] * 5, told
 
@@ -203,6 +208,7 @@ def test_options_come_from_a_file_and_flags_win(model, config):
         "json": True,
     }
     assert call("generate", "--config", config(**options)).stdout == flags.stdout != ""
+
     options = {name.replace("_", "-"): x for name, x in options.items()} | {
         "num-return-sequences": 2,
         "tokenizer": None,

@@ -81,6 +81,7 @@ def test_help_and_default_of_every_flag_are_those_of_its_field(path):
         is_shown = field.default not in (dataclasses.MISSING, None, False, ()) and not facts["shown"]
         if is_shown and not facts["repeated"] and not isinstance(field.default, bool):
             assert "".join(f"{facts['help']} [default: {as_shown(field.default)}]".split()) in text
+
     common = {"json", "config", "quick"} | {name for name in options if name.startswith("no_")}
     assert set(options) - common == {field.name for field in fields_of(path)}
 
@@ -171,6 +172,7 @@ def test_every_flag_of_0_1_0_is_known_and_old_ones_are_hidden():
             assert f"--{flag}" in flags or flag in command.renamed, (name, flag)
         assert not {f"--{old}" for old in command.renamed} & flags
         assert not set(command.renamed) - set(published.split())
+
         shown = help_of(path, 300)
         assert not any(f" --{old} " in shown for old in command.renamed)
 
@@ -244,6 +246,7 @@ def test_commands_quiet_the_libraries_though_a_value_looks_like_the_question_for
     handler = logging.NullHandler()
     monkeypatch.setattr(logging.getLogger("transformers"), "handlers", [handler])
     monkeypatch.setattr(sys, "argv", ["edlm", "work", "--required", "--help"])
+
     # The process of the tests stays as it is
     monkeypatch.setattr("transformers.utils.logging.disable_progress_bar", lambda: None)
     monkeypatch.setenv("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")

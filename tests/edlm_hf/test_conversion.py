@@ -46,9 +46,11 @@ def test_energy_checkpoint_becomes_the_composite_and_gives_the_published_energie
     model = convert_lightning_checkpoint(path, tmp_path / "out", model_length=24)
     assert type(model) is EDLMForMaskedDiffusion
     assert (model.config.energy_type, model.config.mask_token_id) == ("nce", 32)
+
     loaded = EDLMForMaskedDiffusion.from_pretrained(tmp_path / "out")
     assert_holds(loaded.denoiser, golden("model_dit"))
     assert_holds(loaded.energy_model, golden("model_nce"), prefix="ebm.")
+
     reference = golden("c_nce_energy")
     energy = loaded.energy_model(reference["x0_data"], reference["xt"]).energy
     torch.testing.assert_close(energy, reference["energy_data_tc0"], atol=1e-3, rtol=0)
@@ -114,6 +116,7 @@ def test_averaged_weights_that_do_not_fit_are_refused(tmp_path):
     assert_refused(
         short, tmp_path, rf"has {len(shadow) - 1} averaged.*{len(shadow)} \(MDLMForMaskedLM\).*use_ema=False"
     )
+
     shuffled = write(tmp_path / "shuffled.ckpt", weights, shadow[::-1])
     assert_refused(shuffled, tmp_path, "use_ema=False")
     assert_holds(convert_lightning_checkpoint(shuffled, tmp_path / "out", use_ema=False), weights)
@@ -129,6 +132,7 @@ def test_output_folder_must_be_new_or_empty(tmp_path):
     with pytest.raises(ValueError, match="not an empty folder"):
         convert_lightning_checkpoint(path, full / "notes.txt")
     assert [x.name for x in full.iterdir()] == ["notes.txt"]
+
     (tmp_path / "empty").mkdir()
     convert_lightning_checkpoint(path, tmp_path / "empty")
     convert_lightning_checkpoint(path, tmp_path / "deep/er")

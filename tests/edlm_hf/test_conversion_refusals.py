@@ -75,6 +75,7 @@ def test_files_that_are_no_checkpoints_are_refused(tmp_path):
     garbage = tmp_path / "garbage.ckpt"
     garbage.write_bytes(b"not a checkpoint")
     assert_refused(garbage, tmp_path, "cannot be read")
+
     torch.save(golden("model_dit"), tmp_path / "bare.ckpt")
     assert_refused(tmp_path / "bare.ckpt", tmp_path, "no 'state_dict' of tensors")
     torch.save({"state_dict": {"backbone.x": "text"}}, tmp_path / "text.ckpt")

@@ -102,6 +102,7 @@ def test_every_token_is_in_one_row_in_order_however_the_work_is_batched(style, d
     found = [token for row in rows(cut) for token in row[body]]
     assert len(expected) - len(found) < length
     assert found == expected[: len(found)]
+
     kept = to_blocks(corpus(*texts, streaming=streaming), word_tokenizer(), length, style=style, drop_last=False)
     assert rows(kept)[:-1] == rows(cut)
     texts_only = [row["input_ids"][: sum(row["attention_mask"])][body] for row in kept]
@@ -139,12 +140,14 @@ def test_the_fast_path_of_the_text8_alphabet_gives_the_ids_of_the_tokenizer(star
         "x\x00\x7f{[`@",
         *random_corpus(9, "aZ 9\u00df"),
     ]
+
     for tokenizer in (text8_tokenizer(start_token=start_token), AutoTokenizer.from_pretrained(tmp_path)):
         encoder = blocks.Encoder(tokenizer, separator=None)
         assert encoder.table is not None
         fast = encoder(texts).tolist()
         encoder.table = None
         assert fast == encoder(texts).tolist()
+
     assert blocks.Encoder(word_tokenizer(), separator=E).table is None
 
 
@@ -170,6 +173,7 @@ def test_a_second_call_reads_the_cache(tmp_path, monkeypatch):
     assert not calls
     assert second.cache_files == first.cache_files
     assert rows(second) == rows(first)
+
     monkeypatch.undo()
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
     names = [make(**options)._fingerprint for options in ({"length": 9}, {"style": "crop"}, {"drop_last": False})]
@@ -205,6 +209,7 @@ def test_a_stream_continues_after_skipping_and_from_its_state(monkeypatch):
     assert everything == rows(stream)
     assert everything == rows(to_blocks(corpus(*texts), text8_tokenizer(), 16, style="crop", start_token=True))
     assert rows(stream.skip(5)) == everything[5:]
+
     read = iter(stream)
     begun = [next(read)["input_ids"] for _ in range(7)]
     state = stream.state_dict()
@@ -269,6 +274,7 @@ def library(tmp_path):
     texts = {"train": ["first\nbook", "second"], "test": ["third"]}
     for folder in ("parquet", "txt", "jsonl"):
         (tmp_path / folder).mkdir()
+
     for split, books in texts.items():
         table = {"author": ["x"] * len(books), "year": [1900] * len(books), "text": books}
         pq.write_table(pa.table(table), tmp_path / f"parquet/{split}.parquet")
@@ -276,6 +282,7 @@ def library(tmp_path):
         (tmp_path / f"jsonl/{split}.jsonl").write_text("\n".join(lines))
         for number, book in enumerate(books):
             (tmp_path / f"txt/{split}-{number}.txt").write_text(book)
+
     return tmp_path
 
 
@@ -329,9 +336,11 @@ def test_unknown_corpora_are_refused_with_a_reason(library):
             load_corpus(name)
     with pytest.raises(ValueError, match="holds json and parquet and text files"):
         load_corpus(str(library))
+
     (library / "empty").mkdir()
     with pytest.raises(ValueError, match="holds no files"):
         load_corpus(str(library / "empty"))
+
     (library / "book.md").write_text("#")
     with pytest.raises(ValueError, match="book.md is of no kind that can be read: .parquet"):
         load_corpus(str(library / "book.md"))

@@ -66,6 +66,7 @@ def test_the_models_of_the_language_know_it_and_the_energy_makes_more_sentences_
     for alone, weighed in (found[:2], found[2:]):
         error = (alone["standard_error"] ** 2 + weighed["standard_error"] ** 2) ** 0.5
         assert weighed["right"] - alone["right"] > 3 * error
+
     shown = screen.getvalue()
     assert "✓" in shown and "energy of 8" in shown and max(map(len, shown.splitlines())) <= 80
 

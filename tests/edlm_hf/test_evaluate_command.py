@@ -51,15 +51,18 @@ def test_blocks_of_a_local_text_are_scored_to_the_last_character(saved):
     text = " a plain short text of forty odd letters"
     found = as_json("--model", folder / "edlm", *options, "--metrics", "nelbo,sampler_bound,autoregressive_nll")
     assert found["num_characters"] == found["num_tokens"] == len(text)
+
     bodies = [text[i : i + 15] for i in range(0, len(text), 15)]  # behind the start token
     rows = [[tokenizer.bos_token_id, *tokenizer(body, add_special_tokens=False).input_ids] for body in bodies]
     metrics = found["metrics"]
     assert metrics["nelbo"]["value"] == pytest.approx(nelbo(denoiser, rows, num_samples=4).value, abs=1e-5)
+
     exact = autoregressive_nll(causal, rows)
     assert metrics["autoregressive_nll"]["value"] == pytest.approx(exact.value, abs=1e-5)
     bits = metrics["autoregressive_nll"]["bits_per_character"]["value"]
     assert bits == pytest.approx(exact.bits_per("character").value, abs=1e-5)
     assert metrics["sampler_bound"]["num_samples"] == 4 * len(rows)
+
     alone = as_json("--model", folder / "causal", *options, "--metrics", "autoregressive_nll")
     assert alone["metrics"]["autoregressive_nll"]["value"] == pytest.approx(exact.value, abs=1e-5)
 
@@ -73,6 +76,7 @@ def test_the_bound_of_another_sampler_is_measured(saved):
     row = [tokenizer.bos_token_id, *tokenizer(" a short text", add_special_tokens=False).input_ids]
     exact = sampler_bound(denoiser, [row], num_steps=4, sampler="spaced", distance=2)
     found = spaced["metrics"]["sampler_bound"]
+
     assert found["value"] == pytest.approx(exact.value, abs=1e-5) and found["standard_error"] == 0
     assert spaced["settings"]["sampler_options"] == {"sampler": "spaced", "distance": 2}
     assert found["value"] != as_json(*options)["metrics"]["sampler_bound"]["value"]

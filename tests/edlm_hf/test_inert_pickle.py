@@ -38,6 +38,7 @@ def test_calls_in_the_file_are_not_made(function, tmp_path):
     else:
         assert_holds(convert_lightning_checkpoint(path, tmp_path / "out"), golden("model_dit"))
     assert not fired.exists()
+
     torch.load(path, weights_only=False)
     assert fired.exists(), "the trap would not have worked"
 
@@ -49,6 +50,7 @@ def test_calls_in_place_of_weights_are_not_made(tmp_path):
     torch.save({"state_dict": golden("model_dit") | {"backbone.x": trap}}, tmp_path / "b.ckpt")
     write(tmp_path / "c.ckpt", golden("model_dit"), averaged=[trap] * len(parameters(golden("model_dit"))))
     torch.save(trap, tmp_path / "d.ckpt")
+
     for name, message in [("a", "state_dict"), ("b", "state_dict"), ("c", "use_ema=False"), ("d", "state_dict")]:
         assert_refused(tmp_path / f"{name}.ckpt", tmp_path, message)
     assert not fired.exists()
@@ -109,6 +111,7 @@ def test_objects_of_unknown_classes_become_empty_shells(protocol, tmp_path, monk
     for value in vars(module).values():
         if isinstance(value, type):
             value.__module__ = module.__name__
+
     cache = collections.defaultdict(dict, {"key": {"inner": module.Node(1)}})
     objects = {
         "config": module.Node({"nested": [module.Node(1), module.Stateful(2), module.Argued("x")]}),
@@ -127,6 +130,7 @@ def test_objects_of_unknown_classes_become_empty_shells(protocol, tmp_path, monk
     monkeypatch.delitem(sys.modules, module.__name__)
     (tmp_path / "foreign_training_code.py").write_text("raise RuntimeError('this module must not be imported')")
     monkeypatch.syspath_prepend(tmp_path)
+
     assert_holds(convert_lightning_checkpoint(path, tmp_path / "out"), golden("model_dit"))
     assert module.__name__ not in sys.modules
     with pytest.raises(RuntimeError, match="must not be imported"):

@@ -28,6 +28,7 @@ def refused(path: Path, message: str, most_bytes: int = 2**24) -> str:
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
+
     assert peak < most_bytes, f"{peak:,} bytes"
     assert time.monotonic() - began < 20
     assert not (path.parent / "out").exists()
@@ -211,6 +212,7 @@ def test_names_of_a_file_do_not_steer_a_terminal(tmp_path):
     for file in "abc":
         message = refused(tmp_path / f"{file}.ckpt", "x1b", 2**25)
         assert message.isprintable() and "u202e" in message
+
     archive(tmp_path / "d.ckpt", with_state_dict(b"cos\n\x1b[2J\n"))
     assert refused(tmp_path / "d.ckpt", "os.'.x1b").isprintable()
 

@@ -69,6 +69,7 @@ def test_other_schedules_have_the_same_continuous_bound_and_their_own_discrete_o
     network.config.noise_schedule = "cosine"
     exact = nelbo(network, ALL, num_samples=32, batch_size=648)
     assert abs(exact.value - continuous(nats).mean() / L) < 4 * exact.standard_error
+
     alpha = np.cos(np.arange(steps + 1) / steps * np.pi / 2)
     alpha[-1] = 0
     share, masked = 1 - alpha[1:, None], ALL_MASKS.sum(-1)
@@ -86,11 +87,13 @@ def test_a_network_conditioned_on_time_is_integrated_over_time():
     clean = texts.expand(len(masks), 3)
     process = network.reverse_process()
     nodes, weights = np.polynomial.legendre.leggauss(40)
+
     truth = 0.0
     for t, weight in zip((nodes + 1) / 2, weights / 2, strict=True):
         nats = nats_at(process, noised(clean, masks, t)).sum(-1).numpy()
         n = masks.sum(-1).numpy()
         truth += weight / t * (t**n * (1 - t) ** (3 - n) * nats).sum() / 3
+
     result = nelbo(network, texts, num_samples=4000, batch_size=500)
     assert abs(result.value - truth) < 4 * result.standard_error
     assert result.standard_error < 0.01 * truth
@@ -150,10 +153,12 @@ def test_the_profile_is_the_cross_entropy_per_mask():
     nats = denoiser_nats(network)
     profile = h_profile(network, texts, times=(0.25, 1.0), num_samples=64, batch_size=648)
     masked = ALL_MASKS.sum(-1)
+
     for t, result in zip(profile.times, profile.entropies, strict=True):
         chances = t**masked * (1 - t) ** (L - masked)
         truth = (nats @ chances).mean() / (L * t)
         assert abs(result.value - truth) < 4 * result.standard_error
+
     assert len(profile.plot().containers) == 1
 
 

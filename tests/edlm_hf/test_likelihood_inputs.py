@@ -25,6 +25,7 @@ def test_batches_and_padding_change_nothing(name):
     for i, row in enumerate(rows):  # on the right, on the left
         at = slice(0, len(row)) if i % 2 else slice(12 - len(row), 12)
         padded[i, at], mask[i, at] = torch.tensor(row), 1
+
     first = ESTIMATORS[name](network, rows, num_samples=4, batch_size=1)
     others = [
         ESTIMATORS[name](network, rows, num_samples=4, batch_size=7),
@@ -34,6 +35,7 @@ def test_batches_and_padding_change_nothing(name):
         assert other.value == pytest.approx(first.value, abs=1e-5)
         assert other.standard_error == pytest.approx(first.standard_error, abs=1e-5)
     assert ESTIMATORS[name](network, rows, num_samples=4, seed=1).value != first.value
+
     head = ESTIMATORS[name](network, rows[:2], num_samples=4)
     assert head.sequence_nats == pytest.approx(first.sequence_nats[:2], abs=1e-4)  # a text's noise is its own
 
@@ -69,10 +71,12 @@ def test_bad_arguments_are_refused_with_advice():
         h_profile(network, texts, times=(0.0, 0.5))
     with pytest.raises(ValueError, match="from_components"):
         nelbo(tiny_gpt2(), texts)
+
     for bound in (sampler_bound, paper_nll):
         steps = {"num_steps": 4} if bound is sampler_bound else {}
         with pytest.raises(ValueError, match="no use for max_new_tokens here.*energy_window"):
             bound(network, texts, max_new_tokens=5, **steps)
+
     with pytest.raises(ValueError, match="no use for max_denoising_steps here"):
         sampler_bound(network, texts, num_steps=4, max_denoising_steps=99)
     with pytest.raises(ValueError, match="first one is context"):

@@ -54,6 +54,7 @@ def test_the_command_line_generates_by_any_masked_language_model(kind, tmp_path)
     told = call(*arguments)
     assert told.exit_code == 0, told.stderr
     assert len(told.stdout.strip("\n")) == 4 and told.stdout[:2] == "ab" and told.stdout[3] == "d"
+
     model = EDLMForMaskedDiffusion.from_components(str(folder))
     ids = TOKENIZER("ab[MASK]d", return_tensors="pt").input_ids
     rows = model.generate(ids, max_denoising_steps=2, generator=torch.Generator().manual_seed(0))
@@ -67,16 +68,19 @@ def test_what_is_trained_from_another_model_loads_and_is_trained_further(kind, t
     small = ["--dataset", text, "--length", 12, "--style", "crop", "--max_steps", 2, "--learning_rate", 1e-2]
     small += ["--per_device_train_batch_size", 4, "--eval_blocks", 2, "--use_cpu", "--report_to", "none"]
     small += ["--disable_tqdm", "true", "--ema_decay", 0]
+
     for start, target in ((source, tmp_path / "first"), (tmp_path / "first", tmp_path / "second")):
         told = call("train-denoiser", "--model", start, "--output_dir", target, *small)
         assert told.exit_code == 0, (told.stderr, told.exception)
         model, tokenizer = load_with_tokenizer(str(target))
         assert type(model) is EDLMForMaskedDiffusion and model.config.energy_type == "none"
         assert type(model.denoiser) is OTHERS[kind.removeprefix("whole-")][1]
+
         before = load_masked(str(start))
         assert not torch.equal(model.get_input_embeddings().weight, before.get_input_embeddings().weight)
         ids = tokenizer("th[MASK] cat", return_tensors="pt").input_ids
         assert model.generate(ids, max_denoising_steps=2).shape == ids.shape
+
     told = call("evaluate", "--model", tmp_path / "second", "--dataset", text, "--num-texts", 2, "--json")
     assert told.exit_code == 0, told.stderr
 
@@ -88,10 +92,12 @@ def test_another_denoiser_gets_an_energy_of_its_sizes(folders, tmp_path):
     small += ["--report_to", "none", "--disable_tqdm", "true", "--output_dir", tmp_path / "energy"]
     told = call("train-energy", "--denoiser", folders["bert"], *small)
     assert told.exit_code == 0, (told.stderr, told.exception)
+
     model = load_masked(str(tmp_path / "energy"))
     assert (model.config.energy_type, model.energy_model.config.hidden_dim) == ("nce", 8)
     further = call("train-energy", "--model", tmp_path / "energy", *small[:-1], tmp_path / "further")
     assert further.exit_code == 0, (further.stderr, further.exception)
+
     shared = call("train-energy", "--denoiser", folders["bert"], "--energy", "lora", *small)
     assert shared.exit_code == 1 and "only an MDLM can share its weights with the energy" in shared.stderr
 
@@ -102,6 +108,7 @@ def test_a_trainer_wraps_a_network_that_knows_no_masks(tmp_path):
     rows = [{"input_ids": [27, 1, 2, 3]}] * 8
     trainer = MaskedDiffusionTrainer(network, args, train_dataset=rows, processing_class=TOKENIZER)
     assert trainer.model.denoiser is network and trainer.model.config.mask_token_id == 28
+
     trainer.train()
     trainer.save_model()
     assert load_masked(str(tmp_path)).denoiser.num_parameters() == network.num_parameters()
@@ -160,10 +167,12 @@ def test_a_tokenizer_with_another_mask_is_refused(folders, tmp_path, kind):
     told = call("generate", "--model", model, "--tokenizer", tmp_path / "other", "--prompt", "a[MASK]")
     assert told.exit_code == 1 and not told.stdout and len(lines_of(told)) == 1
     assert "has id 27, but the model masks with id 28" in told.stderr
+
     (tmp_path / "text.txt").write_text("the cat")
     evaluated = call(
         "evaluate", "--model", model, "--tokenizer", tmp_path / "other", "--dataset", tmp_path / "text.txt"
     )
+
     assert evaluated.exit_code == 1 and "has id 27, but the model masks with id 28" in evaluated.stderr
     with pytest.raises(ValueError, match="has id 27"):
         load_with_tokenizer(str(model), str(tmp_path / "other"))

@@ -113,6 +113,7 @@ def test_adapter_changes_energies_and_leaves_the_proposals_bare(base):
     assert torch.equal(logits(model), logits(tiny_denoiser()))
     with model.disable_adapter():
         assert torch.equal(energies(model), bare)
+
     for layer in ("attn_qkv", "attn_out", "mlp.0", "mlp.2"):  # each of them is run
         before = energies(model)
         with torch.no_grad():
@@ -144,6 +145,7 @@ def test_weights_that_are_replaced_cast_or_changed_in_the_denoiser_are_those_of_
     linear = model.denoiser.backbone.blocks[0].mlp[0]
     linear.weight = nn.Parameter(2 * linear.weight.detach())
     assert (energies(model) - before).abs().max() > 1e-3
+
     with torch.no_grad():
         linear.weight.div_(2)
     assert torch.equal(energies(model), before)
@@ -170,6 +172,7 @@ def test_adapter_alone_is_saved_and_loads_on_its_base(tmp_path, base):
     stored = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
     assert sum(x.numel() for x in stored.values()) == sum(p.numel() for p in trainable(model).values())
     assert not (tmp_path / "adapter" / "model.safetensors").exists()
+
     loaded = PeftModel.from_pretrained(AutoModelForMaskedLM.from_pretrained(tmp_path / "base"), tmp_path / "adapter")
     native = AutoModelForMaskedLM.from_pretrained(tmp_path / "adapter")  # transformers finds the base by itself
     for other in (loaded, native):
@@ -190,10 +193,12 @@ def test_several_adapters_on_one_base_are_switched(tmp_path, base):
     model = PeftModel.from_pretrained(new_base(base), tmp_path / "first", adapter_name="first")
     model.load_adapter(tmp_path / "second", adapter_name="second")
     expected = {name: energies(adapted(new_base(base), seed)) for name, seed in (("first", 2), ("second", 3))}
+
     for name in ("first", "second", "first"):
         model.set_adapter(name)
         assert torch.equal(energies(model), expected[name])
         assert torch.equal(logits(model), logits(tiny_denoiser()))
+
     with model.disable_adapter():
         assert torch.equal(energies(model), energies(new_base(base)))
 
@@ -218,6 +223,7 @@ def test_merged_model_is_plain_and_has_the_same_energies(tmp_path, base):
     merged = merge_lora(model)
     assert type(merged) is EDLMForMaskedDiffusion
     assert merged.config.energy_adapter_rank == {"own": 0, "shared": 2, "updated": 5}[base]
+
     merged.save_pretrained(tmp_path)
     for plain in (merged, AutoModelForMaskedLM.from_pretrained(tmp_path)):
         torch.testing.assert_close(energies(plain), expected, rtol=1e-5, atol=1e-5)
@@ -267,6 +273,7 @@ def test_nothing_can_be_merged_into_the_denoiser(base):
         with pytest.raises(ValueError, match="This weight is the denoiser's.*merge_lora"):
             merge()
         assert torch.equal(energies(model), before) and torch.equal(logits(model), logits(tiny_denoiser()))
+
     linear = model.energy_model.get_submodule("blocks.0.attn_out").get_base_layer()
     for change in (nn.init.zeros_, lambda x: x.mul_(2), lambda x: x.data.fill_(0), lambda x: torch.neg(x, out=x)):
         with pytest.raises(ValueError, match="This weight is the denoiser's"):
@@ -381,17 +388,21 @@ def test_checkpoints_hold_the_averaged_adapter_that_is_evaluated(tmp_path, base)
     with trainer.averaged_weights():
         average = energies(trainer.model.eval())
     assert not torch.equal(energies(trainer.model), average)
+
     for folder in (tmp_path / "checkpoint-8", tmp_path / "final"):
         files = {path.name for path in folder.glob("*.safetensors")}
         assert files <= {"adapter_model.safetensors", "present_weights.safetensors"}
         assert "An adapter for this model" in (folder / "README.md").read_text()
+
         again = adapter_trainer(tmp_path / "again", base)
         scatter(trainable(again.model).values(), seed=9)
         loaded = PeftModel.from_pretrained(again.model.unload(), folder)
         assert torch.equal(energies(loaded), average)
+
         again = EnergyTrainer(loaded, again.args, eval_dataset=again.eval_dataset)
         found = again.evaluate()
         for name in ("eval_loss", "eval_sampler_bound", "eval_effective_sample_size"):
             assert found[name] == pytest.approx(measured[name], abs=1e-6)
+
     assert plain is trainer.model.get_base_model()
     assert np.isfinite(measured["eval_sampler_bound_change"])

@@ -110,6 +110,7 @@ def test_evaluate_loads_every_folder_without_a_network(tmp_path):
         text=True,
     )
     assert result.returncode == 0, result.stderr
+
     names, entropy = json.loads(result.stdout)
     assert names == {name: name for name in FOLDERS}
     assert entropy == renamed(unigram_entropy(IDS), "unigram_entropy")

@@ -63,6 +63,7 @@ def test_two_equal_fair_bits_have_half_a_bit_in_the_papers_estimator():
     network = EDLMForMaskedDiffusion.from_components(TwoEqualBits(), mask_token_id=2)
     result = paper_nll(network, [[0, 0], [1, 1]], energy=perfect, num_samples=4)
     assert result.value * 2 == pytest.approx(math.log(2) / 2, abs=1e-6)  # the entropy is log 2
+
     bound = sampler_bound(network, [[0, 0], [1, 1]], energy=perfect, num_steps=1, inner_copies=64, num_samples=64)
     assert bound.value * 2 > math.log(2) - 3 * bound.standard_error
 
@@ -104,11 +105,13 @@ def test_the_terms_of_the_bounds_are_the_published_ones(tmp_path, conditioned):
     weight = schedule.rate(t) / schedule.total(t).expm1()
     close(weight[:, None] * nats, data[f"nelbo_cont_{tag}"])
     close(1 / t[:, None] * nats, data[f"nelbo_cont_{tag}"])
+
     if not conditioned:
         # Importance-sampled times: a constant weight, log(1 - exp(-sigma_max)) - log(1 - exp(-sigma_min)).
         ends = schedule.total(torch.tensor([0.0, 1.0], dtype=torch.float64))
         close(-math.log(-math.expm1(-schedule.eps)) * nats, data["nelbo_importance_tc0"])
         assert ends[0] == 0
+
         for case in ("T0", "T1"):  # at t = 1 / T the published form is 0/0 = NaN where ours is 1
             steps, times = int(data[f"{case}_value"]), data[f"{case}_t"].double()
             earlier = ((times * steps).round() - 1) / steps
@@ -136,6 +139,7 @@ def test_the_joint_of_the_papers_estimator_is_the_published_one(tmp_path, energy
     masked, t = data["xt"] == 32, data["t"].double()
     rows = noised(data["x0"], masked, t)
     ours = joint_nats(process, rows, "one", 2)
+
     # The published energy keeps the proposal's log-probability of a masked first token, which ours cancels.
     first = nats_at(process, rows)[:, 0].double()
     expected = data[f"edlm_{energy_type}_val"].double().sum(-1)

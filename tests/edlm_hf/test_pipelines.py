@@ -118,6 +118,7 @@ def test_masks_are_filled_with_the_probabilities_of_the_model(model):
     logits[tokenizer().mask_token_id] = -torch.inf
     expected = logits.softmax(-1)
     answers = fill("ab[MASK]d", top_k=3)
+
     assert [answer["token"] for answer in answers] == expected.topk(3).indices.tolist()
     torch.testing.assert_close(torch.tensor([answer["score"] for answer in answers]), expected.topk(3).values)
     for answer in answers:

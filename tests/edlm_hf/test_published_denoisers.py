@@ -74,6 +74,7 @@ def test_configuration_says_what_the_others_need(loaded):
         published.config.get(name) for name in ("bos_token_id", "eos_token_id")
     )
     assert not denoiser.training and type(denoiser).__module__.startswith("transformers.")
+
     model = build(denoiser)
     assert (model.config.mask_token_id, model.config.logits_shift) == (MASK, published.shift)
 
@@ -92,6 +93,7 @@ def test_greedy_tokens_are_those_of_the_published_sampler(loaded, steps):
     ids = torch.cat([PROMPT, torch.full((6,), MASK)])
     longer = model.generate(PROMPT[None], max_new_tokens=6, **options)[0]
     assert torch.equal(longer, published_sampler(published, weights, ids, steps))
+
     if not published.shift:
         blocks = model.generate(PROMPT[None], max_new_tokens=6, block_length=3, **options)[0]
         assert torch.equal(blocks, published_sampler(published, weights, ids, 2 * steps, 3, len(PROMPT)))
@@ -147,6 +149,7 @@ def test_saved_composites_and_denoisers_load_again(loaded, tmp_path):
         torch.testing.assert_close(again(HOLES[None]).logits, expected)
         tokens = again.generate(HOLES[None], max_denoising_steps=3, **GREEDY)
         assert torch.equal(tokens, model.generate(HOLES[None], max_denoising_steps=3, **GREEDY))
+
     assert isinstance(AutoModelForCausalLM.from_pretrained(tmp_path / "denoiser"), type(denoiser))
 
 
@@ -178,6 +181,7 @@ def test_energy_of_a_causal_qwen_is_its_own_and_the_denoisers(name, energy_type,
     logits[:, MASK] = -torch.inf
     log_theta = logits.log_softmax(-1)
     impossible = [MASK] if name == "Dream" else [MASK, *range(VOCABULARY, len(logits[0]))]
+
     for candidate, energy in zip(candidates[0], energies, strict=True):
         inputs = torch.cat([torch.tensor([END]), candidate[:-1]])
         logits_ar = causal(input_ids=inputs[None]).logits[0].double()
@@ -193,6 +197,7 @@ def test_energy_of_a_causal_qwen_is_its_own_and_the_denoisers(name, energy_type,
     model.save_pretrained(tmp_path / "whole")
     again = EDLMForMaskedDiffusion.from_pretrained(tmp_path / "whole")
     torch.testing.assert_close(again.energy(candidates, HOLES[None])[0], energies)
+
     same = again.generate(HOLES[None], max_denoising_steps=3, num_candidates=4, eos_token_id=None, generator=seed())
     assert torch.equal(same, tokens)
 
@@ -279,6 +284,7 @@ def test_files_that_are_missing_are_named(tmp_path):
     torch.save(weights, tmp_path / "pytorch_model.bin")
     with pytest.raises(ValueError, match="neither model.safetensors.index.json nor model.safetensors"):
         load_published_denoiser(str(tmp_path))
+
     (tmp_path / "config.json").unlink()
     with pytest.raises((ValueError, OSError), match=r"config\.json"):
         load_published_denoiser(str(tmp_path))
@@ -327,6 +333,7 @@ def test_tokenizer_of_dream_needs_no_code(tmp_path):
     assert (tokenizer.mask_token_id, tokenizer.pad_token_id, tokenizer.bos_token_id) == (MASK, END, START)
     ids = tokenizer("abc <|mask|>d").input_ids
     assert ids == [1, 2, 3, 0, MASK, 4] and tokenizer.decode(ids) == "abc <|mask|>d"
+
     tokenizer.save_pretrained(tmp_path / "again")
     assert AutoTokenizer.from_pretrained(tmp_path / "again")("abc <|mask|>d").input_ids == ids
 

@@ -69,6 +69,7 @@ def test_every_text_counts_whatever_the_batch_size(batch_size):
     assert (result.num_samples, result.num_tokens, result.unit) == (len(rows), tokens, "perplexity")
     assert result.nll.value == pytest.approx(nats / tokens, abs=1e-6)
     assert result.value == pytest.approx(math.exp(nats / tokens), rel=1e-6)
+
     for perplexity, nlls in zip(result.sample_perplexities, direct, strict=True):
         expected = math.exp(sum(nlls) / len(nlls)) if nlls else math.nan
         assert perplexity == pytest.approx(expected, rel=1e-5, nan_ok=True)
@@ -154,6 +155,7 @@ def test_longer_texts_are_scored_in_windows():
             nlls = next_token_nlls(judge, [row[first:stop]], [scored - first])[0]
             weights = judge_weight_mask(torch.tensor([row]), END)[0, scored:stop]
             direct += nlls[weights].tolist()
+
     result = judged(rows, judge, stride=5, batch_size=4)
     assert result.num_tokens == len(direct)
     assert result.nll.value == pytest.approx(sum(direct) / len(direct), abs=1e-6)
@@ -224,6 +226,7 @@ def test_a_judge_that_does_not_fit_is_refused():
         generative_perplexity(["w1 w2"], tiny_gpt2())
     with pytest.raises(ValueError, match="token 15, but the judge knows ids below 12"):
         generative_perplexity(["w1 w15"], tiny_gpt2(), numbers_tokenizer(size=20))
+
     without_start = numbers_tokenizer()
     without_start.bos_token = None
     with pytest.raises(ValueError, match="no start token"):
@@ -307,6 +310,7 @@ def test_mauve_is_left_to_its_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "mauve", SimpleNamespace(compute_mauve=compute_mauve))
     result = mauve(["a", "b"], ["human"] * 3, device_id=1)
     assert (result.value, result.num_samples, math.isnan(result.standard_error)) == (0.25, 2, True)
+
     monkeypatch.setitem(sys.modules, "mauve", None)
     with pytest.raises(ImportError, match="pip install mauve-text"):
         mauve(["a", "b"], ["human"] * 3)
@@ -350,6 +354,7 @@ def test_a_report_gives_entropy_number_and_both_networks_calls_beside_perplexity
     assert report.spelling_accuracy.value == 6 / 8
     assert (report.num_samples, report.seconds_per_sample) == (2, 2.5)
     assert json.loads(json.dumps(report.to_dict()))["denoiser_calls"]["value"] == 3.5
+
     plain = sample_report(texts, rows, judge=None, denoiser_calls=[1, 1], energy_calls=[2, 2], seconds=1)
     header, line, first, second = markdown_table({"T = 4": report, "plain": plain}).splitlines()
     assert header == (
@@ -357,6 +362,7 @@ def test_a_report_gives_entropy_number_and_both_networks_calls_beside_perplexity
         "| seconds |"
     )
     assert line == "|" + " --- |" * 9
+
     perplexity = judged(rows).rounded()
     assert first == f"| T = 4 | 2 | {perplexity} | 1.2 ± 0.3 | 1.2 ± 0.3 | 0.75 ± 0 | 3.5 ± 0.5 | 0 ± 0 | 2.5 |"
     assert second == "| plain | 2 | - | 1.2 ± 0.3 | 1.2 ± 0.3 | - | 1 ± 0 | 2 ± 0 | 0.5 |"

@@ -71,6 +71,7 @@ def test_training_that_was_cut_short_goes_on_and_an_adapter_that_is_there_is_onl
     with pytest.raises(KeyboardInterrupt):
         adapt(corpus, tmp_path)
     assert not (tmp_path / names[0]).exists()
+
     monkeypatch.setattr(recipe, "EnergyTrainer", real)
     adapt(corpus, tmp_path)
     assert all((tmp_path / name).read_bytes() == (adapter / name).read_bytes() for name in names)
@@ -81,6 +82,7 @@ def test_training_that_was_cut_short_goes_on_and_an_adapter_that_is_there_is_onl
     found = json.loads((tmp_path / names[1]).read_text())["bits_per_token"]
     assert found["the control, m = 2"] == found["the adapter, m = 2"]
     assert found["the adapter less the control, m = 2"] == {"value": 0, "standard_error": 0}
+
     adapt(corpus, tmp_path)
     assert all((tmp_path / name).read_bytes() == (adapter / name).read_bytes() for name in names)
 
@@ -118,5 +120,6 @@ def test_a_folder_of_somebody_else_runs_nothing(corpus, adapter, tmp_path, state
     assert not (tmp_path / "RAN").exists()
     assert json.loads((tmp_path / "theirs" / "results.json").read_text())["training_steps"] is None
     assert json.loads((adapter / "results.json").read_text())["training_steps"] == 4
+
     torch.load(tmp_path / "theirs" / "training_args.bin", weights_only=False)
     assert (tmp_path / "RAN").exists(), "the trap would not have worked"

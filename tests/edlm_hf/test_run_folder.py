@@ -107,6 +107,7 @@ def test_the_lock_of_a_process_that_was_killed_is_free(tmp_path):
     assert process.stdout.readline() == "held\n"
     with pytest.raises(ValueError, match=f"process {process.pid} on"):
         FolderLock(tmp_path).__enter__()
+
     process.send_signal(signal.SIGKILL)
     process.wait()
     with FolderLock(tmp_path):
@@ -185,6 +186,7 @@ def test_a_checkpoint_whose_writing_was_interrupted_is_passed_over(text, half, u
     cut(half / "checkpoint-8/trainer_state.json")
     (half / "checkpoint-99").mkdir()
     assert last_complete_checkpoint(half) == str(half / "checkpoint-4") and not caplog.records
+
     shutil.rmtree(half / "checkpoint-4")
     assert last_complete_checkpoint(half) is None
     train(text, half)  # from the beginning, over what is left

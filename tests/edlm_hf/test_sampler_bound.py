@@ -36,10 +36,12 @@ def test_the_sampler_bound_holds_and_more_copies_tighten_it(window):
     for bound in bounds:
         assert likelihood < bound.value + 3 * bound.standard_error
     assert bounds[0].value > bounds[1].value > bounds[2].value
+
     # m -> infinity: L_T of the two-candidate law, marginalised over what a step does not reveal
     limit = marginalised_bound(lambda n: two if n / steps >= 1 - window - 1e-9 else PRODUCTS, steps)
     assert likelihood <= limit + 1e-9
     assert limit < bounds[2].value + 3 * bounds[2].standard_error
+
     finest = sampler_bound(model(), ALL, inner_copies=256, num_samples=64, batch_size=648, **options)
     assert abs(finest.value - limit) < 4 * finest.standard_error + (bounds[2].value - limit) / 8
 
@@ -65,6 +67,7 @@ def test_the_reveal_set_energy_needs_one_copy_where_the_sequence_energy_needs_ma
             agree = (given[:, known] == noisy_ids[b, known]).all(-1).numpy()
             hit = agree & (given[:, filled] == candidate_ids[b, j, filled]).all(-1).numpy()
             energies[b, j] = -math.log(JOINT[hit].sum() / JOINT[agree].sum())
+
         return energies + proposal_log_probs
 
     texts, options = draws(60, seed=2), {"num_steps": 2, "num_candidates": 4, "energy": perfect, "num_samples": 4}

@@ -126,9 +126,11 @@ def test_messages_show_no_secret(tmp_path):
     assert (
         parse(train_denoiser, CLASSES, [str(tmp_path / "recipe.yaml"), "--output_dir", "x"])[2].hub_token == "my secret"
     )
+
     flags = ["--output_dir", "x", "--hub_token", "another"]
     assert parse(train_denoiser, CLASSES, [str(tmp_path / "recipe.yaml"), *flags])[2].hub_token == "another"
     assert "--hub_token HUB_TOKEN" in CliRunner().invoke(app, ["train-denoiser", "--help"]).output
+
     (tmp_path / "wrong.yaml").write_text(yaml.safe_dump({"hub_token": "my secret", "max_steps": "my secret"}))
     for command, code in (
         (["train-denoiser", tmp_path / "recipe.yaml", "--help"], 0),
@@ -196,6 +198,7 @@ def test_a_run_that_pushes_writes_its_token_nowhere(hub, client, tmp_path, strat
     files = hub[f"me/{strategy}"].files()
     here = {str(path): path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
     assert any(name.endswith("training_args.bin") for name in here) and not any(".push-" in name for name in here)
+
     told = {"arguments": json.dumps(argv).encode(), "output": (out + err).encode()}
     assert not [name for name, content in (files | here | told).items() if TOKEN.encode() in content]
 
@@ -204,6 +207,7 @@ def test_a_run_that_pushes_writes_its_token_nowhere(hub, client, tmp_path, strat
     )
     assert {name.partition("/")[0] for name in files if "/" in name} == whole
     assert all(f"{place}/{name}" in files for place in whole for name in ("optimizer.pt", "trainer_state.json"))
+
     root = {name for name in files if "/" not in name}
     assert {"README.md", "config.json", "model.safetensors", "tokenizer.json", "modeling_mdlm.py"} <= root
     state = {"training_args.bin", "trainer_state.json", "recipe.json", ".env", "present_weights.safetensors"}

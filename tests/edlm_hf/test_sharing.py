@@ -20,6 +20,7 @@ def test_pushed_model_loads_and_its_card_is_ours(hub, client, tmp_path, kind):
     model.save_pretrained(tmp_path)
     client(push_model, source=str(tmp_path), auto_class=AUTO[kind], repo_id=f"me/{kind}", tags=["tiny"])
     assert client(load, repo_id=f"me/{kind}", auto_class=AUTO[kind]) == fingerprint(model)
+
     card = ModelCard(hub[f"me/{kind}"].text("README.md"))
     assert card.data.library_name == "transformers" and {"masked-diffusion", "tiny"} <= set(card.data.tags)
     tasks = {"nce": "text-generation", "denoiser": "fill-mask", "drafter": "fill-mask", "causal": "text-generation"}
@@ -63,11 +64,13 @@ def test_revision_pins_a_push(hub, client, tmp_path):
         ],
     )
     assert code == 0, err
+
     result = json.loads(out.splitlines()[-1])
     assert result["repository"] == "me/pinned" and result["revision"] == "v2"
     assert result["commit"] == hub["me/pinned"].branches["v2"] and hub["me/pinned"].messages[-1] == "Second"
     assert client(load, repo_id="me/pinned") == fingerprint(first)
     assert client(load, repo_id="me/pinned", revision="v2") == fingerprint(second)
+
     client(push_model, source=str(tmp_path / "second"), **push)
     assert client(load, repo_id="me/pinned") == fingerprint(second)
     assert client(load, repo_id="me/pinned", revision=commit) == fingerprint(first)
@@ -94,6 +97,7 @@ def test_interrupted_push_changes_nothing_and_can_be_repeated(hub, client, folde
     code, out, _ = client(command, arguments=["push", str(folder), "me/cut"])
     assert code == 0 and hub["me/cut"].branches["main"] in out
     assert contents(folder) == before
+
     stored = {name: content for name, content in hub["me/cut"].files().items() if name != ".gitattributes"}
     assert set(stored) == set(before)
     assert {name for name in before if stored[name] != before[name]} == {"README.md"}  # it knows its repository now
@@ -125,10 +129,12 @@ def test_stale_shards_go_and_training_state_stays_here(hub, client, folder, tmp_
     build("nce").save_pretrained(tmp_path / "sharded", max_shard_size="20KB")
     assert client(command, arguments=["push", str(tmp_path / "sharded"), "me/shards"])[0] == 0
     assert any(name.startswith("model-00001") for name in hub["me/shards"].files())
+
     (folder / "checkpoint-10").mkdir()
     for name in ("checkpoint-10/model.safetensors", "optimizer.pt", "training_args.bin", ".secret", "notes.txt"):
         (folder / name).write_text("x")
     assert client(command, arguments=["push", str(folder), "me/shards"])[0] == 0
+
     stored = set(hub["me/shards"].files())
     assert {name for name in stored if "safetensors" in name} == {"model.safetensors"} and "notes.txt" in stored
     assert not stored & {"optimizer.pt", "training_args.bin", ".secret"}
@@ -180,6 +186,7 @@ def test_mistakes_are_told_and_nothing_is_made(hub, client, folder, tmp_path):
     ]:
         code, out, err = client(command, arguments=["push", *arguments])
         assert code == 1 and err.startswith("edlm push: ") and words in err and not out
+
     assert client(command, arguments=["push", str(folder)])[0] == 2
     code, out, _ = client(command, arguments=["push", "--help"])
     assert code == 0 and all(option in out for option in ("--private", "--revision", "--commit-message", "--json"))

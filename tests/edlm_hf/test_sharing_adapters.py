@@ -43,6 +43,7 @@ def push_adapter_of_peft(base, repo_id, scope):
     load = transformers.AutoModelForMaskedLM.from_pretrained
     config = peft.LoraConfig(r=2, target_modules=target, modules_to_save=["energy_head"], init_lora_weights=False)
     model = peft.get_peft_model(load(base, energy_scope=scope), config).eval()
+
     with torch.no_grad():
         model.energy_model.energy_head.modules_to_save["default"][0].weight.mul_(1.5)
         push(model, repo_id, facts=CardFacts(data="a little"))
@@ -66,6 +67,7 @@ def push_adapter_of_transformers(base, repo_id):
     torch.manual_seed(0)
     load = transformers.AutoModelForMaskedLM.from_pretrained
     model = load(base)
+
     with torch.no_grad():
         model.add_adapter(peft.LoraConfig(r=2, target_modules=target, init_lora_weights=False))
         model.push_to_hub(repo_id)
@@ -117,6 +119,7 @@ def adapt_shipped(folder):
     base = transformers.AutoModelForMaskedLM.from_pretrained(edlm_hf.checkpoint("edlm-books"))
     mask = base.config.mask_token_id
     noisy, clean = torch.tensor([[30, mask, 50, mask]]), torch.tensor([[[30, 100, 50, 90], [30, 200, 50, 700]]])
+
     with torch.no_grad():
         bare = base.energy(clean, noisy).tolist()
         config = energy_lora(2, 4)
@@ -184,6 +187,7 @@ def push_shared(base, repo_id):
     load = transformers.AutoModelForMaskedLM.from_pretrained
     config = peft.LoraConfig(r=2, target_modules=LORA_TARGET_MODULES, modules_to_save=LORA_MODULES_TO_SAVE)
     model, energies = peft.get_peft_model(load(repo_id), config).eval(), []
+
     with torch.no_grad():
         for send, revision in (
             (lambda: push(model, f"{repo_id}-lora", private=True), None),
@@ -197,6 +201,7 @@ def push_shared(base, repo_id):
             name = f"{repo_id}-lora" if len(energies) < 2 else f"{repo_id}-by-peft"
             loaded = peft.PeftModel.from_pretrained(load(repo_id), name, revision=revision)
             energies.append([model.energy(clean, noisy).tolist(), loaded.energy(clean, noisy).tolist()])
+
         loaded = peft.PeftModel.from_pretrained(load(repo_id), f"{repo_id}-lora")
         return [*energies, [energies[0][0], loaded.energy(clean, noisy).tolist()]]
 
@@ -224,12 +229,14 @@ def push_local(base, causal, repo_id, folder):
     adapted = transformers.AutoModelForMaskedLM.from_pretrained(base)
     adapted = peft.get_peft_model(adapted, peft.LoraConfig(r=2, target_modules=["attn_qkv"]))
     adapted.save_pretrained(folder)
+
     errors = []
     for model in (adapted, whole):
         try:
             push(model, repo_id)
         except ValueError as error:
             errors.append(str(error))
+
     return errors
 
 

@@ -17,6 +17,7 @@ def test_examples_of_the_card_run_without_the_package_and_from_a_private_reposit
     code, out, err = client(command, arguments=["push", str(folder), "me/private", "--private", "--json"])
     assert code == 0, err
     assert hub["me/private"].private
+
     example = re.findall(r"```python\n(.*?)```", hub["me/private"].text("README.md"), re.DOTALL)[1]
     assert len(example.splitlines()) == 5 and "edlm_hf" not in example
     bare = hub.environment(without_package.home / "online")
@@ -53,10 +54,12 @@ def test_cache_made_by_hand_serves_offline_and_without_the_package(without_packa
     cache, sha = without_package.home / "hf" / "hub", "0" * 39 + "1"
     build("denoiser").save_pretrained(folder.parent / "denoiser")
     sources = {"whole": folder, "part": folder.parent / "denoiser"}
+
     for name, source in sources.items():
         shutil.copytree(source, cache / f"models--me--{name}" / "snapshots" / sha)
         (cache / f"models--me--{name}" / "refs").mkdir()
         (cache / f"models--me--{name}" / "refs" / "main").write_text(sha)
+
     whole, part = fingerprint(build("nce")), fingerprint(build("denoiser"))
     without_package(OFFLINE, "me/part", "main", part, "me/whole", "main", whole, "me/whole", sha, whole)
 

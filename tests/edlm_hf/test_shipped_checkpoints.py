@@ -116,6 +116,7 @@ def test_the_energy_prefers_the_text_to_proposals_with_the_same_visible_tokens(m
     clean = torch.tensor([text])
     mask = model.config.mask_token_id
     generator = torch.Generator().manual_seed(0)
+
     wins = []
     for share in (0.2, 0.4, 0.6, 0.8):
         masked = torch.rand(clean.shape, generator=generator) < share
@@ -129,6 +130,7 @@ def test_the_energy_prefers_the_text_to_proposals_with_the_same_visible_tokens(m
         with torch.no_grad():
             energies = model.energy(candidates, noisy)[0]
         wins.append((energies[0] < energies[1:]).float().mean())
+
     # 64 draws; an energy that knows nothing wins half of each row of 16
     assert torch.stack(wins).mean() > 0.7
 
@@ -149,6 +151,7 @@ def test_speculative_tokens_have_the_probabilities_of_the_baseline(model):
     logits = causal(input_ids=out.sequences[:, :-1]).logits
     logits[..., model.config.mask_token_id] = -torch.inf
     log_probs = logits.log_softmax(-1).gather(-1, out.sequences[:, 1:, None]).squeeze(-1)
+
     torch.testing.assert_close(out.log_probs[:, 1:], log_probs, rtol=0, atol=1e-4)
 
     # Drafts are accepted: 128 tokens take far fewer rounds

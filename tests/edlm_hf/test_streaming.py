@@ -69,9 +69,11 @@ def test_notebook_output_is_updated_in_place(monkeypatch):
     streamer = NotebookDiffusionStreamer(TOKENIZER)
     stream(streamer)
     assert len(ipython.outputs) == 1
+
     shown = ["the ", "the c░░░░░", "the cat░░░", "the cat", "the cat s░", "the cat sa", "the cat sa"]
     assert ipython.texts() == shown
     assert 'the <span style="opacity: 0.6">cat░░░</span>' in ipython.outputs[0][2]["text/html"]
+
     stream(streamer)
     assert ipython.texts(1) == shown
 
@@ -110,15 +112,18 @@ def screen_after(written, width):
             elif kind == "K":
                 lines[row] = "" if number == "2" else lines[row][:column]
             continue
+
         letter, rest = rest[0], rest[1:]
         if letter == "\r":
             column = 0
         elif letter == "\n" or column == width:
             row, column = row + 1, 0
             lines += [""] * (row + 1 - len(lines))
+
         if letter not in "\r\n":
             lines[row] = lines[row][:column].ljust(column) + letter + lines[row][column + 1 :]
             column += 1
+
     return lines
 
 
@@ -178,6 +183,7 @@ def test_generate_streams_what_it_returns(monkeypatch, block_length):
         generator=torch.Generator().manual_seed(0),
     )
     assert ipython.texts()[0] == "ab" and ipython.texts()[-1] == TOKENIZER.decode(tokens[0])
+
     drafts = [text for text in ipython.texts() if "░" in text]
     assert drafts and all(text.startswith("ab") for text in drafts)
 
@@ -217,12 +223,14 @@ def test_command_shows_the_text_while_it_forms_and_leaves_it(tmp_path):
     environment = os.environ | {"TERM": "xterm-256color", "COLUMNS": "80"}
     process = subprocess.Popen(command, stdout=theirs, stderr=subprocess.DEVNULL, env=environment)
     os.close(theirs)
+
     written = b""
     try:
         while part := os.read(ours, 4096):
             written += part
     except OSError:  # Linux: the other end is closed
         pass
+
     os.close(ours)
     assert process.wait() == 0
     shown = written.decode().replace("\r\n", "\n")
@@ -243,6 +251,7 @@ def test_nothing_is_drafted_after_the_end_of_the_text(monkeypatch, streamer_clas
     model = EDLMForMaskedDiffusion.from_components(tiny_denoiser(vocab_size=len(TOKENIZER), model_length=40))
     options = {"max_new_tokens": 12, "block_length": 2, "max_denoising_steps": 2}
     free = model.generate(ids("the ").unsqueeze(0), generator=torch.Generator().manual_seed(0), **options)[0, 4:]
+
     for end in sorted(set(free.tolist())):
         shown.clear()
         tokens = model.generate(
@@ -255,6 +264,7 @@ def test_nothing_is_drafted_after_the_end_of_the_text(monkeypatch, streamer_clas
         )
         length = 4 + free.tolist().index(end) + 1
         assert (tokens[0, length:] == MASK - 1).all() and tokens[0, length - 1] == end
+
         drafts = [text for text in shown if "░" in text]
         assert all(text.startswith("the ") and "the the " not in text for text in drafts)
         assert len(shown) == 1 + 3 * -(-(length - 4) // 2) + (streamer_class is NotebookDiffusionStreamer)
@@ -326,6 +336,7 @@ def test_a_terminal_is_given_back_when_the_call_fails(monkeypatch):
     streamer = TerminalDiffusionStreamer(tokenizer, console=Console(file=output, force_terminal=True))
     ids = tokenizer("the cat", return_tensors="pt").input_ids
     standard_output = sys.stdout
+
     with pytest.raises(RuntimeError, match="an accident"):
         model.generate(ids, max_new_tokens=3, streamer=streamer, callback_on_step_end=fail)
     assert streamer.live is None and sys.stdout is standard_output
@@ -349,6 +360,7 @@ def test_a_call_that_was_left_early_is_read_anew():
     call = StreamedCall(partial(model.generate, ids, max_new_tokens=3), tokenizer)
     with pytest.raises(ValueError, match="read its text first"):
         call.result()
+
     for _ in call:
         break
     *_, (text, draft) = call

@@ -63,6 +63,7 @@ def test_streamed_tokens_steer_no_terminal_and_stay_as_they_are_in_a_file(termin
     streamer.put(torch.arange(12))
     streamer.end()
     whole = "".join(HOSTILE)
+
     if terminal:
         assert "\x1b]" not in file.getvalue() and not {"\x9b", "\x07", "\x08", "\u202e"} & set(file.getvalue())
         assert visible(whole) in file.getvalue()
@@ -96,6 +97,7 @@ def on_a_terminal(*arguments) -> str:
             while part := os.read(read, 4096):
                 written += part
         os.close(read)
+
     assert program.returncode == 0, written
     return written.decode()
 
@@ -117,6 +119,7 @@ def test_generated_texts_steer_no_terminal_and_are_piped_as_they_are(model):
     )
     shown = on_a_terminal(*arguments)
     assert not {TITLE, "\x9b", "\x08", "\u202e"} & set(shown) and "\x1b[2J" not in shown and TITLE not in shown
+
     with start(*arguments, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as program:
         piped = program.stdout.read().decode()
     texts = json.loads(CliRunner().invoke(app, [*map(str, arguments), "--json"]).stdout)

@@ -191,6 +191,7 @@ def test_saved_beside_a_model_auto_tokenizer_reads_it_without_the_package(make, 
     for text in texts:
         ids = tokenizer(text).input_ids
         expected.append(repr((ids, tokenizer.decode(ids, skip_special_tokens=True), tokenizer.decode(ids))))
+
     expected.append(f"{tokenizer.mask_token_id} {tokenizer.bos_token_id} {tokenizer.pad_token_id} {len(tokenizer)}")
     result = subprocess.run(
         [sys.executable, "-c", READ_BACK, str(tmp_path / "model"), *texts],

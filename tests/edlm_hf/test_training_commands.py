@@ -74,6 +74,7 @@ def test_text_to_a_model_with_an_energy_in_three_commands(tmp_path, recipe):
     assert denoiser["finished"] and denoiser["steps"] == 12 and 0 < denoiser["eval_bits_per_character"] < 5
     causal = result_of(call("train-autoregressive", recipe("autoregressive"), "--json"))
     assert 0 < causal["eval_bits_per_character"] < 5
+
     card = (tmp_path / "autoregressive" / "README.md").read_text()
     assert f"| bits_per_character | {causal['eval_bits_per_character']:.6g} |" in card and "train.txt" in card
     file = recipe("energy", denoiser=str(tmp_path / "denoiser"), energy="lora", adapter_rank=2)
@@ -87,6 +88,7 @@ def test_text_to_a_model_with_an_energy_in_three_commands(tmp_path, recipe):
         "shared", 2, tokenizer.bos_token_id,
     )  # fmt: skip
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "autoregressive").config.causal
+
     start = torch.tensor([[tokenizer.bos_token_id]])
     rows = model.generate(start, max_new_tokens=15, max_denoising_steps=4, num_candidates=2)
     assert rows.shape == (1, 16) and len(tokenizer.decode(rows[0], skip_special_tokens=True)) == 15
@@ -100,6 +102,7 @@ def test_a_denoiser_starts_from_the_autoregressive_baseline(tmp_path, recipe):
     adapted = result_of(call("train-denoiser", recipe("denoiser", **start), "--json", "--from_causal", causal,
                              "--output_dir", tmp_path / "adapted"))  # fmt: skip
     assert adapted["parameters"] == new["parameters"] and adapted["eval_loss"] < new["eval_loss"] - 0.1
+
     both = call("train-denoiser", recipe("denoiser"), "--from_causal", causal, "--model", causal)
     assert both.exit_code == 1 and "give one of them" in both.stderr
 
@@ -127,6 +130,7 @@ def test_a_run_that_is_finished_is_only_evaluated_when_repeated(tmp_path, recipe
     for _ in range(2):
         again = result_of(call(*arguments))
         assert again["steps"] == first["steps"] and again["eval_loss"] == first["eval_loss"]
+
     assert (tmp_path / "denoiser" / "model.safetensors").read_bytes() == weights
     if "num_train_epochs" not in length:
         assert result_of(call(*arguments, "--max_steps", 6))["steps"] == 6
@@ -149,6 +153,7 @@ def test_what_was_trained_on_is_never_held_out_later(tmp_path, recipe):
         ("train-denoiser", recipe("denoiser", max_steps=4)),
     )
     assert call(*arguments).exit_code == 0
+
     later = call(*without)
     assert later.exit_code == 1 and "held_out is True, there False" in later.stderr
     (tmp_path / "denoiser" / "recipe.json").unlink()  # as a run of the Trainer alone leaves it
@@ -165,6 +170,7 @@ def test_another_run_in_the_same_folder_is_refused_by_what_differs(tmp_path, rec
     assert other.exit_code == 1 and "holds the checkpoints of another run" in other.stderr
     assert "other.txt" in other.stderr and "learning_rate is 0.5, there 0.003" in other.stderr
     assert call(*arguments, "--logging_steps", 1, "--eval_blocks", 3, "--max_steps", 5).exit_code == 0
+
     file = tmp_path / "nowhere.yaml"
     file.write_text(f"dataset: {tmp_path / 'other.txt'}\n")
     nowhere = call("train-denoiser", file)
@@ -176,6 +182,7 @@ def test_blocks_and_tokenizer_are_those_of_the_model_to_start_from(tmp_path, rec
     text = {"dataset": str(tmp_path / "train.txt"), "style": "crop", "output_dir": str(tmp_path / "short")}
     recipe("denoiser")  # the text
     file.write_text(yaml.safe_dump(text | {"max_steps": 1, "length": 32, "use_cpu": True, "report_to": "none"}))
+
     small = "--per_device_train_batch_size", 4, "--eval_blocks", 2, "--ema_decay", 0, "--json"
     for name in ("denoiser", "model"):
         made = result_of(call("train-energy", file, f"--{name}", "edlm-books", "--output_dir", tmp_path / name, *small))
@@ -183,6 +190,7 @@ def test_blocks_and_tokenizer_are_those_of_the_model_to_start_from(tmp_path, rec
         tokenizer = AutoTokenizer.from_pretrained(tmp_path / name)
         model = AutoModelForMaskedLM.from_pretrained(tmp_path / name)
         assert tokenizer.mask_token_id == model.config.mask_token_id == 4095
+
     wrong = call("train-energy", file, "--denoiser", "edlm-books", "--tokenizer", "text8", "--style", "wrap")
     assert wrong.exit_code == 1 and "has id 27, but the model masks with id 4095" in wrong.stderr
     both = call("train-energy", file, "--denoiser", "edlm-books", "--model", "edlm-books")
@@ -197,6 +205,7 @@ def test_the_last_twentieth_of_a_file_is_for_evaluation_unless_another_is_given(
     whole, again = load_sets(data, choose_tokenizer(data, None))
     assert len(held_out) == len(whole) // 20 > 0 and len(training) + len(held_out) == len(whole) == len(again)
     assert (held_out[0]["input_ids"] == whole[len(training)]["input_ids"]).all()
+
     data.eval_dataset, data.streaming = None, True
     with pytest.raises(ValueError, match="nothing to evaluate on: give --eval_dataset"):
         load_sets(data, choose_tokenizer(data, None))
@@ -207,6 +216,7 @@ def test_old_names_of_flags_and_keys_are_taken_and_told(recipe, capsys):
     file = recipe("energy", denoiser="somewhere", denoising_steps=4)
     *_, args = parse(*CLASSES["energy"], [file, "--eval_denoising_steps", "3"])
     assert (args.max_denoising_steps, args.eval_max_denoising_steps) == (4, 3)
+
     told = capsys.readouterr().err
     assert "edlm train-energy: old names, which work until 0.3.0: denoising_steps (now max_denoising_steps)." in told
     assert "eval_denoising_steps (now eval_max_denoising_steps)" in told
@@ -292,6 +302,7 @@ def test_an_energy_of_few_blocks_starts_from_the_first_ones_of_the_denoiser(tmp_
     denoiser.save_pretrained(tmp_path)
     model = new_energy(EnergyModelArguments(str(tmp_path), energy_blocks=1))
     assert len(model.energy_model.blocks) == 1 and len(model.denoiser.backbone.blocks) == 3
+
     ours, theirs = model.energy_model.blocks[0], denoiser.backbone.blocks[0]
     assert torch.equal(ours.attn_qkv.weight, theirs.attn_qkv.weight)
     for energy, count in (("full", 4), ("head", 1)):

@@ -92,6 +92,7 @@ def test_thirty_two_blocks_are_learnt_to_the_entropy_of_choosing_one(tmp_path):
     )  # fmt: skip
     trainer.train()
     metrics, minimum = trainer.evaluate(), math.log(32) / 6
+
     assert minimum * 0.98 < metrics["eval_loss"] < minimum * 1.03
     assert metrics["eval_perplexity"] == pytest.approx(math.exp(metrics["eval_loss"]))
     assert metrics["eval_bits_per_token"] == pytest.approx(metrics["eval_loss"] / math.log(2))
@@ -223,11 +224,13 @@ def test_the_average_warms_up_and_then_decays():
     nn.init.constant_(model.weight, weights[0])
     average.on_train_begin(None, state(0), None, model=model)
     expected = weights[0]
+
     for step, weight in enumerate(weights[1:], 1):
         nn.init.constant_(model.weight, weight)
         average.on_step_end(None, state(step), None, model=model)
         decay = min(0.5, (1 + step) / (10 + step))
         expected = decay * expected + (1 - decay) * weight
+
     with average.applied(model):
         assert model.weight.item() == pytest.approx(expected)
     assert model.weight.item() == weights[-1]
@@ -244,6 +247,7 @@ def test_a_checkpoint_holds_the_averaged_model_and_agrees_with_the_evaluation(tm
     assert not same(loaded, trainer.model)
     with trainer.averaged_weights():
         assert same(loaded, trainer.model)
+
     bound = nelbo(loaded, np.stack(rows["input_ids"]), num_samples=2, seed=trainer.args.seed)
     assert metrics["eval_loss"] == pytest.approx(bound.value, abs=1e-6)
     trainer.save_model(tmp_path / "final")
@@ -307,6 +311,7 @@ def test_a_resumed_run_continues_bitwise(tmp_path, accumulation):
     resumed = start()
     checkpoint = last_complete_checkpoint(tmp_path)
     assert checkpoint.endswith("checkpoint-7")
+
     resumed.train(resume_from_checkpoint=checkpoint)
     assert logged(resumed) == logged(whole) and len(logged(whole)) == 11
     assert same(resumed.model, whole.model)
@@ -322,6 +327,7 @@ def test_accumulated_steps_are_those_of_the_whole_batch(tmp_path, accumulation):
         )
         trainer.train()
         runs.append((logged(trainer), logged(trainer, "grad_norm")))
+
     assert runs[0][0] == pytest.approx(runs[1][0], rel=1e-5)
     assert runs[0][1] == pytest.approx(runs[1][1], rel=1e-4)
 
@@ -341,6 +347,7 @@ def test_the_autoregressive_model_trains_and_evaluates_by_the_same_trainer(tmp_p
     metrics = trainer.evaluate()
     assert metrics["eval_loss"] == pytest.approx(math.log(2) * 10 / 11, abs=0.05)  # one token of 11 is known
     assert np.mean(logged(trainer)[-10:]) == pytest.approx(metrics["eval_loss"], abs=0.05)
+
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "checkpoint-100")
     exact = autoregressive_nll(loaded, np.stack(rows["input_ids"]))
     assert metrics["eval_loss"] == pytest.approx(exact.value, abs=1e-6)

@@ -75,6 +75,7 @@ def test_the_loss_is_that_of_the_corrected_proposal(tmp_path):
         noisy = clean[row : row + 1].clone()
         noisy[:, cut:] = MASK
         hidden = denoiser.hidden_at(noisy == MASK, noisy)
+
         of_head, of_denoiser = [], []
         for i in range(cut + 1, min(cut + 3, 6)):
             state, token = hidden[i - cut, None], clean[row, i]
@@ -83,6 +84,7 @@ def test_the_loss_is_that_of_the_corrected_proposal(tmp_path):
                 logits = project(states)[0]
                 logits[MASK] = -torch.inf
                 found.append(float(-logits.log_softmax(-1)[token]))
+
         assert nats[row] == pytest.approx(np.mean(of_head), abs=1e-5)
         assert without_head[row] == pytest.approx(np.mean(of_denoiser), abs=1e-5)
         assert num_drafts[row] == len(of_head)
@@ -104,6 +106,7 @@ def test_the_loss_of_a_target_is_how_often_it_refuses(tmp_path):
         noisy = clean[row : row + 1].clone()
         noisy[:, cut:] = MASK
         hidden = denoiser.hidden_at(noisy == MASK, noisy)
+
         refused, divergences = [], []
         for i in range(cut + 1, min(cut + 3, 6)):
             before = embedding(clean[row, [i - 1, i - 2]])
@@ -113,6 +116,7 @@ def test_the_loss_of_a_target_is_how_often_it_refuses(tmp_path):
             p, q = p_logits.softmax(-1)[:MASK], q_logits.softmax(-1)[:MASK]
             refused.append(float((p - q).clamp_min(0).sum()))
             divergences.append(float((p * (p / q).log()).sum()))
+
         assert found["refused"][row] == pytest.approx(np.mean(refused), abs=1e-5)
         loss = np.mean(refused) + 0.3 * np.mean(divergences)
         assert found["loss"][row] == pytest.approx(loss, abs=1e-5)
@@ -189,6 +193,7 @@ def test_a_markov_chain_is_learnt_to_its_entropy_and_more_drafts_are_accepted(tm
     for _ in range(11):
         draws = numbers.random((2000, 1))
         texts.append((draws > follows[texts[-1]].cumsum(-1)).sum(-1).clip(max=MASK - 1))
+
     rows = np.stack(texts, axis=1)
 
     torch.manual_seed(0)
@@ -216,6 +221,7 @@ def test_a_markov_chain_is_learnt_to_its_entropy_and_more_drafts_are_accepted(tm
     )
     trainer.train()
     refused = trainer.evaluate()
+
     assert refused["eval_refused"] < 0.05 < 0.3 < refused["eval_refused_without_head"]
     with trainer.averaged_weights():
         assert accepted_drafts(denoiser, follows) > without + 0.5
@@ -262,6 +268,7 @@ def test_the_command_saves_the_denoiser_of_a_composite_with_its_head(tmp_path, m
     start = {"denoiser": tmp_path / "whole", "draft_width": 8, "output_dir": folder}
     called = call(**start, max_steps=40, learning_rate=0.05, per_device_train_batch_size=16, ema_decay=0.9)
     assert called.exit_code == 0, called.output
+
     result = json.loads(called.stdout)
     assert result["class"] == "MDLMForMaskedLM" and result["steps"] == 40
     assert result["eval_nll_change"] < -5 * result["eval_nll_change_standard_error"] < 0
@@ -271,6 +278,7 @@ def test_the_command_saves_the_denoiser_of_a_composite_with_its_head(tmp_path, m
     drafter = AutoModelForMaskedLM.from_pretrained(folder)
     assert drafter.config.draft_width == 8
     assert same(drafter.backbone, whole.denoiser.backbone)
+
     start_token = torch.tensor([[AutoTokenizer.from_pretrained(folder).bos_token_id]])
     network = EDLMForMaskedDiffusion.from_components(drafter, causal)
     assert network.generate(start_token, max_new_tokens=15, sampler="speculative").shape == (1, 16)
@@ -278,6 +286,7 @@ def test_the_command_saves_the_denoiser_of_a_composite_with_its_head(tmp_path, m
     causal.save_pretrained(tmp_path / "causal")
     called = call(**(start | {"output_dir": tmp_path / "of-target"}), autoregressive=tmp_path / "causal", max_steps=2)
     assert called.exit_code == 0, called.output
+
     result = json.loads(called.stdout)
     assert 0 < result["eval_refused"] <= result["eval_refused_without_head"] < 1
 

@@ -151,6 +151,7 @@ def two_laws():
     """q(x | x_t) and p_theta(x | x_t) over the sequences that agree with a state, for states of 2, 3 and 4 masks."""
     joint = random_joint()
     table = perturbed(marginals(joint), seed=1)
+
     laws = []
     for state in ([MASK] * 4, [MASK, 1, MASK, MASK], [0, MASK, 2, MASK]):
         s = int(np.flatnonzero((STATES == state).all(-1))[0])
@@ -158,6 +159,7 @@ def two_laws():
         q, p = joint[possible] / joint[possible].sum(), product_law(table, s)[possible]
         assert len(q) == 3 ** (np.array(state) == MASK).sum() and len(SEQUENCES) == 81
         laws.append((torch.tensor(q), torch.tensor(p)))
+
     return laws
 
 

@@ -26,6 +26,7 @@ def test_linear_layers_of_the_blocks_take_orthonormal_steps_and_all_else_those_o
     MuonAdamW(model, **(OPTIONS | {"weight_decay": 0.0})).step()
     torch.optim.AdamW(reference.parameters(), **(OPTIONS | {"weight_decay": 0.0})).step()
     kinds = {True: 0, False: 0}
+
     for (name, parameter), expected in zip(model.named_parameters(), reference.parameters(), strict=True):
         matrix = name.startswith("backbone.blocks.") and parameter.dim() == 2 and "adaLN" not in name
         kinds[matrix] += 1
@@ -35,6 +36,7 @@ def test_linear_layers_of_the_blocks_take_orthonormal_steps_and_all_else_those_o
             assert 0.5 * scale < singular.min() and singular.max() < 1.4 * scale, name
         else:
             assert torch.equal(parameter, expected), name
+
     assert min(kinds.values()) > 4
 
 
@@ -98,5 +100,6 @@ def test_muon_takes_the_steps_of_torch_within_the_rounding_of_bfloat16(shape):
         theirs.grad = ours.grad.clone()
         for optimizer in optimizers:
             optimizer.step()
+
     step = theirs - start
     assert (ours - theirs).norm() < 0.02 * step.norm()

@@ -194,6 +194,7 @@ def test_how_a_step_is_computed_changes_its_loss_by_rounding_alone(tmp_path, kin
     for trainer in (plain, other):
         trainer.train()
     torch._dynamo.reset()
+
     if error is None:  # the same rows in another order
         assert len(logged(other)) == 2 and min(logged(other)) > 0
     else:
@@ -209,6 +210,7 @@ def test_predictions_are_what_was_measured_of_every_row(tmp_path, kind):
     found = trainer.predict(rows)
     assert found.predictions.shape == (11, len(trainer.measured)) and found.label_ids is None
     assert found.metrics["test_loss"] == pytest.approx(trainer.evaluate(rows)["eval_loss"], abs=1e-6)
+
     trainer = trainer_of(kind, tmp_path, rows, per_device_eval_batch_size=4, prediction_loss_only=True)
     alone = trainer.predict(rows)
     assert alone.predictions is None
@@ -276,6 +278,7 @@ def test_a_model_made_by_model_init_is_trained_like_one_that_is_given(tmp_path, 
         other.train()
         assert logged(other) == logged(trainer) and same(other.model, trainer.model)
         assert all(torch.equal(a, b) for a, b in zip(other.average.shadow, trainer.average.shadow, strict=True))
+
     assert len(calls) == 3
 
 
@@ -303,6 +306,7 @@ def test_rows_that_stream_are_those_of_a_set(tmp_path, kind):
     for trainer in runs:
         trainer.train()
     assert logged(runs[0]) == logged(runs[1])
+
     losses = [trainer.evaluate()["eval_loss"] for trainer in runs]
     assert losses[0] == pytest.approx(losses[1], abs=1e-6)
 
@@ -348,6 +352,7 @@ def test_the_tokenizer_does_not_change_which_tokens_count(tmp_path):
     trainer.train()
     named = [model.config.bos_token_id, model.config.pad_token_id, model.generation_config.bos_token_id]
     assert tokenizer.bos_token_id == 27 and named == [None] * 3
+
     trainer.save_model()
     loaded = MDLMForMaskedLM.from_pretrained(tmp_path)
     bound = nelbo(loaded, np.stack(rows["input_ids"]), num_samples=2, seed=args.seed)
@@ -364,6 +369,7 @@ def test_columns_that_the_collator_reads_reach_it(tmp_path):
     rows = Dataset.from_list([{"input_ids": [1, 2, 3], "labels": [-100, -100, 3], "other": "x"}] * 8)
     batch = next(iter(denoiser_trainer(tmp_path, Bare(tiny_config()), rows).get_train_dataloader()))
     assert batch["labels"].tolist() == [[-100, -100, 3]] * 8
+
     masks = Dataset.from_list([{"input_ids": [1, 2, 3], "completion_mask": [0, 1, 1]}] * 8)
     batch = next(iter(denoiser_trainer(tmp_path, rows=masks).get_train_dataloader()))
     assert batch["labels"].tolist() == [[-100, 2, 3]] * 8

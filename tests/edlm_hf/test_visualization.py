@@ -94,6 +94,7 @@ def test_page_says_what_happened():
     assert first["energies"] == [[1.5, -2.25], None, None] and first["chosen"] == [1, None, None]
     assert second["energies"] == [None, None, [None, 3.0]] and second["chosen"] == [None, None, 1]
     assert first["effective_sample_size"] == [1.2, None, None]
+
     drawn = {text: given for given, text in shown.named("span", **{"class": "drawn"})}
     assert drawn["c"] == {"class": "drawn", "style": "--age: 0.0", "title": "step 1"}
     assert drawn["b"] == {"class": "drawn", "style": "--age: 1.0", "title": "step 3"}
@@ -105,6 +106,7 @@ def test_page_of_a_generation_leads_from_its_prompt_to_its_text(options):
     out = generated(ids("a__d", "_b_d"), max_new_tokens=6, **options)
     shown = Page(generation_html(out, TOKENIZER))
     assert shown.texts() == TOKENIZER.batch_decode(out.sequences, skip_special_tokens=True)
+
     for r, row in enumerate(shown.rows()):
         for step, state in enumerate(out.history):
             now = [[text for when, text in changes if when <= step] for changes in row["changes"]]
@@ -117,10 +119,12 @@ def test_page_stands_alone_and_works_with_a_keyboard_and_a_screen_reader():
     text = generation_html(generated(batch_size=2), TOKENIZER)
     shown = Page(text)
     assert not re.search(r"https?:|//\w|url\(|@import|\bsrc=|<link", text)
+
     policy = shown.named("meta", **{"http-equiv": "Content-Security-Policy"})[0][0]["content"]
     assert policy.startswith("default-src 'none'")
     assert shown.named("html", lang="en") and shown.named("title") and "prefers-color-scheme: dark" in text
     assert shown.named("label", **{"for": "step"}) and shown.named("output", **{"for": "step"})
+
     slider = shown.named("input", id="step", type="range")[0][0]
     assert (slider["min"], slider["max"]) == ("0", "5")
     assert [given["aria-labelledby"] for given, _ in shown.named("section")] == ["text-1", "text-2"]
@@ -135,6 +139,7 @@ def test_page_opens_at_the_step_with_the_lowest_effective_sample_size():
     assert opened_at(output) == "3"  # 1.0 in the second row, 1.2 in the first step of the first
     output.effective_sample_size[2, 1] = 1.9
     assert opened_at(output) == "1"
+
     output.energies = None
     assert opened_at(output) == "3"  # the last one, where there is no energy
 
@@ -162,6 +167,7 @@ def test_output_without_history_or_mask_is_refused_with_advice():
     for lacking in (EDLMGenerationOutput(sequences=out.sequences), out.sequences):
         with pytest.raises(ValueError, match="has no history. Generate with .*output_history=True"):
             generation_html(lacking, TOKENIZER)
+
     tokenizer = text8_tokenizer(12)
     tokenizer.mask_token = None
     with pytest.raises(ValueError, match="has no mask token. Pass mask_token_id"):
@@ -233,8 +239,10 @@ def test_command_writes_the_page(tmp_path):
     arguments += [str(tmp_path / "page.html"), "--num-return-sequences", "3", "--batch-size", "2"]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
+
     shown = Page((tmp_path / "page.html").read_text(encoding="utf-8"))
     assert shown.texts() == json.loads(result.stdout)
     assert shown.rows()[0]["changes"][1] == [[0, "a"]] and not list(tmp_path.glob(".page*"))
+
     result = CliRunner().invoke(app, [*arguments, "--html", str(tmp_path / "none" / "page.html")])
     assert result.exit_code == 2 and "There is no folder" in " ".join(result.output.split())
