@@ -37,6 +37,7 @@ def test_energy_must_know_every_id_the_denoiser_can_emit():
     build(tiny_denoiser(), tiny_gpt2(vocab_size=12), energy_type="ar")  # the mask needs no row
     with pytest.raises(ValueError, match=r"ids up to 12.*only 12 rows"):
         build(tiny_denoiser(mask_token_id=5), tiny_gpt2(vocab_size=12), energy_type="ar")
+
     model = build(tiny_denoiser(), tiny_gpt2(), energy_type="ar")
     model.energy_model = tiny_gpt2(vocab_size=11, bos_token_id=1, eos_token_id=1)
     with pytest.raises(ValueError, match=r"ids up to 11.*only 11 rows"):
@@ -67,6 +68,7 @@ def test_causal_model_as_denoiser_is_refused():
     for causal in (tiny_causal(), tiny_gpt2(vocab_size=13), in_training, decoder):
         with pytest.raises(ValueError, match=r"causal language model .*AutoModelForMaskedLM"):
             build(causal, mask_token_id=MASK)
+
     build(randomised(BertForMaskedLM(bert)), mask_token_id=MASK)
     model = build(bidirectional_gpt2(), mask_token_id=MASK, logits_shift=1)  # as DiffuGPT
     assert isinstance(model.denoiser, GPT2LMHeadModel)
@@ -138,6 +140,7 @@ def test_a_new_nce_energy_starts_from_an_mdlm_alone():
     bert = BertForMaskedLM(BertConfig(vocab_size=13, **sizes))
     with pytest.raises(ValueError, match="the denoiser is a BertForMaskedLM. Give the energy: energy=EDLMEnergyModel"):
         build(bert, energy_type="nce", mask_token_id=MASK)
+
     energy = EDLMEnergyModel(MDLMConfig(vocab_size=13, mask_token_id=MASK, hidden_dim=8, n_blocks=1, n_heads=2))
     assert build(bert, energy, mask_token_id=MASK).config.energy_type == "nce"
 

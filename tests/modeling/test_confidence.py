@@ -83,6 +83,7 @@ def test_equal_tokens_tie_and_the_lowest_is_taken(dtype):
         for twin in (2, 17, 38):
             head.weight[twin] = head.weight[best]
             head.bias[twin] = head.bias[best]
+
     tokens = model.generate(batch_size=7, max_length=6, do_sample=False, max_denoising_steps=1)
     assert (tokens == min(2, int(best))).all()
 
@@ -113,6 +114,7 @@ def test_confidence_is_the_log_odds_of_the_likeliest_token():
     log_odds, errors = score.values, score.errors
     torch.testing.assert_close(log_odds[:2].exp(), torch.tensor([0.7 / 0.3, 0.6 / 0.4], dtype=torch.float64))
     assert log_odds[2] == torch.inf and (errors < 1e-12).all()
+
     half = Score.of("confidence", logits.float(), torch.bfloat16).errors
     assert ((half > 0.007) & (half < 0.012)).all()  # one unit in the last place of bfloat16
     for wrong in (torch.tensor([[torch.nan, 0.0]]), torch.full((1, 2), -torch.inf), torch.tensor([[torch.inf, 0.0]])):

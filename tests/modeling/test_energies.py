@@ -55,6 +55,7 @@ def test_rows_that_begin_with_the_start_token_are_not_given_another():
     log_theta = log_theta.gather(-1, started.unsqueeze(-1)).squeeze(-1).masked_fill(noisy != MASK, 0).sum(-1)
     first = model.energy_model(started[:1, :-1]).logits.log_softmax(-1).gather(-1, started[:1, 1:, None]).sum()
     torch.testing.assert_close(energy[0, 0], log_theta[0] - first)
+
     inputs = torch.cat([torch.tensor([[10]]), started[1:, :-1]], dim=1)
     second = model.energy_model(inputs).logits.log_softmax(-1).gather(-1, started[1:, :, None]).sum()
     torch.testing.assert_close(energy[1, 0], log_theta[1] - second)
@@ -65,6 +66,7 @@ def test_energies_of_many_candidates_equal_those_of_single_ones():
     generator = torch.Generator().manual_seed(0)
     draws = torch.randint(0, 12, (2, 7, 6), generator=generator)
     candidates = torch.where(NOISY.unsqueeze(1) == MASK, draws, NOISY.unsqueeze(1))
+
     for energy in (tiny_causal(bos_token_id=10), tiny_gpt2(), randomised(EDLMEnergyModel(tiny_config()))):
         model = build(tiny_denoiser(), energy)
         together = model.energy(candidates, NOISY)
@@ -85,6 +87,7 @@ def test_new_nce_energy_is_a_constant_and_starts_from_the_denoiser():
     model = build(denoiser, energy_type="nce")
     energy = model.energy(torch.stack([CLEAN, CLEAN.masked_fill(NOISY == MASK, 3)], 1), NOISY)
     assert energy.std() == 0 and energy[0, 0] != 0
+
     ours, theirs = model.energy_model.state_dict(), denoiser.backbone.state_dict()
     copied = [name for name in ours if name in theirs and "output_layer.linear" not in name]
     assert len(copied) > 20 and all(torch.equal(ours[name], theirs[name]) for name in copied)
@@ -158,6 +161,7 @@ def test_reveal_set_energy_of_an_autoregressive_model_needs_the_next_block():
     log_theta = model(noisy).logits[0, :, :12].log_softmax(-1)
     log_ar = model.energy_model(torch.tensor([[10, 3, 1, 4]])).logits[0, :, :12].log_softmax(-1)
     expected = log_theta[2, 4] + log_theta[3, 1] - log_ar[2, 4] - log_ar[3, 1]
+
     torch.testing.assert_close(model.energy(block.unsqueeze(1), noisy)[0, 0], expected)
     for wrong in ([3, 1, MASK, 1, MASK, MASK], [3, 1, 4, MASK, 1, MASK]):
         with pytest.raises(ValueError, match="next tokens of the text"):
@@ -179,6 +183,7 @@ def test_reveal_set_energy_of_a_row_does_not_depend_on_the_batch_or_its_padding(
     together = model.energy(clean, noisy, attention_mask=real)
     torch.testing.assert_close(together[:1], model.energy(clean[:1], noisy[:1]))
     torch.testing.assert_close(together[1:], model.energy(clean[1:, :, :4], noisy[1:, :4]))
+
     left = model.energy(clean[1:].roll(2, -1), noisy[1:].roll(2, -1), attention_mask=real[1:].roll(2, -1))
     torch.testing.assert_close(together[1:], left)
 
@@ -208,6 +213,7 @@ def test_bad_candidates_say_where():
     model = build(tiny_denoiser(), tiny_gpt2())
     with pytest.raises(ValueError, match=r"\(B, k, L\) and \(B, L\) are needed"):
         model.energy(CLEAN, NOISY)
+
     changed = CLEAN.clone()
     changed[1, 1] = 7
     with pytest.raises(ValueError, match="Candidate 0 of row 1 changes the visible token at position 1"):

@@ -61,6 +61,7 @@ def test_a_model_in_train_mode_reads_as_in_eval_mode_and_stays_in_train_mode(kin
         model.denoiser.eval()  # as while an energy is trained
     modes = {name: module.training for name, module in model.named_modules()}
     before = torch.get_rng_state()
+
     assert list(readings(model)) == expected
     assert {name: module.training for name, module in model.named_modules()} == modes
     assert torch.equal(torch.get_rng_state(), before)
@@ -120,6 +121,7 @@ def test_custom_generate_leaves_a_model_and_its_energy_as_they_are(model, energy
     expected = [run(max_denoising_steps=5, generator=seed(n)) for n in range(12)]
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(lambda n: run(max_denoising_steps=5, generator=seed(n)), range(12)))
+
     assert all(map(torch.equal, found, expected))
     for part, state in zip([part for part in (model, energy) if part is not None], before, strict=True):
         assert_unchanged(part, state)
@@ -134,6 +136,7 @@ def test_the_last_call_that_needs_a_module_gives_it_its_mode_back():
     first.__enter__()
     second.__enter__()
     assert not any(module.training for module in (*one.modules(), *two.modules()))
+
     first.__exit__(None, None, None)
     assert not part.training and not part[1].training
     second.__exit__(None, None, None)

@@ -28,6 +28,7 @@ def tilted_laws(energy_type, proposal, joint, dtype=torch.float64, start=4):
     model = EDLMForMaskedDiffusion.from_components(
         TableDenoiser(proposal, dtype), TableCausalLM(joint, dtype, start), energy_type=energy_type, mask_token_id=MASK
     )
+
     laws = np.zeros((len(STATES), len(SEQUENCES)))
     for s, state in enumerate(STATES):
         fits = agrees(state)
@@ -35,6 +36,7 @@ def tilted_laws(energy_type, proposal, joint, dtype=torch.float64, start=4):
         energy = model.energy(candidates, torch.tensor(state).unsqueeze(0))
         assert energy.dtype == dtype
         laws[s, fits] = product_law(proposal, s)[fits] * np.exp(-energy[0].double().numpy())
+
     return laws
 
 
@@ -101,6 +103,7 @@ def test_candidates_of_one_row_do_not_touch_another(tables):
     draws = torch.randint(0, 3, (3, 5, L), generator=rng)
     candidates = torch.where(noisy.unsqueeze(1) == MASK, draws, noisy.unsqueeze(1))
     batch = model.energy(candidates, noisy)
+
     for row in range(3):
         for j in range(5):
             alone = model.energy(candidates[row : row + 1, j : j + 1], noisy[row : row + 1])

@@ -63,6 +63,7 @@ def test_dream_gets_the_mask_of_ragged_rows_in_its_own_form():
     first, second = (model.generate(row, **likeliest) for row in (ids[:1], ids[1:, :3]))
     assert torch.equal(both[:1], first)
     assert torch.equal(both[1:, 4:], second[:, 3:])
+
     again = build(model.denoiser, logits_shift=1)  # as it was wrapped
     assert torch.equal(again.generate(ids, attention_mask=(ids != PAD).long(), **likeliest), both)
 

@@ -64,6 +64,7 @@ def test_prompt_is_kept_masks_are_filled_and_new_tokens_follow():
     filled = model.generate(prompt, generator=seed())
     assert filled.shape == prompt.shape and (filled != MASK).all()
     assert torch.equal(filled[prompt != MASK], prompt[prompt != MASK])
+
     longer = model.generate(prompt, max_new_tokens=4, generator=seed())
     assert longer.shape == (2, 7) and (longer != MASK).all()
     assert torch.equal(longer[:, :3][prompt != MASK], prompt[prompt != MASK])
@@ -86,15 +87,18 @@ def test_return_sequences_repeat_each_row():
 def test_ragged_rows_continue_after_their_own_last_token(side):
     rows = [[1, 2, 3, 4], [5, 6], [7]]
     lead = {"left": lambda n: 4 - n, "right": lambda n: 0, "both": lambda n: (4 - n) // 2}[side]
+
     ids, mask = torch.full((3, 4), PAD), torch.zeros(3, 4, dtype=torch.long)
     for i, row in enumerate(rows):
         begin = lead(len(row))
         ids[i, begin : begin + len(row)] = torch.tensor(row)
         mask[i, begin : begin + len(row)] = 1
+
     model = echo()
     tokens = model.generate(ids, attention_mask=mask, max_new_tokens=3, max_denoising_steps=2, generator=seed())
     assert torch.equal(tokens[:, :4], ids)  # the input columns, padding included, then the new ones
     assert tokens[:, 4:].tolist() == [[4, 5, 6], [2, 3, 4], [1, 2, 3]]
+
     for seen, attention in model.denoiser.seen:  # the network sees the text without gaps, padding behind it
         for row, present in zip(seen, attention if attention is not None else [None] * len(seen), strict=True):
             present = torch.ones_like(row) if present is None else present
@@ -123,6 +127,7 @@ def test_batch_of_64_rows_with_different_prompts_and_lengths():
         begin = (6 - length) * (row % 2)
         ids[row, begin : begin + length] = torch.arange(row, row + length) % 11
         mask[row, begin : begin + length] = 1
+
     model = echo()
     tokens = model.generate(ids, attention_mask=mask, max_new_tokens=4, max_denoising_steps=3, generator=seed())
     for row in range(64):
@@ -139,10 +144,12 @@ def test_blocks_carry_a_text_beyond_the_length_of_the_model():
     model.denoiser.seen.clear()  # it was tried whether it sees padding
     tokens = model.generate(torch.tensor([[0, 1]]), max_new_tokens=11, block_length=3, generator=seed())
     assert tokens.shape == (1, 13)
+
     widths = {ids.shape[1] for ids, _ in model.denoiser.seen}
     assert widths == {6}
     last, _ = model.denoiser.seen[-1]
     assert torch.equal(last[0, :4], tokens[0, 7:11])  # four tokens of context before the last block of two
+
     first, attention = model.denoiser.seen[0]
     assert first[0, :2].tolist() == [0, 1] and attention[0].tolist() == [1, 1, 1, 1, 1, 0]  # nothing behind the block
 
@@ -192,10 +199,12 @@ def test_next_block_can_be_weighed_by_itself(energy_type):
         **steps,
     )
     assert out.energies.shape == (2, 50, 3)
+
     noisy = torch.nn.functional.pad(out.sequences[:, :5], (0, 2), value=MASK)
     first = torch.nn.functional.pad(torch.tensor([[3, 1, 4]]), (0, 4), value=MASK).repeat(50, 1)
     log_theta = model(first).logits[:, 3:5, :12].log_softmax(-1)
     log_ar = model.energy_model(torch.tensor([[10, 3, 1, 4]]).repeat(50, 1)).logits[:, -1, :12].log_softmax(-1)
+
     assert torch.isfinite(log_theta).all() and torch.isfinite(log_ar).all() and noisy.shape == (50, 7)
     with pytest.raises(ValueError, match="needs every step to reveal the next tokens"):
         model.generate(first, energy_scope="revealed", max_denoising_steps=3, generator=seed())
@@ -214,16 +223,20 @@ def test_text_ends_at_the_first_end_token():
     model = build(Ends(SimpleNamespace(vocab_size=13, max_position_embeddings=8)), mask_token_id=MASK)
     whole = model.generate(max_length=8, generator=seed())
     assert whole[0].tolist() == [9, 1, 2, 3, 9, 5, 6, 7]  # no end token, no padding
+
     ended = model.generate(max_length=8, eos_token_id=9, pad_token_id=PAD, generator=seed())
     assert ended[0].tolist() == [9, 1, 2, 3, 9, PAD, PAD, PAD]  # position 0 never counts
     by_itself = model.generate(max_length=8, eos_token_id=[8, 9], generator=seed())
     assert by_itself[0].tolist() == [9, 1, 2, 3, 9, 8, 8, 8]
+
     model.generation_config.eos_token_id = 9
     off = model.generate(max_length=8, eos_token_id=None, generator=seed())
     assert torch.equal(off, whole)  # an explicit None switches it off
+
     prompt = torch.tensor([[1, 9, 9, 3]])
     after = model.generate(prompt, max_new_tokens=3, eos_token_id=9, pad_token_id=PAD, generator=seed())
     assert after[0].tolist() == [1, 9, 9, 3, 9, PAD, PAD]  # the prompt never counts
+
     model.denoiser.seen.clear()
     blocks = model.generate(max_length=8, block_length=2, eos_token_id=9, pad_token_id=PAD, max_denoising_steps=1)
     assert blocks[0].tolist() == [9, 1, 2, 3, 9, PAD, PAD, PAD]
@@ -266,10 +279,12 @@ def test_likeliest_tokens_are_revealed_in_the_order_of_confidence():
     options = {"do_sample": False, "output_history": True, "return_dict_in_generate": True}
     out = model.generate(ids, max_denoising_steps=4, **options)
     assert torch.equal(torch.random.get_rng_state(), state)  # no random number
+
     shown = [(h[0] != MASK).nonzero().squeeze(-1).tolist() for h in out.history]
     # 6 masks, r = 1/4, 1/3, 1/2, 1: round(1.5) = 2, round(4/3) = 1, round(3/2) = 2, the rest; ties by index
     assert shown == [[], [1, 5], [1, 3, 5], [0, 1, 2, 3, 5], [0, 1, 2, 3, 4, 5]]
     assert out.sequences[0].tolist() == [0, 1, 2, 3, 4, 5] and out.num_energy_calls.sum() == 0
+
     one_by_one = model.generate(ids, sampler="first_hitting", **options)
     order = [(h[0] != MASK).sum().item() for h in one_by_one.history]
     assert order == [0, 1, 2, 3, 4, 5, 6] and one_by_one.history[1][0, 5] == 5
@@ -314,10 +329,12 @@ def test_filters_and_processors_change_what_can_be_drawn():
     top = model.denoiser(ids[:1]).logits[0, 0, :12].topk(2).indices
     few = model.generate(ids, top_k=2, max_denoising_steps=1, num_candidates=2, generator=seed())
     assert set(few[:, 0].tolist()) <= set(top.tolist()) and len(set(few[:, 0].tolist())) == 2
+
     one = model.generate(ids, top_p=1e-6, max_denoising_steps=1, generator=seed())
     assert (one[:, 0] == top[0]).all()
     cold = model.generate(ids, temperature=1e-3, max_denoising_steps=1, generator=seed())
     assert (cold[:, 0] == top[0]).all()
+
     processors = LogitsProcessorList([SuppressTokensLogitsProcessor(list(range(3, 12)))])
     kept = model.generate(ids, logits_processor=processors, generator=seed(), max_denoising_steps=3)
     assert (kept < 3).all()
@@ -365,6 +382,7 @@ def test_recorded_energies_are_those_of_the_model(kind):
         randomised(model.energy_model, seed=3)
     else:
         model = with_ar(energy_type=kind)
+
     inner, checked = model.own_energy("sequence"), []
     bare = copy.deepcopy(model)
 
@@ -385,6 +403,7 @@ def test_recorded_energies_are_those_of_the_model(kind):
         return_dict_in_generate=True,
     )
     assert checked and out.energies.shape == (3, 2, 4) and out.effective_sample_size.shape == (3, 2)
+
     recorded = out.energies[~out.energies.isnan().any(-1)]
     torch.testing.assert_close(recorded, torch.cat(checked))
     sizes = out.effective_sample_size[~out.effective_sample_size.isnan()]
@@ -410,6 +429,7 @@ def test_shared_prefix_and_chunks_change_no_energy(causal, energy_type):
     getattr(model.energy_model, "backbone", torch.nn.Identity()).register_forward_pre_hook(
         lambda m, a, k: fed.append(k["input_ids"].shape), with_kwargs=True
     )
+
     for chunk in (None, 1, 4, 7):
         fed.clear()
         energies = model.own_energy("sequence", chunk)(proposed, proposal)

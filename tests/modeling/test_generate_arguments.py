@@ -46,9 +46,11 @@ def test_yes_and_no_of_python_numpy_and_torch(values, yes, capsys):
         assert EDLMGenerationConfig(do_sample=value).do_sample is yes
         out = model.generate(IDS, return_dict_in_generate=value)
         assert torch.is_tensor(out) is not yes
+
         out = model.generate(IDS, return_dict_in_generate=True, output_history=value)
         assert (out.history is not None) is yes
         assert model.generate(IDS, use_cache=value).shape == (2, 3)
+
         capsys.readouterr()
         model.generate(IDS, progress_bar=value)
         assert ("denoising" in capsys.readouterr().err) is yes
@@ -72,9 +74,11 @@ def test_a_stored_configuration_says_yes_or_no(tmp_path):
         path.write_text(json.dumps({"do_sample": value}))
         assert draws(AutoModelForMaskedLM.from_pretrained(tmp_path)) is samples
         assert EDLMGenerationConfig.from_pretrained(tmp_path).do_sample is samples
+
     path.write_text(json.dumps({"do_sample": "no"}))
     with pytest.raises(ValueError, match="do_sample is 'no', but it must be True or False"):
         AutoModelForMaskedLM.from_pretrained(tmp_path).generate(IDS)
+
     plain = GenerationConfig(do_sample=0)
     assert not draws(tiny_denoiser(), generation_config=plain) and plain.do_sample == 0
 
@@ -125,6 +129,7 @@ def test_no_rows_and_no_columns_come_back(options):
                 **options,
                 **extras,
             )
+
             assert out.sequences.shape == (shape[0], shape[1] + new) and shown.ended == 1
             assert len(out.num_denoiser_calls) == len(out.tokens_per_forward) == shape[0]
             assert shown.got == (out.sequences[0].tolist() if shape[0] else [])
@@ -226,10 +231,12 @@ def test_what_a_tokenizer_gives_is_what_generate_takes():
     model = EDLMForMaskedDiffusion.from_components(bert(), tokenizer=tokenizer_with_types())
     inputs = tokenizer_with_types()(["w1 w2 [MASK] w3", "[MASK] w5"], padding=True, return_tensors="pt")
     assert set(inputs) == {"input_ids", "token_type_ids", "attention_mask"}
+
     rows = model.generate(**inputs, max_new_tokens=2, generator=seed())
     assert rows.shape == (2, 6) and (rows != 1).all()
     inputs.pop("token_type_ids")
     assert torch.equal(rows, model.generate(**inputs, max_new_tokens=2, generator=seed()))
+
     # Types that are all 0 say nothing to a network without types
     types = {"token_type_ids": torch.zeros_like(IDS)}
     assert tiny_denoiser().generate(IDS, **types).shape == IDS.shape
@@ -245,6 +252,7 @@ def test_token_types_reach_the_network_as_in_forward(options):
     types, mask = torch.tensor([[0, 0, 1, 1], [1, 1, 0, 0]]), torch.tensor([[1, 1, 1, 1], [0, 0, 1, 1]])
     model.generate(ids, mask, token_type_ids=types, max_new_tokens=3, max_denoising_steps=1, **options)
     expected = {5: [0, 0, 1, 1, 1, 1, 1], 8: [0, 0, 0, 0, 0]}
+
     for call in seen:
         for i, row in enumerate(call["input_ids"].tolist()):
             assert call["token_type_ids"][i].tolist()[: len(expected[row[0]])] == expected[row[0]]

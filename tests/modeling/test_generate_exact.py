@@ -190,6 +190,7 @@ def test_first_hitting_uses_the_window_row_by_row():
         return_dict_in_generate=True,
         num_candidates=2,
     )
+
     # a row's hitting times are four uniforms: on average two of them are above 1/2
     assert abs(out.num_energy_calls.double().mean() - 2) < 5 / np.sqrt(20_000)
     assert sum(map(len, calls)) == out.num_energy_calls.sum()
@@ -205,6 +206,7 @@ def test_prompts_and_infilling_have_the_conditional_law(scope):
     energy = table_energy if scope == "sequence" else reveal_set_energy
     tokens = sample(ids=ids, energy=energy, num_candidates=2, max_denoising_steps=steps, energy_scope=scope)
     assert torch.equal(tokens[ids != MASK], ids[ids != MASK])
+
     for row, pattern in enumerate(patterns):
         if scope == "sequence":
             law = chain_law(tilted, steps, start=pattern)
@@ -240,7 +242,9 @@ def reveal_set_chain(steps, start):
                     w = np.exp(-REVEAL_ENERGY[s, index])
                     p2 = 2 * p * ((w[:, None] / (w[:, None] + w)) * p).sum(1) if size else p
                     np.add.at(new, index, law[s] * chance * p2)
+
         law = new
+
     return law[state_index(SEQUENCES)]
 
 
@@ -301,6 +305,7 @@ def test_permuting_candidates_changes_no_energy_and_no_law():
     assert torch.equal(
         network.energy(candidates, noisy)[:, permutation], network.energy(candidates[:, permutation], noisy)
     )
+
     reverse = lambda *inputs: table_energy(*inputs)  # noqa: E731
     flipped = lambda c, n, p, a: reverse(c.flip(1), n, p.flip(1), a).flip(1)  # noqa: E731
     one, two = (sample(ids=EMPTY[:4000], energy=e, max_denoising_steps=2) for e in (reverse, flipped))
@@ -335,6 +340,7 @@ def test_number_of_calls_is_the_number_of_steps_that_reveal_something(steps):
     assert abs(out.num_denoiser_calls.double().mean() / expected - 1) < 0.01
     assert out.num_denoiser_calls.sum() == denoiser.rows and denoiser.calls <= steps
     assert out.num_energy_calls.sum() == sum(energies)
+
     # in the window: the steps n with n / T >= 1/2, each of which reveals something with the same probability
     in_window = (steps - steps // 2 + 1) * (1 - (1 - 1 / steps) ** length)
     assert abs(out.num_energy_calls.double().mean() / in_window - 1) < 0.02
@@ -385,9 +391,11 @@ def test_rows_of_unequal_length_have_the_law_they_have_alone(side, weighed):
     if weighed is not None:
         law_of_step = weighed_step(WINDOW_ENERGY, weighed)
         options |= {"energy": window_energy, "num_candidates": 2, "energy_scope": weighed}
+
     network = EDLMForMaskedDiffusion.from_components(WindowDenoiser(WINDOW_TABLE))
     ids, mask = padded_rows(PROMPTS, side)
     tokens = sample(network, ids.repeat(count, 1), attention_mask=mask.repeat(count, 1), **options)
+
     for i, prompt in enumerate(PROMPTS):
         law = blocks_law(prompt, 3, 2, 2, WINDOW_TABLE, law_of_step)
         real = torch.cat([mask[i].bool(), torch.ones(3, dtype=torch.bool)])
@@ -400,6 +408,7 @@ def test_rows_that_reveal_one_token_at_a_time_have_the_law_they_have_alone():
     ids, mask = padded_rows(PROMPTS, "right")
     options = {"max_new_tokens": 3, "block_length": 2, "sampler": "first_hitting"}
     tokens = sample(network, ids.repeat(count, 1), attention_mask=mask.repeat(count, 1), **options)
+
     for i, prompt in enumerate(PROMPTS):
         law = blocks_law(prompt, 3, 2, None, WINDOW_TABLE, plain_step)
         real = torch.cat([mask[i].bool(), torch.ones(3, dtype=torch.bool)])

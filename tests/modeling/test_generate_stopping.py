@@ -76,9 +76,11 @@ def test_length_of_a_row_does_not_depend_on_longer_ones(side):
     tokens = generate(ids, MaxLengthCriteria(5), attention_mask=mask)
     assert tokens[0, 5:].tolist() == [5, 6] + [PAD] * 6
     assert tokens[1, 5:].tolist() == [8, 9, 10, 0] + [PAD] * 4
+
     record = Record()
     generate(ids, record, attention_mask=mask)
     assert all((asked != MASK).all() and len(asked) == 2 for asked in record.asked)  # all rows at a time
+
     # Rows as they are alone: every length of one of them is asked about, and counts for that row
     assert sorted({asked.shape[1] for asked in record.asked}) == [3, 5, 7, 9, 11, 13]
     assert record.asked[0][1].tolist() == [7, 8, 9]
@@ -99,10 +101,12 @@ def test_holes_of_a_prompt_are_asked_about_and_its_given_tokens_are_not():
     ids = torch.tensor([[0, MASK, 2, MASK, 4]])
     tokens = generate(ids, EosTokenCriteria(4), max_new_tokens=4)
     assert tokens[0].tolist() == list(range(9))
+
     tokens = generate(ids, EosTokenCriteria(1), max_new_tokens=4)
     assert tokens[0].tolist() == [0, 1, 2, PAD, 4] + [PAD] * 4  # given tokens stay
     record = Record()
     generate(torch.cat([ids, torch.tensor([[5, 6, 7, 8, 9]])]), record, max_new_tokens=2)
+
     # The second row has no holes: it is asked about after its own block only
     assert [asked.shape[1] for asked in record.asked] == [5, 7]
 
@@ -193,6 +197,7 @@ def test_rows_that_are_done_cost_nothing_and_only_generated_tokens_count():
     output = {"return_dict_in_generate": True, "output_history": True, "num_candidates": 2}
     options = output | {"energy": lambda candidates, *rest: candidates.double().mean(-1), "eos_token_id": 10}
     out = generate(ids, lambda ids, scores: flags, **options)
+
     # The first row stops after a block of two, the second at its 10, which is generated, and the third goes on
     assert out.sequences.tolist()[:2] == [[0, 1, 2, 3] + [PAD] * 6, [5, 6, 7, 8, 9, 10] + [PAD] * 4]
     tokens = torch.tensor([2, 4, 8])
@@ -222,6 +227,7 @@ def test_padding_after_the_end_is_no_generated_token(eos_token_id):
     ends = torch.isin(out.sequences, torch.tensor(eos_token_id))
     ends[:, 0] = False
     lengths = torch.tensor([min(first(row) + 1, 30) for row in ends])
+
     assert (out.tokens_per_forward <= 2).all() and len(lengths.unique()) > 5
     assert torch.equal((out.tokens_per_forward * out.num_denoiser_calls).round().long(), lengths)
     for row, length in zip(out.sequences, lengths, strict=True):

@@ -96,12 +96,15 @@ def test_output_counts_what_happened():
         output_history=True,
     )
     assert len(out.history) == 6 and torch.equal(out.history[-1], out.sequences)
+
     revealing = [(a != b).any(-1) for a, b in zip(out.history[:-1], out.history[1:], strict=True)]
     assert torch.equal(torch.stack(revealing).sum(0), out.num_denoiser_calls)
     assert out.num_denoiser_calls[1] == 0 and out.num_energy_calls[1] == 0  # nothing to do in the second row
+
     in_window = torch.stack(revealing[:3]).sum(0)  # t = 1, .8, .6 lie in [.5, 1]
     assert torch.equal(in_window, out.num_energy_calls)
     assert out.tokens_per_forward[0] == 3 / out.num_denoiser_calls[0]
+
     plain = tiny_denoiser().generate(batch_size=1, return_dict_in_generate=True, generator=seed())
     assert plain.energies is None and plain.effective_sample_size is None and plain.history is None
     assert plain.chosen is None
@@ -129,6 +132,7 @@ def test_output_says_which_candidate_was_taken():
     )
     weighed = ~out.effective_sample_size.isnan()
     assert out.chosen.shape == (6, 2) and torch.equal(out.chosen >= 0, weighed) and (out.chosen[:, 1] == -1).all()
+
     steps = weighed[:, 0].nonzero()[:, 0].tolist()
     assert len(seen) == len(steps) > 1 and (out.chosen[4:] == -1).all()  # t = 2/6 and 1/6 lie outside the window
     for call, step in enumerate(steps):
@@ -150,6 +154,7 @@ def test_streamer_gets_prompt_drafts_and_text():
     )
     assert got[0] == ("put", [3, 4]) and got[-1] == ("end", None)
     assert got[-2] == ("put", tokens[0, 2:].tolist())
+
     drafts = [x for kind, x in got if kind == "draft"]
     assert len(drafts) == 3 and drafts[-1] == tokens[0, 2:].tolist() and MASK in drafts[0] + drafts[1]
 
@@ -199,6 +204,7 @@ def test_the_default_dtype_changes_nothing(dtype):
         zeros = build(tiny_denoiser().float()).energy(torch.tensor([[[3, 4]]]), torch.tensor([[3, MASK]]))
     finally:
         torch.set_default_dtype(torch.float32)
+
     for one, two in zip(before, after, strict=True):
         assert torch.equal(one.sequences, two.sequences)
         assert torch.equal(one.log_probs, two.log_probs) and torch.equal(one.tokens_per_forward, two.tokens_per_forward)

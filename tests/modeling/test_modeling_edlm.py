@@ -17,6 +17,7 @@ def test_given_parts_keep_their_weights_and_can_be_replaced():
     before = {name: p.clone() for name, p in list(denoiser.named_parameters()) + list(causal.named_parameters())}
     model = build(denoiser, causal, energy_type="coar")
     assert model.denoiser is denoiser and model.energy_model is causal
+
     after = dict(list(denoiser.named_parameters()) + list(causal.named_parameters()))
     assert all(torch.equal(before[name], after[name]) for name in before)
     first = model.energy(CLEAN.unsqueeze(1), NOISY)
@@ -63,6 +64,7 @@ def test_parts_without_configuration_say_what_they_know():
     log_theta = model.denoiser.logits.log_softmax(-1)[token, candidates[0, 0]]
     log_ar = model.energy_model.logits.log_softmax(-1)[token[:-1], candidates[0, 0, 1:]]  # position 0 cancels
     torch.testing.assert_close(energy[0, 0], log_theta[1:][masked[1:]].sum() - log_ar[masked[1:]].sum())
+
     tokens = model.generate(noisy.repeat(50, 1), generator=torch.Generator().manual_seed(0))
     assert (tokens < 4).all() and model.generate(batch_size=2, max_length=6).shape == (2, 6)
     with pytest.raises(ValueError, match="how long its texts are"):
@@ -138,10 +140,12 @@ def test_a_compiled_denoiser_is_what_generates(way):
     options = {"max_length": 6, "max_denoising_steps": 2}
     model = EDLMForMaskedDiffusion.from_components(tiny_denoiser())
     expected = model.generate(generator=torch.Generator().manual_seed(0), **options)
+
     if way == "in place":
         model.denoiser.compile(backend=backend)
     else:
         model.denoiser = torch.compile(model.denoiser, backend=backend)
+
     assert torch.equal(model.generate(generator=torch.Generator().manual_seed(0), **options), expected)
     assert calls
 

@@ -119,6 +119,7 @@ def test_the_table_of_positions_counts_where_the_configuration_promises_more():
     model = tiny(RobertaConfig)
     model.config.model_type = "of-others"  # a copy of RoBERTa's code that transformers does not know
     assert longest_text(model.config) == 12 and longest_text(model) == 10
+
     opt = OPTConfig(
         vocab_size=40,
         hidden_size=16,
@@ -130,6 +131,7 @@ def test_the_table_of_positions_counts_where_the_configuration_promises_more():
     )
     model = OPTForCausalLM(opt)
     assert longest_text(model) == 12  # its table has 14 rows
+
     model.config.max_position_embeddings = 100
     assert longest_text(model) == 12
 
@@ -177,6 +179,7 @@ def test_autoregressive_likelihoods_and_energies_keep_to_what_a_network_reads():
     assert autoregressive_nll(causal, [[5] * 10]).num_tokens == 10
     with pytest.raises(ValueError, match="at most 10"):
         autoregressive_nll(causal, [[5] * 11])
+
     sizes = {"vocab_size": 40, "hidden_dim": 16, "cond_dim": 8, "n_blocks": 1, "n_heads": 2, "model_length": 32}
     model = EDLMForMaskedDiffusion.from_components(MDLMForMaskedLM(MDLMConfig(**sizes)), causal)
     with pytest.raises(ValueError, match="at most 10"):

@@ -212,11 +212,13 @@ def test_other_denoisers_run_as_one_batch(name):
 def test_a_network_is_tried_once_for_every_doubling_of_the_width():
     model, calls = composite(Mask), []
     model.denoiser.register_forward_hook(lambda *_: calls.append(1))
+
     counts = []
     for width in (9, 12, 15, 9, 20):
         calls.clear()
         padded_call(model, width)
         counts.append(len(calls))
+
     assert counts == [5, 1, 1, 1, 5]
     model, calls = composite(Mean), []
     padded_call(model)
@@ -231,6 +233,7 @@ def test_what_was_tried_is_neither_saved_nor_copied_and_goes_with_the_network():
     padded_call(model)
     assert len(network_probes._clean_widths) == before + 1
     assert "clean" not in str(vars(model.denoiser).keys())
+
     padded_call(copy.deepcopy(model))
     pickle.loads(pickle.dumps(model.denoiser.state_dict()))
     del model

@@ -43,6 +43,7 @@ def test_resampling_bias_falls_with_the_number_of_candidates():
     target = random_joint(seed=1)  # chi-square distance 1.6 to the proposal: k = 64 is in the asymptotic regime
     p = product_law(perturbed(marginals(target), seed=1, scale=0.3), state_index(np.full(L, MASK)))
     w = target / p
+
     sizes, distances, divergences = [64, 128, 256, 512, 1024], [], []
     for k in sizes:
         counts = rng.multinomial(k, p, size=40_000)
@@ -53,8 +54,10 @@ def test_resampling_bias_falls_with_the_number_of_candidates():
         third = (shares * ((s - 1) ** 2)[:, None]).mean(0)
         law = target - (p * w**2 - p * w) / k + third
         assert abs(law.sum() - 1) < 3e-3 and (law <= k * p).all()
+
         distances.append(np.abs(law - target).sum() / 2)
         divergences.append((target * np.log(target / law) - target + law).sum())  # second order in the noise too
+
     slope = np.polyfit(np.log(sizes), np.log(distances), 1)[0]
     assert -1.05 <= slope <= -0.75, (slope, distances)
     slope = np.polyfit(np.log(sizes), np.log(divergences), 1)[0]
@@ -91,11 +94,13 @@ class Chain:
             scale = f.sum(-1, keepdims=True)
             f, log_q = f / scale, log_q + np.log(scale[:, 0])
             forward[:, i] = f
+
         marginal, b = forward.copy(), np.ones((len(x), 4))
         for i in range(self.length - 2, -1, -1):
             b = (b * local[:, i + 1]) @ self.a.T
             b = b / b.sum(-1, keepdims=True)
             marginal[:, i] = forward[:, i] * b
+
         return log_q, marginal / marginal.sum(-1, keepdims=True)
 
     def log_q(self, x):
@@ -131,6 +136,7 @@ def residuals(chain, sequences, steps, k, copies, generator, rng):
         tokens, token_log_p = draws(marginal, copies * k, generator)
         candidates = np.where(masked[:, None], tokens, sequences[:, None])
         of_masked = np.where(masked[:, None], token_log_p, 0)
+
         # scope `sequence`: candidate 1 has the data at S, the rest of M from the proposal; perfect energy
         own = np.where(revealed[:, None], sequences[:, None], candidates)
         own_log_p = np.where(revealed[:, None], log_p[:, None], of_masked).sum(-1)
@@ -139,6 +145,7 @@ def residuals(chain, sequences, steps, k, copies, generator, rng):
         energy = np.where(first, own_log_p, of_masked.sum(-1)) - (chain.log_q(x) - log_visible[:, None])
         weights = importance_weights(torch.tensor(energy).reshape(-1, k)).numpy().reshape(len(x), copies, k)
         total[1] += log_q - log_proposal - np.log(k * weights[..., 0].mean(1))
+
         # scope `revealed`: candidates live on S alone
         count = copies * k // 4
         partial = np.where(revealed[:, None], candidates[:, :count], noisy[:, None])
@@ -148,6 +155,7 @@ def residuals(chain, sequences, steps, k, copies, generator, rng):
         energy[:, ::k] = (log_proposal - log_q)[:, None]
         weights = importance_weights(torch.tensor(energy).reshape(-1, k)).numpy().reshape(len(x), -1, k)
         total[2] += log_q - log_proposal - np.log(k * weights[..., 0].mean(1))
+
     return total
 
 
@@ -160,6 +168,7 @@ def test_weighing_the_reveal_set_beats_weighing_the_sequence():
     for values, expected in ((plain, 3.0), (sequence, 1.5), (revealed, 0.3)):
         error = values.std() / np.sqrt(len(values))
         assert abs(values.mean() - expected) < 4 * error + 0.15, (values.mean(), error, expected)
+
     for worse, better in ((plain, sequence), (sequence, revealed)):
         difference = worse - better
         assert difference.mean() > 3 * difference.std() / np.sqrt(len(difference))
@@ -228,6 +237,7 @@ def test_energies_in_half_precision_stay_near_single_precision(tmp_path, kind):
     write_checkpoint(tmp_path / "denoiser", "model_dit")
     write_checkpoint(tmp_path / "ar", "model_ar", causal=True)
     write_checkpoint(tmp_path / "nce", "model_nce")
+
     energies = {}
     for dtype in (torch.float32, torch.bfloat16):
         denoiser = AutoModelForMaskedLM.from_pretrained(tmp_path / "denoiser", dtype=dtype)
@@ -238,6 +248,7 @@ def test_energies_in_half_precision_stay_near_single_precision(tmp_path, kind):
         energy = model.own_energy("sequence")
         energies[dtype] = energy(Candidates(candidates, proposal.log_probs(candidates)), proposal)
         assert energies[dtype].dtype == torch.float32
+
     difference = (energies[torch.bfloat16] - energies[torch.float32]).abs().max()
     assert 0 < difference < 0.05 * 24**0.5
 
@@ -285,5 +296,6 @@ def test_the_tiled_softmax_of_a_head_is_the_softmax_over_what_is_not_excluded(ro
     targets[0] = 0  # excluded: probability zero
     expected = head(hidden).masked_fill(excluded, -torch.inf).log_softmax(-1).gather(-1, targets[:, None])[:, 0]
     torch.testing.assert_close(linear_log_probs(hidden, head, targets, excluded), expected, rtol=0, atol=1e-12)
+
     in_half = linear_log_probs(hidden.bfloat16(), head.bfloat16(), targets, excluded)
     assert in_half.dtype == torch.float32

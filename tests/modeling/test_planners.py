@@ -157,6 +157,7 @@ def check_against(loop, ids, given, **options):
     denoiser, network = hashed()
     kept = {"return_dict_in_generate": True, "output_history": True, "do_sample": False}
     together = network.generate(ids, **options, **kept)
+
     for row in range(len(ids)):
         tokens, calls, reveal_sets, *_ = loop(lambda x: denoiser(x).logits, ids[row], HASHED_MASK, **given)
         alone = network.generate(ids[row : row + 1], **options, **kept)
@@ -311,6 +312,7 @@ def test_a_row_has_its_law_in_a_batch_with_others(name):
     ids = torch.tensor([[MASK] * L, pattern]).repeat(50_000, 1)
     tokens = sample(model(), ids, **options)
     assert (tokens[1::2, 1] == 0).all()
+
     fits = TEXTS[:, 1] == 0
     scored = torch.tensor(pattern).eq(MASK).expand(int(fits.sum()), L)
     law = np.zeros(81)
@@ -341,6 +343,7 @@ def test_entropy_bound_counts_what_it_used():
         out = sample(network, rows_of(), sampler="entropy_bound", gamma=gamma, return_dict_in_generate=True)
         assert denoiser.calls == out.num_denoiser_calls.max()
         calls[gamma] = out.num_denoiser_calls.tolist()
+
     assert calls[0.0] == (rows_of() == HASHED_MASK).sum(-1).tolist() and calls[1e9] == [1, 1, 1]
     assert all(a < b < c for a, b, c in zip(calls[1e9], calls[1.0], calls[0.0], strict=True))
 

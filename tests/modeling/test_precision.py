@@ -127,6 +127,7 @@ def quantised(model: nn.Module, part: str) -> nn.Module:
                 setattr(module, child, Int8Linear(layer))
             if isinstance(layer, nn.Embedding) and part in ("embedding", "everywhere"):
                 setattr(module, child, Int8Embedding(layer))
+
     return model
 
 
@@ -153,6 +154,7 @@ def test_energies_of_layers_of_integers_are_near_those_of_floats(kind, part):
     else:
         choices = {"energy_weights": "shared"} if kind == "shared" else {}
         model = randomised(build(tiny_denoiser(), energy_type="nce", **choices))
+
     small = quantised(model, part)
     wanted, found = model.energy(CANDIDATES, NOISY), small.energy(CANDIDATES, NOISY)
     assert (found - wanted).abs().max() < 0.05 * (1 + wanted.abs().max())

@@ -112,10 +112,12 @@ def build(name: str, sizes: dict) -> nn.Module:
     model_class = getattr(hf, class_name)
     torch.manual_seed(1)
     model = model_class(model_class.config_class(**sizes)).eval()
+
     with torch.no_grad():  # so that what comes first changes what follows
         for parameter in model.parameters():
             if parameter.dim() > 1:
                 parameter.mul_(3)
+
     return model
 
 
@@ -160,6 +162,7 @@ def test_models_whose_caches_are_not_ordinary_read_whole_texts(name):
     for _ in range(2):
         shapes.clear()
         torch.testing.assert_close(model.energy(ids, noisy), expected, rtol=0, atol=1e-3)
+
     assert shapes == [(6, LENGTH)]  # from the second call on nothing is read in vain
     short, noisy = candidates(prompt=8)
     torch.testing.assert_close(model.energy(short, noisy), by_definition(model, short, noisy), rtol=0, atol=1e-3)
@@ -172,6 +175,7 @@ def test_a_common_prompt_runs_once_where_the_cache_is_ordinary(name):
         model = with_energy(tiny_causal(vocab_size=VOCAB, model_length=64, bos_token_id=0))
     else:
         model = with_energy(build(name, ORDINARY[name]))
+
     ids, noisy = candidates()
     expected = by_definition(model, ids, noisy)
     shapes = shapes_read(getattr(model.energy_model, "backbone", model.energy_model))
@@ -210,6 +214,7 @@ def test_a_model_with_checkpointing_on_has_the_energies_that_it_has_without(trai
     switch_checkpointing(causal, True)
     model.train(training)  # where checkpointing is on, no cache comes back
     torch.testing.assert_close(model.energy(ids, noisy), expected, rtol=0, atol=1e-3)
+
     model.eval()
     shapes = shapes_read(causal)
     torch.testing.assert_close(model.energy(ids, noisy), expected, rtol=0, atol=1e-3)

@@ -49,11 +49,13 @@ def remdm_law(kind, eta, window, start=(MASK,) * L, given=()):
         alphas = [remdm_loop_alpha(t, high, low, 0.6) for t in times]
     else:
         alphas = [1 - t for t in times]
+
     alphas[-1] = 1.0
     sigmas = []
     for n in range(STEPS):
         sigma = remdm_sigma(kind, alphas[n + 1], alphas[n], eta, times[n], high, low)
         sigmas.append(sigma if low < times[n] <= high and alphas[n] > 0 else 0.0)
+
     return remdm_chain_law(TABLE, alphas, sigmas, start, given)[-1][state_index(SEQUENCES)]
 
 

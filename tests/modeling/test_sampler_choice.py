@@ -202,6 +202,7 @@ def test_every_sampler_goes_with_prompts_blocks_and_several_texts(name):
     given = ids.repeat_interleave(2, 0)
     assert tokens.shape == (4, 12) and (tokens != MASK).all()
     assert torch.equal(tokens[:, :4][given != MASK], given[given != MASK])
+
     steps = [step for step, *_ in seen]
     assert steps == sorted(set(steps)) and all(shape == (4,) for _, shape, _ in seen)
 
@@ -217,6 +218,7 @@ def test_every_sampler_that_does_not_look_at_tokens_goes_with_an_energy(name, sc
         with pytest.raises(ValueError, match="Pass num_candidates=1"):
             sample(sampler=name, **options)
         return
+
     # The surest of the drawn tokens are kept, whatever the energy likes: in one step all are
     options["max_denoising_steps"] = steps = 1 if name == "low_confidence" else 6
     ids = EMPTY[:1].repeat(100, 1)
@@ -238,6 +240,7 @@ def test_log_probabilities_are_those_of_the_network_at_the_history(name, do_samp
         output_history=True,
         output_log_probs=True,
     )
+
     # Tokens that are masked again or replaced have the log-probability of the last time
     expected = torch.full(out.sequences.shape, torch.nan, dtype=torch.float64)
     for before, after in zip(out.history, out.history[1:], strict=False):
@@ -245,6 +248,7 @@ def test_log_probabilities_are_those_of_the_network_at_the_history(name, do_samp
         of_tokens = log_probs.gather(-1, after.clamp_max(MASK - 1).unsqueeze(-1)).squeeze(-1)
         changed = (before != after) & (after != MASK)
         expected = torch.where(changed, of_tokens, expected)
+
     torch.testing.assert_close(out.log_probs, expected, atol=1e-5, rtol=1e-5, equal_nan=True)
 
 
@@ -261,6 +265,7 @@ def test_guidance_and_min_p_are_what_they_say():
     p = guided.softmax(-1)
     allowed = p >= 0.3 * p.amax(-1, keepdim=True)
     drawn = sample(PROMPT.repeat(3000, 1), min_p=0.3, **options)
+
     for i in (PROMPT[0] == MASK).nonzero().flatten():
         share = torch.bincount(drawn[:, i], minlength=MASK) / 3000
         law = torch.where(allowed[0, i], p[0, i], 0)

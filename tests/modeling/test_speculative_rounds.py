@@ -46,6 +46,7 @@ def test_a_head_that_knows_the_chain_has_all_its_drafts_accepted(draft_length):
     options = {"draft_length": draft_length, "return_dict_in_generate": True}
     out = sample(model(table, chain, head), EMPTY[:20_000], **options)
     assert torch.equal(out.num_drafts, out.num_accepted_drafts) and (out.num_drafts > 0).all()
+
     without = sample(model(table, chain), EMPTY[:20_000], **options)
     assert (without.num_drafts - without.num_accepted_drafts).double().mean() > 0.1
 
@@ -115,6 +116,7 @@ def test_streamers_callbacks_and_history_see_every_round():
         output_history=True,
     )
     rounds = int(out.num_denoiser_calls)
+
     assert finished == [*out.sequences[0].tolist(), "end"]
     assert len(drafts) == len(steps) == len(out.history) - 1 == rounds
     assert [step for step, _ in steps] == list(range(rounds)) and steps[0][1] == 1

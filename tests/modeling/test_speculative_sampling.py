@@ -69,6 +69,7 @@ def test_rows_of_unequal_length_have_their_own_laws(side, block_length, prompts,
     """Prompts of no, one and two tokens in one batch, each of them finished at its own pace."""
     width = max(map(len, prompts))
     new_tokens = L - width
+
     ids = torch.zeros(len(prompts), width, dtype=torch.long)
     real = torch.zeros_like(ids)
     for row, prompt in enumerate(prompts):

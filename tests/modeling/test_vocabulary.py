@@ -77,6 +77,7 @@ def test_what_is_drawn_has_the_law_without_the_absent_ids():
     law, n = logits.softmax(-1), 20_000
     drawn = model.generate(batch_size=n, max_length=1, max_denoising_steps=1, generator=seed())
     share = torch.bincount(drawn.flatten(), minlength=13) / n
+
     # 5 standard errors of every share: a chance of 1e-5 to fail
     assert ((share - law).abs() <= 5 * (law * (1 - law) / n).sqrt() + 1e-9).all()
 
@@ -89,11 +90,13 @@ def test_autoregressive_energies_and_likelihoods_are_normalised_without_them():
     model = build(tiny_denoiser(), causal, energy_type="coar", tokenizer=with_holes())
     candidates, noisy = torch.tensor([[[1, 2], [5, 6]]]), torch.full((1, 2), MASK)
     real = [i for i in range(12) if i not in ABSENT]
+
     with torch.no_grad():
         found = model.energy(candidates, noisy)
         theirs = model(noisy).logits[0][:, real].log_softmax(-1)
         text = torch.tensor([[10, 1, 2], [10, 5, 6]])
         ours = causal(text[:, :-1]).logits[..., real].log_softmax(-1)
+
     places = torch.tensor([[real.index(i) for i in row] for row in candidates[0].tolist()])
     log_p = theirs[[0, 1]].expand(2, -1, -1).gather(-1, places[..., None]).squeeze(-1).sum(-1)
     log_ar = ours.gather(-1, places[..., None]).squeeze(-1).sum(-1)
@@ -117,9 +120,11 @@ def test_what_was_absent_is_absent_after_saving_and_loading(tmp_path, kind):
         sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
         bert = BertForMaskedLM(BertConfig(vocab_size=16, max_position_embeddings=12, **sizes))
         model = build(randomised(bert), tokenizer=with_holes())
+
     model.save_pretrained(tmp_path)
     loaded = AutoModelForMaskedLM.from_pretrained(tmp_path)
     assert loaded.config.absent_token_ids == model.config.absent_token_ids is not None
+
     drawn = loaded.generate(batch_size=40, max_length=8, max_denoising_steps=2, generator=seed())
     assert not (ABSENT | {13, 14, 15}) & set(drawn.flatten().tolist())
 
