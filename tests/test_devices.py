@@ -140,6 +140,7 @@ def test_the_fake_device_refuses_what_a_device_refuses(fake):
         lambda: x.uniform_(generator=torch.Generator()),
         lambda: x.numpy(),
     ]
+
     for operation in refused:
         with pytest.raises(fake.WrongDevice):
             operation()
@@ -176,6 +177,7 @@ def test_the_fake_device_counts_what_the_host_waits_for(fake):
         lambda: torch.ones(2).to(x.device),
         lambda: torch.tensor([1], device=x.device),
     ]
+
     for operation in waiting:
         with fake.host_waits() as waits:
             operation()
@@ -222,6 +224,7 @@ def test_all_samplers_give_the_tokens_of_the_cpu(accelerator, rules, name):
     if rules == "mps" and name not in ("time", "ar", "nce", "bert"):
         pytest.skip("A denoiser and an energy of every kind are enough for the rules of MPS")
     on_cpu, on_device = both(accelerator, name)
+
     for number, sampler in enumerate(OF_DENOISERS):
         options = {"sampler": sampler, "max_denoising_steps": 2, "num_candidates": 2}
         if sampler in ("edit", "low_confidence"):
@@ -307,6 +310,7 @@ def test_denoiser_and_energy_may_stand_on_two_devices(accelerator, rules, name):
         check_same_tokens(accelerator, on_cpu, on_device, max_denoising_steps=3, num_candidates=2, **prompt)
     if on_cpu.config.energy_type != "nce":
         check_same_tokens(accelerator, on_cpu, on_device, sampler="speculative", **NOTHING)
+
     bounds = [
         evaluation.sampler_bound(model, TEXTS, num_steps=3, num_candidates=2, num_samples=2).value
         for model in (on_cpu, on_device)
@@ -390,6 +394,7 @@ def test_bounds_are_those_of_the_cpu(accelerator, rules, bound, name):
     if (bound, name) == ("paper_nll", "revealed"):
         pytest.skip("The paper's estimator takes the joint over all masks")
     on_cpu, on_device = both(accelerator, name)
+
     for options in BOUNDS[bound]:
         options = options | {"num_samples": 2}
         if bound == "sampler_bound":
@@ -472,6 +477,7 @@ def test_training_and_evaluation_are_those_of_the_cpu(accelerator, rules, trains
         if place == "device":
             trains_on(trainer, torch.device(accelerator.DEVICE, 0))
             accelerator.move(trainer.model)
+
         trainer.train()
         losses[place] = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
         losses[place].append(trainer.evaluate()["eval_loss"])

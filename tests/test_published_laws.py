@@ -22,6 +22,7 @@ def test_remdm_sigma_by_hand():
     assert remdm_sigma("rescale", 0.25, 0.2, 0.3) == 0.3  # (1 - .25) / .2 is more than one
     assert remdm_sigma("cap", 1.0, 0.9, 0.3) == 0
     assert remdm_sigma("cap", 0.1, 0.0, 0.3) == 0.3
+
     loop = {"t_on": 0.55, "t_off": 0.05}
     assert remdm_sigma("loop", 0.9, 0.9, 0.02, t=0.3, **loop) == 0.02
     assert remdm_sigma("loop", 0.9, 0.9, 0.02, t=0.55, **loop) == 0.02
@@ -53,6 +54,7 @@ def remdm_laws(kind, eta, table=TABLE, **options):
     else:
         loop = {}
         alphas = [1 - t for t in CLOCK]
+
     steps = zip(CLOCK, alphas, alphas[1:], strict=False)
     sigmas = [remdm_sigma(kind, alpha_s, alpha_t, eta, t=t, **loop) for t, alpha_t, alpha_s in steps]
     return alphas, sigmas, remdm_chain_law(table, alphas, sigmas, **options)
@@ -89,6 +91,7 @@ def test_remdm_without_remasking_is_the_ancestral_chain():
     law = remdm_chain_law(TABLE, alphas, [0.0] * steps)[-1]
     full = exact.state_index(SEQUENCES)
     np.testing.assert_allclose(law[full], ancestral, atol=1e-12)
+
     # and with remasking it is another one
     again = remdm_chain_law(TABLE, alphas, [0.0, 0.4, 0.4, 0.25, 0])[-1]
     assert np.abs(again - law).sum() > 0.01
@@ -127,11 +130,13 @@ def test_gibbs_moves_what_is_free_and_nothing_else():
     reached = STATES[row > 0]
     assert (reached[:, 2] == MASK).all() and (reached[:, 3] == 1).all()
     assert ((reached != state).sum(-1) <= 1).all()
+
     # half of the scans ask position 0, and p(x_0 = v | rest) is in the table
     table = exact.marginals(JOINT)[exact.state_index(np.array([MASK, 0, MASK, 1]))]
     for token in (0, 1):
         moved = exact.state_index(np.array([token, 0, MASK, 1]))
         assert row[moved] == pytest.approx(table[0, token] / 2, abs=1e-12)
+
     # repeated sweeps forget where they began
     full = exact.state_index(SEQUENCES)
     sweeps = np.linalg.matrix_power(gibbs_law(PRODUCTS, 1)[np.ix_(full, full)], 400)

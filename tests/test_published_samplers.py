@@ -112,6 +112,7 @@ def test_llada_fills_a_block_before_it_looks_at_the_next():
     network = always(sure(0.4, 0.5, 0.6, 0.7, 0.9, 0.8))
     _, calls, reveals = llada_low_confidence(network, masks(6), MASK, steps=4, block_length=3)
     assert (calls, reveals) == (4, [{2, 1}, {0}, {4, 5}, {3}])
+
     # blocks are counted from the end of the prompt
     ids = torch.tensor([0, 1, MASK, MASK, MASK, MASK])
     _, calls, reveals = llada_low_confidence(network, ids, MASK, steps=4, block_length=2, gen_start=2)
@@ -163,10 +164,12 @@ def test_threshold_takes_all_that_are_sure_and_always_the_best():
     network = always(sure(0.95, 0.92, 0.5, 0.85))
     _, calls, reveals = fast_dllm_threshold(network, masks(4), MASK, threshold=0.9)
     assert (calls, reveals) == (3, [{0, 1}, {3}, {2}])
+
     _, calls, reveals = fast_dllm_threshold(network, masks(4), MASK, threshold=0.9, block_length=3)
     assert (calls, reveals) == (3, [{0, 1}, {2}, {3}])
     ids = torch.tensor([MASK, 0, MASK, MASK])  # a known position is never revealed, however sure it is
     assert fast_dllm_threshold(network, ids, MASK, threshold=0.9)[2] == [{0}, {3}, {2}]
+
     # one half is exact in floats: the threshold itself counts
     halves = always([(0.5, 0.5, 0)] * 2)
     assert fast_dllm_threshold(halves, masks(2), MASK, threshold=0.5)[2] == [{0, 1}]
@@ -207,6 +210,7 @@ def test_dilated_reads_the_bits_backwards():
     assert dilated(network, masks(8), MASK, steps=4)[1:] == (4, [{0, 4}, {2, 6}, {1, 5}, {3, 7}])
     assert dilated(network, masks(8), MASK, steps=4, offset=1)[2] == [{7, 3}, {1, 5}, {0, 4}, {2, 6}]
     assert dilated(network, masks(8), MASK, steps=4, offset=9)[2] == [{7, 3}, {1, 5}, {0, 4}, {2, 6}]
+
     # five positions: ranks 0, 4, 2, 6, 1 of eight
     assert dilated(always(sure(*[0.5] * 5)), masks(5), MASK, steps=5)[2] == [{0}, {4}, {2}, {1}, {3}]
     # the index is that of the row, not that among the masks
@@ -219,11 +223,13 @@ def test_spaced_keeps_its_distance_within_a_step():
     rising = list(range(8))
     assert spaced(network, masks(8), MASK, 4, distance=4, score=rising)[1:] == (4, [{0, 4}, {1, 5}, {2, 6}, {3, 7}])
     assert spaced(network, masks(8), MASK, 8, distance=4, score=rising)[2] == [{i} for i in range(8)]
+
     # 0 and 4, then nothing is 4 away from both: 7 is 3 away, then 2 is
     assert spaced(network, masks(8), MASK, 2, distance=4, score=rising)[2] == [{0, 4, 7, 2}, {1, 5, 3, 6}]
     # 3, then no mask is 5 away: 0 is 3 away from it, 5 is 2. With K = 3 of five masks: 3, 0, 5
     scores = [5, 1, 4, 0, 3, 2]
     assert spaced(always(sure(*[0.5] * 6)), masks(6), MASK, 1, distance=5, score=scores)[2] == [{0, 1, 2, 3, 4, 5}]
+
     ids = torch.tensor([MASK, MASK, 0, MASK, MASK, MASK])
     assert spaced(always(sure(*[0.5] * 6)), ids, MASK, 2, distance=5, score=scores)[2] == [{3, 0, 5}, {1, 4}]
 

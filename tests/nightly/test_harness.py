@@ -101,6 +101,7 @@ def test_documented_commands_give_the_likelihoods_of_the_scorer_and_of_the_causa
     scorer = EDLMScorer(model, TOKENIZER, bound="sampler", num_samples=32, batch_size=16)
     nats = [-value for value, _ in scorer.loglikelihood(pairs)]
     assert found["config"]["model"] == "edlm"
+
     perplexity = math.exp(sum(nats) / len(nats))
     assert found["results"]["lambada_openai"]["perplexity,none"] == pytest.approx(perplexity, rel=1e-3)
     assert found["config"]["estimates"]["loglikelihood"]["standard_error"] > 0
@@ -109,6 +110,7 @@ def test_documented_commands_give_the_likelihoods_of_the_scorer_and_of_the_causa
     found = run(autoregressive, folder, hub)
     nats = [nats_of(tiny_causal(**SIZES), *pair) for pair in pairs]
     assert found["config"]["model"] == "hf"
+
     perplexity = math.exp(sum(nats) / len(nats))
     assert found["results"]["lambada_openai"]["perplexity,none"] == pytest.approx(perplexity, rel=1e-3)
 

@@ -242,6 +242,7 @@ def check_energy(network: nn.Module) -> str:
     denoiser = tiny_denoiser(vocab_size=VOCABULARY, model_length=LENGTH)
     model = EDLMForMaskedDiffusion.from_components(denoiser, network)
     shapes = shapes_read(network)
+
     for prompt in (PROMPT, 4):
         candidates, noisy = completions(prompt)
         expected = by_definition(model, candidates, noisy)
@@ -250,6 +251,7 @@ def check_energy(network: nn.Module) -> str:
         for _ in range(2):
             shapes.clear()
             compare("energies", model.energy(candidates, noisy), expected)
+
         if prompt == PROMPT:
             reads_once = shapes[0] == (len(noisy), PROMPT)
 
@@ -344,6 +346,7 @@ def try_all(only: list[str] | None = None) -> dict[str, dict[str, dict]]:
     for kind, (mapping, try_class) in kinds.items():
         classes = {config_class.model_type: mapping[config_class] for config_class in mapping}
         classes = {model_type: chosen for model_type, chosen in classes.items() if model_type not in OURS}
+
         found[kind] = {}
         for model_type in sorted(set(classes) & set(only or classes)):
             model_class = classes[model_type]
@@ -353,6 +356,7 @@ def try_all(only: list[str] | None = None) -> dict[str, dict[str, dict]]:
             found[kind][model_type] = {part: asdict(result) for part, result in results.items()}
             if only:
                 print(model_type, found[kind][model_type])
+
     return found
 
 

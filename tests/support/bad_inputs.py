@@ -415,6 +415,7 @@ def answers(section: Section) -> list[Answer]:
             found = [Answer(line, *run(line, space)) for line in section.lines]
         finally:
             os.chdir(here)
+
     return [replace(answer, message=without_folder(answer.message, folder)) for answer in found]
 
 
@@ -467,6 +468,7 @@ def page(found: dict[str, list[dict]]) -> str:
             code = f" ({answer['kind']})" if section.commands else ""
             rows.append(f"| `{in_cell(line)}` | {in_cell(answer['message'], markup=True)}{code} |")
         parts.append("\n".join(rows) + "\n")
+
     return "\n".join(parts)
 
 

@@ -102,6 +102,7 @@ def marginalised_bound(joint_at, steps: int) -> float:
             noisy = np.where(mask, MASK, SEQUENCES)
             of_mask = t ** mask.sum() * (1 - t) ** (L - mask.sum())
             joint = joints[state_index(noisy)]  # (81, 81)
+
             for revealed in itertools.product([False, True], repeat=L):
                 revealed = np.array(revealed)
                 if (revealed & ~mask).any() or not revealed.any():
@@ -109,4 +110,5 @@ def marginalised_bound(joint_at, steps: int) -> float:
                 chance = r ** revealed.sum() * (1 - r) ** (mask.sum() - revealed.sum())
                 agree = (SEQUENCES[:, None][:, :, revealed] == SEQUENCES[None][:, :, revealed]).all(-1)
                 bound += of_mask * chance * -np.log((joint * agree).sum(-1)).mean() / L
+
     return bound

@@ -70,6 +70,7 @@ def chain_law(conditionals, steps: int, start=(MASK,) * L, reveal=lambda n: 1 / 
     joint_at = conditionals if callable(conditionals) else lambda n: conditionals
     law = np.zeros(len(STATES))
     law[state_index(np.array(start))] = 1
+
     for n in range(steps, 0, -1):
         conditionals, new = joint_at(n), np.zeros_like(law)
         for s in np.flatnonzero(law):
@@ -83,7 +84,9 @@ def chain_law(conditionals, steps: int, start=(MASK,) * L, reveal=lambda n: 1 / 
                     continue
                 target = state_index(np.where(kept, MASK, SEQUENCES))
                 np.add.at(new, target, law[s] * chance * conditionals[s])
+
         law = new
+
     return law[state_index(SEQUENCES)]
 
 
@@ -99,6 +102,7 @@ def one_at_a_time_law(products: np.ndarray) -> np.ndarray:
                 after[:, i] = SEQUENCES[:, i]
                 np.add.at(new, state_index(after), law[s] / left * products[s])
         law = new
+
     return law[state_index(SEQUENCES)]
 
 
@@ -205,7 +209,9 @@ def blocks_law(
                         for i, value in zip(revealed, values, strict=True):
                             changed[start + i] = value
                         after[tuple(changed)] = after.get(tuple(changed), 0) + probability * chance * share
+
             law = after
+
     return law
 
 
@@ -236,6 +242,7 @@ def weighed_step(energies: np.ndarray, scope: str):
         masks = tuple(i for i, token in enumerate(seen) if token == MASK)
         places = masks if scope == "sequence" else revealed
         candidates = plain_step(seen, places, table)
+
         weights = {}
         for values in candidates:
             complete = np.array(seen)
@@ -248,6 +255,7 @@ def weighed_step(energies: np.ndarray, scope: str):
             wins = sum(2 * p * q * weights[x] / (weights[x] + weights[y]) for y, q in candidates.items())
             values = tuple(x[places.index(i)] for i in revealed)
             law[values] = law.get(values, 0) + wins
+
         return law
 
     return law_of_step

@@ -228,6 +228,7 @@ def move(module: nn.Module, index: int = 0) -> nn.Module:
         for name, buffer in part._buffers.items():
             if buffer is not None and not is_fake(buffer):
                 part._buffers[name] = on_device(buffer, index)
+
     return module
 
 

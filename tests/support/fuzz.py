@@ -314,6 +314,7 @@ def check_output(call: Call, output, model, generate: Callable) -> None:
     if given is not None:
         visible = given != MASK
         assert torch.equal(ids[:, :width][visible], given[visible])
+
     assert not (ids == MASK).any()
     assert ((0 <= ids) & (ids < VOCABULARY)).all()
 
@@ -321,6 +322,7 @@ def check_output(call: Call, output, model, generate: Callable) -> None:
     masks = torch.tensor([row.count(MASK) + new for row in rows])
     calls, weighed = output.num_denoiser_calls, output.num_energy_calls
     assert (calls <= masks).all() and (weighed <= calls).all() and ((calls > 0) == (masks > 0)).all()
+
     generated = output.tokens_per_forward * calls
     assert torch.allclose(generated, generated.round(), atol=1e-4) and (generated <= masks + 1e-4).all()
     if not ends:

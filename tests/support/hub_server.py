@@ -79,6 +79,7 @@ class Handler(BaseHTTPRequestHandler):
         if not isinstance(content, bytes):
             content = json.dumps(content).encode()
             headers.setdefault("Content_Type", "application/json")
+
         self.send_response(status)
         for name, value in ({"Content_Length": str(len(content))} | headers).items():
             self.send_header(name.replace("_", "-"), value)
@@ -128,17 +129,20 @@ class Handler(BaseHTTPRequestHandler):
                 {"name": n, "ref": f"refs/heads/{n}", "targetCommit": c} for n, c in repository.branches.items()
             ]
             return self.answer({"branches": branches, "converts": [], "tags": []})
+
         revision = unquote(names[0]) if names and names[0] else "main"
         sha = repository.branches.get(revision, revision)
         if sha not in repository.commits:
             return self.refuse(404, "RevisionNotFound")
         files = repository.commits[sha]
+
         if what == "tree":
             folder = "/".join(names[1:]).strip("/")
             listed = {path: x for path, x in files.items() if not folder or path.startswith(f"{folder}/")}
             if folder and not listed:
                 return self.refuse(404, "EntryNotFound")
             return self.answer([{"type": "file", "path": p, "size": len(x), "oid": blob(x)} for p, x in listed.items()])
+
         siblings = [{"rfilename": path} for path in files]
         self.answer({"id": repo_id, "sha": sha, "private": repository.private, "siblings": siblings, "tags": []})
 
@@ -160,6 +164,7 @@ class Handler(BaseHTTPRequestHandler):
         if commit and self.hub.interruptions:
             self.hub.interruptions -= 1
             return self.cut()
+
         body = self.body()
         if not self.known:
             return self.answer({"error": "no token"}, 401)
@@ -169,6 +174,7 @@ class Handler(BaseHTTPRequestHandler):
             return self.answer({"errors": [], "warnings": []})
         match = re.fullmatch(r"/api/models/([^/]+/[^/]+)/(preupload|branch|commit)/(.+)", path)
         repository = self.find(match[1])
+
         if repository is not None:
             revision = unquote(match[3])
             if match[2] == "branch":
@@ -216,6 +222,7 @@ class Handler(BaseHTTPRequestHandler):
                 files[value["path"]] = base64.b64decode(value["content"])
             elif key == "deletedFile":
                 del files[value["path"]]
+
         sha = repository.commit(revision, files, message)
         url = f"{self.hub.url}/{repo_id}/commit/{sha}"
         self.answer({"commitUrl": url, "commitOid": sha, "pullRequestUrl": None})

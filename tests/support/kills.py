@@ -37,6 +37,7 @@ def start(text: Path, folder: Path) -> int:
     os.dup2(log, 1)
     os.dup2(log, 2)
     status = 1
+
     try:
         train.train_denoiser(["--dataset", str(text), "--output_dir", str(folder), *FLAGS])
         status = 0
@@ -90,11 +91,13 @@ def main(folder: Path, count: int, seed: int) -> list[dict]:
                 end = time.monotonic() + draws.uniform(0.05, 0.9) * seconds
                 moment = f"{end - time.monotonic():.2f} of {seconds:.2f} s"
                 killed = kill(start(text, run), lambda end=end: time.monotonic() >= end)
+
         left = sorted(path.name for path in run.glob("checkpoint-*"))
         finish(text, run)
         weights = load_file(run / "model.safetensors")
         equal = all(torch.equal(weights[name], unbroken[name]) for name in unbroken)
         found.append({"moment": moment, "checkpoints": len(left), "equal": equal})
+
     return found
 
 

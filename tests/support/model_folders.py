@@ -41,6 +41,7 @@ def write_model(kind: str, folder: Path) -> Path:
         model = (MDLMForCausalLM if causal else MDLMForMaskedLM)(MDLMConfig(**sizes, causal=causal))
         if kind == "edlm":
             model = EDLMForMaskedDiffusion.from_components(model, energy_type="nce")
+
     model.save_pretrained(folder)
     TOKENIZER.save_pretrained(folder)
     return folder

@@ -51,11 +51,13 @@ def blocks(page: Path) -> Iterator[Block]:
         if not (opened := re.fullmatch(r"(`{3,})\s*(.*)", line)):
             continue
         language, *words = opened[2].split() or [""]
+
         body = []
         for _, inside in lines:
             if inside.strip() == opened[1]:
                 break
             body.append(inside)
+
         yield Block(page, number + 1, language, tuple(words), "\n".join(body))
 
 
@@ -83,14 +85,17 @@ def check(words: list[str], run: bool = False) -> None:
         return check_harness(words[3:])
     if words[:1] == ["pytest"]:
         check_pytest(words[1:])
+
     if "edlm" not in words:
         if run:
             raise WrongCommand(f"{shlex.join(words)}: a block that is run holds edlm commands only")
         return None
+
     at = words.index("edlm")
     if at:
         check_launcher(words[:at])
     check_edlm(words[at + 1 :])
+
     if run:
         run_edlm(words[at + 1 :])
 
@@ -114,10 +119,12 @@ def check_edlm(arguments: list[str]) -> None:
             raise WrongCommand(f"{name} has no command {' '.join(arguments[:1]) or 'by itself'}")
         name, arguments = arguments[0], arguments[1:]
         command = command.commands[name]
+
     if "--help" in arguments:
         return
     if name in training.COMMANDS:
         return check_training(name, arguments)
+
     try:
         command.make_context(name, list(arguments))
     except Exception as error:  # typer has its own copy of click: its errors are told apart by what they can say
@@ -223,6 +230,7 @@ def run_page(page: Path, folder: Path) -> list[dict]:
     in_order = sorted(blocks(page), key=lambda block: block.language != "python" and "run" not in block.words)
     before, namespace, results = Path.cwd(), {"__name__": "__main__"}, []
     os.chdir(folder)
+
     try:
         for block in in_order:
             began, error = time.monotonic(), None
@@ -233,11 +241,13 @@ def run_page(page: Path, folder: Path) -> list[dict]:
                 error = f"{page.name}, block of line {block.line}: {wrong}"
             except Exception:
                 error = f"{page.name}, block of line {block.line}:\n{traceback.format_exc()}"
+
             seconds = round(time.monotonic() - began, 2)
             result = {"page": page.name, "line": block.line, "language": block.language, "words": block.words}
             results.append(result | {"seconds": seconds, "error": error})
     finally:
         os.chdir(before)
+
     return sorted(results, key=lambda result: result["line"])
 
 

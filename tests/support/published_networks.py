@@ -321,6 +321,7 @@ def diffugpt_logits(config: dict, tensors: dict, ids: torch.LongTensor) -> torch
         x = x + conv(layer, "attn.c_proj", attend(*(heads_of(part, config["n_head"]) for part in qkv)))
         hidden = gelu(conv(layer, "mlp.c_fc", norm(layer, "ln_2", x)), approximate="tanh")
         x = x + conv(layer, "mlp.c_proj", hidden)
+
     return norm(network, "ln_f", x) @ embedding.T
 
 
@@ -332,6 +333,7 @@ def llada_shapes(config: dict) -> dict[str, tuple[int, ...]]:
     narrow = width // config["n_heads"] * config["n_kv_heads"]
     shapes = {"model.transformer.wte": (rows, width), "model.transformer.ln_f": (width,)}
     shapes["model.transformer.ff_out"] = (rows, width)
+
     for n in range(config["n_layers"]):
         block = f"model.transformer.blocks.{n}."
         shapes |= {block + name: (width,) for name in ("attn_norm", "ff_norm")}
@@ -339,6 +341,7 @@ def llada_shapes(config: dict) -> dict[str, tuple[int, ...]]:
         shapes |= {block + name: (narrow, width) for name in ("k_proj", "v_proj")}
         shapes |= {block + name: (hidden, width) for name in ("ff_proj", "up_proj")}
         shapes[block + "ff_out"] = (width, hidden)
+
     return {f"{name}.weight": shape for name, shape in shapes.items()}
 
 
@@ -351,6 +354,7 @@ def llama_shapes(config: dict, qkv_bias: bool = False, qk_norm: bool = False) ->
     shapes = {"model.embed_tokens.weight": (rows, width), "model.norm.weight": (width,)}
     if not config["tie_word_embeddings"]:
         shapes["lm_head.weight"] = (rows, width)
+
     for n in range(config["num_hidden_layers"]):
         layer = f"model.layers.{n}."
         shapes |= {f"{layer}{norm}.weight": (width,) for norm in ("input_layernorm", "post_attention_layernorm")}
@@ -358,10 +362,12 @@ def llama_shapes(config: dict, qkv_bias: bool = False, qk_norm: bool = False) ->
             shapes[f"{layer}self_attn.{name}.weight"] = (length, width)
             if qkv_bias:
                 shapes[f"{layer}self_attn.{name}.bias"] = (length,)
+
         shapes[f"{layer}self_attn.o_proj.weight"] = (width, out_of["q_proj"])
         if qk_norm:
             shapes |= {f"{layer}self_attn.{norm}.weight": (size,) for norm in ("q_norm", "k_norm")}
         shapes |= mlp_shapes(f"{layer}mlp.", config, n)
+
     return shapes
 
 
@@ -397,11 +403,13 @@ def diffugpt_shapes(config: dict) -> dict[str, tuple[int, ...]]:
     wide = {"attn.c_attn": (width, 3 * width), "attn.c_proj": (width, width)}
     wide |= {"mlp.c_fc": (width, 4 * width), "mlp.c_proj": (4 * width, width)}
     norms = ["denoise_model.ln_f"]
+
     for n in range(config["n_layer"]):
         layer = f"denoise_model.h.{n}."
         norms += [f"{layer}ln_1", f"{layer}ln_2"]
         for name, shape in wide.items():
             shapes |= {f"{layer}{name}.weight": shape, f"{layer}{name}.bias": shape[1:]}
+
     return shapes | {f"{norm}.{kind}": (width,) for norm in norms for kind in ("weight", "bias")}
 
 
@@ -457,11 +465,13 @@ def write_weights(folder: Path, weights: dict[str, torch.Tensor], num_files: int
     if num_files == 1:
         save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
         return
+
     names, weight_map = sorted(weights), {}
     for n in range(num_files):
         file = f"model-{n + 1:05d}-of-{num_files:05d}.safetensors"
         weight_map |= dict.fromkeys(names[n::num_files], file)
         save_file({name: weights[name] for name in names[n::num_files]}, folder / file, metadata={"format": "pt"})
+
     index = {"metadata": {"total_size": sum(x.nbytes for x in weights.values())}, "weight_map": weight_map}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
 

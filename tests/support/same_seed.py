@@ -97,6 +97,7 @@ def samples() -> dict[str, list[list[int]]]:
         generator = torch.Generator().manual_seed(5)
         rows = network.generate(**inputs, **settings, generator=generator)
         found[f"{name} {prompt} {option}"] = rows.tolist()
+
     return found
 
 

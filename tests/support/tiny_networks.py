@@ -166,6 +166,7 @@ def tiny_config(config_class: type[PreTrainedConfig], **changes) -> PreTrainedCo
         part = getattr(config_class(), name, None)
         if part is not None:
             chosen[name] = tiny_config(type(part), **changes).to_dict()
+
     chosen.update(SPECIAL.get(config_class.model_type, {}))
     return config_class(**chosen)
 
@@ -189,4 +190,5 @@ def tiny_network(model_class: type[nn.Module], config: PreTrainedConfig) -> nn.M
                 parameter.mul_(3)
                 if not parameter.any():  # projections that start at zero
                     parameter.normal_(std=0.1)
+
     return model

@@ -64,15 +64,19 @@ def trainer_of(kind: str, folder, rows, eval_rows=None, model=None, given=None, 
     if kind == "denoiser":
         model = tiny_denoiser() if model is None else model
         return MaskedDiffusionTrainer(model, arguments(folder, MaskedDiffusionArguments, **changes), **sets)
+
     if kind == "autoregressive":
         model = tiny_causal() if model is None else model
         return AutoregressiveTrainer(model, arguments(folder, **changes), **sets)
+
     if kind == "drafts":
         model = tiny_denoiser(draft_width=2) if model is None else model
         return DraftTrainer(model, arguments(folder, DraftArguments, **changes), **sets)
+
     if model is None:
         energy = randomised(EDLMEnergyModel(tiny_config()), seed=3)
         model = EDLMForMaskedDiffusion.from_components(tiny_denoiser(), energy, energy_type="nce")
+
     cheap = {"eval_max_denoising_steps": 4, "eval_num_candidates": 2, "num_negatives": 2}
     return EnergyTrainer(model, arguments(folder, EnergyArguments, **(cheap | changes)), **sets)
 
