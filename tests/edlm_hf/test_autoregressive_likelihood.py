@@ -24,7 +24,8 @@ def test_the_likelihood_of_a_causal_model_is_the_direct_one():
 
     assert result.value == pytest.approx(float(direct), abs=1e-6)
     assert result.standard_error == 0 and result.text_standard_error > 0
-    assert autoregressive_nll(gpt2, started).value == pytest.approx(float(direct), abs=1e-6)  # the start token is there
+    # The start token is there
+    assert autoregressive_nll(gpt2, started).value == pytest.approx(float(direct), abs=1e-6)
 
 
 def test_our_own_causal_model_never_expects_the_mask():

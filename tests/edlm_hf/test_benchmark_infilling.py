@@ -33,7 +33,11 @@ class Pairs(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.config = SimpleNamespace(vocab_size=len(LETTERS), mask_token_id=MASK, max_position_embeddings=64)
+        self.config = SimpleNamespace(
+            vocab_size=len(LETTERS),
+            mask_token_id=MASK,
+            max_position_embeddings=64,
+        )
 
     def forward(self, input_ids, attention_mask=None):
         # Letters are at 3 m + 1 and 3 m + 2, the other letter is the neighbour
@@ -57,7 +61,14 @@ def share_of_pairs(**options) -> float:
     """The share of 1,000 hidden words that are recovered. Its standard error is below 0.016."""
     model = EDLMForMaskedDiffusion.from_components(Pairs(), mask_token_id=MASK)
     paragraphs = hide_words(texts_of_pairs(200), LETTERS, count=200, num_words=5, longest=60, seed=1)
-    result = fill_paragraphs(model, paragraphs, LETTERS, seed=0, batch_size=64, **{"num_candidates": 1} | options)
+    result = fill_paragraphs(
+        model,
+        paragraphs,
+        LETTERS,
+        seed=0,
+        batch_size=64,
+        **{"num_candidates": 1} | options,
+    )
     return sum(result["recovered"]) / 1000
 
 
@@ -75,7 +86,12 @@ def test_an_energy_that_knows_the_words_is_worth_the_second_step():
         return 50.0 * (words[..., 1] == words[..., 2]).sum(-1)
 
     # One of 2 ** 5 candidates has no wrong word
-    options = {"energy": wrong_words, "num_candidates": 512, "max_denoising_steps": 1, "sampler": "ancestral"}
+    options = {
+        "energy": wrong_words,
+        "num_candidates": 512,
+        "max_denoising_steps": 1,
+        "sampler": "ancestral",
+    }
     assert share_of_pairs(**options) == pytest.approx(1 / 2, abs=0.06)
 
 
@@ -254,7 +270,12 @@ def test_the_study_goes_on_where_it_stopped(study, monkeypatch, tmp_path):
     assert run_infilling(settings, output, lambda *_: None)["rows"] == result["rows"]
     assert not filled
 
-    changes = {"samplers": ("ancestral @2", "dilated @2"), "num_candidates": 1, "autoregressive": None, "seeds": (3,)}
+    changes = {
+        "samplers": ("ancestral @2", "dilated @2"),
+        "num_candidates": 1,
+        "autoregressive": None,
+        "seeds": (3,),
+    }
     run_infilling(InfillingSettings(**vars(settings) | changes), output, lambda *_: None)
     assert filled == ["dilated T=2, drawn", "dilated T=2, greedy"]
 

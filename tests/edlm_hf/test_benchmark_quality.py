@@ -307,7 +307,13 @@ def test_flops_count_the_linear_layers_and_the_attention():
 def test_profile_counts_only_steps_with_candidates():
     nan = torch.nan
     # (T, B, k) = (3, 2, 2): at the first step one row has candidates, at the second none, at the third both
-    energies = torch.tensor([[[0.0, 2.0], [nan, nan]], [[nan, nan], [nan, nan]], [[1.0, 1.0], [0.0, 4.0]]])
+    energies = torch.tensor(
+        [
+            [[0.0, 2.0], [nan, nan]],
+            [[nan, nan], [nan, nan]],
+            [[1.0, 1.0], [0.0, 4.0]],
+        ]
+    )
     sizes = torch.tensor([[1.5, nan], [nan, nan], [2.0, 1.0]])
     output = EDLMGenerationOutput(energies=energies, effective_sample_size=sizes)
 

@@ -193,7 +193,10 @@ def test_page_names_what_was_run(study):
 
 def test_energies_and_the_autoregressive_model_stand_beside_the_rules(tmp_path):
     lines = ("ancestral @2", "spaced energy=ar candidates=2 @2", "speculative draft_length=2", "autoregressive")
-    settings = SamplerSettings(**write_models(tmp_path), **TINY | {"samplers": lines, "inner_copies": 2})
+    settings = SamplerSettings(
+        **write_models(tmp_path),
+        **TINY | {"samplers": lines, "inner_copies": 2},
+    )
     result = run_samplers(settings, tmp_path / "out", lambda *said: None)
     rules = ["ancestral", "spaced energy=ar candidates=2", "speculative draft_length=2", "autoregressive"]
     assert [row["rule"] for row in result["bounds"]] == rules
@@ -209,9 +212,19 @@ def test_energies_and_the_autoregressive_model_stand_beside_the_rules(tmp_path):
     assert calls["autoregressive"] == (LENGTH - 1, 0)
     assert calls["speculative draft_length=2"][0] < LENGTH - 1
 
-    composite = EDLMForMaskedDiffusion.from_components(MDLMForMaskedLM.from_pretrained(settings.model), causal)
+    composite = EDLMForMaskedDiffusion.from_components(
+        MDLMForMaskedLM.from_pretrained(settings.model),
+        causal,
+    )
     options = {"num_steps": 2, "num_samples": 2, "seed": 0, "batch_size": 3}
-    weighed = sampler_bound(composite, rows, sampler="spaced", num_candidates=2, inner_copies=2, **options)
+    weighed = sampler_bound(
+        composite,
+        rows,
+        sampler="spaced",
+        num_candidates=2,
+        inner_copies=2,
+        **options,
+    )
     assert bounds["spaced energy=ar candidates=2"] == pytest.approx(weighed.sequence_nats, rel=1e-5)
     assert calls["spaced energy=ar candidates=2"] == (2, 2)
 

@@ -21,7 +21,12 @@ from published import golden, tiny_causal, write_checkpoint
 
 from edlm_hf import MDLMForMaskedLM
 from edlm_hf.benchmarks import published as baseline
-from edlm_hf.benchmarks.published import AutoregressiveEnergy, clean_probs, reverse_step, sample_published
+from edlm_hf.benchmarks.published import (
+    AutoregressiveEnergy,
+    clean_probs,
+    reverse_step,
+    sample_published,
+)
 
 N, TV = 200_000, 0.012
 JOINT = random_joint(seed=3)

@@ -23,7 +23,8 @@ def test_card_says_what_was_measured_and_what_is_missing(tmp_path):
     model.card_facts = FACTS
     model.save_pretrained(tmp_path)
     full = (tmp_path / "README.md").read_text()
-    assert UNKNOWN not in full and "```bash\nedlm train-energy recipes/text8/energy.yaml\n```" in full
+    assert UNKNOWN not in full
+    assert "```bash\nedlm train-energy recipes/text8/energy.yaml\n```" in full
     assert "| bits/char | 1.4322 | 0.0021 |" in full and "| steps | 1000 |  |" in full
 
     data = ModelCard(full).data
@@ -35,7 +36,8 @@ def test_card_says_what_was_measured_and_what_is_missing(tmp_path):
     assert (named.model_name, named.eval_results) == ("me/model", data.eval_results)
     model.card_facts = None
     model.save_pretrained(tmp_path)
-    assert (tmp_path / "README.md").read_text() == full  # what is known is not lost to a save that knows less
+    # What is known is not lost to a save that knows less
+    assert (tmp_path / "README.md").read_text() == full
 
 
 HOSTILE = "x`\n```\n# Injected\n---\nlicense: mit\n| a | b |"
@@ -52,8 +54,17 @@ def test_names_in_a_card_write_nothing_else_into_it(tmp_path):
         results={HOSTILE: (1.0, None)},
         license=HOSTILE,
     )
-    card = ModelCard(model_card("EDLMForMaskedDiffusion", model.config, model.card_facts, tags=[HOSTILE]))
-    assert card.data.license == HOSTILE and card.data.datasets == [HOSTILE] and HOSTILE in card.data.tags
+    card = ModelCard(
+        model_card(
+            "EDLMForMaskedDiffusion",
+            model.config,
+            model.card_facts,
+            tags=[HOSTILE],
+        )
+    )
+    assert card.data.license == HOSTILE
+    assert card.data.datasets == [HOSTILE]
+    assert HOSTILE in card.data.tags
 
     outside = re.sub(r"^(````+|```)\w+\n.*?^\1$", "", card.text, flags=re.DOTALL | re.MULTILINE)
     assert "\n# Injected" in card.text and "\n# Injected" not in outside and "\n---" not in outside
@@ -93,7 +104,13 @@ def test_card_edited_on_the_hub_is_kept_by_every_push(hub, client, folder):
     (folder / "notes.txt").write_text("new")
     assert client(command, arguments=arguments)[0] == 0
 
-    client(push_model, source=str(folder), auto_class=AUTO["nce"], repo_id="me/edited", facts=vars(FACTS))
+    client(
+        push_model,
+        source=str(folder),
+        auto_class=AUTO["nce"],
+        repo_id="me/edited",
+        facts=vars(FACTS),
+    )
     assert repository.text("README.md") == edited and "notes.txt" in repository.files()
     (folder / "README.md").write_text("# By hand\n")
     assert client(command, arguments=arguments)[0] == 0
@@ -115,7 +132,11 @@ def push_whole(denoiser, causal, repo_id):
 
     model = edlm_hf.EDLMForMaskedDiffusion.from_components(denoiser, causal, energy_type="ar")
     model.push_to_hub(repo_id)
-    edlm_hf.EDLMForMaskedDiffusion.from_pretrained(repo_id).push_to_hub(repo_id, commit_message="Again", tags=["again"])
+    edlm_hf.EDLMForMaskedDiffusion.from_pretrained(repo_id).push_to_hub(
+        repo_id,
+        commit_message="Again",
+        tags=["again"],
+    )
     edlm_hf.EDLMForMaskedDiffusion.from_pretrained(repo_id).push_to_hub(f"{repo_id}-2")
 
 

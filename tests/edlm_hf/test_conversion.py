@@ -21,12 +21,22 @@ def test_denoiser_is_converted_and_gives_the_published_logits(tmp_path):
     loaded = AutoModelForMaskedLM.from_pretrained(tmp_path / "out")
     assert_holds(loaded, golden("model_dit"))
     reference = golden("a_denoiser")
-    torch.testing.assert_close(loaded(reference["xt"]).logits, reference["raw_logits_tc0"], atol=2e-4, rtol=0)
+    torch.testing.assert_close(
+        loaded(reference["xt"]).logits,
+        reference["raw_logits_tc0"],
+        atol=2e-4,
+        rtol=0,
+    )
 
 
 def test_sizes_come_from_shapes_and_the_rest_from_the_caller(tmp_path):
     path = write(tmp_path / "mdlm.ckpt", golden("model_dit"))
-    options = {"model_length": 24, "mask_token_id": 5, "time_conditioning": True, "noise_schedule": "cosine"}
+    options = {
+        "model_length": 24,
+        "mask_token_id": 5,
+        "time_conditioning": True,
+        "noise_schedule": "cosine",
+    }
     config = convert_lightning_checkpoint(path, tmp_path / "out", **options, dropout=0.25).config
     sizes = {"vocab_size": 33, "hidden_dim": 64, "cond_dim": 32, "n_blocks": 3, "n_heads": 4}
     assert {name: getattr(config, name) for name in sizes} == sizes
@@ -67,7 +77,11 @@ def test_one_copy_of_the_energy_is_enough(kept, tmp_path):
 def test_copies_of_the_energy_that_differ_are_refused(tmp_path):
     weights = edlm_weights()
     weights["ebm.vocab_proj.bias"] = weights["ebm.vocab_proj.bias"] + 1e-6
-    assert_refused(write(tmp_path / "edlm.ckpt", weights), tmp_path, r"copies differ.*\(1\): vocab_proj.bias\.")
+    assert_refused(
+        write(tmp_path / "edlm.ckpt", weights),
+        tmp_path,
+        r"copies differ.*\(1\): vocab_proj.bias\.",
+    )
 
 
 def test_autoregressive_energy_says_how_to_get_there(tmp_path):
@@ -106,7 +120,10 @@ def test_averaged_weights_may_be_a_tuple_or_parameters(kind, tmp_path):
 def test_averaged_weights_that_cannot_be_read_are_refused_rather_than_ignored(averaged, tmp_path):
     path = write(tmp_path / "mdlm.ckpt", golden("model_dit"), averaged)
     assert_refused(path, tmp_path, "use_ema=False")
-    assert_holds(convert_lightning_checkpoint(path, tmp_path / "out", use_ema=False), golden("model_dit"))
+    assert_holds(
+        convert_lightning_checkpoint(path, tmp_path / "out", use_ema=False),
+        golden("model_dit"),
+    )
 
 
 def test_averaged_weights_that_do_not_fit_are_refused(tmp_path):
@@ -136,7 +153,8 @@ def test_output_folder_must_be_new_or_empty(tmp_path):
     (tmp_path / "empty").mkdir()
     convert_lightning_checkpoint(path, tmp_path / "empty")
     convert_lightning_checkpoint(path, tmp_path / "deep/er")
-    assert (tmp_path / "empty/model.safetensors").exists() and (tmp_path / "deep/er/config.json").exists()
+    assert (tmp_path / "empty/model.safetensors").exists()
+    assert (tmp_path / "deep/er/config.json").exists()
     assert not [x for x in tmp_path.iterdir() if x.name.startswith(".")]
 
 

@@ -25,13 +25,20 @@ def test_every_key_is_needed(name, tmp_path):
     for index, key in enumerate(names):
         weights = golden(name)
         del weights[key]
-        assert_refused(write(tmp_path / f"{index}.ckpt", weights), tmp_path, rf"Missing \(\d+\): .*{key}")
+        assert_refused(
+            write(tmp_path / f"{index}.ckpt", weights),
+            tmp_path,
+            rf"Missing \(\d+\): .*{key}",
+        )
 
 
 def test_keys_of_no_network_are_refused_but_the_published_extras_are_not(tmp_path):
     weights = golden("model_dit")
     extras = {"noise.sigma_min": torch.tensor(1e-3), "noise.sigma_max": torch.tensor(7.0)}
-    assert_holds(convert_lightning_checkpoint(write(tmp_path / "a.ckpt", weights | extras), tmp_path / "a"), weights)
+    assert_holds(
+        convert_lightning_checkpoint(write(tmp_path / "a.ckpt", weights | extras), tmp_path / "a"),
+        weights,
+    )
     for extra in ({"teacher.weight": torch.zeros(2)}, {"noise.net.weight": torch.zeros(2, 2)}):
         path = write(tmp_path / "b.ckpt", weights | extra)
         assert_refused(path, tmp_path, r"Left over \(1\): " + next(iter(extra)))
@@ -55,14 +62,20 @@ def test_number_of_heads_is_asked_for_only_where_the_file_does_not_tell(tmp_path
 
 def test_other_rotary_frequencies_are_refused(tmp_path):
     frequencies = 500.0 ** (-torch.arange(8) / 8)
-    path = write(tmp_path / "mdlm.ckpt", golden("model_dit") | {"backbone.rotary_emb.inv_freq": frequencies})
+    path = write(
+        tmp_path / "mdlm.ckpt",
+        golden("model_dit") | {"backbone.rotary_emb.inv_freq": frequencies},
+    )
     assert_refused(path, tmp_path, "published frequencies")
 
 
 @pytest.mark.parametrize("count", [12, 64])
 def test_rotary_frequencies_that_do_not_divide_the_width_are_refused(count, tmp_path):
     frequencies = 10000.0 ** (-torch.arange(count) / count)
-    path = write(tmp_path / "mdlm.ckpt", golden("model_dit") | {"backbone.rotary_emb.inv_freq": frequencies})
+    path = write(
+        tmp_path / "mdlm.ckpt",
+        golden("model_dit") | {"backbone.rotary_emb.inv_freq": frequencies},
+    )
     assert_refused(path, tmp_path, f"has {count} entries.*width of 64 is no multiple")
 
 
@@ -99,7 +112,8 @@ def test_shapes_of_which_the_file_holds_only_a_part_are_refused(tmp_path):
 
 
 def test_sizes_are_compared_before_a_model_takes_memory(tmp_path):
-    wide = {"backbone.vocab_embed.embedding": torch.zeros(1, 10**6)}  # its blocks would take 12 * 10^12 numbers each
+    # Blocks of this width would take 12 * 10^12 numbers each
+    wide = {"backbone.vocab_embed.embedding": torch.zeros(1, 10**6)}
     weights = golden("model_dit") | wide
     assert_refused(write(tmp_path / "mdlm.ckpt", weights), tmp_path, "contradict each other")
 
@@ -125,9 +139,17 @@ def test_weights_that_are_no_dense_floating_point_tensors_are_refused(change, tm
 def test_layouts_and_precisions_of_dense_tensors_do_not_matter(tmp_path):
     weights = golden("model_dit")
     exact = {name: x.bfloat16() for name, x in weights.items()}
-    block = torch.stack([exact["backbone.blocks.0.attn_out.weight"].t().double(), torch.zeros(64, 64).double()])
+    block = torch.stack(
+        [
+            exact["backbone.blocks.0.attn_out.weight"].t().double(),
+            torch.zeros(64, 64).double(),
+        ]
+    )
     path = write(tmp_path / "mdlm.ckpt", exact | {"backbone.blocks.0.attn_out.weight": block[0].t()})
-    assert_holds(convert_lightning_checkpoint(path, tmp_path / "out"), {name: x.float() for name, x in exact.items()})
+    assert_holds(
+        convert_lightning_checkpoint(path, tmp_path / "out"),
+        {name: x.float() for name, x in exact.items()},
+    )
 
 
 def repack(path, method=zipfile.ZIP_STORED, **changed):

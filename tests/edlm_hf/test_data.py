@@ -31,7 +31,12 @@ def cache(tmp_path, monkeypatch):
 
 def word_tokenizer(**special):
     """One token per word; start and end token are different, unlike GPT-2's."""
-    backend = Tokenizer(models.WordLevel({word: index for index, word in enumerate(WORDS)}, unk_token="e"))
+    backend = Tokenizer(
+        models.WordLevel(
+            {word: index for index, word in enumerate(WORDS)},
+            unk_token="e",
+        )
+    )
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
     special = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "[PAD]"} | special
     return PreTrainedTokenizerFast(tokenizer_object=backend, **special)
@@ -74,7 +79,13 @@ def test_the_last_row_is_dropped_or_padded(streaming):
 
 
 def test_without_a_padding_token_the_padding_is_zero_and_masked():
-    kept = to_blocks(corpus("abc"), text8_tokenizer(start_token=False), 2, style="crop", drop_last=False)
+    kept = to_blocks(
+        corpus("abc"),
+        text8_tokenizer(start_token=False),
+        2,
+        style="crop",
+        drop_last=False,
+    )
     assert rows(kept) == [[1, 2], [3, 0]]
     assert rows(kept, "attention_mask") == [[1, 1], [1, 0]]
 
@@ -90,7 +101,12 @@ def test_cropped_rows_are_the_stream_with_or_without_a_start_token(streaming):
 @KINDS
 @pytest.mark.parametrize("documents", [1, 3, 128])
 @pytest.mark.parametrize("style", ["wrap", "crop"])
-def test_every_token_is_in_one_row_in_order_however_the_work_is_batched(style, documents, streaming, monkeypatch):
+def test_every_token_is_in_one_row_in_order_however_the_work_is_batched(
+    style,
+    documents,
+    streaming,
+    monkeypatch,
+):
     monkeypatch.setattr(blocks, "DOCUMENTS", documents)
     texts = [" ".join(text) for text in random_corpus(50, "abcde")]
     length = 9
@@ -103,7 +119,13 @@ def test_every_token_is_in_one_row_in_order_however_the_work_is_batched(style, d
     assert len(expected) - len(found) < length
     assert found == expected[: len(found)]
 
-    kept = to_blocks(corpus(*texts, streaming=streaming), word_tokenizer(), length, style=style, drop_last=False)
+    kept = to_blocks(
+        corpus(*texts, streaming=streaming),
+        word_tokenizer(),
+        length,
+        style=style,
+        drop_last=False,
+    )
     assert rows(kept)[:-1] == rows(cut)
     texts_only = [row["input_ids"][: sum(row["attention_mask"])][body] for row in kept]
     assert [token for row in texts_only for token in row] == expected
@@ -141,7 +163,10 @@ def test_the_fast_path_of_the_text8_alphabet_gives_the_ids_of_the_tokenizer(star
         *random_corpus(9, "aZ 9\u00df"),
     ]
 
-    for tokenizer in (text8_tokenizer(start_token=start_token), AutoTokenizer.from_pretrained(tmp_path)):
+    for tokenizer in (
+        text8_tokenizer(start_token=start_token),
+        AutoTokenizer.from_pretrained(tmp_path),
+    ):
         encoder = blocks.Encoder(tokenizer, separator=None)
         assert encoder.table is not None
         fast = encoder(texts).tolist()
@@ -162,7 +187,8 @@ def test_a_second_call_reads_the_cache(tmp_path, monkeypatch):
     def make(**options):
         texts = load_corpus(str(tmp_path / "text.jsonl"), normalize=str.lower)
         tokenizer = word_tokenizer()
-        tokenizer(["a", "b c"], padding=True, truncation=True, max_length=2)  # leaves its mark on the tokenizer
+        # This leaves its mark on the tokenizer
+        tokenizer(["a", "b c"], padding=True, truncation=True, max_length=2)
         return to_blocks(texts, tokenizer, **{"length": 8} | options)
 
     first = make()
@@ -204,7 +230,13 @@ def test_another_process_finds_the_cache_of_this_one(tmp_path):
 def test_a_stream_continues_after_skipping_and_from_its_state(monkeypatch):
     monkeypatch.setattr(blocks, "DOCUMENTS", 4)
     texts = random_corpus(40, TEXT8_ALPHABET)
-    stream = to_blocks(corpus(*texts, streaming=True), text8_tokenizer(), 16, style="crop", start_token=True)
+    stream = to_blocks(
+        corpus(*texts, streaming=True),
+        text8_tokenizer(),
+        16,
+        style="crop",
+        start_token=True,
+    )
     everything = rows(stream)
     assert everything == rows(stream)
     assert everything == rows(to_blocks(corpus(*texts), text8_tokenizer(), 16, style="crop", start_token=True))
@@ -213,7 +245,13 @@ def test_a_stream_continues_after_skipping_and_from_its_state(monkeypatch):
     read = iter(stream)
     begun = [next(read)["input_ids"] for _ in range(7)]
     state = stream.state_dict()
-    again = to_blocks(corpus(*texts, streaming=True), text8_tokenizer(), 16, style="crop", start_token=True)
+    again = to_blocks(
+        corpus(*texts, streaming=True),
+        text8_tokenizer(),
+        16,
+        style="crop",
+        start_token=True,
+    )
     again.load_state_dict(state)
     assert begun + rows(again) == everything
 
@@ -357,7 +395,14 @@ def hub(monkeypatch):
     def load_dataset(**arguments):
         calls.append({name: value for name, value in arguments.items() if value is not None})
         texts = [f"row {number} 's" for number in range(10)]
-        dataset = datasets.Dataset.from_dict({"text": texts, "sentence": texts, "article": texts, "label": [0] * 10})
+        dataset = datasets.Dataset.from_dict(
+            {
+                "text": texts,
+                "sentence": texts,
+                "article": texts,
+                "label": [0] * 10,
+            }
+        )
         return dataset.to_iterable_dataset() if arguments["streaming"] else dataset
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)

@@ -49,7 +49,13 @@ def test_blocks_of_a_local_text_are_scored_to_the_last_character(saved):
     folder, denoiser, causal, tokenizer = saved
     options = ("--dataset", folder / "texts.txt", "--normalize-text8", "--num-samples", 4)
     text = " a plain short text of forty odd letters"
-    found = as_json("--model", folder / "edlm", *options, "--metrics", "nelbo,sampler_bound,autoregressive_nll")
+    found = as_json(
+        "--model",
+        folder / "edlm",
+        *options,
+        "--metrics",
+        "nelbo,sampler_bound,autoregressive_nll",
+    )
     assert found["num_characters"] == found["num_tokens"] == len(text)
 
     bodies = [text[i : i + 15] for i in range(0, len(text), 15)]  # behind the start token
@@ -101,7 +107,9 @@ def test_a_table_shows_both_errors_and_the_number_of_samples(saved):
     folder, *_ = saved
     result = call("--model", folder / "edlm", "--dataset", folder / "texts.txt", "--normalize-text8")
     assert result.exit_code == 0, result.output
-    assert "| nelbo |" in result.output and "noise samples" in result.output and "±" in result.output
+    assert "| nelbo |" in result.output
+    assert "noise samples" in result.output
+    assert "±" in result.output
 
 
 def test_an_error_that_is_not_known_is_null_in_json(saved):
@@ -113,7 +121,8 @@ def test_an_error_that_is_not_known_is_null_in_json(saved):
 def test_the_profile_is_a_table_of_its_own(saved):
     options = ("--model", saved[0] / "edlm", "--dataset", saved[0] / "texts.txt", "--num-samples", 1)
     alone, both = (call(*options, "--metrics", metrics).stdout for metrics in ("h_profile", "nelbo,h_profile"))
-    assert alone.startswith("| h_profile, t | nats/masked token |") and len(alone.strip().splitlines()) == 22
+    assert alone.startswith("| h_profile, t | nats/masked token |")
+    assert len(alone.strip().splitlines()) == 22
     assert "| nelbo |" in both and both.endswith(alone)
 
 
@@ -140,7 +149,14 @@ def test_the_profile_is_part_of_the_json(saved):
 )
 def test_bad_choices_are_refused_with_advice(saved, options, message):
     folder, *_ = saved
-    result = call("--model", folder / "edlm", "--dataset", folder / "texts.txt", "--normalize-text8", *options)
+    result = call(
+        "--model",
+        folder / "edlm",
+        "--dataset",
+        folder / "texts.txt",
+        "--normalize-text8",
+        *options,
+    )
     assert result.exit_code != 0 and message in result.output
 
 
@@ -162,4 +178,5 @@ def test_names_of_0_1_0_are_known_and_results_keep_their_keys(saved):
     old = as_json("--model", folder / "edlm", "--data", folder / "texts.txt", "--normalize", "none")
     assert old["metrics"] == new["metrics"] and old["settings"] == new["settings"]
     assert set(new["settings"]) == set(RECORDED.split())
-    assert new["settings"]["normalize"] == "none" and new["settings"]["data"] == str(folder / "texts.txt")
+    assert new["settings"]["normalize"] == "none"
+    assert new["settings"]["data"] == str(folder / "texts.txt")

@@ -34,7 +34,10 @@ def command(saved):
     """The texts of `edlm generate` with more options."""
 
     def texts(*options):
-        result = CliRunner().invoke(app, ["generate", "--model", str(saved[0]), *TEXT, *map(str, options)])
+        result = CliRunner().invoke(
+            app,
+            ["generate", "--model", str(saved[0]), *TEXT, *map(str, options)],
+        )
         assert result.exit_code == 0, result.output
         return json.loads(result.stdout)
 

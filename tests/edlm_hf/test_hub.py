@@ -52,7 +52,10 @@ torch.save(results, target)
 
 def build(name, **changes):
     """LLaDA or its shifted twin with the same weights, in training mode."""
-    classes = {"llada": (foreign.LLaDAModelLM, foreign.LLaDAConfig), "dream": (foreign.DreamModel, foreign.DreamConfig)}
+    classes = {
+        "llada": (foreign.LLaDAModelLM, foreign.LLaDAConfig),
+        "dream": (foreign.DreamModel, foreign.DreamConfig),
+    }
     model_class, config_class = classes[name]
     torch.manual_seed(0)
     return model_class(config_class(pad_token_id=PAD, **changes)).train()
@@ -97,7 +100,8 @@ def test_models_of_others_get_the_tokens_of_the_engine(elsewhere, name, local):
 
     for kind, tokens in expected.items():
         assert torch.equal(got[kind], tokens), kind
-        assert (tokens != MASK).all() and torch.equal(tokens[:, :6][PROMPT != MASK], PROMPT[PROMPT != MASK])
+        assert (tokens != MASK).all()
+        assert torch.equal(tokens[:, :6][PROMPT != MASK], PROMPT[PROMPT != MASK])
     assert got["longer"].shape == (2, 10)
     assert (got["weighed"] == 1).sum() > (got["filled"] == 1).sum()
 

@@ -32,9 +32,17 @@ class Trap:
 def test_calls_in_the_file_are_not_made(function, tmp_path):
     fired = tmp_path / "fired"
     code = f"open({str(fired)!r}, 'w').close()" if function in (eval, exec) else f"echo > '{fired}'"
-    path = write(tmp_path / "mdlm.ckpt", golden("model_dit"), hyper_parameters={"config": [Trap(function, code)]})
+    path = write(
+        tmp_path / "mdlm.ckpt",
+        golden("model_dit"),
+        hyper_parameters={"config": [Trap(function, code)]},
+    )
     if function is os.system:  # torch blocks this module whatever stands for it
-        assert_refused(path, tmp_path, "^(?!.*weights_only).*cannot be read without trusting it.*posix.system")
+        assert_refused(
+            path,
+            tmp_path,
+            "^(?!.*weights_only).*cannot be read without trusting it.*posix.system",
+        )
     else:
         assert_holds(convert_lightning_checkpoint(path, tmp_path / "out"), golden("model_dit"))
     assert not fired.exists()
@@ -48,10 +56,19 @@ def test_calls_in_place_of_weights_are_not_made(tmp_path):
     trap = Trap(eval, f"open({str(fired)!r}, 'w').close()")
     torch.save({"state_dict": trap}, tmp_path / "a.ckpt")
     torch.save({"state_dict": golden("model_dit") | {"backbone.x": trap}}, tmp_path / "b.ckpt")
-    write(tmp_path / "c.ckpt", golden("model_dit"), averaged=[trap] * len(parameters(golden("model_dit"))))
+    write(
+        tmp_path / "c.ckpt",
+        golden("model_dit"),
+        averaged=[trap] * len(parameters(golden("model_dit"))),
+    )
     torch.save(trap, tmp_path / "d.ckpt")
 
-    for name, message in [("a", "state_dict"), ("b", "state_dict"), ("c", "use_ema=False"), ("d", "state_dict")]:
+    for name, message in [
+        ("a", "state_dict"),
+        ("b", "state_dict"),
+        ("c", "use_ema=False"),
+        ("d", "state_dict"),
+    ]:
         assert_refused(tmp_path / f"{name}.ckpt", tmp_path, message)
     assert not fired.exists()
 
@@ -126,7 +143,11 @@ def test_objects_of_unknown_classes_become_empty_shells(protocol, tmp_path, monk
     }
     monkeypatch.setitem(sys.modules, module.__name__, module)
     path = tmp_path / "mdlm.ckpt"
-    torch.save({"state_dict": golden("model_dit"), "hyper_parameters": objects}, path, pickle_protocol=protocol)
+    torch.save(
+        {"state_dict": golden("model_dit"), "hyper_parameters": objects},
+        path,
+        pickle_protocol=protocol,
+    )
     monkeypatch.delitem(sys.modules, module.__name__)
     (tmp_path / "foreign_training_code.py").write_text("raise RuntimeError('this module must not be imported')")
     monkeypatch.syspath_prepend(tmp_path)

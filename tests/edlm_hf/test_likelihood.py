@@ -31,7 +31,13 @@ from edlm_hf.evaluation import discrete_nelbo, h_profile, nelbo
 def test_the_continuous_bound_has_its_enumerated_value(importance_sampling):
     network, texts = model(), draws(500)
     truth = continuous(denoiser_nats(network))[texts @ torch.tensor([27, 9, 3, 1])].mean() / L
-    result = nelbo(network, texts, num_samples=16, importance_sampling=importance_sampling, batch_size=512)
+    result = nelbo(
+        network,
+        texts,
+        num_samples=16,
+        importance_sampling=importance_sampling,
+        batch_size=512,
+    )
     assert abs(result.value - truth) < 4 * result.standard_error
     assert result.standard_error < 0.01
     assert (result.num_samples, result.num_tokens, result.unit) == (8000, 2000, "nats/token")
@@ -45,7 +51,8 @@ def test_the_discrete_bound_has_its_enumerated_value_above_the_likelihood_of_the
     law = chain_law(products, steps)
     assert ((-np.log(law)) <= by_text + 1e-9).all()  # the bound holds for every single text
     result = discrete_nelbo(network, ALL, num_steps=steps, num_samples=32, batch_size=648)
-    assert abs(result.value - by_text.mean() / L) < 4 * result.standard_error + 1e-12  # T = 1 has no noise
+    # T = 1 has no noise
+    assert abs(result.value - by_text.mean() / L) < 4 * result.standard_error + 1e-12
 
 
 def test_with_exact_marginals_revealing_one_token_at_a_time_loses_nothing():
@@ -58,7 +65,8 @@ def test_the_discrete_bound_falls_to_the_continuous_one_at_the_rate_of_the_profi
     nats = denoiser_nats(network)
     limit = JOINT @ continuous(nats)
     gaps = [JOINT @ stepwise(nats, steps) - limit for steps in (64, 128)]
-    h = [JOINT @ (nats @ (ALL_MASKS.sum(-1) == n)) / L for n in (1, L)]  # at t -> 0: one mask, each position equally
+    # At t -> 0: one mask, each position equally
+    h = [JOINT @ (nats @ (ALL_MASKS.sum(-1) == n)) / L for n in (1, L)]
     assert gaps[0] / gaps[1] == pytest.approx(2, abs=0.05)
     assert gaps[1] * 2 * 128 / L == pytest.approx(h[1] - h[0], rel=0.05)
 
@@ -113,7 +121,8 @@ def test_strata_of_times_make_the_error_smaller():
     spread = {}
     for num_samples in (2, 16):
         values = [nelbo(network, texts, num_samples=num_samples, batch_size=800, seed=seed).value for seed in range(30)]
-        spread[num_samples] = np.std(values) * math.sqrt(num_samples)  # equal for independent samples
+        # The products are equal for independent samples
+        spread[num_samples] = np.std(values) * math.sqrt(num_samples)
     assert spread[16] < 0.9 * spread[2]
 
 
@@ -165,7 +174,12 @@ def test_the_profile_is_the_cross_entropy_per_mask():
 def test_the_bound_of_the_denoiser_is_the_same_however_the_model_is_set_to_sample():
     network, texts = tiny_denoiser(), [[1, 2, 3], [4, 5, 6]]
     plain = discrete_nelbo(network, texts, num_steps=3)
-    network.generation_config.update(do_sample=False, block_length=2, sampler="first_hitting", temperature=0.3)
+    network.generation_config.update(
+        do_sample=False,
+        block_length=2,
+        sampler="first_hitting",
+        temperature=0.3,
+    )
     assert discrete_nelbo(network, texts, num_steps=3) == plain
 
 

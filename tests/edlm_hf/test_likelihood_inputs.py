@@ -5,7 +5,14 @@ import torch
 from published import randomised, tiny_causal, tiny_config, tiny_denoiser, tiny_gpt2
 
 from edlm_hf import EDLMEnergyModel, EDLMForMaskedDiffusion
-from edlm_hf.evaluation import autoregressive_nll, discrete_nelbo, h_profile, nelbo, paper_nll, sampler_bound
+from edlm_hf.evaluation import (
+    autoregressive_nll,
+    discrete_nelbo,
+    h_profile,
+    nelbo,
+    paper_nll,
+    sampler_bound,
+)
 
 ESTIMATORS = {
     "nelbo": nelbo,
@@ -17,7 +24,11 @@ ESTIMATORS = {
 
 @pytest.mark.parametrize("name", ESTIMATORS)
 def test_batches_and_padding_change_nothing(name):
-    network = EDLMForMaskedDiffusion.from_components(tiny_denoiser(), tiny_causal(bos_token_id=0), energy_type="ar")
+    network = EDLMForMaskedDiffusion.from_components(
+        tiny_denoiser(),
+        tiny_causal(bos_token_id=0),
+        energy_type="ar",
+    )
     generator = torch.Generator().manual_seed(0)
     rows = [torch.randint(1, 12, (n,), generator=generator).tolist() for n in (5, 12, 8, 1)]
     padded = torch.zeros(4, 12, dtype=torch.long)
@@ -37,7 +48,8 @@ def test_batches_and_padding_change_nothing(name):
     assert ESTIMATORS[name](network, rows, num_samples=4, seed=1).value != first.value
 
     head = ESTIMATORS[name](network, rows[:2], num_samples=4)
-    assert head.sequence_nats == pytest.approx(first.sequence_nats[:2], abs=1e-4)  # a text's noise is its own
+    # A text's noise is its own
+    assert head.sequence_nats == pytest.approx(first.sequence_nats[:2], abs=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -90,7 +102,10 @@ def test_any_default_device_gives_the_same_likelihoods(kind):
     if kind == "ar":
         model = EDLMForMaskedDiffusion.from_components(model, tiny_causal(bos_token_id=10))
     if kind == "nce":
-        model = EDLMForMaskedDiffusion.from_components(model, randomised(EDLMEnergyModel(tiny_config())))
+        model = EDLMForMaskedDiffusion.from_components(
+            model,
+            randomised(EDLMEnergyModel(tiny_config())),
+        )
     texts = torch.randint(0, 11, (3, 8), generator=torch.Generator().manual_seed(0))
     mask = torch.ones_like(texts)
     mask[0, :3] = 0

@@ -9,7 +9,18 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
-from exact import MASK, SEQUENCES, L, TableCausalLM, TableDenoiser, V, marginals, perturbed, random_joint, state_index
+from exact import (
+    MASK,
+    SEQUENCES,
+    L,
+    TableCausalLM,
+    TableDenoiser,
+    V,
+    marginals,
+    perturbed,
+    random_joint,
+    state_index,
+)
 from published import randomised, tiny_causal, tiny_config
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -41,7 +52,11 @@ def exact_scorer(energy=None, **options) -> EDLMScorer:
 
 def tiny_scorer(start_token=True, energy=False, tokenizer=None, scale=1, **options) -> EDLMScorer:
     tokenizer = tokenizer or text8_tokenizer(LENGTH, start_token=start_token)
-    sizes = {"vocab_size": len(tokenizer), "bos_token_id": tokenizer.bos_token_id, "model_length": LENGTH}
+    sizes = {
+        "vocab_size": len(tokenizer),
+        "bos_token_id": tokenizer.bos_token_id,
+        "model_length": LENGTH,
+    }
     sizes["mask_token_id"] = tokenizer.mask_token_id
     model = randomised(MDLMForMaskedLM(tiny_config(**sizes)))
     with torch.no_grad():
@@ -83,7 +98,11 @@ def conditional_bound(text: np.ndarray, visible: int, steps: int | None) -> floa
 
 @pytest.mark.parametrize(("bound", "steps"), [("nelbo", None), ("discrete", 3)])
 @pytest.mark.parametrize("visible", [0, 1, 2, 3])
-def test_log_likelihoods_are_minus_the_enumerated_bound_given_the_visible_context(bound, steps, visible):
+def test_log_likelihoods_are_minus_the_enumerated_bound_given_the_visible_context(
+    bound,
+    steps,
+    visible,
+):
     scorer = exact_scorer(bound=bound, num_samples=64, num_steps=steps or 1)
     found = [value for value, _ in scorer.loglikelihood([(text[:visible], text[visible:]) for text in TEXTS])]
     truth = np.array([conditional_bound(row, visible, steps) for row in SEQUENCES])
@@ -92,7 +111,8 @@ def test_log_likelihoods_are_minus_the_enumerated_bound_given_the_visible_contex
 
     assert abs(-sum(found) - truth.sum()) < 4 * error + 1e-9
     assert estimate.num_tokens == 81 * (L - visible) and estimate.num_samples == 81 * 64
-    if visible == L - 1:  # one mask leaves nothing to chance but t, which the denoiser does not know
+    # One mask leaves nothing to chance but t, which the denoiser does not know
+    if visible == L - 1:
         assert bound == "discrete" or np.abs(np.array(found) + truth).max() < 1e-9
 
 
@@ -110,9 +130,23 @@ def test_the_bound_of_the_sampler_takes_the_energy_and_the_options():
     scorer = exact_scorer(energy, bound="sampler", num_samples=4, seed=5, **options)
     ((found, _),) = scorer.loglikelihood([("a", "bca")])
     scored = [[False, True, True, True]]
-    expected = sampler_bound(scorer.model, [[0, 1, 2, 0]], scored=scored, num_samples=4, seed=5, **options)
+    expected = sampler_bound(
+        scorer.model,
+        [[0, 1, 2, 0]],
+        scored=scored,
+        num_samples=4,
+        seed=5,
+        **options,
+    )
     assert found == pytest.approx(-expected.sequence_nats[0], abs=1e-9)
-    without = discrete_nelbo(scorer.model, [[0, 1, 2, 0]], scored=scored, num_steps=3, num_samples=4, seed=5)
+    without = discrete_nelbo(
+        scorer.model,
+        [[0, 1, 2, 0]],
+        scored=scored,
+        num_steps=3,
+        num_samples=4,
+        seed=5,
+    )
     assert found != pytest.approx(-without.sequence_nats[0], abs=1e-3)
 
 
@@ -140,7 +174,8 @@ def test_a_text_begins_with_the_start_token_once():
     assert scorer.windows(*scorer.encode_pair("<s>a", "b")) == [((start, 1, 2), 2)]
 
     (rolled,), ((found, _),) = scorer.rolling(["ab"]), scorer.loglikelihood([("", "ab")])
-    expected = nelbo(scorer.model, [[start, 1, 2]], num_samples=2)  # which does not count the start token either
+    # The bound does not count the start token either
+    expected = nelbo(scorer.model, [[start, 1, 2]], num_samples=2)
     assert rolled == found == pytest.approx(-expected.sequence_nats[0], abs=1e-5)
     assert tiny_scorer(start_token=False).windows([], [1, 2]) == [((1, 2), 0)]
 
@@ -222,7 +257,14 @@ def test_a_wrong_first_token_costs_one_call():
 
 def test_text_is_that_of_generate():
     scorer = tiny_scorer()
-    (found,) = scorer.generate_until([("abc", {"until": [], "max_gen_toks": 5, "do_sample": False, "temperature": 0})])
+    (found,) = scorer.generate_until(
+        [
+            (
+                "abc",
+                {"until": [], "max_gen_toks": 5, "do_sample": False, "temperature": 0},
+            )
+        ]
+    )
     ids = torch.tensor([scorer.tokenizer.encode("abc")])
     rows = scorer.model.generate(ids, max_new_tokens=5, do_sample=False, max_denoising_steps=4)
     assert found == scorer.tokenizer.decode(rows[0, 4:], skip_special_tokens=True)
@@ -275,7 +317,8 @@ def test_text_longer_than_the_model_is_made_in_blocks_with_as_much_context_as_fi
         blocks(scorer, "mnopqrst", 30, 4)
     ]
 
-    likely = scorer.generate_until([("abcdefghij", {"max_gen_toks": 5})])  # which fits behind seven letters
+    # Five tokens fit behind seven letters
+    likely = scorer.generate_until([("abcdefghij", {"max_gen_toks": 5})])
     assert likely == [blocks(scorer, "defghij", 5, None)]
     assert varied_scorer(block_length=2).generate_until([("ab", {"max_gen_toks": 6})]) == [blocks(scorer, "ab", 6, 2)]
 
@@ -408,7 +451,8 @@ def test_the_harness_runs_local_tasks_from_the_command_line(local_tasks):
 
     (file,) = (local_tasks / "results").rglob("results_*.json")
     found = json.loads(file.read_text())
-    assert found["results"]["choice"]["acc,none"] in (0, 0.5, 1) and found["config"]["model"] == "edlm"
+    assert found["results"]["choice"]["acc,none"] in (0, 0.5, 1)
+    assert found["config"]["model"] == "edlm"
     assert set(found["config"]["estimates"]) == {"loglikelihood", "loglikelihood_rolling"}
     assert found["config"]["estimates"]["loglikelihood"]["standard_error"] > 0
 

@@ -6,7 +6,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from model_folders import OTHERS, TOKENIZER, as_folder, change, cut, other_network, put, remove, write_model
+from model_folders import (
+    OTHERS,
+    TOKENIZER,
+    as_folder,
+    change,
+    cut,
+    other_network,
+    put,
+    remove,
+    write_model,
+)
 from transformers import AutoTokenizer
 from typer.testing import CliRunner
 
@@ -99,12 +109,19 @@ def test_another_denoiser_gets_an_energy_of_its_sizes(folders, tmp_path):
     assert further.exit_code == 0, (further.stderr, further.exception)
 
     shared = call("train-energy", "--denoiser", folders["bert"], "--energy", "lora", *small)
-    assert shared.exit_code == 1 and "only an MDLM can share its weights with the energy" in shared.stderr
+    assert shared.exit_code == 1
+    assert "only an MDLM can share its weights with the energy" in shared.stderr
 
 
 def test_a_trainer_wraps_a_network_that_knows_no_masks(tmp_path):
     network = other_network("electra")
-    args = MaskedDiffusionArguments(str(tmp_path), use_cpu=True, report_to="none", max_steps=1, disable_tqdm=True)
+    args = MaskedDiffusionArguments(
+        str(tmp_path),
+        use_cpu=True,
+        report_to="none",
+        max_steps=1,
+        disable_tqdm=True,
+    )
     rows = [{"input_ids": [27, 1, 2, 3]}] * 8
     trainer = MaskedDiffusionTrainer(network, args, train_dataset=rows, processing_class=TOKENIZER)
     assert trainer.model.denoiser is network and trainer.model.config.mask_token_id == 28
@@ -173,7 +190,8 @@ def test_a_tokenizer_with_another_mask_is_refused(folders, tmp_path, kind):
         "evaluate", "--model", model, "--tokenizer", tmp_path / "other", "--dataset", tmp_path / "text.txt"
     )
 
-    assert evaluated.exit_code == 1 and "has id 27, but the model masks with id 28" in evaluated.stderr
+    assert evaluated.exit_code == 1
+    assert "has id 27, but the model masks with id 28" in evaluated.stderr
     with pytest.raises(ValueError, match="has id 27"):
         load_with_tokenizer(str(model), str(tmp_path / "other"))
 
@@ -285,7 +303,8 @@ def test_every_command_fails_in_one_line(damaged, command, damage):
 def test_the_traceback_is_there_for_who_asks_for_it(damaged):
     folder = damaged("mdlm", cut("config.json"))
     told = call("generate", "--model", folder, env={"EDLM_TRACEBACK": "1"})
-    assert isinstance(told.exception, ValueError) and "config.json is damaged" in str(told.exception)
+    assert isinstance(told.exception, ValueError)
+    assert "config.json is damaged" in str(told.exception)
 
 
 def test_what_transformers_warns_of_appears_when_loading_went_well(folders, damaged):

@@ -41,7 +41,12 @@ BASES = {
 BASE = pytest.mark.parametrize("base", BASES)
 SHARED = pytest.mark.parametrize("base", ["shared", "updated"])
 NOISY = torch.tensor([[3, 12, 5, 0, 12, 7], [12, 2, 12, 12, 4, 9]])
-CLEAN = torch.tensor([[[3, 1, 5, 0, 2, 7], [3, 9, 5, 0, 4, 7]], [[8, 2, 6, 11, 4, 9], [0, 2, 1, 10, 4, 9]]])
+CLEAN = torch.tensor(
+    [
+        [[3, 1, 5, 0, 2, 7], [3, 9, 5, 0, 4, 7]],
+        [[8, 2, 6, 11, 4, 9], [0, 2, 1, 10, 4, 9]],
+    ]
+)
 
 
 def scatter(parameters, seed: int, std: float = 0.3) -> None:
@@ -53,7 +58,11 @@ def scatter(parameters, seed: int, std: float = 0.3) -> None:
 
 def new_base(base, denoiser=None) -> EDLMForMaskedDiffusion:
     """Nothing in it is zero."""
-    model = EDLMForMaskedDiffusion.from_components(denoiser or tiny_denoiser(), energy_type="nce", **BASES[base])
+    model = EDLMForMaskedDiffusion.from_components(
+        denoiser or tiny_denoiser(),
+        energy_type="nce",
+        **BASES[base],
+    )
     scatter(model.energy_model.parameters(), seed=1)
     return model
 
@@ -173,10 +182,15 @@ def test_adapter_alone_is_saved_and_loads_on_its_base(tmp_path, base):
     assert sum(x.numel() for x in stored.values()) == sum(p.numel() for p in trainable(model).values())
     assert not (tmp_path / "adapter" / "model.safetensors").exists()
 
-    loaded = PeftModel.from_pretrained(AutoModelForMaskedLM.from_pretrained(tmp_path / "base"), tmp_path / "adapter")
-    native = AutoModelForMaskedLM.from_pretrained(tmp_path / "adapter")  # transformers finds the base by itself
+    loaded = PeftModel.from_pretrained(
+        AutoModelForMaskedLM.from_pretrained(tmp_path / "base"),
+        tmp_path / "adapter",
+    )
+    # Transformers finds the base by itself
+    native = AutoModelForMaskedLM.from_pretrained(tmp_path / "adapter")
     for other in (loaded, native):
-        assert torch.equal(energies(other), energies(model)) and torch.equal(logits(other), logits(model))
+        assert torch.equal(energies(other), energies(model))
+        assert torch.equal(logits(other), logits(model))
 
 
 def test_adapter_of_a_shared_energy_fits_a_copy_of_the_denoiser(tmp_path):
@@ -252,7 +266,12 @@ with torch.no_grad():
 @SHARED
 def test_merged_ranks_and_layers_may_differ(base):
     target = r"energy_model\.(blocks\.\d+\.(attn_qkv|mlp\.2)|vocab_proj)"
-    model = adapted(new_base(base), target_modules=target, modules_to_save=["energy_head"], rank_pattern={"mlp.2": 4})
+    model = adapted(
+        new_base(base),
+        target_modules=target,
+        modules_to_save=["energy_head"],
+        rank_pattern={"mlp.2": 4},
+    )
     expected = energies(model)
     merged = merge_lora(model)
     assert merged.config.energy_adapter_rank == {"shared": 4, "updated": 7}[base]
@@ -272,10 +291,16 @@ def test_nothing_can_be_merged_into_the_denoiser(base):
     ):
         with pytest.raises(ValueError, match="This weight is the denoiser's.*merge_lora"):
             merge()
-        assert torch.equal(energies(model), before) and torch.equal(logits(model), logits(tiny_denoiser()))
+        assert torch.equal(energies(model), before)
+        assert torch.equal(logits(model), logits(tiny_denoiser()))
 
     linear = model.energy_model.get_submodule("blocks.0.attn_out").get_base_layer()
-    for change in (nn.init.zeros_, lambda x: x.mul_(2), lambda x: x.data.fill_(0), lambda x: torch.neg(x, out=x)):
+    for change in (
+        nn.init.zeros_,
+        lambda x: x.mul_(2),
+        lambda x: x.data.fill_(0),
+        lambda x: torch.neg(x, out=x),
+    ):
         with pytest.raises(ValueError, match="This weight is the denoiser's"):
             change(linear.weight)
     assert torch.equal(linear.weight, model.denoiser.backbone.blocks[0].attn_out.weight)
@@ -338,10 +363,21 @@ def adapter_trainer(folder, base, dropout=0.1, seed=0, **changes) -> EnergyTrain
     denoiser = tiny_denoiser(dropout=dropout)
     model = EDLMForMaskedDiffusion.from_components(denoiser, energy_type="nce", **BASES[base])
     model = get_peft_model(model, lora(lora_dropout=dropout))
-    options = {"save_strategy": "steps", "save_steps": 4, "max_steps": 8, "learning_rate": 1e-2, "num_negatives": 2}
+    options = {
+        "save_strategy": "steps",
+        "save_steps": 4,
+        "max_steps": 8,
+        "learning_rate": 1e-2,
+        "num_negatives": 2,
+    }
     options |= {"eval_num_candidates": 4, "eval_max_denoising_steps": 4}
     args = arguments(folder, EnergyArguments, **(options | changes))
-    return EnergyTrainer(model, args, train_dataset=random_blocks(32), eval_dataset=random_blocks(8, seed=1))
+    return EnergyTrainer(
+        model,
+        args,
+        train_dataset=random_blocks(32),
+        eval_dataset=random_blocks(8, seed=1),
+    )
 
 
 @BASE

@@ -64,7 +64,14 @@ def test_two_equal_fair_bits_have_half_a_bit_in_the_papers_estimator():
     result = paper_nll(network, [[0, 0], [1, 1]], energy=perfect, num_samples=4)
     assert result.value * 2 == pytest.approx(math.log(2) / 2, abs=1e-6)  # the entropy is log 2
 
-    bound = sampler_bound(network, [[0, 0], [1, 1]], energy=perfect, num_steps=1, inner_copies=64, num_samples=64)
+    bound = sampler_bound(
+        network,
+        [[0, 0], [1, 1]],
+        energy=perfect,
+        num_steps=1,
+        inner_copies=64,
+        num_samples=64,
+    )
     assert bound.value * 2 > math.log(2) - 3 * bound.standard_error
 
 
@@ -87,7 +94,8 @@ def test_estimates_of_the_partition_function_bracket_the_papers_estimator():
     visible = np.array([[JOINT[agree(x, mask)].sum() for mask in ALL_MASKS] for x in SEQUENCES])
     posterior = -np.log(JOINT[:, None] / visible)
     truth = continuous(posterior)[texts @ torch.tensor([27, 9, 3, 1])].mean() / L
-    assert lower.value < truth + 3 * lower.standard_error and upper.value > truth - 3 * upper.standard_error
+    assert lower.value < truth + 3 * lower.standard_error
+    assert upper.value > truth - 3 * upper.standard_error
     assert abs(lower.value - truth) < 0.02 and abs(upper.value - truth) < 0.02
 
 
@@ -133,7 +141,13 @@ def on_time(process):
 def test_the_joint_of_the_papers_estimator_is_the_published_one(tmp_path, energy_type):
     data = golden("e_nelbo")
     denoiser = AutoModelForMaskedLM.from_pretrained(write_checkpoint(tmp_path / "dit", "model_dit"))
-    causal = AutoModelForCausalLM.from_pretrained(write_checkpoint(tmp_path / "ar", "model_ar", causal=True))
+    causal = AutoModelForCausalLM.from_pretrained(
+        write_checkpoint(
+            tmp_path / "ar",
+            "model_ar",
+            causal=True,
+        )
+    )
     network = EDLMForMaskedDiffusion.from_components(denoiser, causal, energy_type=energy_type)
     process = network.reverse_process()
     masked, t = data["xt"] == 32, data["t"].double()

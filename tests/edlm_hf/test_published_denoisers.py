@@ -18,7 +18,13 @@ from published_networks import (
     write_weights,
 )
 from published_tokenizers import FEW_LETTERS, write_fast, write_slow
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
 import edlm_hf
 from edlm_hf import EDLMForMaskedDiffusion, load_published_denoiser, load_published_tokenizer
@@ -58,7 +64,12 @@ def published_sampler(published, weights, ids, steps, block_length=None, gen_sta
 def test_logits_are_those_of_the_published_network(loaded):
     published, weights, denoiser = loaded
     expected = published.logits(published.config, weights, HOLES)
-    torch.testing.assert_close(denoiser(input_ids=HOLES[None]).logits[0].double(), expected, rtol=0, atol=2e-5)
+    torch.testing.assert_close(
+        denoiser(input_ids=HOLES[None]).logits[0].double(),
+        expected,
+        rtol=0,
+        atol=2e-5,
+    )
 
     # Padding takes no part
     ids = torch.nn.functional.pad(HOLES[None], (0, 3), value=4)
@@ -104,7 +115,12 @@ def test_dream_orders_are_those_of_its_sampler(loaded, score):
     published, weights, denoiser = loaded
     algorithm = {"confidence": "maskgit_plus", "margin": "topk_margin", "entropy": "entropy"}[score]
     expected = published_samplers.dream(published.denoiser(weights), HOLES, MASK, 3, algorithm)[0]
-    options = GREEDY | {"sampler": "top_k", "score": score, "max_denoising_steps": 3, "reveal_counts": "dream"}
+    options = GREEDY | {
+        "sampler": "top_k",
+        "score": score,
+        "max_denoising_steps": 3,
+        "reveal_counts": "dream",
+    }
     assert torch.equal(build(denoiser).generate(HOLES[None], **options)[0], expected)
 
 
@@ -119,7 +135,12 @@ def test_ragged_rows_are_those_of_each_row_alone(loaded, side):
         [torch.nn.functional.pad(torch.ones_like(row), pad) for row, pad in zip(rows, pads, strict=True)]
     )
 
-    options = GREEDY | {"sampler": "top_k", "max_denoising_steps": 3, "max_new_tokens": 4, "block_length": 4}
+    options = GREEDY | {
+        "sampler": "top_k",
+        "max_denoising_steps": 3,
+        "max_new_tokens": 4,
+        "block_length": 4,
+    }
     together = build(denoiser).generate(ids, attention_mask=mask, **options)
     for row, alone in enumerate(rows):
         expected = build(denoiser).generate(alone[None], **options)[0]
@@ -129,7 +150,12 @@ def test_ragged_rows_are_those_of_each_row_alone(loaded, side):
 
 def test_custom_generate_knows_the_conventions(loaded):
     _, _, denoiser = loaded
-    expected = build(denoiser).generate(HOLES[None], eos_token_id=None, max_denoising_steps=4, generator=seed())
+    expected = build(denoiser).generate(
+        HOLES[None],
+        eos_token_id=None,
+        max_denoising_steps=4,
+        generator=seed(),
+    )
     got = generate(denoiser, HOLES[None], eos_token_id=None, max_denoising_steps=4, generator=seed())
     assert torch.equal(got, expected)
 
@@ -157,9 +183,17 @@ def test_saved_composites_and_denoisers_load_again(loaded, tmp_path):
 
 
 def qwen2(rows=VOCABULARY):
-    sizes = {"hidden_size": 16, "num_attention_heads": 2, "num_key_value_heads": 1, "num_hidden_layers": 1}
+    sizes = {
+        "hidden_size": 16,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "num_hidden_layers": 1,
+    }
     sizes |= {"intermediate_size": 16, "max_position_embeddings": 64, "vocab_size": rows}
-    return randomised(Qwen2ForCausalLM(Qwen2Config(**sizes, bos_token_id=END, eos_token_id=END)), seed=3)
+    return randomised(
+        Qwen2ForCausalLM(Qwen2Config(**sizes, bos_token_id=END, eos_token_id=END)),
+        seed=3,
+    )
 
 
 @torch.no_grad()
@@ -192,13 +226,25 @@ def test_energy_of_a_causal_qwen_is_its_own_and_the_denoisers(name, energy_type,
         by_hand = (log_theta[at, candidate] * masked).sum() - (log_ar[at, candidate] * counted).sum()
         torch.testing.assert_close(energy.double(), by_hand, rtol=0, atol=1e-4)
 
-    tokens = model.generate(HOLES[None], max_denoising_steps=3, num_candidates=4, eos_token_id=None, generator=seed())
+    tokens = model.generate(
+        HOLES[None],
+        max_denoising_steps=3,
+        num_candidates=4,
+        eos_token_id=None,
+        generator=seed(),
+    )
     assert MASK not in tokens
     model.save_pretrained(tmp_path / "whole")
     again = EDLMForMaskedDiffusion.from_pretrained(tmp_path / "whole")
     torch.testing.assert_close(again.energy(candidates, HOLES[None])[0], energies)
 
-    same = again.generate(HOLES[None], max_denoising_steps=3, num_candidates=4, eos_token_id=None, generator=seed())
+    same = again.generate(
+        HOLES[None],
+        max_denoising_steps=3,
+        num_candidates=4,
+        eos_token_id=None,
+        generator=seed(),
+    )
     assert torch.equal(same, tokens)
 
 

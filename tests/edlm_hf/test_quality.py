@@ -14,7 +14,12 @@ from transformers import AutoModelForMaskedLM, GPT2LMHeadModel, PreTrainedTokeni
 
 import edlm_hf
 from edlm_hf.evaluation.estimate import Estimate, mean_estimate, ratio_estimate
-from edlm_hf.evaluation.perplexity import generative_perplexity, judge_weight_mask, next_token_nlls, windows
+from edlm_hf.evaluation.perplexity import (
+    generative_perplexity,
+    judge_weight_mask,
+    next_token_nlls,
+    windows,
+)
 from edlm_hf.evaluation.quality import markdown_table, sample_report
 from edlm_hf.evaluation.text_statistics import (
     distinct_n,
@@ -54,7 +59,12 @@ def direct_nlls(judge, row, scored=1):
 
 
 def judged(rows, judge=None, **options):
-    return generative_perplexity([as_text(row) for row in rows], judge or tiny_gpt2(), numbers_tokenizer(), **options)
+    return generative_perplexity(
+        [as_text(row) for row in rows],
+        judge or tiny_gpt2(),
+        numbers_tokenizer(),
+        **options,
+    )
 
 
 # -------------------------------------------------------------------------------------------- generative perplexity
@@ -78,7 +88,11 @@ def test_every_text_counts_whatever_the_batch_size(batch_size):
 def test_standard_errors_are_those_of_a_ratio_over_texts():
     rows, judge = random_rows(), tiny_gpt2()
     result, direct = judged(rows), [direct_nlls(judge, row) for row in rows]
-    expected = ratio_estimate([sum(nlls) for nlls in direct], [len(nlls) for nlls in direct], "nats/token")
+    expected = ratio_estimate(
+        [sum(nlls) for nlls in direct],
+        [len(nlls) for nlls in direct],
+        "nats/token",
+    )
     assert result.nll.standard_error == pytest.approx(expected.standard_error, rel=1e-5)
     assert result.standard_error == pytest.approx(result.value * expected.standard_error, rel=1e-5)
 
@@ -105,7 +119,12 @@ class RecordedJudge(GPT2LMHeadModel):
 @pytest.fixture
 def recorded():
     g = golden("g_metrics")
-    judge = RecordedJudge(tiny_gpt2(vocab_size=g["logits"].shape[-1], n_positions=g["tokens"].shape[1]).config)
+    judge = RecordedJudge(
+        tiny_gpt2(
+            vocab_size=g["logits"].shape[-1],
+            n_positions=g["tokens"].shape[1],
+        ).config
+    )
     judge.tokens, judge.recorded = g["tokens"], g["logits"]
     return g, judge
 
@@ -355,7 +374,14 @@ def test_a_report_gives_entropy_number_and_both_networks_calls_beside_perplexity
     assert (report.num_samples, report.seconds_per_sample) == (2, 2.5)
     assert json.loads(json.dumps(report.to_dict()))["denoiser_calls"]["value"] == 3.5
 
-    plain = sample_report(texts, rows, judge=None, denoiser_calls=[1, 1], energy_calls=[2, 2], seconds=1)
+    plain = sample_report(
+        texts,
+        rows,
+        judge=None,
+        denoiser_calls=[1, 1],
+        energy_calls=[2, 2],
+        seconds=1,
+    )
     header, line, first, second = markdown_table({"T = 4": report, "plain": plain}).splitlines()
     assert header == (
         "| samples | n | Gen-PPL | entropy (bits) | word entropy (bits) | known words | denoiser calls | energy calls "
@@ -370,15 +396,30 @@ def test_a_report_gives_entropy_number_and_both_networks_calls_beside_perplexity
 
 def test_a_report_is_about_one_set_of_samples():
     with pytest.raises(ValueError, match="one per sample, but their lengths are .*'denoiser_calls': 1"):
-        sample_report(["a", "b"], [[1], [2]], judge=None, denoiser_calls=[1], energy_calls=[0, 0], seconds=1)
+        sample_report(
+            ["a", "b"],
+            [[1], [2]],
+            judge=None,
+            denoiser_calls=[1],
+            energy_calls=[0, 0],
+            seconds=1,
+        )
 
 
 def test_a_judge_that_sees_later_tokens_is_refused():
     model = AutoModelForMaskedLM.from_pretrained(edlm_hf.checkpoint("edlm-grammar"))
     for judge in (model, model.denoiser):
         with pytest.raises(ValueError, match="predicts a token from later ones too"):
-            generative_perplexity(["the king reads his book"], judge, edlm_hf.checkpoint("edlm-grammar"))
-    judged = generative_perplexity(["the king reads his book"], model.energy_model, edlm_hf.checkpoint("edlm-grammar"))
+            generative_perplexity(
+                ["the king reads his book"],
+                judge,
+                edlm_hf.checkpoint("edlm-grammar"),
+            )
+    judged = generative_perplexity(
+        ["the king reads his book"],
+        model.energy_model,
+        edlm_hf.checkpoint("edlm-grammar"),
+    )
     assert judged.num_tokens > 0
 
 

@@ -29,7 +29,12 @@ def test_the_sampler_bound_holds_and_more_copies_tighten_it(window):
     two = np.stack([2 * p * ((v[:, None] / (v[:, None] + v)) * p).sum(1) for p, v in zip(PRODUCTS, w, strict=True)])
     law = chain_law(lambda n: two if n / steps >= 1 - window - 1e-9 else PRODUCTS, steps)
     likelihood = -(np.log(law)).mean() / L
-    options = {"num_steps": steps, "num_candidates": 2, "energy": table_energy(ENERGY), "energy_window": window}
+    options = {
+        "num_steps": steps,
+        "num_candidates": 2,
+        "energy": table_energy(ENERGY),
+        "energy_window": window,
+    }
     bounds = [
         sampler_bound(model(), ALL, inner_copies=m, num_samples=64, batch_size=648, **options) for m in (1, 4, 16)
     ]
@@ -82,7 +87,14 @@ def test_the_bound_is_that_of_the_temperature_that_generate_uses():
     w = np.exp(-ENERGY / 0.5)
     two = np.stack([2 * p * ((v[:, None] / (v[:, None] + v)) * p).sum(1) for p, v in zip(PRODUCTS, w, strict=True)])
     limit = marginalised_bound(lambda n: two, 2)
-    close = sampler_bound(model(), ALL, energy=energy, energy_temperature=0.5, inner_copies=256, **options)
+    close = sampler_bound(
+        model(),
+        ALL,
+        energy=energy,
+        energy_temperature=0.5,
+        inner_copies=256,
+        **options,
+    )
     assert abs(close.value - limit) < 4 * close.standard_error + 0.004
     with pytest.raises(ValueError, match="'low_confidence'.*nearest sampler with one is 'top_k'"):
         sampler_bound(model(), ALL, sampler="low_confidence", **options)
@@ -95,7 +107,13 @@ def coins(step, proposal):
 def test_a_likelihood_is_exact_only_where_nothing_is_drawn():
     network, texts = model(), draws(4)
     exact = sampler_bound(network, texts, num_steps=2, num_samples=8, sampler="top_k")
-    own = sampler_bound(network, texts, num_steps=2, num_samples=8, sampler=lambda step, x: x.confidence() > 0.4)
+    own = sampler_bound(
+        network,
+        texts,
+        num_steps=2,
+        num_samples=8,
+        sampler=lambda step, x: x.confidence() > 0.4,
+    )
     assert exact.standard_error == 0 and exact.num_samples == 4
     assert own.standard_error < 1e-12 and own.num_samples == 32
     for options in ({"sampler": coins}, {"sampler": "top_k", "corrector_sweeps": 1}):

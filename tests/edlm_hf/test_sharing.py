@@ -22,13 +22,20 @@ def test_pushed_model_loads_and_its_card_is_ours(hub, client, tmp_path, kind):
     assert client(load, repo_id=f"me/{kind}", auto_class=AUTO[kind]) == fingerprint(model)
 
     card = ModelCard(hub[f"me/{kind}"].text("README.md"))
-    assert card.data.library_name == "transformers" and {"masked-diffusion", "tiny"} <= set(card.data.tags)
-    tasks = {"nce": "text-generation", "denoiser": "fill-mask", "drafter": "fill-mask", "causal": "text-generation"}
+    assert card.data.library_name == "transformers"
+    assert {"masked-diffusion", "tiny"} <= set(card.data.tags)
+    tasks = {
+        "nce": "text-generation",
+        "denoiser": "fill-mask",
+        "drafter": "fill-mask",
+        "causal": "text-generation",
+    }
     assert card.data.pipeline_tag == tasks.get(kind, "feature-extraction" if kind == "trunk" else None)
     assert card.data.base_model is None and str(tmp_path) not in str(card)
     assert f'from_pretrained("me/{kind}"' in card.text and "REPOSITORY" not in card.text
     assert is_untouched(hub[f"me/{kind}"].text("README.md"))
-    assert len(hub[f"me/{kind}"].messages) == 2  # the empty repository, and everything in one commit
+    # The empty repository, and everything in one commit
+    assert len(hub[f"me/{kind}"].messages) == 2
 
 
 def push_tokenizer(source, repo_id):
@@ -67,7 +74,8 @@ def test_revision_pins_a_push(hub, client, tmp_path):
 
     result = json.loads(out.splitlines()[-1])
     assert result["repository"] == "me/pinned" and result["revision"] == "v2"
-    assert result["commit"] == hub["me/pinned"].branches["v2"] and hub["me/pinned"].messages[-1] == "Second"
+    assert result["commit"] == hub["me/pinned"].branches["v2"]
+    assert hub["me/pinned"].messages[-1] == "Second"
     assert client(load, repo_id="me/pinned") == fingerprint(first)
     assert client(load, repo_id="me/pinned", revision="v2") == fingerprint(second)
 
@@ -90,7 +98,9 @@ def test_interrupted_push_changes_nothing_and_can_be_repeated(hub, client, folde
     before = contents(folder)
     hub.interruptions = 1
     code, _, err = client(command, arguments=["push", str(folder), "me/cut"])
-    assert code == 1 and err.splitlines()[-1].startswith("edlm push: ") and "repeat the command" in err
+    assert code == 1
+    assert err.splitlines()[-1].startswith("edlm push: ")
+    assert "repeat the command" in err
     assert contents(folder) == before
     assert set(hub["me/cut"].files()) == {".gitattributes"}
 
@@ -100,7 +110,8 @@ def test_interrupted_push_changes_nothing_and_can_be_repeated(hub, client, folde
 
     stored = {name: content for name, content in hub["me/cut"].files().items() if name != ".gitattributes"}
     assert set(stored) == set(before)
-    assert {name for name in before if stored[name] != before[name]} == {"README.md"}  # it knows its repository now
+    # The card knows its repository now
+    assert {name for name in before if stored[name] != before[name]} == {"README.md"}
     assert client(load, repo_id="me/cut") == fingerprint(build("nce"))
 
     commits = len(hub["me/cut"].commits)
@@ -136,7 +147,8 @@ def test_stale_shards_go_and_training_state_stays_here(hub, client, folder, tmp_
     assert client(command, arguments=["push", str(folder), "me/shards"])[0] == 0
 
     stored = set(hub["me/shards"].files())
-    assert {name for name in stored if "safetensors" in name} == {"model.safetensors"} and "notes.txt" in stored
+    assert {name for name in stored if "safetensors" in name} == {"model.safetensors"}
+    assert "notes.txt" in stored
     assert not stored & {"optimizer.pt", "training_args.bin", ".secret"}
     assert client(load, repo_id="me/shards") == fingerprint(build("nce"))
 
@@ -189,5 +201,6 @@ def test_mistakes_are_told_and_nothing_is_made(hub, client, folder, tmp_path):
 
     assert client(command, arguments=["push", str(folder)])[0] == 2
     code, out, _ = client(command, arguments=["push", "--help"])
-    assert code == 0 and all(option in out for option in ("--private", "--revision", "--commit-message", "--json"))
+    assert code == 0
+    assert all(option in out for option in ("--private", "--revision", "--commit-message", "--json"))
     assert set(hub.repositories) == before

@@ -41,7 +41,12 @@ def push_adapter_of_peft(base, repo_id, scope):
 
     torch.manual_seed(0)
     load = transformers.AutoModelForMaskedLM.from_pretrained
-    config = peft.LoraConfig(r=2, target_modules=target, modules_to_save=["energy_head"], init_lora_weights=False)
+    config = peft.LoraConfig(
+        r=2,
+        target_modules=target,
+        modules_to_save=["energy_head"],
+        init_lora_weights=False,
+    )
     model = peft.get_peft_model(load(base, energy_scope=scope), config).eval()
 
     with torch.no_grad():
@@ -81,8 +86,11 @@ def check_adapter(hub, client, repo_id, energies, scope):
 
     readme = hub[repo_id].text("README.md")
     card = ModelCard(readme)
-    assert card.data.library_name == "peft" and card.data.base_model == ["me/base"] and "lora" in card.data.tags
-    assert "More Information Needed" not in readme and "model.safetensors" not in hub[repo_id].files()
+    assert card.data.library_name == "peft"
+    assert card.data.base_model == ["me/base"]
+    assert "lora" in card.data.tags
+    assert "More Information Needed" not in readme
+    assert "model.safetensors" not in hub[repo_id].files()
 
     blocks = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
     client(run, script=f"{blocks[0]}\nassert model.config.energy_scope == '{scope}'")
@@ -162,7 +170,8 @@ def test_the_card_of_an_adapter_keeps_the_scope_that_it_was_trained_for(tmp_path
         config.energy_scope = scope
         (tmp_path / "README.md").unlink(missing_ok=True)
         write_better_card(tmp_path, config=config)
-        write_better_card(tmp_path, CardFacts(data="a little"))  # a push of the folder knows no configuration
+        # A push of the folder knows no configuration
+        write_better_card(tmp_path, CardFacts(data="a little"))
         card = (tmp_path / "README.md").read_text()
         assert card.count(f'energy_scope="{scope}"') == 2 and "a little" in card
         (tmp_path / "README.md").write_text("Written by hand.")
@@ -185,7 +194,11 @@ def push_shared(base, repo_id):
     build, options = edlm_hf.EDLMForMaskedDiffusion.from_components, {"energy_type": "nce", "energy_weights": "shared"}
     build(denoiser, **options).push_to_hub(repo_id, private=True)
     load = transformers.AutoModelForMaskedLM.from_pretrained
-    config = peft.LoraConfig(r=2, target_modules=LORA_TARGET_MODULES, modules_to_save=LORA_MODULES_TO_SAVE)
+    config = peft.LoraConfig(
+        r=2,
+        target_modules=LORA_TARGET_MODULES,
+        modules_to_save=LORA_MODULES_TO_SAVE,
+    )
     model, energies = peft.get_peft_model(load(repo_id), config).eval(), []
 
     with torch.no_grad():
@@ -242,7 +255,11 @@ def push_local(base, causal, repo_id, folder):
 
 def test_what_others_could_not_load_is_refused_before_anything_is_made(hub, client, folder, tmp_path):
     build("causal").save_pretrained(tmp_path / "causal")
-    places = {"base": str(folder), "causal": str(tmp_path / "causal"), "folder": str(tmp_path / "adapter")}
+    places = {
+        "base": str(folder),
+        "causal": str(tmp_path / "causal"),
+        "folder": str(tmp_path / "adapter"),
+    }
     adapter, whole = client(push_local, repo_id="me/local", **places)
     assert f"base model is '{folder}', which is no repository of the Hub" in adapter
     assert f"by reference to '{tmp_path / 'causal'}', which is no repository of the Hub" in whole

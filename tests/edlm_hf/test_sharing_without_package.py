@@ -14,7 +14,10 @@ from edlm_hf.card_signatures import is_untouched
 def test_examples_of_the_card_run_without_the_package_and_from_a_private_repository(
     hub, client, without_package, folder
 ):
-    code, out, err = client(command, arguments=["push", str(folder), "me/private", "--private", "--json"])
+    code, out, err = client(
+        command,
+        arguments=["push", str(folder), "me/private", "--private", "--json"],
+    )
     assert code == 0, err
     assert hub["me/private"].private
 

@@ -63,9 +63,11 @@ def test_every_auto_class_and_the_parts_load(model):
 
 def test_a_push_adds_the_code_that_they_lack():
     added = missing_code(ASSETS / "edlm-books")
-    assert {"config.json", "modeling_edlm.py", "masked_diffusion.py"} <= set(added) and "model.safetensors" not in added
+    assert {"config.json", "modeling_edlm.py", "masked_diffusion.py"} <= set(added)
+    assert "model.safetensors" not in added
     named = json.loads(added["config.json"])["auto_map"]
-    assert named["AutoModelForMaskedLM"] == "modeling_edlm.EDLMForMaskedDiffusion" and "AutoConfig" in named
+    assert named["AutoModelForMaskedLM"] == "modeling_edlm.EDLMForMaskedDiffusion"
+    assert "AutoConfig" in named
 
 
 def test_cards_tell_how_they_were_made_and_what_was_measured():
@@ -108,7 +110,14 @@ def test_likelihoods_of_english_are_those_of_trained_models(model, text):
     causal = AutoModelForCausalLM.from_pretrained(edlm_hf.checkpoint("edlm-books-ar"))
     characters = len(" ".join(TEXT.split()))
     bits = autoregressive_nll(causal, [text]).bits_per("character", characters).value
-    bound = nelbo(model.denoiser, [text], num_samples=64, batch_size=64).bits_per("character", characters).value
+    bound = (
+        nelbo(model.denoiser, [text], num_samples=64, batch_size=64)
+        .bits_per(
+            "character",
+            characters,
+        )
+        .value
+    )
     assert bits < 2.0 and bits - 0.1 < bound < 2.4
 
 

@@ -94,7 +94,12 @@ def test_notebook_streamer_without_ipython_is_an_error_with_advice(monkeypatch):
 
 def test_terminal_drafts_replace_each_other_and_the_text_stays():
     screen = io.StringIO()
-    stream(TerminalDiffusionStreamer(TOKENIZER, console=Console(file=screen, force_terminal=True, width=4)))
+    stream(
+        TerminalDiffusionStreamer(
+            TOKENIZER,
+            console=Console(file=screen, force_terminal=True, width=4),
+        )
+    )
     written = screen.getvalue()
     assert screen_after(written, width=4)[:3] == ["the ", "cat ", "sa"]
     assert "░" in written and "░" not in "".join(screen_after(written, width=4))
@@ -234,7 +239,13 @@ def test_command_shows_the_text_while_it_forms_and_leaves_it(tmp_path):
     os.close(ours)
     assert process.wait() == 0
     shown = written.decode().replace("\r\n", "\n")
-    piped = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True).stdout
+    piped = subprocess.run(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        check=True,
+    ).stdout
     assert "░" in shown and "░" not in piped and piped.startswith("ab") and piped[3] == "d"
     assert "".join(screen_after(shown, width=80)).strip() == piped.strip()
 
@@ -248,7 +259,12 @@ def test_nothing_is_drafted_after_the_end_of_the_text(monkeypatch, streamer_clas
             shown.append(finished + draft)
 
     FakeIPython(monkeypatch)
-    model = EDLMForMaskedDiffusion.from_components(tiny_denoiser(vocab_size=len(TOKENIZER), model_length=40))
+    model = EDLMForMaskedDiffusion.from_components(
+        tiny_denoiser(
+            vocab_size=len(TOKENIZER),
+            model_length=40,
+        )
+    )
     options = {"max_new_tokens": 12, "block_length": 2, "max_denoising_steps": 2}
     free = model.generate(ids("the ").unsqueeze(0), generator=torch.Generator().manual_seed(0), **options)[0, 4:]
 
@@ -289,7 +305,10 @@ def test_a_call_is_read_while_it_forms():
 
 def test_an_error_of_a_call_reaches_its_reader():
     model = EDLMForMaskedDiffusion.from_components(tiny_denoiser(vocab_size=len(TOKENIZER)))
-    call = StreamedCall(partial(model.generate, ids("the ")[None], max_new_tokens=8, top_p=2.0), TOKENIZER)
+    call = StreamedCall(
+        partial(model.generate, ids("the ")[None], max_new_tokens=8, top_p=2.0),
+        TOKENIZER,
+    )
     with pytest.raises(ValueError, match="top_p"):
         list(call)
 
@@ -321,8 +340,18 @@ def test_a_great_many_steps_are_told_where_something_happens():
 def test_rows_that_have_ended_count_their_steps():
     """A bar comes to its end though the text that is shown ends early."""
     told, model = [], tiny_denoiser()
-    options = {"max_new_tokens": 12, "block_length": 2, "max_denoising_steps": 3, "eos_token_id": 1, "pad_token_id": 0}
-    model.generate(**options, streamer=StepStreamer(told.append), generator=torch.Generator().manual_seed(1))
+    options = {
+        "max_new_tokens": 12,
+        "block_length": 2,
+        "max_denoising_steps": 3,
+        "eos_token_id": 1,
+        "pad_token_id": 0,
+    }
+    model.generate(
+        **options,
+        streamer=StepStreamer(told.append),
+        generator=torch.Generator().manual_seed(1),
+    )
     assert told == list(range(1, model.count_steps(**options) + 1))
 
 

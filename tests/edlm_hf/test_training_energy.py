@@ -69,7 +69,14 @@ def test_every_trainable_part_has_a_gradient_within_two_steps(tmp_path, way, los
     seen = set()
     for name, parameter in model.energy_model.named_parameters():
         parameter.register_hook(lambda grad, name=name: seen.add(name) if grad.any() else None)
-    trainer = energy_trainer(tmp_path, model, max_steps=2, nce_loss=loss, num_negatives=2, max_grad_norm=0)
+    trainer = energy_trainer(
+        tmp_path,
+        model,
+        max_steps=2,
+        nce_loss=loss,
+        num_negatives=2,
+        max_grad_norm=0,
+    )
     trainer.train()
     # the embedding under `vocab_proj` is that of the denoiser where weights are shared
     assert seen == {name for name, _ in model.energy_model.named_parameters()}
@@ -134,7 +141,14 @@ def test_calls_of_a_shared_energy_from_several_threads_do_not_meet():
 
 @WAY
 def test_shared_ways_add_a_tenth_of_the_denoiser_to_it_and_a_head(way):
-    config = MDLMConfig(vocab_size=29, hidden_dim=128, cond_dim=16, n_blocks=6, n_heads=4, model_length=64)
+    config = MDLMConfig(
+        vocab_size=29,
+        hidden_dim=128,
+        cond_dim=16,
+        n_blocks=6,
+        n_heads=4,
+        model_length=64,
+    )
     sizes = sizes_in_bytes(new_energy(way, denoiser=MDLMForMaskedLM(config)))
     assert sizes["energy_overhead"] > 1.9 if way == "full" else sizes["energy_overhead"] <= 1.1
     assert sizes["head_bytes"] == 4 * (2 * 128 * 128 + 128 + 2 * (128 * 128 + 128) + 128)
@@ -183,7 +197,8 @@ def test_a_trained_energy_approaches_the_analytic_one_on_a_short_chain(tmp_path)
     sizes = {"vocab_size": V + 1, "hidden_dim": 48, "cond_dim": 8, "n_blocks": 2, "n_heads": 2, "model_length": L}
     energy = EDLMEnergyModel(MDLMConfig(**sizes, mask_token_id=MASK, dropout=0.0))
 
-    with torch.no_grad():  # there is no trained denoiser to start from: open the gates and spread the embeddings
+    # There is no trained denoiser to start from: open the gates and spread the embeddings
+    with torch.no_grad():
         energy.vocab_embed.embedding.mul_(5)
         for block in energy.blocks:
             block.adaLN_modulation.bias.view(6, -1)[[2, 5]] = 1.0
@@ -229,7 +244,12 @@ def test_pairs_of_either_scope(tmp_path, scope):
     energy = Watched(tiny_config(bos_token_id=11))
     energy.seen = []
     denoiser = tiny_denoiser(bos_token_id=11)
-    model = EDLMForMaskedDiffusion.from_components(denoiser, energy, energy_type="nce", energy_scope=scope)
+    model = EDLMForMaskedDiffusion.from_components(
+        denoiser,
+        energy,
+        energy_type="nce",
+        energy_scope=scope,
+    )
     ids = np.random.default_rng(0).integers(0, 11, (16, 12))
     ids[:, 0] = 11
     trainer = energy_trainer(tmp_path, model, blocks(ids), max_steps=20, num_negatives=2)
@@ -258,7 +278,12 @@ def test_the_ranking_loss_of_a_step_is_the_bound_of_the_sampler(tmp_path, scope,
     energy = randomised(EDLMEnergyModel(tiny_config()), seed=3)
     for weight in energy.energy_head.parameters():
         weight.data *= 6
-    model = EDLMForMaskedDiffusion.from_components(tiny_denoiser(), energy, energy_type="nce", energy_scope=scope)
+    model = EDLMForMaskedDiffusion.from_components(
+        tiny_denoiser(),
+        energy,
+        energy_type="nce",
+        energy_scope=scope,
+    )
     ids = torch.tensor(np.stack(random_blocks(8)["input_ids"])).long()
     trainer = energy_trainer(
         tmp_path, model, num_negatives=k - 1, nce_loss="ranking", max_denoising_steps=T, sampler=sampler
@@ -272,7 +297,13 @@ def test_the_ranking_loss_of_a_step_is_the_bound_of_the_sampler(tmp_path, scope,
         with torch.no_grad():
             found = trainer.energies(trainer.model, {"input_ids": many, "labels": many}, *uniforms)
         losses.append(float(ranking_nce_loss(*found).mean()) - math.log(k))
-        options = {"num_steps": T, "num_samples": copies, "seed": seed, "batch_size": 64, "energy_scope": scope}
+        options = {
+            "num_steps": T,
+            "num_samples": copies,
+            "seed": seed,
+            "batch_size": 64,
+            "energy_scope": scope,
+        }
         options |= {"sampler": sampler, **({"score": "random"} if sampler == "spaced" else {})}
         ours = sampler_bound(model, ids, num_candidates=k, **options).sequence_nats
         theirs = sampler_bound(model, ids, num_candidates=1, **options).sequence_nats
@@ -299,7 +330,12 @@ def test_pairs_are_those_of_samplers_that_see_masks_alone(tmp_path):
 @WAY
 def test_a_checkpoint_is_the_composite_and_agrees_with_the_evaluation(tmp_path, way):
     rows = random_blocks(8)
-    options = {"save_strategy": "steps", "save_steps": 10, "eval_num_candidates": 4, "eval_max_denoising_steps": 6}
+    options = {
+        "save_strategy": "steps",
+        "save_steps": 10,
+        "eval_num_candidates": 4,
+        "eval_max_denoising_steps": 6,
+    }
     trainer = energy_trainer(tmp_path, new_energy(way), eval_rows=rows, learning_rate=1e-2, **options)
     trainer.train()
     metrics = trainer.evaluate()
@@ -322,7 +358,14 @@ def test_a_checkpoint_is_the_composite_and_agrees_with_the_evaluation(tmp_path, 
 def test_a_resumed_run_continues_bitwise(tmp_path, way):
     def start():
         model = new_energy(way, denoiser=tiny_denoiser(dropout=0.1))
-        return energy_trainer(tmp_path, model, save_strategy="steps", save_steps=4, max_steps=8, num_negatives=2)
+        return energy_trainer(
+            tmp_path,
+            model,
+            save_strategy="steps",
+            save_steps=4,
+            max_steps=8,
+            num_negatives=2,
+        )
 
     whole, resumed = start(), start()
     whole.train()

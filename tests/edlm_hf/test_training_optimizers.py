@@ -32,7 +32,8 @@ def test_linear_layers_of_the_blocks_take_orthonormal_steps_and_all_else_those_o
         kinds[matrix] += 1
         if matrix:
             singular = torch.linalg.svdvals(parameter.detach() - before[name]) / OPTIONS["lr"]
-            scale = 0.2 * max(parameter.shape) ** 0.5  # the root mean square of AdamW's step is near 0.2
+            # The root mean square of AdamW's step is near 0.2
+            scale = 0.2 * max(parameter.shape) ** 0.5
             assert 0.5 * scale < singular.min() and singular.max() < 1.4 * scale, name
         else:
             assert torch.equal(parameter, expected), name
@@ -56,7 +57,13 @@ def test_a_restored_state_goes_on_bitwise_with_its_learning_rate():
 
 
 def test_the_trainer_resumes_bitwise_under_muon(tmp_path):
-    options = {"muon": True, "max_steps": 6, "save_strategy": "steps", "save_steps": 3, "learning_rate": 5e-3}
+    options = {
+        "muon": True,
+        "max_steps": 6,
+        "save_strategy": "steps",
+        "save_steps": 3,
+        "learning_rate": 5e-3,
+    }
     whole = denoiser_trainer(tmp_path / "whole", **options)
     whole.train()
     resumed = denoiser_trainer(tmp_path / "resumed", **options)
@@ -76,7 +83,14 @@ def test_muon_learns(tmp_path):
 
 
 def test_models_without_matrices_in_named_blocks_and_sharded_matrices_are_refused(tmp_path):
-    model = BertModel(BertConfig(vocab_size=10, hidden_size=8, num_hidden_layers=1, num_attention_heads=1))
+    model = BertModel(
+        BertConfig(
+            vocab_size=10,
+            hidden_size=8,
+            num_hidden_layers=1,
+            num_attention_heads=1,
+        )
+    )
     model._no_split_modules = None
     with pytest.raises(ValueError, match="none are named"):
         MuonAdamW(model, **OPTIONS)

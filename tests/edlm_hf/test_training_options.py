@@ -11,13 +11,26 @@ import transformers
 from checkpointing import CHECKPOINTING
 from datasets import Dataset, IterableDataset
 from published import tiny_config, tiny_denoiser
-from training import arguments, denoiser_trainer, logged, random_blocks, rows_with_prompts, same, trainer_of
+from training import (
+    arguments,
+    denoiser_trainer,
+    logged,
+    random_blocks,
+    rows_with_prompts,
+    same,
+    trainer_of,
+)
 from transformers import TrainingArguments
 
 from edlm_hf import MDLMForMaskedLM
 from edlm_hf.evaluation import nelbo
 from edlm_hf.tokenization import text8_tokenizer
-from edlm_hf.training import EDLMTrainingArguments, EnergyArguments, MaskedDiffusionArguments, MaskedDiffusionTrainer
+from edlm_hf.training import (
+    EDLMTrainingArguments,
+    EnergyArguments,
+    MaskedDiffusionArguments,
+    MaskedDiffusionTrainer,
+)
 from edlm_hf.training.refused_options import REFUSED
 
 KINDS = ["denoiser", "autoregressive", "energy"]
@@ -215,7 +228,8 @@ def test_predictions_are_what_was_measured_of_every_row(tmp_path, kind):
     alone = trainer.predict(rows)
     assert alone.predictions is None
     assert {name for name in alone.metrics if "loss" in name} == {"test_loss", "test_loss_standard_error"}
-    assert alone.metrics["test_loss"] == found.metrics["test_loss"] and "test_perplexity" not in alone.metrics
+    assert alone.metrics["test_loss"] == found.metrics["test_loss"]
+    assert "test_perplexity" not in alone.metrics
 
 
 @KIND
@@ -244,10 +258,24 @@ def test_metrics_of_the_user_by_batch(tmp_path):
         return {"batches": len(seen)} if compute_result else {}
 
     options = {"per_device_eval_batch_size": 4, "batch_eval_metrics": True}
-    trainer = trainer_of("denoiser", tmp_path, rows, rows, given={"compute_metrics": metrics}, **options)
+    trainer = trainer_of(
+        "denoiser",
+        tmp_path,
+        rows,
+        rows,
+        given={"compute_metrics": metrics},
+        **options,
+    )
     assert trainer.evaluate()["eval_batches"] == 3 and seen == [4, 4, 3]
     with pytest.raises(ValueError, match="compute_metrics has no argument compute_result"):
-        trainer_of("denoiser", tmp_path, rows, rows, given={"compute_metrics": lambda found: {}}, **options)
+        trainer_of(
+            "denoiser",
+            tmp_path,
+            rows,
+            rows,
+            given={"compute_metrics": lambda found: {}},
+            **options,
+        )
 
 
 def test_several_sets_are_evaluated_by_name(tmp_path):
@@ -283,7 +311,14 @@ def test_a_model_made_by_model_init_is_trained_like_one_that_is_given(tmp_path, 
 
 
 def test_trials_change_what_muon_learns_with(tmp_path):
-    trainer = trainer_of("denoiser", tmp_path, random_blocks(8), muon=True, max_steps=1, lr_scheduler_type="constant")
+    trainer = trainer_of(
+        "denoiser",
+        tmp_path,
+        random_blocks(8),
+        muon=True,
+        max_steps=1,
+        lr_scheduler_type="constant",
+    )
     trainer.args.learning_rate = 0.5  # as a search for hyperparameters sets it
     trainer.train()
     assert {group["lr"] for group in trainer.optimizer.param_groups} == {0.5}

@@ -115,7 +115,14 @@ def test_a_denoiser_learns_the_rest_from_a_prompt_that_is_never_masked(tmp_path)
     ids = np.random.default_rng(0).integers(0, 12, (64, 12))
     rows = Dataset.from_dict({"input_ids": ids, "labels": np.where(np.arange(12) < 8, -100, ids)})
     torch.manual_seed(0)
-    trainer = trainer_of("denoiser", tmp_path, rows, model=Watched(tiny_config()), learning_rate=0.0, max_steps=60)
+    trainer = trainer_of(
+        "denoiser",
+        tmp_path,
+        rows,
+        model=Watched(tiny_config()),
+        learning_rate=0.0,
+        max_steps=60,
+    )
     trainer.train()
     masked = torch.cat(seen)
     assert masked[:, 8:].any(0).all() and not masked[:, :8].any()
@@ -137,7 +144,8 @@ def test_the_autoregressive_loss_is_that_of_the_tokens_that_count(tmp_path):
     before = trainer.evaluate()["eval_loss"]
     trainer.train()
     expected = float(torch.cat(nats).mean())
-    assert logged(trainer)[0] == pytest.approx(expected, abs=1e-6) and before == pytest.approx(expected, abs=1e-6)
+    assert logged(trainer)[0] == pytest.approx(expected, abs=1e-6)
+    assert before == pytest.approx(expected, abs=1e-6)
 
 
 def test_energies_tell_apart_texts_that_agree_in_the_prompt(tmp_path):
@@ -291,7 +299,12 @@ def test_an_evaluation_of_no_rows_is_refused(tmp_path):
 def test_rows_in_which_nothing_counts_weigh_nothing(tmp_path, kind):
     """A row with a start token alone, or of which the prompt has filled all, beside others."""
     without = rows_with_prompts(8)
-    empty = Dataset.from_list([{"input_ids": [5, 6, 7], "labels": [-100] * 3}, {"input_ids": [5], "labels": [-100]}])
+    empty = Dataset.from_list(
+        [
+            {"input_ids": [5, 6, 7], "labels": [-100] * 3},
+            {"input_ids": [5], "labels": [-100]},
+        ]
+    )
     rows = Dataset.from_list([*without, *empty])  # at the end: the others keep their numbers
     metrics = [trainer_of(kind, tmp_path, r, r, per_device_eval_batch_size=3).evaluate() for r in (without, rows)]
     for name in metrics[0]:
@@ -344,7 +357,12 @@ def losses_and_weights(kind, folder, rows, size, steps, model=None, **changes):
 
 @KIND_OR_DRAFTS
 @pytest.mark.parametrize("size, steps", [(2, 4), (1, 8), (4, 2)])
-def test_rows_of_unequal_length_have_one_loss_and_gradient_however_they_are_divided(tmp_path, kind, size, steps):
+def test_rows_of_unequal_length_have_one_loss_and_gradient_however_they_are_divided(
+    tmp_path,
+    kind,
+    size,
+    steps,
+):
     empty = [{"input_ids": [5, 6], "labels": [-100, -100]}] * 3
     rows = Dataset.from_list([*rows_with_prompts(13), *empty])
     whole, weights, _ = losses_and_weights(kind, tmp_path, rows, 8, 1)

@@ -98,7 +98,8 @@ def test_page_says_what_happened():
     drawn = {text: given for given, text in shown.named("span", **{"class": "drawn"})}
     assert drawn["c"] == {"class": "drawn", "style": "--age: 0.0", "title": "step 1"}
     assert drawn["b"] == {"class": "drawn", "style": "--age: 1.0", "title": "step 3"}
-    assert [text for _, text in shown.named("span", **{"class": "given"})][1:3] == ["", "a"]  # after the legend's
+    # The first one is the legend's
+    assert [text for _, text in shown.named("span", **{"class": "given"})][1:3] == ["", "a"]
 
 
 @pytest.mark.parametrize("options", [{}, {"sampler": "first_hitting"}, {"block_length": 3}, {"do_sample": False}])
@@ -122,7 +123,9 @@ def test_page_stands_alone_and_works_with_a_keyboard_and_a_screen_reader():
 
     policy = shown.named("meta", **{"http-equiv": "Content-Security-Policy"})[0][0]["content"]
     assert policy.startswith("default-src 'none'")
-    assert shown.named("html", lang="en") and shown.named("title") and "prefers-color-scheme: dark" in text
+    assert shown.named("html", lang="en")
+    assert shown.named("title")
+    assert "prefers-color-scheme: dark" in text
     assert shown.named("label", **{"for": "step"}) and shown.named("output", **{"for": "step"})
 
     slider = shown.named("input", id="step", type="range")[0][0]
@@ -154,7 +157,10 @@ class Shouting:
 
 
 def test_no_text_breaks_out_of_the_page():
-    out = EDLMGenerationOutput(sequences=torch.tensor([[1, 2]]), history=(torch.tensor([[1, 9]]), torch.ones(1, 2)))
+    out = EDLMGenerationOutput(
+        sequences=torch.tensor([[1, 2]]),
+        history=(torch.tensor([[1, 9]]), torch.ones(1, 2)),
+    )
     text = generation_html(out, Shouting())
     shown = Page(text)
     assert shown.texts() == ['</script><b title="&amp;">' * 2] and not shown.named("b")
@@ -210,11 +216,17 @@ def test_pieces_of_bytes_join_to_the_text():
     encoded = tokenizer.encode(text)
     found = pieces(encoded, tokenizer)
     assert found == ["a", "", "ñ", " ", "", "", "€", "b"] and "".join(found) == text
-    assert "".join(pieces(encoded[:-2], tokenizer)) == tokenizer.decode(encoded[:-2])  # cut inside a character
+    # The text is cut inside a character
+    assert "".join(pieces(encoded[:-2], tokenizer)) == tokenizer.decode(encoded[:-2])
 
 
 def test_spaces_that_decoding_adds_stay_between_the_pieces():
-    backend = Tokenizer(models.WordPiece({"[UNK]": 0, "play": 1, "##ing": 2, "now": 3}, unk_token="[UNK]"))
+    backend = Tokenizer(
+        models.WordPiece(
+            {"[UNK]": 0, "play": 1, "##ing": 2, "now": 3},
+            unk_token="[UNK]",
+        )
+    )
     backend.decoder = decoders.WordPiece(cleanup=False)
     assert pieces([1, 2, 3, 1], PreTrainedTokenizerFast(tokenizer_object=backend)) == ["play", "ing", " now", " play"]
 
