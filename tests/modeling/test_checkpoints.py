@@ -7,7 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 from bare import BarePython
-from published import golden, randomised, tiny_causal, tiny_config, tiny_denoiser, tiny_gpt2, write_checkpoint
+from published import (
+    golden,
+    randomised,
+    tiny_causal,
+    tiny_config,
+    tiny_denoiser,
+    tiny_gpt2,
+    write_checkpoint,
+)
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoConfig,
@@ -39,7 +47,12 @@ def composite(kind: str) -> EDLMForMaskedDiffusion:
     if kind == "gpt2":
         return build(denoiser, tiny_gpt2(), energy_type="coar")
     if kind == "bert":
-        sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+        sizes = {
+            "hidden_size": 16,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "intermediate_size": 32,
+        }
         bert = randomised(BertForMaskedLM(BertConfig(vocab_size=13, **sizes)))
         return build(bert, tiny_causal(bos_token_id=0), energy_type="ar", mask_token_id=12)
 
@@ -114,7 +127,12 @@ def test_half_precision_loads_and_gives_single_precision_energies(tmp_path, kind
 
     energy = half.energy(CLEAN, NOISY)
     assert energy.dtype == torch.float32
-    torch.testing.assert_close(energy, model.energy(CLEAN, NOISY), rtol=0.05, atol=0.05 * NOISY.shape[1] ** 0.5)
+    torch.testing.assert_close(
+        energy,
+        model.energy(CLEAN, NOISY),
+        rtol=0.05,
+        atol=0.05 * NOISY.shape[1] ** 0.5,
+    )
     if kind == "nce":
         assert half.energy_model.energy_head[0].weight.dtype == torch.float32
 
@@ -188,7 +206,10 @@ def test_trunk_and_head_load_from_each_other(tmp_path):
     trunk.save_pretrained(tmp_path / "trunk")
     headed, info = MDLMForMaskedLM.from_pretrained(tmp_path / "trunk", output_loading_info=True)
     assert info["missing_keys"] == {"backbone.output_layer.linear.weight", "backbone.output_layer.linear.bias"}
-    torch.testing.assert_close(headed.backbone(NOISY).last_hidden_state, model.backbone(NOISY).last_hidden_state)
+    torch.testing.assert_close(
+        headed.backbone(NOISY).last_hidden_state,
+        model.backbone(NOISY).last_hidden_state,
+    )
 
 
 @torch.no_grad()
@@ -226,7 +247,12 @@ def test_energy_by_reference_stays_where_it_is(tmp_path):
     loaded = AutoModel.from_pretrained(tmp_path / "whole")
     torch.testing.assert_close(loaded.energy(CLEAN, NOISY), model.energy(CLEAN, NOISY))
     with pytest.raises(ValueError, match="not loaded from a repository"):
-        EDLMForMaskedDiffusion.from_components(tiny_denoiser(), tiny_gpt2(), energy_type="ar", energy_by_reference=True)
+        EDLMForMaskedDiffusion.from_components(
+            tiny_denoiser(),
+            tiny_gpt2(),
+            energy_type="ar",
+            energy_by_reference=True,
+        )
 
 
 def test_composite_with_foreign_code_is_not_saved(tmp_path):
@@ -290,7 +316,11 @@ def without_package(tmp_path_factory):
     ],
 )
 def test_code_travels_with_the_checkpoint(tmp_path, without_package, kind, auto_class, name):
-    parts = {"denoiser": tiny_denoiser, "causal": tiny_causal, "trunk": lambda: tiny_denoiser().backbone}
+    parts = {
+        "denoiser": tiny_denoiser,
+        "causal": tiny_causal,
+        "trunk": lambda: tiny_denoiser().backbone,
+    }
     parts["drafter"] = lambda: tiny_denoiser(draft_width=2)
     model = parts[kind]() if kind in parts else composite(kind)
     model.save_pretrained(tmp_path / "model")

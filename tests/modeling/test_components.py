@@ -19,7 +19,12 @@ from edlm_hf import EDLMConfig, EDLMEnergyModel, EDLMForMaskedDiffusion, MDLMCon
 
 
 def vocabulary(tokens, **special):
-    tokenizer = Tokenizer(models.WordLevel({token: i for i, token in enumerate(tokens)}, unk_token=tokens[0]))
+    tokenizer = Tokenizer(
+        models.WordLevel(
+            {token: i for i, token in enumerate(tokens)},
+            unk_token=tokens[0],
+        )
+    )
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
 
 
@@ -27,13 +32,27 @@ def test_vocabularies_are_compared_where_both_are_known():
     tokens = [f"t{i}" for i in range(12)]
     other = tokens[:5] + ["x", "y"] + tokens[7:]
     with pytest.raises(ValueError, match=r"differ at 2 ids: 5 \('t5' against 'x'\), 6 \('t6' against 'y'\)"):
-        build(tiny_denoiser(), tiny_gpt2(), tokenizer=vocabulary(tokens), energy_tokenizer=vocabulary(other))
-    build(tiny_denoiser(), tiny_gpt2(), tokenizer=vocabulary(tokens), energy_tokenizer=vocabulary(tokens))
+        build(
+            tiny_denoiser(),
+            tiny_gpt2(),
+            tokenizer=vocabulary(tokens),
+            energy_tokenizer=vocabulary(other),
+        )
+    build(
+        tiny_denoiser(),
+        tiny_gpt2(),
+        tokenizer=vocabulary(tokens),
+        energy_tokenizer=vocabulary(tokens),
+    )
 
 
 def test_energy_must_know_every_id_the_denoiser_can_emit():
     with pytest.raises(ValueError, match=r"ids up to 11.*only 11 rows"):
-        build(tiny_denoiser(), tiny_gpt2(vocab_size=11, bos_token_id=1, eos_token_id=1), energy_type="ar")
+        build(
+            tiny_denoiser(),
+            tiny_gpt2(vocab_size=11, bos_token_id=1, eos_token_id=1),
+            energy_type="ar",
+        )
     build(tiny_denoiser(), tiny_gpt2(vocab_size=12), energy_type="ar")  # the mask needs no row
     with pytest.raises(ValueError, match=r"ids up to 12.*only 12 rows"):
         build(tiny_denoiser(mask_token_id=5), tiny_gpt2(vocab_size=12), energy_type="ar")
@@ -61,7 +80,12 @@ def unmasked(forward):
 
 
 def test_causal_model_as_denoiser_is_refused():
-    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    sizes = {
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+    }
     bert = BertConfig(vocab_size=13, **sizes)
     decoder = randomised(BertLMHeadModel(BertConfig(vocab_size=13, is_decoder=True, **sizes)))
     in_training = tiny_gpt2(vocab_size=13).train()
@@ -141,7 +165,15 @@ def test_a_new_nce_energy_starts_from_an_mdlm_alone():
     with pytest.raises(ValueError, match="the denoiser is a BertForMaskedLM. Give the energy: energy=EDLMEnergyModel"):
         build(bert, energy_type="nce", mask_token_id=MASK)
 
-    energy = EDLMEnergyModel(MDLMConfig(vocab_size=13, mask_token_id=MASK, hidden_dim=8, n_blocks=1, n_heads=2))
+    energy = EDLMEnergyModel(
+        MDLMConfig(
+            vocab_size=13,
+            mask_token_id=MASK,
+            hidden_dim=8,
+            n_blocks=1,
+            n_heads=2,
+        )
+    )
     assert build(bert, energy, mask_token_id=MASK).config.energy_type == "nce"
 
     adapted = get_peft_model(tiny_denoiser(), LoraConfig(target_modules=["attn_qkv"]))

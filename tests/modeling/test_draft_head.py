@@ -81,7 +81,8 @@ def test_a_head_from_a_configuration_starts_in_the_same_way():
     with_head = MDLMForMaskedLM(tiny_config(draft_width=3))
     torch.manual_seed(0)
     without = MDLMForMaskedLM(tiny_config())
-    assert (with_head.draft_head.leave.weight == 0).all() and with_head.draft_head.enter.weight.std() > 0.05
+    assert (with_head.draft_head.leave.weight == 0).all()
+    assert with_head.draft_head.enter.weight.std() > 0.05
     assert same(with_head.backbone, without.backbone)
 
 

@@ -28,7 +28,10 @@ def test_autoregressive_energy_follows_its_definition(energy_type, causal):
     model = build(tiny_denoiser(), causal(), energy_type=energy_type)
     energy = model.energy(CLEAN.unsqueeze(1), NOISY)
     for row in range(2):
-        torch.testing.assert_close(energy[row, 0], by_hand(model, CLEAN[row], NOISY[row], 10, energy_type))
+        torch.testing.assert_close(
+            energy[row, 0],
+            by_hand(model, CLEAN[row], NOISY[row], 10, energy_type),
+        )
 
 
 @torch.no_grad()
@@ -53,7 +56,15 @@ def test_rows_that_begin_with_the_start_token_are_not_given_another():
     energy = model.energy(started.unsqueeze(1), noisy)
     log_theta = model(noisy).logits.masked_fill(torch.arange(13) == MASK, -torch.inf).log_softmax(-1)
     log_theta = log_theta.gather(-1, started.unsqueeze(-1)).squeeze(-1).masked_fill(noisy != MASK, 0).sum(-1)
-    first = model.energy_model(started[:1, :-1]).logits.log_softmax(-1).gather(-1, started[:1, 1:, None]).sum()
+    first = (
+        model.energy_model(started[:1, :-1])
+        .logits.log_softmax(-1)
+        .gather(
+            -1,
+            started[:1, 1:, None],
+        )
+        .sum()
+    )
     torch.testing.assert_close(energy[0, 0], log_theta[0] - first)
 
     inputs = torch.cat([torch.tensor([[10]]), started[1:, :-1]], dim=1)
@@ -67,7 +78,11 @@ def test_energies_of_many_candidates_equal_those_of_single_ones():
     draws = torch.randint(0, 12, (2, 7, 6), generator=generator)
     candidates = torch.where(NOISY.unsqueeze(1) == MASK, draws, NOISY.unsqueeze(1))
 
-    for energy in (tiny_causal(bos_token_id=10), tiny_gpt2(), randomised(EDLMEnergyModel(tiny_config()))):
+    for energy in (
+        tiny_causal(bos_token_id=10),
+        tiny_gpt2(),
+        randomised(EDLMEnergyModel(tiny_config())),
+    ):
         model = build(tiny_denoiser(), energy)
         together = model.energy(candidates, NOISY)
         alone = torch.cat([model.energy(candidates[:, j : j + 1], NOISY) for j in range(7)], dim=1)
@@ -151,11 +166,19 @@ def test_wrapped_energy_pads_as_the_bare_one():
             return self.inner(*args, **kwargs)
 
     wrapped = build(tiny_denoiser(), Wrapper(), energy_type="ar")
-    torch.testing.assert_close(wrapped.energy(inputs[0].unsqueeze(1), inputs[1], attention_mask=mask), expected)
+    torch.testing.assert_close(
+        wrapped.energy(inputs[0].unsqueeze(1), inputs[1], attention_mask=mask),
+        expected,
+    )
 
 
 def test_reveal_set_energy_of_an_autoregressive_model_needs_the_next_block():
-    model = build(tiny_denoiser(), tiny_causal(bos_token_id=10), energy_type="ar", energy_scope="revealed")
+    model = build(
+        tiny_denoiser(),
+        tiny_causal(bos_token_id=10),
+        energy_type="ar",
+        energy_scope="revealed",
+    )
     noisy = torch.tensor([[3, 1, MASK, MASK, MASK, MASK]])
     block = torch.tensor([[3, 1, 4, 1, MASK, MASK]])
     log_theta = model(noisy).logits[0, :, :12].log_softmax(-1)
@@ -166,7 +189,8 @@ def test_reveal_set_energy_of_an_autoregressive_model_needs_the_next_block():
     for wrong in ([3, 1, MASK, 1, MASK, MASK], [3, 1, 4, MASK, 1, MASK]):
         with pytest.raises(ValueError, match="next tokens of the text"):
             model.energy(torch.tensor([[wrong]]), noisy)
-    with pytest.raises(ValueError, match="next tokens of the text"):  # visible text behind the block
+    # There is visible text behind the block
+    with pytest.raises(ValueError, match="next tokens of the text"):
         model.energy(torch.tensor([[[3, 1, 4, 1, 5, 2]]]), torch.tensor([[3, 1, MASK, MASK, MASK, 2]]))
     with pytest.raises(ValueError, match="candidates of a row reveal different positions"):
         model.energy(torch.tensor([[[3, 1, 4, 1, MASK, MASK], [3, 1, 4, 1, 5, MASK]]]), noisy)
@@ -178,13 +202,22 @@ def test_reveal_set_energy_of_a_row_does_not_depend_on_the_batch_or_its_padding(
         tiny_denoiser(), tiny_gpt2(vocab_size=12), energy_type=energy_type, energy_scope="revealed", mask_token_id=MASK
     )  # the mask has no row in the causal model
     noisy = torch.tensor([[3, 1, 4, 1, MASK, MASK], [3, MASK, MASK, MASK, 0, 0]])
-    clean = torch.tensor([[[3, 1, 4, 1, 5, 9], [3, 1, 4, 1, 2, 6]], [[3, 1, 4, MASK, 0, 0], [3, 2, 7, MASK, 0, 0]]])
+    clean = torch.tensor(
+        [
+            [[3, 1, 4, 1, 5, 9], [3, 1, 4, 1, 2, 6]],
+            [[3, 1, 4, MASK, 0, 0], [3, 2, 7, MASK, 0, 0]],
+        ]
+    )
     real = torch.tensor([[1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0]])
     together = model.energy(clean, noisy, attention_mask=real)
     torch.testing.assert_close(together[:1], model.energy(clean[:1], noisy[:1]))
     torch.testing.assert_close(together[1:], model.energy(clean[1:, :, :4], noisy[1:, :4]))
 
-    left = model.energy(clean[1:].roll(2, -1), noisy[1:].roll(2, -1), attention_mask=real[1:].roll(2, -1))
+    left = model.energy(
+        clean[1:].roll(2, -1),
+        noisy[1:].roll(2, -1),
+        attention_mask=real[1:].roll(2, -1),
+    )
     torch.testing.assert_close(together[1:], left)
 
 
@@ -204,7 +237,10 @@ def test_reveal_set_energy_of_a_row_does_not_depend_on_the_batch_or_its_padding(
 def test_inputs_of_the_energy_that_do_not_fit_are_refused(kind, inputs, message):
     energy = randomised(EDLMEnergyModel(tiny_config())) if kind == "nce" else tiny_gpt2()
     model = build(tiny_denoiser(), energy)
-    inputs = {"candidate_ids": torch.tensor([[[1, 2]]]), "noisy_ids": torch.tensor([[1, MASK]])} | inputs
+    inputs = {
+        "candidate_ids": torch.tensor([[[1, 2]]]),
+        "noisy_ids": torch.tensor([[1, MASK]]),
+    } | inputs
     with pytest.raises(ValueError, match=message):
         model.energy(**inputs)
 

@@ -88,7 +88,8 @@ def test_threads_that_share_a_model_in_train_mode_do_not_meet(kind):
     expected = [text(n) for n in range(24)]
     with ThreadPoolExecutor(6) as pool:
         found = list(pool.map(text, range(24)))
-    assert all(map(torch.equal, found, expected)) and all(module.training for module in model.modules())
+    assert all(map(torch.equal, found, expected))
+    assert all(module.training for module in model.modules())
 
 
 def state_of(model):
@@ -101,7 +102,8 @@ def state_of(model):
 def assert_unchanged(model, before):
     weights, *rest = state_of(model)
     assert rest == list(before[1:])
-    assert all(torch.equal(x, before[0][name]) for name, x in weights.items()) and len(weights) == len(before[0])
+    assert all(torch.equal(x, before[0][name]) for name, x in weights.items())
+    assert len(weights) == len(before[0])
 
 
 def untied(model):
@@ -117,7 +119,14 @@ def untied(model):
 def test_custom_generate_leaves_a_model_and_its_energy_as_they_are(model, energy):
     before = [state_of(part) for part in (model, energy) if part is not None]
     random, normal = torch.get_rng_state(), torch.nn.init.normal_
-    run = partial(custom_generate, model, IDS, mask_token_id=MASK, energy_model=energy, max_new_tokens=3)
+    run = partial(
+        custom_generate,
+        model,
+        IDS,
+        mask_token_id=MASK,
+        energy_model=energy,
+        max_new_tokens=3,
+    )
     expected = [run(max_denoising_steps=5, generator=seed(n)) for n in range(12)]
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(lambda n: run(max_denoising_steps=5, generator=seed(n)), range(12)))
@@ -140,7 +149,11 @@ def test_the_last_call_that_needs_a_module_gives_it_its_mode_back():
     first.__exit__(None, None, None)
     assert not part.training and not part[1].training
     second.__exit__(None, None, None)
-    assert part.training and part[1].training and one.training and two.training and not two[1].training
+    assert part.training
+    assert part[1].training
+    assert one.training
+    assert two.training
+    assert not two[1].training
 
 
 def test_errors_give_the_mode_back_too():

@@ -56,7 +56,11 @@ def test_carry_over_energy_is_normalised_in_every_state(tables, dtype, tolerance
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), PRECISIONS)
-def test_autoregressive_energy_normalises_to_the_marginal_of_the_visible_tokens(tables, dtype, tolerance):
+def test_autoregressive_energy_normalises_to_the_marginal_of_the_visible_tokens(
+    tables,
+    dtype,
+    tolerance,
+):
     _, p_ar, proposal = tables
     laws = tilted_laws("ar", proposal, p_ar, dtype)
     visible = np.array([p_ar[agrees(state)].sum() for state in STATES])
@@ -70,7 +74,8 @@ def test_exactly_tilted_chain_has_the_autoregressive_law_for_every_number_of_ste
     law = chain_law(laws / laws.sum(-1, keepdims=True), steps)
     assert np.abs(law - p_ar).max() < 1e-12
     coar = tilted_laws("coar", proposal, p_ar)
-    assert steps == 1 or np.abs(chain_law(coar, steps) - p_ar).max() > 1e-3  # the carry-over energy ignores the right
+    # The carry-over energy ignores the right
+    assert steps == 1 or np.abs(chain_law(coar, steps) - p_ar).max() > 1e-3
 
 
 def test_row_that_begins_with_the_start_token_is_scored_from_its_second_token_on(tables):
@@ -85,7 +90,12 @@ def test_row_that_begins_with_the_start_token_is_scored_from_its_second_token_on
             return type("Output", (), {"logits": logits})
 
     causal = TableCausalLM(p_ar)
-    model = EDLMForMaskedDiffusion.from_components(Denoiser(), causal, energy_type="ar", mask_token_id=MASK)
+    model = EDLMForMaskedDiffusion.from_components(
+        Denoiser(),
+        causal,
+        energy_type="ar",
+        mask_token_id=MASK,
+    )
     text = torch.tensor([[0, 2, 1]])
     plain = model.energy(text.unsqueeze(1), torch.full((1, 3), MASK))
     started = torch.cat([torch.tensor([[4]]), text], dim=1)

@@ -12,7 +12,10 @@ from edlm_hf.modeling.masked_diffusion import resample
 def test_weights_favour_low_energies():
     energies = torch.tensor([[0.0, math.log(3.0), math.inf], [5.0, 5.0, 5.0]])
     weights = importance_weights(energies)
-    torch.testing.assert_close(weights, torch.tensor([[0.75, 0.25, 0.0], [1 / 3] * 3], dtype=torch.float64))
+    torch.testing.assert_close(
+        weights,
+        torch.tensor([[0.75, 0.25, 0.0], [1 / 3] * 3], dtype=torch.float64),
+    )
 
     flat = importance_weights(energies[:, :2], temperature=2.0)
     torch.testing.assert_close(flat[0, 0] / flat[0, 1], torch.tensor(3**0.5, dtype=torch.float64))

@@ -62,7 +62,10 @@ def test_visible_tokens_are_carried_over_and_the_mask_is_impossible():
 
 
 def test_drawn_tokens_have_their_law_for_every_candidate():
-    probabilities = torch.tensor([[0.0, 0.5, 0.0, 0.2, 0.3, 0.0], [0.1, 0.0, 0.0, 0.0, 0.0, 0.9]], dtype=torch.float64)
+    probabilities = torch.tensor(
+        [[0.0, 0.5, 0.0, 0.2, 0.3, 0.0], [0.1, 0.0, 0.0, 0.0, 0.0, 0.9]],
+        dtype=torch.float64,
+    )
     generator = torch.Generator().manual_seed(1)
     draws = draw_tokens(probabilities.log(), 200_000, generator)
 
@@ -107,7 +110,10 @@ def test_row_without_any_possible_token_is_an_error():
 
 def test_log_probabilities_of_the_draws_are_normalised():
     logits = torch.randn(5, 9, generator=torch.Generator().manual_seed(0)) * 3
-    tokens, log_probs = sample_categorical(logits, uniform((5, 4), logits.device, torch.Generator().manual_seed(1)))
+    tokens, log_probs = sample_categorical(
+        logits,
+        uniform((5, 4), logits.device, torch.Generator().manual_seed(1)),
+    )
     torch.testing.assert_close(log_probs, logits.log_softmax(-1).gather(-1, tokens))
 
 

@@ -42,7 +42,10 @@ def test_shifted_logits_are_put_in_place():
 
 def test_composite_loss_is_that_of_its_denoiser():
     model, labels = build(tiny_denoiser()), torch.where(NOISY == MASK, CLEAN, -100)
-    torch.testing.assert_close(model(NOISY, labels=labels).loss, model.denoiser(NOISY, labels=labels).loss)
+    torch.testing.assert_close(
+        model(NOISY, labels=labels).loss,
+        model.denoiser(NOISY, labels=labels).loss,
+    )
 
 
 def test_parts_without_configuration_say_what_they_know():
@@ -51,10 +54,19 @@ def test_parts_without_configuration_say_what_they_know():
     class Table(torch.nn.Module):
         def __init__(self, rows):
             super().__init__()
-            self.register_buffer("logits", torch.randn(6, rows, generator=torch.Generator().manual_seed(rows)))
+            self.register_buffer(
+                "logits",
+                torch.randn(6, rows, generator=torch.Generator().manual_seed(rows)),
+            )
 
         def forward(self, input_ids, attention_mask=None):
-            return SimpleNamespace(logits=self.logits[: input_ids.shape[1]].expand(len(input_ids), -1, -1))
+            return SimpleNamespace(
+                logits=self.logits[: input_ids.shape[1]].expand(
+                    len(input_ids),
+                    -1,
+                    -1,
+                )
+            )
 
     model = build(Table(4), Table(4), energy_type="coar", mask_token_id=4)
     noisy = torch.tensor([[4, 1, 4, 0, 4, 4]])
@@ -62,7 +74,8 @@ def test_parts_without_configuration_say_what_they_know():
     energy = model.energy(candidates, noisy)
     token, masked = torch.arange(6), noisy[0] == 4
     log_theta = model.denoiser.logits.log_softmax(-1)[token, candidates[0, 0]]
-    log_ar = model.energy_model.logits.log_softmax(-1)[token[:-1], candidates[0, 0, 1:]]  # position 0 cancels
+    # Position 0 cancels
+    log_ar = model.energy_model.logits.log_softmax(-1)[token[:-1], candidates[0, 0, 1:]]
     torch.testing.assert_close(energy[0, 0], log_theta[1:][masked[1:]].sum() - log_ar[masked[1:]].sum())
 
     tokens = model.generate(noisy.repeat(50, 1), generator=torch.Generator().manual_seed(0))
@@ -76,7 +89,8 @@ def test_vocabulary_of_a_composite_is_resized_in_both_parts():
     before = model.energy(CLEAN.unsqueeze(1), NOISY)
     model.resize_token_embeddings(20, mean_resizing=False)
     assert model.config.vocab_size == 20 == model.energy_model.config.vocab_size
-    assert model(NOISY).logits.shape[-1] == 20 and (model.energy(CLEAN.unsqueeze(1), NOISY) - before).isfinite().all()
+    assert model(NOISY).logits.shape[-1] == 20
+    assert (model.energy(CLEAN.unsqueeze(1), NOISY) - before).isfinite().all()
 
 
 def test_outputs_can_be_tuples():

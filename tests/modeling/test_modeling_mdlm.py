@@ -85,7 +85,12 @@ def test_time_matters_only_to_a_conditioned_model():
 
     later = conditioned(IDS, timesteps=sigma).logits
     assert (later - unconditioned(IDS).logits).abs().max() > 0.01
-    torch.testing.assert_close(later[1:], conditioned(IDS[1:], timesteps=sigma[1:]).logits, rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        later[1:],
+        conditioned(IDS[1:], timesteps=sigma[1:]).logits,
+        rtol=0,
+        atol=1e-5,
+    )
 
 
 def test_conditioned_model_asks_for_its_noise_level():
@@ -115,12 +120,18 @@ def test_published_initialisation_predicts_uniformly():
 @torch.no_grad()
 def test_denoiser_from_a_causal_model_computes_the_same_where_both_see_everything():
     for causal, ids in ((tiny_causal(n_blocks=1), IDS), (tiny_causal(), IDS[:, :1])):
-        denoiser = MDLMForMaskedLM.from_causal(causal, cond_dim=4, time_conditioning=True, noise_schedule="cosine")
+        denoiser = MDLMForMaskedLM.from_causal(
+            causal,
+            cond_dim=4,
+            time_conditioning=True,
+            noise_schedule="cosine",
+        )
         config = denoiser.config
         assert (config.cond_dim, config.noise_schedule, config.causal, config.vocab_size) == (4, "cosine", False, 13)
         for sigma in (0.1, 3.0):
             logits = denoiser(ids, timesteps=torch.full((2,), sigma)).logits
-            torch.testing.assert_close(logits[:, -1, :12], causal(ids).logits[:, -1, :12])  # the last one sees all
+            # The last one sees all
+            torch.testing.assert_close(logits[:, -1, :12], causal(ids).logits[:, -1, :12])
 
     denoiser.train().requires_grad_(True)
     with torch.enable_grad():
@@ -140,7 +151,10 @@ def test_trunk_and_projection_make_the_logits():
 def test_logits_at_some_positions_are_those_of_the_full_pass_and_not_for_labels():
     model = tiny_denoiser()
     ids = torch.randint(0, 11, (3, 6), generator=torch.Generator().manual_seed(0))
-    wanted = torch.tensor([[1, 0, 1, 0, 0, 1], [0, 0, 0, 0, 0, 0], [0, 1, 1, 1, 1, 1]], dtype=torch.bool)
+    wanted = torch.tensor(
+        [[1, 0, 1, 0, 0, 1], [0, 0, 0, 0, 0, 0], [0, 1, 1, 1, 1, 1]],
+        dtype=torch.bool,
+    )
     with torch.no_grad():
         assert torch.equal(model(ids, logits_at=wanted).logits, model(ids).logits[wanted])
     with pytest.raises(ValueError, match="give labels or logits_at"):
@@ -155,7 +169,8 @@ def test_loss_is_the_mean_subs_cross_entropy_of_the_labelled_positions():
     by_hand = -torch.stack([log_probs[0, 1, 8], log_probs[0, 4, 2], log_probs[1, 2, 5], log_probs[1, 3, 11]]).mean()
     torch.testing.assert_close(output.loss, by_hand)
 
-    everywhere = torch.where(IDS == 12, labels, IDS)  # visible tokens carry over: they add nothing but count
+    # Visible tokens carry over: they add nothing but count
+    everywhere = torch.where(IDS == 12, labels, IDS)
     torch.testing.assert_close(model(IDS, labels=everywhere).loss, by_hand * 4 / 12)
     contradicted = everywhere.clone()
     contradicted[0, 0] = 4
@@ -232,7 +247,13 @@ def test_causal_model_generates_ragged_batches_like_single_rows():
     alone = [model.generate(row[None], max_new_tokens=5, do_sample=False)[0, -5:] for row in (IDS[0, :3], IDS[1])]
     batch = torch.stack([torch.cat([torch.tensor([6, 6, 6]), IDS[0, :3]]), IDS[1]])
     mask = torch.tensor([[0, 0, 0, 1, 1, 1], [1] * 6])
-    together = model.generate(batch, attention_mask=mask, max_new_tokens=5, do_sample=False, pad_token_id=6)
+    together = model.generate(
+        batch,
+        attention_mask=mask,
+        max_new_tokens=5,
+        do_sample=False,
+        pad_token_id=6,
+    )
     assert torch.equal(together[:, -5:], torch.stack(alone))
 
 
@@ -299,9 +320,16 @@ def test_what_became_wrong_later_is_a_value_error_before_saving(tmp_path):
 
 
 def test_configuration_speaks_the_usual_names_and_ignores_stored_tuples():
-    config = MDLMConfig(hidden_size=48, num_hidden_layers=3, return_dict=False, noise_schedule="log-linear")
+    config = MDLMConfig(
+        hidden_size=48,
+        num_hidden_layers=3,
+        return_dict=False,
+        noise_schedule="log-linear",
+    )
     assert (config.hidden_dim, config.n_blocks, config.max_position_embeddings) == (48, 3, 1024)
-    assert config.mask_token_id == 50257 and config.return_dict and config.noise_schedule == "loglinear"
+    assert config.mask_token_id == 50257
+    assert config.return_dict
+    assert config.noise_schedule == "loglinear"
     assert tiny_config(noise_schedule="cosine_squared").noise_schedule == "cosinesqr"
 
 

@@ -29,7 +29,12 @@ from edlm_hf import EDLMEnergyModel, EDLMForMaskedDiffusion
 from edlm_hf.modeling.energies import Candidates
 from edlm_hf.modeling.energy_edlm import linear_log_probs
 from edlm_hf.modeling.importance_weights import importance_weights
-from edlm_hf.modeling.masked_diffusion import make_schedule, reveal_probability, sample_categorical, uniform
+from edlm_hf.modeling.masked_diffusion import (
+    make_schedule,
+    reveal_probability,
+    sample_categorical,
+    uniform,
+)
 
 
 def test_resampling_bias_falls_with_the_number_of_candidates():
@@ -40,7 +45,8 @@ def test_resampling_bias_falls_with_the_number_of_candidates():
     third one is averaged over 40,000 multinomials with the shipped weights.
     """
     rng = np.random.default_rng(0)
-    target = random_joint(seed=1)  # chi-square distance 1.6 to the proposal: k = 64 is in the asymptotic regime
+    # chi-square distance 1.6 to the proposal: k = 64 is in the asymptotic regime
+    target = random_joint(seed=1)
     p = product_law(perturbed(marginals(target), seed=1, scale=0.3), state_index(np.full(L, MASK)))
     w = target / p
 
@@ -56,7 +62,8 @@ def test_resampling_bias_falls_with_the_number_of_candidates():
         assert abs(law.sum() - 1) < 3e-3 and (law <= k * p).all()
 
         distances.append(np.abs(law - target).sum() / 2)
-        divergences.append((target * np.log(target / law) - target + law).sum())  # second order in the noise too
+        # This is of second order in the noise too
+        divergences.append((target * np.log(target / law) - target + law).sum())
 
     slope = np.polyfit(np.log(sizes), np.log(distances), 1)[0]
     assert -1.05 <= slope <= -0.75, (slope, distances)
@@ -143,7 +150,15 @@ def residuals(chain, sequences, steps, k, copies, generator, rng):
         first = np.arange(copies * k) % k == 0
         x = np.where(first[:, None], own, candidates)
         energy = np.where(first, own_log_p, of_masked.sum(-1)) - (chain.log_q(x) - log_visible[:, None])
-        weights = importance_weights(torch.tensor(energy).reshape(-1, k)).numpy().reshape(len(x), copies, k)
+        weights = (
+            importance_weights(torch.tensor(energy).reshape(-1, k))
+            .numpy()
+            .reshape(
+                len(x),
+                copies,
+                k,
+            )
+        )
         total[1] += log_q - log_proposal - np.log(k * weights[..., 0].mean(1))
 
         # scope `revealed`: candidates live on S alone
@@ -181,7 +196,11 @@ def test_distance_to_one_at_a_time_halves_when_steps_double():
 
     def law(steps):
         grid = torch.arange(steps + 1, dtype=torch.float64) / steps
-        return chain_law(products, steps, reveal=lambda n: reveal_probability(*alpha(grid[[n - 1, n]])).item())
+        return chain_law(
+            products,
+            steps,
+            reveal=lambda n: reveal_probability(*alpha(grid[[n - 1, n]])).item(),
+        )
 
     one_by_one = one_at_a_time_law(products)
     distances = [np.abs(law(steps) - one_by_one).sum() / 2 for steps in (8, 16, 32)]
@@ -204,7 +223,10 @@ def test_drawn_tokens_keep_the_entropy_of_the_proposal(dtype, steps, candidates)
 
         def __init__(self):
             super().__init__()
-            self.register_buffer("logits", -torch.log(torch.arange(1, vocab_size + 1).double()).to(dtype))
+            self.register_buffer(
+                "logits",
+                -torch.log(torch.arange(1, vocab_size + 1).double()).to(dtype),
+            )
 
         def forward(self, input_ids, attention_mask=None):
             return SimpleNamespace(logits=self.logits.expand(*input_ids.shape, -1))
@@ -295,7 +317,12 @@ def test_the_tiled_softmax_of_a_head_is_the_softmax_over_what_is_not_excluded(ro
     targets = torch.randint(1, vocab_size // 2, (rows,), generator=generator)
     targets[0] = 0  # excluded: probability zero
     expected = head(hidden).masked_fill(excluded, -torch.inf).log_softmax(-1).gather(-1, targets[:, None])[:, 0]
-    torch.testing.assert_close(linear_log_probs(hidden, head, targets, excluded), expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(
+        linear_log_probs(hidden, head, targets, excluded),
+        expected,
+        rtol=0,
+        atol=1e-12,
+    )
 
     in_half = linear_log_probs(hidden.bfloat16(), head.bfloat16(), targets, excluded)
     assert in_half.dtype == torch.float32

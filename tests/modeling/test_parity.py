@@ -30,7 +30,13 @@ def denoiser(tmp_path, conditioned):
 
 @pytest.fixture
 def causal(tmp_path):
-    return AutoModelForCausalLM.from_pretrained(write_checkpoint(tmp_path / "ar", "model_ar", causal=True))
+    return AutoModelForCausalLM.from_pretrained(
+        write_checkpoint(
+            tmp_path / "ar",
+            "model_ar",
+            causal=True,
+        )
+    )
 
 
 @torch.no_grad()

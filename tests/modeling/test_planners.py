@@ -159,7 +159,12 @@ def check_against(loop, ids, given, **options):
     together = network.generate(ids, **options, **kept)
 
     for row in range(len(ids)):
-        tokens, calls, reveal_sets, *_ = loop(lambda x: denoiser(x).logits, ids[row], HASHED_MASK, **given)
+        tokens, calls, reveal_sets, *_ = loop(
+            lambda x: denoiser(x).logits,
+            ids[row],
+            HASHED_MASK,
+            **given,
+        )
         alone = network.generate(ids[row : row + 1], **options, **kept)
         assert torch.equal(alone.sequences[0], tokens)
         assert torch.equal(together.sequences[row], tokens)
@@ -239,7 +244,14 @@ def test_counts_of_dream_are_those_of_its_loop(sampler, steps):
         return tokens, sum(map(bool, reveal_sets)), reveal_sets
 
     given = {"steps": steps, "alg": "maskgit_plus", "share": "dream"}
-    check_against(loop, rows_of(), given, sampler=sampler, max_denoising_steps=steps, reveal_counts="dream")
+    check_against(
+        loop,
+        rows_of(),
+        given,
+        sampler=sampler,
+        max_denoising_steps=steps,
+        reveal_counts="dream",
+    )
 
 
 def test_even_counts_are_those_of_llada():
@@ -277,7 +289,12 @@ def test_blocks_after_a_prompt_are_those_of_the_published_loops(loop, given, opt
     )
     ids = torch.cat([prompt[0], torch.full((8,), HASHED_MASK)])
     given = given | {"block_length": 4, "gen_start": 4}
-    tokens, calls, _ = getattr(published_samplers, loop)(lambda x: denoiser(x).logits, ids, HASHED_MASK, **given)
+    tokens, calls, _ = getattr(published_samplers, loop)(
+        lambda x: denoiser(x).logits,
+        ids,
+        HASHED_MASK,
+        **given,
+    )
     assert torch.equal(out.sequences[0], tokens) and out.num_denoiser_calls.item() == calls
 
 
@@ -340,7 +357,13 @@ def test_entropy_bound_counts_what_it_used():
     calls = {}
     for gamma in (0.0, 1.0, 1e9):
         denoiser.calls = 0
-        out = sample(network, rows_of(), sampler="entropy_bound", gamma=gamma, return_dict_in_generate=True)
+        out = sample(
+            network,
+            rows_of(),
+            sampler="entropy_bound",
+            gamma=gamma,
+            return_dict_in_generate=True,
+        )
         assert denoiser.calls == out.num_denoiser_calls.max()
         calls[gamma] = out.num_denoiser_calls.tolist()
 
@@ -351,6 +374,10 @@ def test_entropy_bound_counts_what_it_used():
 @pytest.mark.parametrize("sampler", ["dilated", "spaced", "top_k", "entropy_bound", "klass", "remdm", "edit"])
 def test_nothing_to_fill_needs_no_call(sampler):
     denoiser, network = hashed()
-    for ids in (torch.tensor([[1, 2]]), torch.zeros(0, 3, dtype=torch.long), torch.zeros(2, 0, dtype=torch.long)):
+    for ids in (
+        torch.tensor([[1, 2]]),
+        torch.zeros(0, 3, dtype=torch.long),
+        torch.zeros(2, 0, dtype=torch.long),
+    ):
         assert torch.equal(network.generate(ids, sampler=sampler), ids)
     assert denoiser.calls == 0

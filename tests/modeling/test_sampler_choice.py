@@ -83,16 +83,25 @@ class OddPlaces:
 def test_an_object_with_steps_and_reveal_fills_masks_and_nothing_else(sampler):
     for options in ({}, {"corrector_sweeps": 1.0}, {"block_length": 4}, {"do_sample": False}):
         tokens = sample(PROMPT, sampler=sampler, **options)
-        assert torch.equal(tokens[PROMPT != MASK], PROMPT[PROMPT != MASK]) and (tokens != MASK).all()
+        assert torch.equal(tokens[PROMPT != MASK], PROMPT[PROMPT != MASK])
+        assert (tokens != MASK).all()
     text = [[1, 0, 2, 3, 4, 5, 2, 0, 1, 1, 0, 3]]
     bound = sampler_bound(model(), text, num_steps=4, sampler=sampler, scored=PROMPT == MASK)
     assert bound.value > 0
 
 
 def test_an_object_is_the_order_that_it_says():
-    out = sample(PROMPT, sampler=LeftToRight(), return_dict_in_generate=True, output_history=True, do_sample=False)
+    out = sample(
+        PROMPT,
+        sampler=LeftToRight(),
+        return_dict_in_generate=True,
+        output_history=True,
+        do_sample=False,
+    )
     masks = [int((x == MASK).sum()) for x in out.history]
-    assert masks[0] == 8 and masks == sorted(masks, reverse=True) and out.num_denoiser_calls.item() == 8
+    assert masks[0] == 8
+    assert masks == sorted(masks, reverse=True)
+    assert out.num_denoiser_calls.item() == 8
 
 
 def test_a_function_is_a_sampler():
@@ -101,7 +110,11 @@ def test_a_function_is_a_sampler():
 
     mine = sample(EMPTY, sampler=surest, max_denoising_steps=20, do_sample=False)
     assert torch.equal(mine, sample(EMPTY, sampler="top_k", max_denoising_steps=LENGTH, do_sample=False))
-    nothing = sample(PROMPT, sampler=lambda step, proposal: torch.zeros_like(proposal.free), max_denoising_steps=3)
+    nothing = sample(
+        PROMPT,
+        sampler=lambda step, proposal: torch.zeros_like(proposal.free),
+        max_denoising_steps=3,
+    )
     assert (nothing != MASK).all() and torch.equal(nothing[PROMPT != MASK], PROMPT[PROMPT != MASK])
     assert (sample(PROMPT, sampler=Spaced(num_steps=4, distance=2)) != MASK).all()
 

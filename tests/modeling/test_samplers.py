@@ -20,7 +20,14 @@ SCHEDULES = [
     make_schedule("linear", sigma_max=5.0),  # leaves a share of .007 for the first step
     make_schedule("geometric", sigma_max=6.0),
 ]
-FREE = torch.tensor([[1, 1, 1, 1, 1, 1, 1], [1, 0, 1, 0, 0, 1, 1], [0, 0, 0, 0, 0, 0, 0], [0, 1, 0, 0, 0, 0, 0]]).bool()
+FREE = torch.tensor(
+    [
+        [1, 1, 1, 1, 1, 1, 1],
+        [1, 0, 1, 0, 0, 1, 1],
+        [0, 0, 0, 0, 0, 0, 0],
+        [0, 1, 0, 0, 0, 0, 0],
+    ]
+).bool()
 
 
 def seed(n=0):
@@ -118,7 +125,12 @@ def test_nothing_to_reveal_has_no_steps():
 def test_a_hundred_million_steps_take_a_moment_and_are_counted(do_sample):
     """Recorded are all steps up to a number that fits into memory; what does not is refused before it is computed."""
     model = EDLMForMaskedDiffusion.from_components(tiny_denoiser(), tiny_causal(bos_token_id=10))
-    options = {"max_length": 5, "do_sample": do_sample, "generator": seed(), "return_dict_in_generate": True}
+    options = {
+        "max_length": 5,
+        "do_sample": do_sample,
+        "generator": seed(),
+        "return_dict_in_generate": True,
+    }
     out = model.generate(max_denoising_steps=10**6, num_candidates=2, output_history=True, **options)
     assert out.num_denoiser_calls.tolist() == [5] and len(out.history) == 10**6 + 1
     assert torch.equal(out.history[-1], out.sequences) and (out.history[0] == 12).all()

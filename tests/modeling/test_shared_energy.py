@@ -44,7 +44,11 @@ def test_updates_act_wherever_the_trunk_lies(tmp_path, place):
         )
     else:
         devices = {"denoiser": "cpu", "energy_model": "cpu"}
-        found = dispatch_model(AutoModelForMaskedLM.from_pretrained(tmp_path / "model"), devices, force_hooks=True)
+        found = dispatch_model(
+            AutoModelForMaskedLM.from_pretrained(tmp_path / "model"),
+            devices,
+            force_hooks=True,
+        )
 
     torch.testing.assert_close(energies(found), wanted)
 
@@ -82,7 +86,10 @@ def test_a_module_that_is_replaced_after_an_energy_is_the_one_that_runs():
 def test_an_adapter_of_the_denoiser_reaches_an_energy_computed_before():
     model = shared(rank=0)
     before = energies(model)
-    get_peft_model(model, LoraConfig(r=2, target_modules=r"denoiser\..*attn_qkv", init_lora_weights="gaussian"))
+    get_peft_model(
+        model,
+        LoraConfig(r=2, target_modules=r"denoiser\..*attn_qkv", init_lora_weights="gaussian"),
+    )
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             nn.init.constant_(parameter, 0.3)

@@ -17,7 +17,11 @@ from edlm_hf.modeling.generation_config_edlm import EDLMGenerationConfig
 def test_the_cache_that_is_rolled_back_changes_nothing(name, do_sample, block_length, monkeypatch):
     """Blocks of 11 end in a shorter one. Texts longer than the denoiser are seen through a window that moves."""
     network = with_causal(name)
-    options = RAGGED | {"do_sample": do_sample, "block_length": block_length, "return_dict_in_generate": True}
+    options = RAGGED | {
+        "do_sample": do_sample,
+        "block_length": block_length,
+        "return_dict_in_generate": True,
+    }
     if block_length == 7:
         options["max_new_tokens"] = 45
     num_read = count_columns(monkeypatch)
@@ -37,7 +41,13 @@ def test_the_cache_that_is_rolled_back_changes_nothing(name, do_sample, block_le
 
 def test_one_row_reads_every_token_once_and_its_refused_drafts(monkeypatch):
     num_read = count_columns(monkeypatch)
-    out = sample(with_causal("mdlm"), PROMPTS[:1], max_new_tokens=30, draft_length=4, return_dict_in_generate=True)
+    out = sample(
+        with_causal("mdlm"),
+        PROMPTS[:1],
+        max_new_tokens=30,
+        draft_length=4,
+        return_dict_in_generate=True,
+    )
     # All of the text but its last token, which is predicted and not read, and what was drafted in vain
     in_vain = int(out.num_drafts - out.num_accepted_drafts)
     assert sum(num_read) <= out.sequences.shape[1] + in_vain
@@ -108,6 +118,10 @@ def test_its_configuration_is_saved_and_loaded(tmp_path):
 def test_drafts_may_be_longer_than_any_text(draft_length):
     model = EDLMForMaskedDiffusion.from_components(tiny_denoiser(), tiny_causal(bos_token_id=10))
     options = {"max_length": 6, "sampler": "speculative", "return_dict_in_generate": True}
-    out = model.generate(draft_length=draft_length, generator=torch.Generator().manual_seed(0), **options)
+    out = model.generate(
+        draft_length=draft_length,
+        generator=torch.Generator().manual_seed(0),
+        **options,
+    )
     whole = model.generate(draft_length=6, generator=torch.Generator().manual_seed(0), **options)
     assert torch.equal(out.sequences, whole.sequences)

@@ -51,7 +51,11 @@ def test_a_draft_length_belongs_to_this_sampler_alone():
 
 
 def test_a_text_from_nothing_needs_a_start_token():
-    network = combine(TableDenoiser(DENOISERS["uniform"]), TableCausalLM(P_AR, start=None), mask_token_id=MASK)
+    network = combine(
+        TableDenoiser(DENOISERS["uniform"]),
+        TableCausalLM(P_AR, start=None),
+        mask_token_id=MASK,
+    )
     with pytest.raises(ValueError, match="no bos_token_id.*Give a prompt"):
         sample(network, EMPTY[:2])
     tokens = sample(network, torch.full((N, 1), 2), max_new_tokens=3, draft_length=2)

@@ -22,7 +22,8 @@ def test_drafts_of_the_target_itself_are_all_accepted(draft_length, rounds):
     network = model(marginals(independent), independent)
     out = sample(network, EMPTY[:20_000], draft_length=draft_length, return_dict_in_generate=True)
     assert (out.num_denoiser_calls == rounds).all() and (out.num_energy_calls == rounds).all()
-    assert torch.equal(out.num_drafts, out.num_accepted_drafts) and (out.num_accepted_drafts == L - rounds).all()
+    assert torch.equal(out.num_drafts, out.num_accepted_drafts)
+    assert (out.num_accepted_drafts == L - rounds).all()
     assert (out.tokens_per_forward == L / rounds).all() and out.energies is None
 
 
@@ -32,7 +33,10 @@ def test_a_head_that_knows_the_chain_has_all_its_drafts_accepted(draft_length):
     # p(v | u, u') of a token after u after u'. Index V stands for no token.
     follows = np.random.default_rng(0).dirichlet(np.ones(V), size=(V + 1, V + 1))
     padded = np.pad(SEQUENCES, ((0, 0), (2, 0)), constant_values=V)
-    chain = np.prod([follows[padded[:, i + 1], padded[:, i], SEQUENCES[:, i]] for i in range(L)], axis=0)
+    chain = np.prod(
+        [follows[padded[:, i + 1], padded[:, i], SEQUENCES[:, i]] for i in range(L)],
+        axis=0,
+    )
 
     # (256, L, V): p where the tokens before are visible, uniform after a mask
     table = np.full((len(STATES), L, V), 1 / V)
@@ -65,7 +69,8 @@ def test_every_round_gives_its_accepted_drafts_and_one_token_more():
     network = model()
     out = sample(network, EMPTY[:5000], draft_length=2, return_dict_in_generate=True)
     assert torch.equal(out.num_accepted_drafts + out.num_denoiser_calls, torch.full((5000,), L))
-    assert (out.num_accepted_drafts <= out.num_drafts).all() and len(out.num_denoiser_calls.unique()) > 1
+    assert (out.num_accepted_drafts <= out.num_drafts).all()
+    assert len(out.num_denoiser_calls.unique()) > 1
     assert network.denoiser.calls == out.num_denoiser_calls.max()  # all rows in one call
 
 
@@ -76,7 +81,13 @@ def test_other_samplers_have_no_drafts():
 
 def test_log_probabilities_add_up_to_the_likelihood_of_the_text():
     network = model()
-    out = sample(network, EMPTY[:50], draft_length=2, return_dict_in_generate=True, output_log_probs=True)
+    out = sample(
+        network,
+        EMPTY[:50],
+        draft_length=2,
+        return_dict_in_generate=True,
+        output_log_probs=True,
+    )
     index = out.sequences.numpy() @ (V ** np.arange(L)[::-1])
     np.testing.assert_allclose(out.log_probs.sum(-1).numpy(), np.log(P_AR[index]), atol=1e-5)
     value = autoregressive_nll(network, out.sequences.tolist()).value
@@ -127,5 +138,10 @@ def test_streamers_callbacks_and_history_see_every_round():
 
 def test_a_text_without_holes_has_no_drafts():
     model = EDLMForMaskedDiffusion.from_components(tiny_denoiser(), tiny_causal(bos_token_id=10))
-    out = model.generate(torch.tensor([[1, 2]]), max_new_tokens=0, sampler="speculative", return_dict_in_generate=True)
+    out = model.generate(
+        torch.tensor([[1, 2]]),
+        max_new_tokens=0,
+        sampler="speculative",
+        return_dict_in_generate=True,
+    )
     assert out.num_drafts.tolist() == out.num_accepted_drafts.tolist() == [0]

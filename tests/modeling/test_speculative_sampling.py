@@ -128,7 +128,12 @@ def test_a_processor_changes_what_follows_a_prefix():
 
 
 def test_an_energy_over_masked_tokens_has_the_same_target():
-    tokens = sample(model(energy_type="coar", energy_scope="revealed"), EMPTY, draft_length=2, num_candidates=1)
+    tokens = sample(
+        model(energy_type="coar", energy_scope="revealed"),
+        EMPTY,
+        draft_length=2,
+        num_candidates=1,
+    )
     assert distance(tokens, P_AR) < TV
 
 
@@ -136,7 +141,10 @@ def test_acceptance_has_the_numbers_of_its_docstring():
     p = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
     q = torch.tensor([0.2, 0.6, 0.2], dtype=torch.float64)
     drafts = torch.tensor([0, 1, 1, 2])
-    uniforms = torch.tensor([[0.999, 0.5], [0.499, 0.5], [0.501, 0.999], [0.999, 0.5]], dtype=torch.float64)
+    uniforms = torch.tensor(
+        [[0.999, 0.5], [0.499, 0.5], [0.501, 0.999], [0.999, 0.5]],
+        dtype=torch.float64,
+    )
     tokens, accepted = accept_or_replace(drafts, p.log().expand(4, 3), q.log().expand(4, 3), uniforms)
     assert tokens.tolist() == [0, 1, 0, 2]
     assert accepted.tolist() == [True, True, False, True]
@@ -172,7 +180,12 @@ def test_equal_distributions_accept_and_forbidden_drafts_are_refused():
     assert (tokens.item(), accepted.item()) == (2, False)
 
     q = torch.tensor([[0.9, 0.1, 0.0]], dtype=torch.float64).log()
-    tokens, accepted = accept_or_replace(torch.tensor([0]), p, q, torch.zeros(1, 2, dtype=torch.float64))
+    tokens, accepted = accept_or_replace(
+        torch.tensor([0]),
+        p,
+        q,
+        torch.zeros(1, 2, dtype=torch.float64),
+    )
     assert (tokens.item(), accepted.item()) == (1, False)
 
 
@@ -185,7 +198,8 @@ def test_a_generated_start_token_is_a_token_like_any_other():
     causal.config.bos_token_id = 1
     network = combine(TableDenoiser(DENOISERS["uniform"]), causal, mask_token_id=MASK)
     tokens = sample(network, EMPTY[:500], draft_length=1)
-    assert (tokens[:, 0] == 1).any() and all((ids[:, 0] == 1).all() and ids.shape[1] <= L for ids in seen)
+    assert (tokens[:, 0] == 1).any()
+    assert all((ids[:, 0] == 1).all() and ids.shape[1] <= L for ids in seen)
     assert distance(sample(network, EMPTY, draft_length=1), P_AR) < TV
 
     seen.clear()
