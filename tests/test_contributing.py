@@ -5,7 +5,11 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-ROWS = re.findall(r"^\| (`(?:modeling|edlm_hf)/.*) \| (.*) \|$", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE)
+ROWS = re.findall(
+    r"^\| (`(?:modeling|edlm_hf)/.*) \| (.*) \|$",
+    (ROOT / "CONTRIBUTING.md").read_text(),
+    re.MULTILINE,
+)
 TESTS = {file.stem for file in (ROOT / "tests").rglob("test_*.py")}
 
 

@@ -48,7 +48,11 @@ FILES = [path for path in ROOT.glob("[!.]*/**/*") if path.is_file()] + list(ROOT
 def test_every_block_of_every_page_runs_as_written(tmp_path):
     """In a process of its own: no network, and in place of the Hub a folder of tiny models."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "TRANSFORMERS_"))}
-    here = {"HF_HOME": str(tmp_path / "hf"), "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
+    here = {
+        "HF_HOME": str(tmp_path / "hf"),
+        "HF_HUB_CACHE": str(tmp_path / "hub"),
+        "HF_HUB_OFFLINE": "1",
+    }
     here |= {"OMP_NUM_THREADS": "1", "MPLBACKEND": "agg", "CUDA_VISIBLE_DEVICES": ""}
     here |= {"PYTHONPATH": python_path()}
     command = [sys.executable, pages.__file__, tmp_path / "scratch", tmp_path / "report.json", *PAGES]
@@ -104,7 +108,13 @@ def hub():
 @pytest.fixture
 def client(hub, tmp_path):
     """A process that takes it for the Hub."""
-    client = HubClient(hub.environment(tmp_path / "hf") | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""})
+    client = HubClient(
+        hub.environment(tmp_path / "hf")
+        | {
+            "OMP_NUM_THREADS": "1",
+            "CUDA_VISIBLE_DEVICES": "",
+        }
+    )
     yield client
     client.close()
 
@@ -323,7 +333,8 @@ def test_commands_that_exist_are_accepted(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("page", PROSE, ids=lambda page: page.name)
 def test_links_and_named_files_exist(page):
-    text = re.sub(r"^(`{3,}).*?^\1$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)  # blocks are run instead
+    # Blocks are run instead
+    text = re.sub(r"^(`{3,}).*?^\1$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
     for target in re.findall(r"\]\((?!https?:)([^)#\s]+)", text):
         assert (page.parent / target).exists(), f"{page.name} links to {target}"
 

@@ -36,7 +36,11 @@ def test_remdm_step_by_hand():
     p_theta = np.array([[0.5, 0.25, 0.25, 0], [0, 1, 0, 0], [0, 0, 1, 0]])
     law = remdm_step_law(p_theta, [MASK, 1, 2], MASK, alpha_s=0.75, alpha_t=0.5, sigma=0.2, given=(2,))
     # (.75 - .8 x .5) / .5 = .7 and (1 - .75 - .2 x .5) / .5 = .3
-    np.testing.assert_allclose(law, [[0.35, 0.175, 0.175, 0.3], [0, 0.8, 0, 0.2], [0, 0, 1, 0]], atol=1e-15)
+    np.testing.assert_allclose(
+        law,
+        [[0.35, 0.175, 0.175, 0.3], [0, 0.8, 0, 0.2], [0, 0, 1, 0]],
+        atol=1e-15,
+    )
     with pytest.raises(ValueError, match="sigma_max"):
         remdm_step_law(p_theta, [MASK, 1, 2], MASK, alpha_s=0.75, alpha_t=0.5, sigma=0.6)
 

@@ -25,7 +25,13 @@ from scripted_networks import X, Y, Z, always, masks, sure
 def random_network(seed=0, length=12, vocabulary=6):
     """Logits that are a random function of all tokens, and the id of its mask token."""
     generator = torch.Generator().manual_seed(seed)
-    weights = torch.randn(length, vocabulary, length * vocabulary, generator=generator, dtype=torch.float64)
+    weights = torch.randn(
+        length,
+        vocabulary,
+        length * vocabulary,
+        generator=generator,
+        dtype=torch.float64,
+    )
 
     def logits_of(ids):
         seen = torch.nn.functional.one_hot(ids[0], vocabulary).double().flatten()
@@ -100,7 +106,12 @@ def test_the_second_writing_knows_nothing_of_the_package():
 
 
 def test_llada_gives_the_remainder_to_the_first_steps():
-    tokens, calls, reveals = llada_low_confidence(always(sure(0.5, 0.9, 0.7, 0.8)), masks(4), MASK, steps=3)
+    tokens, calls, reveals = llada_low_confidence(
+        always(sure(0.5, 0.9, 0.7, 0.8)),
+        masks(4),
+        MASK,
+        steps=3,
+    )
     assert (calls, reveals) == (3, [{1, 3}, {2}, {0}])
     assert tokens.tolist() == [0, 0, 0, 0]
     # more steps than masks: the last ones reveal nothing and are called all the same
@@ -167,7 +178,8 @@ def test_threshold_takes_all_that_are_sure_and_always_the_best():
 
     _, calls, reveals = fast_dllm_threshold(network, masks(4), MASK, threshold=0.9, block_length=3)
     assert (calls, reveals) == (3, [{0, 1}, {2}, {3}])
-    ids = torch.tensor([MASK, 0, MASK, MASK])  # a known position is never revealed, however sure it is
+    # A known position is never revealed, however sure it is
+    ids = torch.tensor([MASK, 0, MASK, MASK])
     assert fast_dllm_threshold(network, ids, MASK, threshold=0.9)[2] == [{0}, {3}, {2}]
 
     # one half is exact in floats: the threshold itself counts

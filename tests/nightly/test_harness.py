@@ -22,7 +22,10 @@ from edlm_hf import EDLMForMaskedDiffusion
 from edlm_hf.evaluation.scorer import EDLMScorer
 from edlm_hf.tokenization import text8_tokenizer
 
-pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed: pip install 'edlm-hf[lm-eval]'")
+pytest.importorskip(
+    "lm_eval",
+    reason="lm-evaluation-harness is not installed: pip install 'edlm-hf[lm-eval]'",
+)
 
 PAGE = Path(__file__).parents[2] / "docs" / "evaluating.md"
 DATASET = "datasets/EleutherAI/lambada_openai"
@@ -57,7 +60,10 @@ def folder(tmp_path_factory):
     """A folder with the models that the page names."""
     folder = tmp_path_factory.mktemp("harness")
     models = {"my-ar": tiny_causal(**SIZES)}
-    models["my-edlm"] = EDLMForMaskedDiffusion.from_components(tiny_denoiser(**SIZES), tiny_causal(**SIZES))
+    models["my-edlm"] = EDLMForMaskedDiffusion.from_components(
+        tiny_denoiser(**SIZES),
+        tiny_causal(**SIZES),
+    )
     for name, model in models.items():
         model.save_pretrained(folder / name)
         TOKENIZER.save_pretrained(folder / name)

@@ -81,7 +81,11 @@ def address(model, tmp_path_factory):
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
 
-    here = {"EDLM_MODEL": str(folder), "GRADIO_SERVER_NAME": "127.0.0.1", "GRADIO_SERVER_PORT": str(port)}
+    here = {
+        "EDLM_MODEL": str(folder),
+        "GRADIO_SERVER_NAME": "127.0.0.1",
+        "GRADIO_SERVER_PORT": str(port),
+    }
     here |= {"HF_HUB_OFFLINE": "1", "PYTHONPATH": python_path()}
     with open(folder / "log", "w") as log:
         command = [sys.executable, ROOT / "space" / "app.py"]
@@ -165,7 +169,8 @@ def test_space_generates_infills_and_shows_the_steps(browser, address):
     browser.get(address)
     button(browser, "Generate").click()
     *drafts, generated = texts_of(browser, "Text")
-    assert re.fullmatch("it was a dark and[a-z ]{50,}", generated) and any("░" in draft for draft in drafts)
+    assert re.fullmatch("it was a dark and[a-z ]{50,}", generated)
+    assert any("░" in draft for draft in drafts)
 
     wait(browser, lambda b: b.find_element(By.CLASS_NAME, "steps"))
     browser.switch_to.frame(browser.find_element(By.CLASS_NAME, "steps"))
@@ -188,7 +193,10 @@ def test_space_generates_infills_and_shows_the_steps(browser, address):
     gaps.send_keys(Keys.CONTROL, "a")
     gaps.send_keys("the cat")
     fill.click()
-    wait(browser, lambda b: "There is nothing to fill. Put _" in b.find_element(By.TAG_NAME, "body").text)
+    wait(
+        browser,
+        lambda b: "There is nothing to fill. Put _" in b.find_element(By.TAG_NAME, "body").text,
+    )
 
 
 def test_space_compares_ways_to_sample(browser, address):
@@ -256,5 +264,6 @@ def test_page_in_light_dark_and_on_a_narrow_screen(model, browser, tmp_path, sch
     assert browser.find_element(By.TAG_NAME, "button").text == "Play"
 
     last = browser.find_elements(By.CLASS_NAME, "weighing")
-    assert all("No candidates were weighed in this step." in place.text for place in last)  # t = 1/12 < 0.2
+    # t = 1/12 < 0.2
+    assert all("No candidates were weighed in this step." in place.text for place in last)
     assert not errors(browser)

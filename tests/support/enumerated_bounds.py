@@ -27,11 +27,17 @@ ENTROPY = -(JOINT * np.log(JOINT)).sum()
 MARGINALS = marginals(JOINT)
 PERTURBED = perturbed(MARGINALS, seed=1)
 ALL = torch.tensor(SEQUENCES)
-ALL_MASKS = np.array([mask for mask in itertools.product([False, True], repeat=L) if any(mask)])  # (15, L)
+# (15, L)
+ALL_MASKS = np.array([mask for mask in itertools.product([False, True], repeat=L) if any(mask)])
 
 
 def model(table=PERTURBED, energy=None, **choices) -> EDLMForMaskedDiffusion:
-    return EDLMForMaskedDiffusion.from_components(TableDenoiser(table), energy, mask_token_id=MASK, **choices)
+    return EDLMForMaskedDiffusion.from_components(
+        TableDenoiser(table),
+        energy,
+        mask_token_id=MASK,
+        **choices,
+    )
 
 
 def draws(count: int, seed: int = 0) -> torch.Tensor:

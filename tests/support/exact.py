@@ -111,7 +111,8 @@ class TableDenoiser(nn.Module):
 
     def __init__(self, table: np.ndarray, dtype: torch.dtype = torch.float64):
         super().__init__()
-        logits = np.full((len(STATES), L, V + 1), -3.0)  # the mask token gets a finite logit that must not matter
+        # The mask token gets a finite logit that must not matter
+        logits = np.full((len(STATES), L, V + 1), -3.0)
         with np.errstate(divide="ignore"):
             logits[..., :V] = np.maximum(np.log(table), -1e30)
         self.register_buffer("table", torch.tensor(logits, dtype=dtype))
@@ -126,13 +127,19 @@ class TableDenoiser(nn.Module):
 class TableCausalLM(nn.Module):
     """The chain rule of a joint (81,) as a causal language model over 3 tokens, the mask and a start token."""
 
-    def __init__(self, joint: np.ndarray, dtype: torch.dtype = torch.float64, start: int | None = START):
+    def __init__(
+        self,
+        joint: np.ndarray,
+        dtype: torch.dtype = torch.float64,
+        start: int | None = START,
+    ):
         super().__init__()
         self.config = SimpleNamespace(vocab_size=5, bos_token_id=start)
         for i in range(L):
             table = np.zeros((V**i, V))
             np.add.at(table, (SEQUENCES[:, :i] @ (V ** np.arange(i)[::-1]), SEQUENCES[:, i]), joint)
-            logits = np.full((V**i, 5), 1.5)  # mask and start token: finite logits that must not matter
+            # Mask and start token: finite logits that must not matter
+            logits = np.full((V**i, 5), 1.5)
             logits[:, :V] = np.log(table / table.sum(-1, keepdims=True))
             self.register_buffer(f"table{i}", torch.tensor(logits, dtype=dtype))
 

@@ -59,8 +59,17 @@ class HubServer:
 
     def environment(self, home, token: str | None = TOKEN) -> dict[str, str]:
         """What a process needs to take this for the Hub; set before it imports huggingface_hub."""
-        chosen = {"HF_ENDPOINT": self.url, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0"}
-        chosen |= {"HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "NO_PROXY": "127.0.0.1"}
+        chosen = {
+            "HF_ENDPOINT": self.url,
+            "HF_HOME": str(home),
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_OFFLINE": "0",
+        }
+        chosen |= {
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+            "NO_PROXY": "127.0.0.1",
+        }
         return chosen | ({"HF_TOKEN": token} if token else {})
 
     def close(self):
@@ -144,7 +153,15 @@ class Handler(BaseHTTPRequestHandler):
             return self.answer([{"type": "file", "path": p, "size": len(x), "oid": blob(x)} for p, x in listed.items()])
 
         siblings = [{"rfilename": path} for path in files]
-        self.answer({"id": repo_id, "sha": sha, "private": repository.private, "siblings": siblings, "tags": []})
+        self.answer(
+            {
+                "id": repo_id,
+                "sha": sha,
+                "private": repository.private,
+                "siblings": siblings,
+                "tags": [],
+            }
+        )
 
     def send_file(self, repository: Repository, revision: str, path: str):
         sha = repository.branches.get(revision, revision)
@@ -153,7 +170,12 @@ class Handler(BaseHTTPRequestHandler):
         if path not in repository.commits[sha]:
             return self.answer(b"", 404, X_Error_Code="EntryNotFound", X_Repo_Commit=sha)
         content = repository.commits[sha][path]
-        self.answer(content, X_Repo_Commit=sha, ETag=f'"{blob(content)}"', Content_Type="application/octet-stream")
+        self.answer(
+            content,
+            X_Repo_Commit=sha,
+            ETag=f'"{blob(content)}"',
+            Content_Type="application/octet-stream",
+        )
 
     # ------------------------------------------------------------------------------------------------------ writing
 

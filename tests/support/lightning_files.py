@@ -31,7 +31,12 @@ def edlm_weights(denoiser=None, energy=None):
 
 def write(path, state_dict, averaged=None, **others):
     """A checkpoint in Lightning's layout."""
-    content = {"epoch": 1, "global_step": 3, "state_dict": state_dict, "optimizer_states": [{"state": {}}]} | others
+    content = {
+        "epoch": 1,
+        "global_step": 3,
+        "state_dict": state_dict,
+        "optimizer_states": [{"state": {}}],
+    } | others
     if averaged is not None:
         content["ema"] = {"decay": 0.9999, "num_updates": 3, "shadow_params": averaged}
     torch.save(content, path)

@@ -79,7 +79,10 @@ def check(words: list[str], run: bool = False) -> None:
     Raises:
         WrongCommand: it does not exist as it is written, or fails.
     """
-    end = next((i for i, word in enumerate(words) if word in ("|", ">", ">>", "&&", "||", ";")), len(words))
+    end = next(
+        (i for i, word in enumerate(words) if word in ("|", ">", ">>", "&&", "||", ";")),
+        len(words),
+    )
     words = [word for i, word in enumerate(words[:end]) if i or not re.fullmatch(r"\w+=.*", word)]
     if words[:3] == ["python", "-m", "edlm_hf.lm_eval"]:
         return check_harness(words[3:])
@@ -127,7 +130,8 @@ def check_edlm(arguments: list[str]) -> None:
 
     try:
         command.make_context(name, list(arguments))
-    except Exception as error:  # typer has its own copy of click: its errors are told apart by what they can say
+    # Typer has its own copy of click: its errors are told apart by what they can say
+    except Exception as error:
         if not hasattr(error, "format_message"):
             raise
         raise WrongCommand(error.format_message()) from None
@@ -184,7 +188,8 @@ def check_harness(arguments: list[str]) -> None:
     from edlm_hf.evaluation.scorer import EDLMScorer
     from edlm_hf.modeling.generation_config_edlm import EDLMGenerationConfig
 
-    tree = ast.parse((ROOT / "edlm_hf" / "lm_eval.py").read_text())  # it cannot be imported without the harness
+    # The module cannot be imported without the harness
+    tree = ast.parse((ROOT / "edlm_hf" / "lm_eval.py").read_text())
     bridge = next(node for node in ast.walk(tree) if isinstance(node, ast.ClassDef) and node.name == "EDLMHarness")
     made = next(node for node in bridge.body if isinstance(node, ast.FunctionDef) and node.name == "__init__")
     known = {argument.arg for argument in made.args.args} | set(inspect.signature(EDLMScorer).parameters)
@@ -213,7 +218,8 @@ def run_edlm(arguments: list[str]) -> None:
 
 def run_block(block: Block, namespace: dict) -> None:
     if block.language == "python":
-        code = compile("\n" * (block.line - 1) + block.text, str(block.page), "exec")  # errors have lines of the page
+        # Errors have lines of the page
+        code = compile("\n" * (block.line - 1) + block.text, str(block.page), "exec")
         exec(code, namespace)
     elif block.language in ("bash", "sh", "shell", "console"):
         for words in commands(block):
@@ -227,7 +233,10 @@ def run_page(page: Path, folder: Path) -> list[dict]:
     """
     folder.mkdir(parents=True)
     (folder / "recipes").symlink_to(ROOT / "recipes")
-    in_order = sorted(blocks(page), key=lambda block: block.language != "python" and "run" not in block.words)
+    in_order = sorted(
+        blocks(page),
+        key=lambda block: block.language != "python" and "run" not in block.words,
+    )
     before, namespace, results = Path.cwd(), {"__name__": "__main__"}, []
     os.chdir(folder)
 
@@ -243,7 +252,12 @@ def run_page(page: Path, folder: Path) -> list[dict]:
                 error = f"{page.name}, block of line {block.line}:\n{traceback.format_exc()}"
 
             seconds = round(time.monotonic() - began, 2)
-            result = {"page": page.name, "line": block.line, "language": block.language, "words": block.words}
+            result = {
+                "page": page.name,
+                "line": block.line,
+                "language": block.language,
+                "words": block.words,
+            }
             results.append(result | {"seconds": seconds, "error": error})
     finally:
         os.chdir(before)

@@ -226,7 +226,13 @@ def experts(layer: Weights, x: torch.Tensor, count: int) -> torch.Tensor:
     y = torch.zeros_like(x)
     for token, row in enumerate(chances):
         for expert in row.argsort(descending=True)[:count].tolist():
-            of_expert = swiglu(layer.under(f"experts.{expert}"), x[token], "gate_proj", "up_proj", "down_proj")
+            of_expert = swiglu(
+                layer.under(f"experts.{expert}"),
+                x[token],
+                "gate_proj",
+                "up_proj",
+                "down_proj",
+            )
             y[token] += row[expert] * of_expert
     return y
 
@@ -287,7 +293,10 @@ def llada_logits(config: dict, tensors: dict, ids: torch.LongTensor) -> torch.Te
 
 def llama_logits(config: dict, tensors: dict, ids: torch.LongTensor) -> torch.Tensor:
     """(L,) ids -> (L, V), for all that have the names of a Llama."""
-    config = config | {"heads": config["num_attention_heads"], "kv_heads": config["num_key_value_heads"]}
+    config = config | {
+        "heads": config["num_attention_heads"],
+        "kv_heads": config["num_key_value_heads"],
+    }
     network = Weights(tensors, "model.")
     x = network["embed_tokens.weight"][ids]
     for n in range(config["num_hidden_layers"]):
@@ -345,7 +354,11 @@ def llada_shapes(config: dict) -> dict[str, tuple[int, ...]]:
     return {f"{name}.weight": shape for name, shape in shapes.items()}
 
 
-def llama_shapes(config: dict, qkv_bias: bool = False, qk_norm: bool = False) -> dict[str, tuple[int, ...]]:
+def llama_shapes(
+    config: dict,
+    qkv_bias: bool = False,
+    qk_norm: bool = False,
+) -> dict[str, tuple[int, ...]]:
     width, rows = config["hidden_size"], config["vocab_size"]
     size = config.get("head_dim") or width // config["num_attention_heads"]
     out_of = {"q_proj": size * config["num_attention_heads"]}
@@ -399,7 +412,10 @@ def diffullama_shapes(config: dict) -> dict[str, tuple[int, ...]]:
 def diffugpt_shapes(config: dict) -> dict[str, tuple[int, ...]]:
     width = config["n_embd"]
     rows = config.get("rows", VOCABULARY)
-    shapes = {"embed_tokens.weight": (rows, width), "denoise_model.wpe.weight": (config["n_positions"], width)}
+    shapes = {
+        "embed_tokens.weight": (rows, width),
+        "denoise_model.wpe.weight": (config["n_positions"], width),
+    }
     wide = {"attn.c_attn": (width, 3 * width), "attn.c_proj": (width, width)}
     wide |= {"mlp.c_fc": (width, 4 * width), "mlp.c_proj": (4 * width, width)}
     norms = ["denoise_model.ln_f"]
@@ -470,9 +486,16 @@ def write_weights(folder: Path, weights: dict[str, torch.Tensor], num_files: int
     for n in range(num_files):
         file = f"model-{n + 1:05d}-of-{num_files:05d}.safetensors"
         weight_map |= dict.fromkeys(names[n::num_files], file)
-        save_file({name: weights[name] for name in names[n::num_files]}, folder / file, metadata={"format": "pt"})
+        save_file(
+            {name: weights[name] for name in names[n::num_files]},
+            folder / file,
+            metadata={"format": "pt"},
+        )
 
-    index = {"metadata": {"total_size": sum(x.nbytes for x in weights.values())}, "weight_map": weight_map}
+    index = {
+        "metadata": {"total_size": sum(x.nbytes for x in weights.values())},
+        "weight_map": weight_map,
+    }
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
 
 

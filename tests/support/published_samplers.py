@@ -313,7 +313,15 @@ def klass(logits_of, ids, mask_token_id, confidence_threshold, kl_threshold, his
     return row.result()
 
 
-def llada2_threshold(logits_of, ids, mask_token_id, threshold, steps, block_length=None, share="llada2"):
+def llada2_threshold(
+    logits_of,
+    ids,
+    mask_token_id,
+    threshold,
+    steps,
+    block_length=None,
+    share="llada2",
+):
     """LLaDA2.0's loop (inclusionAI; dLLM `pipelines/llada2/sampler.py`, diffusers `BlockRefinementScheduler`).
 
     Blocks are counted from the start of the row. Each has up to `steps` calls and none once it is full. When at least

@@ -2,7 +2,17 @@
 
 import numpy as np
 import torch
-from exact import MASK, SEQUENCES, L, TableCausalLM, TableDenoiser, V, marginals, perturbed, random_joint
+from exact import (
+    MASK,
+    SEQUENCES,
+    L,
+    TableCausalLM,
+    TableDenoiser,
+    V,
+    marginals,
+    perturbed,
+    random_joint,
+)
 from torch import nn
 
 from edlm_hf import EDLMForMaskedDiffusion
