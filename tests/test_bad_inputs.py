@@ -17,7 +17,7 @@ SECTIONS = {section.title: section for section in bad_inputs.SECTIONS}
 
 @pytest.fixture(scope="module")
 def answers(tmp_path_factory):
-    """Of all lines, by section; in a process of its own without a network."""
+    """Answers to all lines, by section, from a process of its own without a network."""
     folder = tmp_path_factory.mktemp("answers")
     here = {
         "HF_HOME": str(folder / "hf"),

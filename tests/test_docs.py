@@ -167,7 +167,7 @@ def test_a_new_user_comes_from_nothing_to_a_model_that_loads_elsewhere(tmp_path)
 
 
 def write_models(folder: Path) -> None:
-    """A folder for every kind of model that has a card; the checkpoints that ship weigh two candidates, to be quick."""
+    """A folder for every kind of model that has a card. The checkpoints that ship weigh two candidates, to be quick."""
     tokenizer = text8_tokenizer(12)
     sizes = {"vocab_size": len(tokenizer), "bos_token_id": tokenizer.bos_token_id}
     models = {"denoiser": tiny_denoiser(**sizes), "causal": tiny_causal(**sizes)}

@@ -115,7 +115,7 @@ PRODUCTS = np.stack([exact.product_law(exact.marginals(JOINT), s) for s in range
 @pytest.mark.parametrize("alpha", [1.0, 0.6])
 @pytest.mark.parametrize("masked_again", [1, 2, 3, 4])
 def test_gibbs_keeps_the_law_of_a_consistent_denoiser(masked_again, alpha):
-    """One position at a time by its marginals, several by their joint conditional; full texts and texts with masks."""
+    """One position at a time by its marginals, several by their joint conditional. Full texts and texts with masks."""
     law = forward_law(JOINT, alpha)
     transition = gibbs_law(exact_conditionals(JOINT), masked_again)
     np.testing.assert_allclose(transition.sum(-1), 1, atol=1e-12)

@@ -30,7 +30,7 @@ def cache(tmp_path, monkeypatch):
 
 
 def word_tokenizer(**special):
-    """One token per word; start and end token are different, unlike GPT-2's."""
+    """One token per word. Start and end token are different, unlike GPT-2's."""
     backend = Tokenizer(
         models.WordLevel(
             {word: index for index, word in enumerate(WORDS)},

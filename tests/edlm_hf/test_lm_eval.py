@@ -1,4 +1,4 @@
-"""Requests of an evaluation harness against enumeration and `generate()`; its bridge where the harness is installed."""
+"""Requests of an evaluation harness against enumeration and `generate()`, and its bridge where it is installed."""
 
 import itertools
 import json
@@ -37,7 +37,7 @@ TEXTS = ["".join("abc"[token] for token in row) for row in SEQUENCES]
 
 @cache
 def letters(**special) -> PreTrainedTokenizerFast:
-    """a, b, c and the mask, as in the exact test-bed; then an end-of-text "." if wanted."""
+    """a, b, c and the mask, as in the exact test-bed, and an end-of-text "." if wanted."""
     symbols = ["a", "b", "c", "[MASK]", *special.values()]
     backend = Tokenizer(models.WordLevel({symbol: index for index, symbol in enumerate(symbols)}))
     backend.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")

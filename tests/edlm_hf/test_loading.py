@@ -285,7 +285,7 @@ COMMANDS = {
 
 
 def lines_of(told) -> list[str]:
-    """What was told on stderr; the bars of transformers, which the program switches off, left out."""
+    """What was told on stderr, without the bars of transformers, which the program switches off."""
     return [line for line in told.stderr.splitlines() if line and "Loading weights" not in line]
 
 

@@ -46,7 +46,7 @@ def agree(x: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 
 class TwoEqualBits(torch.nn.Module):
-    """Exact marginals of two fair bits that are equal; the mask is id 2."""
+    """Exact marginals of two fair bits that are equal. The mask is id 2."""
 
     def forward(self, input_ids, attention_mask=None):
         other = input_ids.flip(1).unsqueeze(-1)

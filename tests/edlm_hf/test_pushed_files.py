@@ -20,7 +20,7 @@ KEY = "-----BEGIN OPENSSH PRIVATE KEY-----\nabc\n"
 
 @pytest.fixture
 def folder(tmp_path):
-    """A model with its tokenizer; beside it a file that is for nobody else."""
+    """A model with its tokenizer, and beside it a file that is for nobody else."""
     tiny_denoiser(vocab_size=29).save_pretrained(tmp_path / "model")
     text8_tokenizer(12).save_pretrained(tmp_path / "model")
     (tmp_path / "id_rsa").write_text(NOBODYS)

@@ -34,7 +34,7 @@ END = 11  # of tiny_gpt2, which is also its start token
 
 
 def numbers_tokenizer(size=12, end=END):
-    """Words w0, w1, ... are tokens 0, 1, ...; one of them is both start and end of text, as in GPT-2."""
+    """Words w0, w1, ... are tokens 0, 1 and so on. One of them is both start and end of text, as in GPT-2."""
     backend = Tokenizer(models.WordLevel({f"w{i}": i for i in range(size)}))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=f"w{end}", bos_token=f"w{end}")

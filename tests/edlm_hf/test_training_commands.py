@@ -49,7 +49,7 @@ def cache(tmp_path, monkeypatch):
 
 @pytest.fixture
 def recipe(tmp_path):
-    """A recipe on a made-up text; returns a function that writes it with changes."""
+    """A recipe on a made-up text: a function that writes it with changes."""
     words, draw = ["the", "cat", "sat", "on", "a", "mat"], random.Random(0)
     (tmp_path / "train.txt").write_text(" ".join(draw.choices(words, k=2000)))
     (tmp_path / "validation.txt").write_text(" ".join(draw.choices(words, k=300)))

@@ -34,7 +34,7 @@ from edlm_hf.training.row_evaluation import is_character_level
 
 
 class Exact(TableDenoiser):
-    """The exact posterior marginals of q_0, whose bound is the entropy; an unused weight keeps the optimiser happy."""
+    """The exact posterior marginals of q_0, whose bound is the entropy. An unused weight keeps the optimiser happy."""
 
     def __init__(self):
         super().__init__(marginals(random_joint()))

@@ -189,7 +189,7 @@ def pairs_of_all_states(joint, table):
 
 
 def test_a_trained_energy_approaches_the_analytic_one_on_a_short_chain(tmp_path):
-    """Four tokens that repeat their neighbour nine times in ten; proposals are the exact marginals."""
+    """Four tokens that repeat their neighbour nine times in ten. Proposals are the exact marginals."""
     torch.manual_seed(0)
     transition = 0.04 + 0.88 * np.eye(V)
     joint = np.prod([transition[SEQUENCES[:, i], SEQUENCES[:, i + 1]] for i in range(L - 1)], axis=0) / V

@@ -28,7 +28,7 @@ def ids(*texts):
 
 
 def written_output():
-    """Two rows of three steps; in the second row nothing happens before the last one."""
+    """Two rows of three steps. In the second row nothing happens before the last one."""
     nan, inf = torch.nan, torch.inf
     return EDLMGenerationOutput(
         sequences=ids("<abc", "<ddd"),

@@ -107,7 +107,7 @@ def assert_unchanged(model, before):
 
 
 def untied(model):
-    """Input and output weights of their own, though the configuration ties them; the first are frozen."""
+    """Input and output weights of their own, though the configuration ties them. The first are frozen."""
     head = model.get_output_embeddings()
     head.weight = torch.nn.Parameter(head.weight.detach().flip(0).clone())
     model.get_input_embeddings().weight.requires_grad_(False)

@@ -316,7 +316,7 @@ def test_stopping_criteria_end_the_text_between_blocks():
 
 def test_likeliest_tokens_are_revealed_in_the_order_of_confidence():
     class Confident(torch.nn.Module):
-        """Position i is sure of token i with the given strength; visible tokens change nothing."""
+        """Position i is sure of token i with the given strength. Visible tokens change nothing."""
 
         def forward(self, input_ids, attention_mask=None):
             strength = torch.tensor([1.0, 3.0, 2.0, 3.0, 0.5, 4.0])[: input_ids.shape[1]]
@@ -343,7 +343,7 @@ def test_likeliest_tokens_are_revealed_in_the_order_of_confidence():
 
 @pytest.mark.parametrize("option", [{"temperature": 0.05}, {"top_k": 1}, {"top_p": 0.3}])
 def test_options_of_sampling_change_nothing_without_it(option):
-    """As in transformers; they would change which position is the most confident."""
+    """As in transformers. Temperature and filters would change which position is the most confident."""
     ids, model = torch.full((1, 8), MASK), tiny_denoiser()
     options = {
         "do_sample": False,

@@ -273,7 +273,7 @@ def test_what_a_tokenizer_gives_is_what_generate_takes():
 
 @pytest.mark.parametrize("options", [{}, {"block_length": 2}, {"num_return_sequences": 2}])
 def test_token_types_reach_the_network_as_in_forward(options):
-    """Aligned with the text of every row; new tokens have the type of its last one."""
+    """Aligned with the text of every row. New tokens have the type of its last one."""
     network = bert()
     model, seen = EDLMForMaskedDiffusion.from_components(network, mask_token_id=1), []
     network.register_forward_pre_hook(lambda m, a, k: seen.append(k), with_kwargs=True)

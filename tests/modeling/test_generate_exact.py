@@ -1,6 +1,6 @@
 """The shipped generate() against exact laws (invariants C1, C2, C5, C12, C13, C15, C18, C19).
 
-Each law is sampled 200,000 times; the total variation distance of so many draws over 81 sequences is about
+Each law is sampled 200,000 times. The total variation distance of so many draws over 81 sequences is about
 0.6 sqrt(81 / N) / 2 = 0.006, and 0.012 is allowed.
 """
 

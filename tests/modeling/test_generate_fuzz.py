@@ -1,6 +1,6 @@
 """Random calls of `generate()`: a ValueError with advice, or an output that has all properties.
 
-500 calls in `make test`; `EDLM_FUZZ_CASES=10000` sets another number, as `make nightly` does.
+500 calls in `make test`. `EDLM_FUZZ_CASES=10000` sets another number, as `make nightly` does.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""Stopping criteria of transformers: asked about finished text, row by row; what follows is padding and not counted."""
+"""Stopping criteria of transformers: asked about finished text, row by row. What follows is padding and not counted."""
 
 import time
 from types import SimpleNamespace
@@ -250,7 +250,7 @@ def test_padding_after_the_end_is_no_generated_token(eos_token_id):
 
 
 def test_a_planner_fills_no_more_of_a_row_whose_text_has_ended():
-    """Tokens 1 2 3 ... from left to right; 3 ends the first row after three calls, the second with its last token."""
+    """Tokens 1 2 3 ... from left to right: 3 ends the first row after three calls, the second with its last token."""
     ids = torch.tensor([[0], [8]])
     options = {"max_new_tokens": 6, "sampler": "top_k", "max_denoising_steps": 6, "pad_token_id": PAD}
     out = counting().generate(ids, eos_token_id=3, return_dict_in_generate=True, **options)

@@ -80,7 +80,7 @@ def test_drawn_tokens_have_their_law_for_every_candidate():
 
 
 def test_rare_tokens_are_drawn_at_their_rate():
-    """Float32 Gumbel noise never draws an event rarer than about 2^-24; here half the mass lies in such events."""
+    """Float32 Gumbel noise never draws an event rarer than about 2^-24. Here half the mass lies in such events."""
     rare = 2.0**-26
     size = 2**25
     log_probs = torch.full((1, size), math.log(0.5 / (size - 1)))

@@ -1,6 +1,6 @@
 """Numerics of the sampler: resampling bias, reveal sets against sequences, step size, entropy, precision, memory.
 
-Invariants C6, C7, C11, C16, C17 and the memory bound; the functions are the shipped ones.
+Invariants C6, C7, C11, C16, C17 and the memory bound. The functions are the shipped ones.
 """
 
 import subprocess
@@ -93,7 +93,7 @@ class Chain:
         return x
 
     def messages(self, x):
-        """log q(visible) (N,) and the marginals of every position (N, L, 4); x has 4 where masked."""
+        """log q(visible) (N,) and the marginals of every position (N, L, 4). `x` holds 4 where a token is masked."""
         local = np.where(x[..., None] == 4, 1.0, np.eye(5)[x][..., :4])
         forward, log_q, f = np.zeros_like(local), np.zeros(len(x)), None
         for i in range(self.length):
@@ -126,7 +126,7 @@ def draws(marginal, count, generator):
 def residuals(chain, sequences, steps, k, copies, generator, rng):
     """Residual KL per sequence: sum over steps of log q(x_S|x_t) - log p(x_S|x_t), data x, for three samplers.
 
-    p_k(x_S|x_t) = p_theta(x_S) E[k w_1 / sum_j w_j] with candidate 1 carrying x_S (section 6); the mean runs over
+    p_k(x_S|x_t) = p_theta(x_S) E[k w_1 / sum_j w_j] with candidate 1 carrying x_S (section 6). The mean runs over
     `copies`, its logarithm is biased by less than 0.05 in sum here.
     """
     total = np.zeros((3, len(sequences)))

@@ -114,7 +114,7 @@ def test_bounds_of_the_denoiser_are_those_of_its_two_samplers():
 @pytest.mark.parametrize("scope", ["sequence", "revealed"])
 @pytest.mark.parametrize("sampler", ["spaced", "top_k"])
 def test_the_bound_of_a_planner_with_an_energy_holds_for_every_text(sampler, scope):
-    """S4: p by frequencies of 200,000 samples, 4 standard errors for every text; more copies tighten the bound."""
+    """S4: p by frequencies of 200,000 samples, 4 standard errors for every text. More copies tighten the bound."""
     options = {"sampler": sampler, "max_denoising_steps": 2}
     more = {"energy": table_energy, "num_candidates": 2, "energy_scope": scope}
     tokens = sample(model(), torch.full((N, L), MASK), **options, **more)

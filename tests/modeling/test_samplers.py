@@ -123,7 +123,7 @@ def test_nothing_to_reveal_has_no_steps():
 
 @pytest.mark.parametrize("do_sample", [True, False])
 def test_a_hundred_million_steps_take_a_moment_and_are_counted(do_sample):
-    """Recorded are all steps up to a number that fits into memory; what does not is refused before it is computed."""
+    """Recorded are all steps up to a number that fits into memory. What does not is refused before it is computed."""
     model = EDLMForMaskedDiffusion.from_components(tiny_denoiser(), tiny_causal(bos_token_id=10))
     options = {
         "max_length": 5,

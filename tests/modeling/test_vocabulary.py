@@ -18,7 +18,7 @@ build = EDLMForMaskedDiffusion.from_components
 
 
 def tokenizer(ids, mask: int | None = MASK) -> PreTrainedTokenizerFast:
-    """One token per id; the mask is that of `mask`."""
+    """One token per id. The mask is that of `mask`."""
     words = {f"w{i}": i for i in ids} | ({} if mask is None else {"[MASK]": mask})
     backend = Tokenizer(models.WordLevel(words, unk_token="w0"))
     return PreTrainedTokenizerFast(

@@ -1,4 +1,4 @@
-"""The Space and the page of a generation in headless Chromium, with a tiny model; pictures go to .cache/nightly.
+"""The Space and the page of a generation in headless Chromium, with a tiny model. Pictures go to .cache/nightly.
 
 It needs Debian's packages chromium and chromium-driver. The browser can reach nothing but this machine.
 """

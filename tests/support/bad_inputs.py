@@ -405,7 +405,7 @@ class Answer:
 
 
 def answers(section: Section) -> list[Answer]:
-    """Run the lines of a section; "passes" is the kind of one that does not fail."""
+    """Run the lines of a section. "passes" is the kind of one that does not fail."""
     here, space = Path.cwd(), {}
     run = command if section.commands else statement
     with tempfile.TemporaryDirectory() as folder, quiet():
@@ -473,7 +473,7 @@ def page(found: dict[str, list[dict]]) -> str:
 
 
 def in_cell(text: str, markup: bool = False) -> str:
-    """Text inside a cell of a table; where Markdown is `markup`, what would be read as such is escaped."""
+    """Text inside a cell of a table. Where Markdown is `markup`, what would be read as such is escaped."""
     text = text.replace("|", "\\|")
     return re.sub(r"([*<`])", r"\\\1", text) if markup else text
 

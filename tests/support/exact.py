@@ -39,7 +39,7 @@ def random_joint(seed: int = 0) -> np.ndarray:
 
 
 def marginals(joint: np.ndarray) -> np.ndarray:
-    """Exact p(x_i | visible tokens) of every state: (256, L, V); one-hot where visible."""
+    """Exact p(x_i | visible tokens) of every state: (256, L, V), one-hot where visible."""
     table = np.zeros((len(STATES), L, V))
     for s, state in enumerate(STATES):
         conditional = np.where(agrees(state), joint, 0)
@@ -65,7 +65,7 @@ def product_law(table: np.ndarray, s: int) -> np.ndarray:
 def chain_law(conditionals, steps: int, start=(MASK,) * L, reveal=lambda n: 1 / n) -> np.ndarray:
     """Law over SEQUENCES of the T-step chain on t_n = n / T whose joint at state s is conditionals[s]: (256, 81).
 
-    `conditionals` may be a function of the step n; `reveal` gives the probability that step n reveals a mask.
+    `conditionals` may be a function of the step n. `reveal` gives the probability that step n reveals a mask.
     """
     joint_at = conditionals if callable(conditionals) else lambda n: conditionals
     law = np.zeros(len(STATES))

@@ -38,7 +38,7 @@ MASK, VOCABULARY, LONGEST = 12, 13, 12
 
 
 def bert(config_class=BertConfig, model_class=BertForMaskedLM, **changes) -> torch.nn.Module:
-    """A small masked language model of transformers; 12 tokens fit."""
+    """A small masked language model of transformers, which reads 12 tokens."""
     sizes = {
         "vocab_size": VOCABULARY,
         "hidden_size": 16,

@@ -40,7 +40,7 @@ class Repository:
 
 
 class HubServer:
-    """Runs in a thread; `repositories` is all there is.
+    """Runs in a thread. `repositories` is all there is.
 
     `interruptions`: so many of the next commits find the connection cut in the middle of their upload.
     """
@@ -58,7 +58,7 @@ class HubServer:
         return self.repositories[repo_id]
 
     def environment(self, home, token: str | None = TOKEN) -> dict[str, str]:
-        """What a process needs to take this for the Hub; set before it imports huggingface_hub."""
+        """What a process needs to take this for the Hub, set before it imports huggingface_hub."""
         chosen = {
             "HF_ENDPOINT": self.url,
             "HF_HOME": str(home),
@@ -107,7 +107,7 @@ class Handler(BaseHTTPRequestHandler):
         return self.headers.get("Authorization") == f"Bearer {TOKEN}"
 
     def find(self, repo_id: str) -> Repository | None:
-        """The repository, if the caller may see it; else the refusal has been sent."""
+        """The repository, if the caller may see it. Otherwise the refusal has been sent."""
         repository = self.hub.repositories.get(repo_id)
         if repository is None or (repository.private and not self.known):
             self.refuse(404 if self.known else 401, "RepoNotFound")

@@ -29,7 +29,7 @@ FLAGS = f"""--normalize_text8 --style crop --start_token --length 16
 
 
 def start(text: Path, folder: Path) -> int:
-    """The process that runs the command; what it prints goes to a file beside the folder."""
+    """The process that runs the command. What it prints goes to a file beside the folder."""
     process = os.fork()
     if process:
         return process
@@ -59,7 +59,7 @@ def is_writing(folder: Path, step: int) -> bool:
 
 
 def kill(process: int, moment) -> bool:
-    """Kill a process when `moment()` is true; False if it ended before."""
+    """Kill a process when `moment()` is true, and return False if it ended before."""
     while not moment():
         if os.waitpid(process, os.WNOHANG)[0]:
             return False

@@ -70,7 +70,7 @@ def other_network(kind: str):
 
 
 def change(name: str, **values) -> Callable[[Path], None]:
-    """Set values in a JSON file; in config.json also those of the denoiser inside it."""
+    """Set values in a JSON file, and in config.json also those of the denoiser inside it."""
 
     def do(folder: Path) -> None:
         content = json.loads((folder / name).read_text())

@@ -65,7 +65,7 @@ def blocks(page: Path) -> Iterator[Block]:
 
 
 def commands(block: Block) -> list[list[str]]:
-    """The words of every command of a block; lines that end with a backslash go on, comments are left out."""
+    """The words of every command of a block. Lines that end with a backslash go on, comments are left out."""
     lines = block.text.replace("\\\n", " ").splitlines()
     if block.language == "console":
         lines = [line[2:] for line in lines if line.startswith("$ ")]
@@ -182,7 +182,7 @@ def check_launcher(words: list[str]) -> None:
 
 
 def check_harness(arguments: list[str]) -> None:
-    """The settings in --model_args are those of the bridge; the other flags belong to the harness."""
+    """The settings in --model_args are those of the bridge. The other flags belong to the harness."""
     import ast
 
     from edlm_hf.evaluation.scorer import EDLMScorer

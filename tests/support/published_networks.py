@@ -447,7 +447,7 @@ class Published:
     shift: int = 0
 
     def weights(self, seed: int = 0) -> dict[str, torch.Tensor]:
-        """Random weights; the norms stay near one."""
+        """Random weights. The norms stay near one."""
         generator = torch.Generator().manual_seed(seed)
         weights = {}
         for name, shape in self.shapes(self.config).items():
@@ -465,7 +465,7 @@ class Published:
         return weights
 
     def denoiser(self, weights: dict[str, torch.Tensor]) -> Callable[[torch.LongTensor], torch.Tensor]:
-        """Ids (1, L) -> logits (1, L, V) of the clean tokens at their own positions; no other token exists."""
+        """Ids (1, L) -> logits (1, L, V) of the clean tokens at their own positions. No other token exists."""
 
         def logits_of(ids: torch.LongTensor) -> torch.Tensor:
             logits = self.logits(self.config, weights, ids[0])

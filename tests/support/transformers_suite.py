@@ -20,7 +20,7 @@ PUBLISHED_START = MDLMPreTrainedModel._init_weights
 
 
 def upstream(module: str):
-    """A module of the suite; without the suite the tests that ask for it are skipped."""
+    """A module of the suite. Without the suite the tests that ask for it are skipped."""
     if not SUITE.exists():
         pytest.skip(
             f"{SUITE.name} is not there: run tests/transformers_suite/fetch.py (needs a package index)",

@@ -43,7 +43,7 @@ def download(folder: Path) -> Path:
     """The sdist of the installed transformers, in `folder`.
 
     Raises:
-        RuntimeError: pip could not get it; the message is pip's last error line.
+        RuntimeError: pip could not get it. The message is pip's last error line.
     """
     # Only transformers itself from source: its build requirements may come as wheels.
     command = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "--no-deps", "--retries", "1"]
