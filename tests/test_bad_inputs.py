@@ -17,12 +17,22 @@ SECTIONS = {section.title: section for section in bad_inputs.SECTIONS}
 
 @pytest.fixture(scope="module")
 def answers(tmp_path_factory):
-    """Of all lines, by section; in a process of its own without a network."""
+    """Answers to all lines, by section, from a process of its own without a network."""
     folder = tmp_path_factory.mktemp("answers")
-    here = {"HF_HOME": str(folder / "hf"), "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    here = {
+        "HF_HOME": str(folder / "hf"),
+        "HF_HUB_OFFLINE": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+        "OMP_NUM_THREADS": "1",
+    }
     here |= {"COLUMNS": "500", "PYTHONPATH": python_path()}
     command = [sys.executable, bad_inputs.__file__, folder / "answers.json"]
-    done = subprocess.run(list(map(str, command)), env=os.environ | here, capture_output=True, text=True)
+    done = subprocess.run(
+        list(map(str, command)),
+        env=os.environ | here,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr[-4000:]
     return json.loads((folder / "answers.json").read_text())
 

@@ -15,8 +15,26 @@ import pytest
 import real_device
 import torch
 from exact import MASK as EXACT_MASK
-from exact import SEQUENCES, STATES, L, TableDenoiser, chain_law, marginals, perturbed, product_law, random_joint
-from published import golden, randomised, tiny_causal, tiny_config, tiny_denoiser, tiny_gpt2, write_checkpoint
+from exact import (
+    SEQUENCES,
+    STATES,
+    L,
+    TableDenoiser,
+    chain_law,
+    marginals,
+    perturbed,
+    product_law,
+    random_joint,
+)
+from published import (
+    golden,
+    randomised,
+    tiny_causal,
+    tiny_config,
+    tiny_denoiser,
+    tiny_gpt2,
+    write_checkpoint,
+)
 from torch.utils import backend_registration
 from training import rows_with_prompts, trainer_of
 from transformers import BertConfig, BertForMaskedLM, FNetConfig, FNetForMaskedLM
@@ -30,7 +48,13 @@ MASK = 12
 HOLES = torch.tensor([[1, 2, MASK, MASK, 5, MASK], [3, MASK, 4, 0, 0, 0]])
 REAL = torch.tensor([[1, 1, 1, 1, 1, 1], [1, 1, 1, 0, 0, 0]])
 TEXTS = torch.tensor([[1, 2, 3, 4, 5, 6], [7, 8, 9, 1, 2, 3]])
-RAGGED = {"input_ids": HOLES, "attention_mask": REAL, "max_new_tokens": 4, "eos_token_id": 3, "pad_token_id": 0}
+RAGGED = {
+    "input_ids": HOLES,
+    "attention_mask": REAL,
+    "max_new_tokens": 4,
+    "eos_token_id": 3,
+    "pad_token_id": 0,
+}
 NOTHING = {"batch_size": 2, "max_length": 8}
 
 # The other one draws from the autoregressive model of an energy
@@ -90,7 +114,13 @@ def foreign(network_class, config) -> EDLMForMaskedDiffusion:
     return build(randomised(network_class(config)), tiny_causal(bos_token_id=10), mask_token_id=MASK)
 
 
-FOREIGN = {"vocab_size": 13, "hidden_size": 16, "num_hidden_layers": 2, "intermediate_size": 16, "pad_token_id": 0}
+FOREIGN = {
+    "vocab_size": 13,
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "intermediate_size": 16,
+    "pad_token_id": 0,
+}
 MODELS = {
     "mdlm": lambda: build(tiny_denoiser()),
     "time": lambda: build(tiny_denoiser(time_conditioning=True)),
@@ -140,6 +170,7 @@ def test_the_fake_device_refuses_what_a_device_refuses(fake):
         lambda: x.uniform_(generator=torch.Generator()),
         lambda: x.numpy(),
     ]
+
     for operation in refused:
         with pytest.raises(fake.WrongDevice):
             operation()
@@ -176,6 +207,7 @@ def test_the_fake_device_counts_what_the_host_waits_for(fake):
         lambda: torch.ones(2).to(x.device),
         lambda: torch.tensor([1], device=x.device),
     ]
+
     for operation in waiting:
         with fake.host_waits() as waits:
             operation()
@@ -207,7 +239,12 @@ def test_the_host_waits_a_few_times_in_a_step(fake, name, sampler):
         steps = []
         options = {"sampler": sampler, "max_denoising_steps": 2 * masks, "num_candidates": 3}
         with fake.host_waits() as waits:
-            sample(model, callback_on_step_end=lambda *step: steps.append(step), max_length=masks, **options)
+            sample(
+                model,
+                callback_on_step_end=lambda *step: steps.append(step),
+                max_length=masks,
+                **options,
+            )
         return waits.total(), len(steps)
 
     # The waits of a call that do not belong to a step are the same in both calls
@@ -222,6 +259,7 @@ def test_all_samplers_give_the_tokens_of_the_cpu(accelerator, rules, name):
     if rules == "mps" and name not in ("time", "ar", "nce", "bert"):
         pytest.skip("A denoiser and an energy of every kind are enough for the rules of MPS")
     on_cpu, on_device = both(accelerator, name)
+
     for number, sampler in enumerate(OF_DENOISERS):
         options = {"sampler": sampler, "max_denoising_steps": 2, "num_candidates": 2}
         if sampler in ("edit", "low_confidence"):
@@ -257,13 +295,23 @@ def test_speculative_sampling_gives_the_tokens_of_the_cpu(accelerator, rules, na
     on_cpu, on_device = both(accelerator, name)
     options = {"sampler": "speculative", "draft_length": 2}
     prompts = {"input_ids": TEXTS, "attention_mask": REAL, "max_new_tokens": 4}
-    for extra in (NOTHING, prompts, prompts | {"do_sample": False}, prompts | {"block_length": 3, "temperature": 0.7}):
+    for extra in (
+        NOTHING,
+        prompts,
+        prompts | {"do_sample": False},
+        prompts | {"block_length": 3, "temperature": 0.7},
+    ):
         check_same_tokens(accelerator, on_cpu, on_device, **options, **extra)
 
 
 def test_revealed_blocks_have_an_autoregressive_energy(accelerator, rules):
     on_cpu, on_device = both(accelerator, "ar")
-    options = {"energy_scope": "revealed", "max_denoising_steps": 1, "block_length": 3, "num_candidates": 2}
+    options = {
+        "energy_scope": "revealed",
+        "max_denoising_steps": 1,
+        "block_length": 3,
+        "num_candidates": 2,
+    }
     check_same_tokens(accelerator, on_cpu, on_device, **options, **NOTHING)
 
 
@@ -279,7 +327,13 @@ def test_records_are_those_of_the_cpu(accelerator, rules, name):
     assert len(output.history) == len(expected.history)
     for field in ("energies", "effective_sample_size", "log_probs"):
         of_device = output[field].cpu().float()
-        torch.testing.assert_close(of_device, expected[field].float(), equal_nan=True, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            of_device,
+            expected[field].float(),
+            equal_nan=True,
+            rtol=1e-4,
+            atol=1e-4,
+        )
 
 
 @pytest.mark.parametrize("energy", [None, tiny_gpt2, nce], ids=["no energy", "gpt2", "nce"])
@@ -304,9 +358,17 @@ def test_denoiser_and_energy_may_stand_on_two_devices(accelerator, rules, name):
     accelerator.move(on_device.energy_model, 1)
 
     for prompt in (NOTHING, RAGGED):
-        check_same_tokens(accelerator, on_cpu, on_device, max_denoising_steps=3, num_candidates=2, **prompt)
+        check_same_tokens(
+            accelerator,
+            on_cpu,
+            on_device,
+            max_denoising_steps=3,
+            num_candidates=2,
+            **prompt,
+        )
     if on_cpu.config.energy_type != "nce":
         check_same_tokens(accelerator, on_cpu, on_device, sampler="speculative", **NOTHING)
+
     bounds = [
         evaluation.sampler_bound(model, TEXTS, num_steps=3, num_candidates=2, num_samples=2).value
         for model in (on_cpu, on_device)
@@ -390,6 +452,7 @@ def test_bounds_are_those_of_the_cpu(accelerator, rules, bound, name):
     if (bound, name) == ("paper_nll", "revealed"):
         pytest.skip("The paper's estimator takes the joint over all masks")
     on_cpu, on_device = both(accelerator, name)
+
     for options in BOUNDS[bound]:
         options = options | {"num_samples": 2}
         if bound == "sampler_bound":
@@ -452,7 +515,13 @@ def test_trainers_pass_in_a_process_of_their_own(fake):
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
     chosen = f"{__file__}::test_training_and_evaluation_are_those_of_the_cpu"
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", chosen]
-    done = subprocess.run(command, env=environment | {OWN_PROCESS: "1"}, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command,
+        env=environment | {OWN_PROCESS: "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     num_tests = 2 * len(TRAINERS)
     assert done.returncode == 0 and f"{num_tests} passed" in done.stdout, done.stdout + done.stderr
 
@@ -472,6 +541,7 @@ def test_training_and_evaluation_are_those_of_the_cpu(accelerator, rules, trains
         if place == "device":
             trains_on(trainer, torch.device(accelerator.DEVICE, 0))
             accelerator.move(trainer.model)
+
         trainer.train()
         losses[place] = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
         losses[place].append(trainer.evaluate()["eval_loss"])

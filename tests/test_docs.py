@@ -48,12 +48,17 @@ FILES = [path for path in ROOT.glob("[!.]*/**/*") if path.is_file()] + list(ROOT
 def test_every_block_of_every_page_runs_as_written(tmp_path):
     """In a process of its own: no network, and in place of the Hub a folder of tiny models."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "TRANSFORMERS_"))}
-    here = {"HF_HOME": str(tmp_path / "hf"), "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
+    here = {
+        "HF_HOME": str(tmp_path / "hf"),
+        "HF_HUB_CACHE": str(tmp_path / "hub"),
+        "HF_HUB_OFFLINE": "1",
+    }
     here |= {"OMP_NUM_THREADS": "1", "MPLBACKEND": "agg", "CUDA_VISIBLE_DEVICES": ""}
     here |= {"PYTHONPATH": python_path()}
     command = [sys.executable, pages.__file__, tmp_path / "scratch", tmp_path / "report.json", *PAGES]
     done = subprocess.run(list(map(str, command)), env=kept | here, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-4000:]
+
     report = json.loads((tmp_path / "report.json").read_text())
     assert {block["page"] for block in report if block["language"] == "python"} >= {"README.md", "using.md"}
     assert not (wrong := [block["error"] for block in report if block["error"]]), "\n\n".join(wrong)
@@ -78,6 +83,7 @@ def test_readme_prints_what_it_shows():
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         exec(readme[number].text, {})
+
     assert printed.getvalue().strip() == readme[number + 1].text.strip()
 
     assert len((ROOT / "README.md").read_text().split()) <= 700
@@ -102,7 +108,13 @@ def hub():
 @pytest.fixture
 def client(hub, tmp_path):
     """A process that takes it for the Hub."""
-    client = HubClient(hub.environment(tmp_path / "hf") | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""})
+    client = HubClient(
+        hub.environment(tmp_path / "hf")
+        | {
+            "OMP_NUM_THREADS": "1",
+            "CUDA_VISIBLE_DEVICES": "",
+        }
+    )
     yield client
     client.close()
 
@@ -139,10 +151,12 @@ def test_a_new_user_comes_from_nothing_to_a_model_that_loads_elsewhere(tmp_path)
     assert [block.language for block in (*here, push, elsewhere)] == ["python", "python", "python", "bash", "python"]
     script, ((edlm, *command),) = "\n".join(block.text for block in here), pages.commands(push)
     assert edlm == "edlm"
+
     hub, bare, cwd = HubServer(), BarePython(tmp_path), tmp_path / "cwd"
     cwd.mkdir()
     machine = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     client = HubClient(hub.environment(tmp_path / "hf") | machine)
+
     try:
         client(run_and_push, folder=cwd, script=script, command=command)
         assert hub["user/edlm-mine"].private
@@ -153,22 +167,25 @@ def test_a_new_user_comes_from_nothing_to_a_model_that_loads_elsewhere(tmp_path)
 
 
 def write_models(folder: Path) -> None:
-    """A folder for every kind of model that has a card; the checkpoints that ship weigh two candidates, to be quick."""
+    """A folder for every kind of model that has a card. The checkpoints that ship weigh two candidates, to be quick."""
     tokenizer = text8_tokenizer(12)
     sizes = {"vocab_size": len(tokenizer), "bos_token_id": tokenizer.bos_token_id}
     models = {"denoiser": tiny_denoiser(**sizes), "causal": tiny_causal(**sizes)}
     models["trunk"] = randomised(edlm_hf.MDLMModel(tiny_config(**sizes)))
     models["energy"] = randomised(edlm_hf.EDLMEnergyModel(tiny_config(**sizes)))
     models["nce"] = edlm_hf.EDLMForMaskedDiffusion.from_components(models["denoiser"], models["energy"])
+
     for name, model in models.items():
         model.card_facts = CardFacts(command="edlm train-energy recipes/text8/energy.yaml --max_steps 9")
         model.save_pretrained(folder / name)
         tokenizer.save_pretrained(folder / name)
+
     for name in CHECKPOINTS:
         shutil.copytree(ASSETS / name, folder / name)
         options = json.loads((folder / name / "generation_config.json").read_text())
         options |= {"num_candidates": 2} if "num_candidates" in options else {}
         (folder / name / "generation_config.json").write_text(json.dumps(options))
+
     save_custom_generate(folder / "engine")
 
 
@@ -193,6 +210,7 @@ def run_blocks(blocks):
             exec(code, {})
         except Exception:
             wrong.append(f"{name}: {traceback.format_exc()}")
+
     return wrong
 
 
@@ -215,6 +233,7 @@ def test_every_block_of_every_card_runs_as_written(tmp_path, monkeypatch):
     client = HubClient(hub.environment(tmp_path / "client"))
     client(push_all, folder=str(tmp_path / "models"))
     monkeypatch.chdir(ROOT)
+
     with_package, without = [], []
     for folder in (tmp_path / "models").iterdir():
         (folder / "card.md").write_text(hub[f"me/{folder.name}"].text("README.md"))
@@ -223,9 +242,11 @@ def test_every_block_of_every_card_runs_as_written(tmp_path, monkeypatch):
                 (with_package if "edlm_hf" in block.text else without).append((folder.name, block.text))
             else:
                 pages.run_block(block, {})
+
     assert len(with_package) == len(CHECKPOINTS) + 5 and len(without) == len(CHECKPOINTS) + 5
     assert not (wrong := client(run_blocks, blocks=with_package)), "\n\n".join(wrong)
     client.close()
+
     bare = BarePython(tmp_path)
     bare(WITHOUT_PACKAGE, json.dumps(without), **hub.environment(tmp_path / "online"))
     hub.close()
@@ -312,9 +333,11 @@ def test_commands_that_exist_are_accepted(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("page", PROSE, ids=lambda page: page.name)
 def test_links_and_named_files_exist(page):
-    text = re.sub(r"^(`{3,}).*?^\1$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)  # blocks are run instead
+    # Blocks are run instead
+    text = re.sub(r"^(`{3,}).*?^\1$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
     for target in re.findall(r"\]\((?!https?:)([^)#\s]+)", text):
         assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
     names = {path.name for path in FILES}
     code = "\n".join(file.read_text() for file in (ROOT / "tests").rglob("test_*.py"))
     functions = set(re.findall(r"^def (\w+)", code, re.MULTILINE))
@@ -397,6 +420,7 @@ def test_messages_that_users_meet_are_written_so_in_the_code():
         for file in (ROOT / folder).rglob("*.py"):
             nodes = ast.walk(ast.parse(file.read_text()))
             texts += [node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+
     messages = re.findall(r"^\| `([^`]+)` \|", TROUBLESHOOTING.read_text(), re.MULTILINE)
     assert len(messages) >= 30
     for message in messages:

@@ -25,6 +25,7 @@ def read_table() -> dict[str, int]:
                 name = file.relative_to(ROOT).as_posix()
                 assert file.exists() and name not in layers, name
                 layers[name] = number
+
     return layers
 
 
@@ -38,6 +39,7 @@ def imports_of(file: Path) -> set[str]:
             modules |= {module, *(f"{module}.{alias.name}" for alias in node.names)}
         elif isinstance(node, ast.Import):
             modules |= {alias.name for alias in node.names}
+
     ours = {module for module in modules if module.startswith("edlm_hf.")}
     paths = {module.replace("edlm_hf.modeling", "modeling").replace(".", "/") + ".py" for module in ours}
     return {path for path in paths if (ROOT / path).exists()}

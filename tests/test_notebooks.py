@@ -15,12 +15,14 @@ def test_notebook_is_committed_with_the_outputs_of_one_clean_run(path):
     code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
     assert [cell["execution_count"] for cell in code] == list(range(1, len(code) + 1)), "run `make notebooks`"
     assert not any("execution" in cell["metadata"] for cell in code), "times of execution: run `make notebooks`"
+
     outputs = [output for cell in code for output in cell["outputs"]]
     for output in outputs:
         assert output["output_type"] != "error" and output.get("name") != "stderr", output
         assert len(json.dumps(output)) < 150_000
         text = json.dumps({kind: data for kind, data in output.get("data", output).items() if kind != "image/png"})
         assert not re.search(r"site-packages|(?<![\w.<])/(home|root|tmp|usr|Users)/|Warning:", text), text
+
     assert outputs and len(json.dumps(outputs)) < 300_000
     prose = "\n".join("".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "markdown")
     for target in re.findall(r"\]\((?!https?:)([^)#\s]+)", prose):

@@ -37,7 +37,8 @@ def train(folder: Path, model: str, more: str = "") -> Path:
     result = CliRunner().invoke(app, [*words, *files])
     datasets.config.HF_DATASETS_CACHE = cache
     assert result.exit_code == 0, result.output
-    assert "Next     edlm generate --model" in result.stdout and re.search(r"nce_loss +\d\.\d+ ± \d", result.stdout)
+    assert "Next     edlm generate --model" in result.stdout
+    assert re.search(r"nce_loss +\d\.\d+ ± \d", result.stdout)
     return folder / "lora"
 
 
@@ -49,19 +50,28 @@ def adapter(tmp_path_factory) -> Path:
 
 def test_the_folder_holds_the_adapter_alone_and_names_its_base(adapter):
     stored = json.loads((adapter / "adapter_config.json").read_text())
-    assert stored["base_model_name_or_path"] == "edlm-books" and stored["r"] == 2 and stored["lora_alpha"] == 4
+    assert stored["base_model_name_or_path"] == "edlm-books"
+    assert stored["r"] == 2
+    assert stored["lora_alpha"] == 4
     assert not (adapter / "config.json").exists()
     assert (adapter / "adapter_model.safetensors").stat().st_size < 5e6
 
 
 def test_it_loads_merged_with_the_energies_that_peft_computes(adapter):
-    base = AutoModelForMaskedLM.from_pretrained(edlm_hf.checkpoint("edlm-books"), energy_scope="revealed")
+    base = AutoModelForMaskedLM.from_pretrained(
+        edlm_hf.checkpoint("edlm-books"),
+        energy_scope="revealed",
+    )
     with_peft = PeftModel.from_pretrained(base, adapter).eval()
     merged, tokenizer = load_with_tokenizer(str(adapter))
-    assert type(merged) is edlm_hf.EDLMForMaskedDiffusion and merged.config.energy_scope == "revealed"
+    assert type(merged) is edlm_hf.EDLMForMaskedDiffusion
+    assert merged.config.energy_scope == "revealed"
 
     noisy = tokenizer("Tyger, [MASK][MASK] bright", return_tensors="pt").input_ids
-    candidates = torch.stack([noisy.where(noisy != tokenizer.mask_token_id, i) for i in (50, 60)], dim=1)
+    candidates = torch.stack(
+        [noisy.where(noisy != tokenizer.mask_token_id, i) for i in (50, 60)],
+        dim=1,
+    )
     with torch.no_grad():
         energies = with_peft.energy(candidates, noisy)
         torch.testing.assert_close(merged.energy(candidates, noisy), energies, rtol=1e-4, atol=1e-4)
@@ -110,13 +120,18 @@ def test_a_base_that_is_only_here_is_still_refused(adapter, tmp_path):
     (tmp_path / "adapter_config.json").write_text(json.dumps(description))
     with pytest.raises(ValueError, match="no repository of the Hub"):
         check_references(tmp_path)
+
     del description["base_model_name_or_path"]
     (tmp_path / "adapter_config.json").write_text(json.dumps(description))
     with pytest.raises(ValueError, match="names no base model"):
         load_masked(str(tmp_path))
 
 
-def test_a_folder_with_the_name_of_a_checkpoint_is_not_the_one_that_ships(adapter, tmp_path, monkeypatch):
+def test_a_folder_with_the_name_of_a_checkpoint_is_not_the_one_that_ships(
+    adapter,
+    tmp_path,
+    monkeypatch,
+):
     monkeypatch.chdir(tmp_path)
     check_references(adapter)
     (tmp_path / "edlm-books").mkdir()
@@ -144,7 +159,9 @@ def test_an_adapter_of_itself_is_refused(tmp_path, monkeypatch, bases):
         (tmp_path / name).mkdir()
         (tmp_path / name / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": base}))
     result = CliRunner().invoke(app, ["generate", "--model", "a"])
-    assert result.exit_code == 1 and "a is its own base" in result.stderr and "Traceback" not in result.output
+    assert result.exit_code == 1
+    assert "a is its own base" in result.stderr
+    assert "Traceback" not in result.output
 
 
 def test_an_adapter_is_trained_further_as_an_adapter(adapter, tmp_path):
@@ -160,18 +177,37 @@ def test_an_adapter_is_trained_further_as_an_adapter(adapter, tmp_path):
 
     words = ["train-energy", "--model", str(adapter), "--adapter", "--dataset", "x", "--output_dir", str(tmp_path)]
     result = CliRunner().invoke(app, [*words, "--use_cpu"])
-    assert result.exit_code == 1 and "is an adapter, which is trained further without adapter" in result.stderr
+    assert result.exit_code == 1
+    assert "is an adapter, which is trained further without adapter" in result.stderr
 
 
 def test_the_learning_rate_suits_what_is_trained(adapter, tmp_path):
-    denoiser = MDLMForMaskedLM(MDLMConfig(vocab_size=8, hidden_dim=8, n_blocks=1, n_heads=1, cond_dim=4))
-    shared = edlm_hf.EDLMForMaskedDiffusion.from_components(denoiser, energy_type="nce", energy_weights="shared")
+    denoiser = MDLMForMaskedLM(
+        MDLMConfig(
+            vocab_size=8,
+            hidden_dim=8,
+            n_blocks=1,
+            n_heads=1,
+            cond_dim=4,
+        )
+    )
+    shared = edlm_hf.EDLMForMaskedDiffusion.from_components(
+        denoiser,
+        energy_type="nce",
+        energy_weights="shared",
+    )
     shared.save_pretrained(tmp_path)
     classes = (DataArguments, EnergyModelArguments, EnergyArguments)
     rates = {}
-    for words in (f"--model {adapter}", f"--model {tmp_path}", "--model edlm-books", "--model edlm-books --adapter"):
+    for words in (
+        f"--model {adapter}",
+        f"--model {tmp_path}",
+        "--model edlm-books",
+        "--model edlm-books --adapter",
+    ):
         arguments = f"{words} --dataset x --output_dir {tmp_path} --use_cpu".split()
         rates[words] = parse(train_energy, classes, arguments)[-1].learning_rate
+
     assert list(rates.values()) == [1e-3, 1e-3, 3e-4, 1e-3]
 
 

@@ -85,6 +85,7 @@ def test_more_steps_lower_the_entropy_in_float32_and_not_in_float64():
     assert exact == pytest.approx(7.566, abs=5e-4)
     assert [round(entropy(drawn), 2) for drawn in coarse] == [7.19, 6.67, 6.36]
     assert entropy(fine) == pytest.approx(exact, abs=1e-6)
+
     # Under a judge that knows the truth
     assert [round(math.exp(nats(drawn, p)), -1) for drawn in coarse] == [1350, 840, 640]
     assert nats(fine, p) == pytest.approx(exact, abs=1e-6)

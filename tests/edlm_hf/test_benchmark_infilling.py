@@ -33,7 +33,11 @@ class Pairs(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.config = SimpleNamespace(vocab_size=len(LETTERS), mask_token_id=MASK, max_position_embeddings=64)
+        self.config = SimpleNamespace(
+            vocab_size=len(LETTERS),
+            mask_token_id=MASK,
+            max_position_embeddings=64,
+        )
 
     def forward(self, input_ids, attention_mask=None):
         # Letters are at 3 m + 1 and 3 m + 2, the other letter is the neighbour
@@ -57,7 +61,14 @@ def share_of_pairs(**options) -> float:
     """The share of 1,000 hidden words that are recovered. Its standard error is below 0.016."""
     model = EDLMForMaskedDiffusion.from_components(Pairs(), mask_token_id=MASK)
     paragraphs = hide_words(texts_of_pairs(200), LETTERS, count=200, num_words=5, longest=60, seed=1)
-    result = fill_paragraphs(model, paragraphs, LETTERS, seed=0, batch_size=64, **{"num_candidates": 1} | options)
+    result = fill_paragraphs(
+        model,
+        paragraphs,
+        LETTERS,
+        seed=0,
+        batch_size=64,
+        **{"num_candidates": 1} | options,
+    )
     return sum(result["recovered"]) / 1000
 
 
@@ -75,7 +86,12 @@ def test_an_energy_that_knows_the_words_is_worth_the_second_step():
         return 50.0 * (words[..., 1] == words[..., 2]).sum(-1)
 
     # One of 2 ** 5 candidates has no wrong word
-    options = {"energy": wrong_words, "num_candidates": 512, "max_denoising_steps": 1, "sampler": "ancestral"}
+    options = {
+        "energy": wrong_words,
+        "num_candidates": 512,
+        "max_denoising_steps": 1,
+        "sampler": "ancestral",
+    }
     assert share_of_pairs(**options) == pytest.approx(1 / 2, abs=0.06)
 
 
@@ -119,6 +135,7 @@ def test_a_hidden_word_has_a_mask_for_each_of_its_tokens(kind):
     assert {word.strip() for word in hidden} <= set(text.split())
     masked = paragraph.masked(tokenizer.mask_token_id)
     assert len(masked) == len(paragraph.ids)
+
     num_masks = masked.count(tokenizer.mask_token_id)
     assert num_masks == sum(len(tokenizer(word, add_special_tokens=False).input_ids) for word in hidden)
 
@@ -203,6 +220,7 @@ def test_every_way_to_fill_masks_is_measured_on_the_same_paragraphs(study):
     settings, output, result = study
     assert [(row["sampler"], row["steps"]) for row in result["rows"]] == ROWS
     assert [row["tokens"] for row in result["rows"]] == TOKENS
+
     (texts,) = result["texts"]
     assert (texts["num_paragraphs"], texts["num_words"]) == (6, 12)
 
@@ -229,6 +247,7 @@ def test_shares_are_means_over_seeds_and_differences_are_paired(study):
     of_first = [part for part in parts if part["inputs"]["sampler"] == "ancestral"]
     of_first = [part for part in of_first if part["inputs"]["num_candidates"] == 1 and not part["inputs"]["greedy"]]
     assert sorted(part["inputs"]["seed"] for part in of_first) == [3, 4]
+
     recovered = np.array([part["result"]["recovered"] for part in of_first])
     assert first["shares"] == pytest.approx(recovered.mean(0) / 2)
 
@@ -251,7 +270,12 @@ def test_the_study_goes_on_where_it_stopped(study, monkeypatch, tmp_path):
     assert run_infilling(settings, output, lambda *_: None)["rows"] == result["rows"]
     assert not filled
 
-    changes = {"samplers": ("ancestral @2", "dilated @2"), "num_candidates": 1, "autoregressive": None, "seeds": (3,)}
+    changes = {
+        "samplers": ("ancestral @2", "dilated @2"),
+        "num_candidates": 1,
+        "autoregressive": None,
+        "seeds": (3,),
+    }
     run_infilling(InfillingSettings(**vars(settings) | changes), output, lambda *_: None)
     assert filled == ["dilated T=2, drawn", "dilated T=2, greedy"]
 
@@ -300,6 +324,7 @@ def test_command_writes_and_prints(tmp_path):
     command += ["--num-paragraphs", "3", "--num-words", "2", "--sampler", "dilated @2", "--json", "--output"]
     result = CliRunner().invoke(app, [*command, str(tmp_path / "out")])
     assert result.exit_code == 0, result.output
+
     (row,) = json.loads(result.stdout)["rows"]
     assert (row["sampler"], row["steps"], row["tokens"], row["difference"]) == ("dilated", 2, "drawn", None)
 

@@ -57,12 +57,14 @@ def write_models(folder, kind: str = "start") -> dict:
         tokenizer.eos_token = tokenizer.bos_token
         ends = start | {"eos_token_id": tokenizer.eos_token_id}
         causal = tiny_gpt2(vocab_size=len(tokenizer) + 2, n_positions=LENGTH, **ends)
+
     composite = EDLMForMaskedDiffusion.from_components(denoiser, energy_type="nce")
     randomised(composite.energy_model, seed=2)
 
     for name, model in {"mdlm": denoiser, "ar": causal, "nce": composite}.items():
         model.save_pretrained(folder / name)
         tokenizer.save_pretrained(folder / name)
+
     choices = ["the", "energy", "of", "a", "word", "is", "not", "its", "spelling"]
     words = np.random.default_rng(0).choice(choices, 200)
     (folder / "books.txt").write_text(" ".join(words))
@@ -108,6 +110,7 @@ def test_every_arm_makes_samples_at_every_number_of_steps(study):
         for name in ("generative_perplexity", "unigram_entropy", "word_entropy"):
             assert np.isfinite(row[name]["value"]), (row["samples"], name)
             assert row[name]["num_samples"] == 8
+
     data = result["samples"][0]
     assert 0.5 < data["known_words"]["value"] < 1  # the ends of blocks cut words
     assert data["distinct_2"]["value"] > 0
@@ -141,6 +144,7 @@ def test_bounds_are_those_of_the_functions(study):
     direct = discrete_nelbo(denoiser, rows, num_steps=4, num_samples=2, seed=0)
     for name in ("value", "standard_error", "num_samples"):
         assert mdlm["nats_per_token"][name] == pytest.approx(getattr(direct, name), rel=1e-6)
+
     characters = sum(len(text) for text in own.decode(rows))
     bits = direct.bits_per("character", characters).value
     assert mdlm["bits_per_character"]["value"] == pytest.approx(bits)
@@ -166,6 +170,7 @@ def test_samples_are_complete_text_of_equal_length(study):
     settings, output, _, _ = study
     own = QualityStudy(settings, output)
     start = own.tokenizer.bos_token_id
+
     for arm, steps in own.arms_and_steps():
         if not arm.causal and steps is None:
             continue
@@ -233,10 +238,12 @@ def test_an_interrupted_study_goes_on_and_repeats_nothing(study, monkeypatch, tm
     for path, part in parts.items():
         if path.name.startswith("samples") and part["inputs"]["arm"] in ("AR", "EDLM-AR"):
             lost.append(path)
+
     for path in lost:
         path.unlink()
     run_study(settings, output, lambda *_: None)
     assert sorted(computed) == ["generate_samples"] * 6 + ["score"]
+
     for path in lost:
         again = json.loads(path.read_text())["result"] | {"seconds": None}
         assert again == parts[path]["result"] | {"seconds": None}
@@ -258,6 +265,7 @@ def test_entropy_stands_beside_every_perplexity(study):
         name = [row["samples"], str(row["steps"] or "-")]
         line = next(line for line in lines if line[:2] == name)
         assert "-" not in line[3:5]
+
     assert "The judge is the AR model of the study" in page
     assert "m = 2 or none" in page
 
@@ -299,7 +307,13 @@ def test_flops_count_the_linear_layers_and_the_attention():
 def test_profile_counts_only_steps_with_candidates():
     nan = torch.nan
     # (T, B, k) = (3, 2, 2): at the first step one row has candidates, at the second none, at the third both
-    energies = torch.tensor([[[0.0, 2.0], [nan, nan]], [[nan, nan], [nan, nan]], [[1.0, 1.0], [0.0, 4.0]]])
+    energies = torch.tensor(
+        [
+            [[0.0, 2.0], [nan, nan]],
+            [[nan, nan], [nan, nan]],
+            [[1.0, 1.0], [0.0, 4.0]],
+        ]
+    )
     sizes = torch.tensor([[1.5, nan], [nan, nan], [2.0, 1.0]])
     output = EDLMGenerationOutput(energies=energies, effective_sample_size=sizes)
 

@@ -131,6 +131,7 @@ def test_differences_are_paired_text_by_text(study):
 def test_the_study_goes_on_where_it_stopped(study, monkeypatch, tmp_path):
     settings, finished, result, _ = study
     output = shutil.copytree(finished, tmp_path / "study")
+
     computed = []
     for name in ("score", "draw_samples", "judge_rows"):
         own = getattr(SamplerStudy, name)
@@ -151,6 +152,7 @@ def test_the_study_goes_on_where_it_stopped(study, monkeypatch, tmp_path):
     changes = {"samplers": (*RULES, "dilated @4"), "sampled": ("dilated @4",)}
     more = SamplerSettings(**vars(settings) | changes)
     again = run_samplers(more, output, lambda *_: None)
+
     assert sorted(computed) == ["draw_samples", "judge_rows", "score"]
     assert [row["rule"] for row in again["samples"]] == ["text: books", "dilated"]
     for row, before in zip(again["bounds"], result["bounds"], strict=False):
@@ -191,10 +193,14 @@ def test_page_names_what_was_run(study):
 
 def test_energies_and_the_autoregressive_model_stand_beside_the_rules(tmp_path):
     lines = ("ancestral @2", "spaced energy=ar candidates=2 @2", "speculative draft_length=2", "autoregressive")
-    settings = SamplerSettings(**write_models(tmp_path), **TINY | {"samplers": lines, "inner_copies": 2})
+    settings = SamplerSettings(
+        **write_models(tmp_path),
+        **TINY | {"samplers": lines, "inner_copies": 2},
+    )
     result = run_samplers(settings, tmp_path / "out", lambda *said: None)
     rules = ["ancestral", "spaced energy=ar candidates=2", "speculative draft_length=2", "autoregressive"]
     assert [row["rule"] for row in result["bounds"]] == rules
+
     bounds = {row["rule"]: row["sequence_nats"] for row in result["bounds"]}
     calls = {row["rule"]: (row["calls"]["value"], row["energy_calls"]["value"]) for row in result["samples"][1:]}
 
@@ -206,9 +212,19 @@ def test_energies_and_the_autoregressive_model_stand_beside_the_rules(tmp_path):
     assert calls["autoregressive"] == (LENGTH - 1, 0)
     assert calls["speculative draft_length=2"][0] < LENGTH - 1
 
-    composite = EDLMForMaskedDiffusion.from_components(MDLMForMaskedLM.from_pretrained(settings.model), causal)
+    composite = EDLMForMaskedDiffusion.from_components(
+        MDLMForMaskedLM.from_pretrained(settings.model),
+        causal,
+    )
     options = {"num_steps": 2, "num_samples": 2, "seed": 0, "batch_size": 3}
-    weighed = sampler_bound(composite, rows, sampler="spaced", num_candidates=2, inner_copies=2, **options)
+    weighed = sampler_bound(
+        composite,
+        rows,
+        sampler="spaced",
+        num_candidates=2,
+        inner_copies=2,
+        **options,
+    )
     assert bounds["spaced energy=ar candidates=2"] == pytest.approx(weighed.sequence_nats, rel=1e-5)
     assert calls["spaced energy=ar candidates=2"] == (2, 2)
 

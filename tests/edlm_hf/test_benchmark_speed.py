@@ -48,7 +48,12 @@ def test_both_energies_agree():
     model = random_model(one_step(num_candidates=3), SpeedSettings(**TINY))
     noisy = torch.full((2, 8), MASK)
     candidates = torch.randint(0, 10, (2, 3, 8))  # (B, k, L)
-    published = AutoregressiveEnergy(model.energy_model, vocab_size=11, mask_token_id=MASK, start_token_id=START)
+    published = AutoregressiveEnergy(
+        model.energy_model,
+        vocab_size=11,
+        mask_token_id=MASK,
+        start_token_id=START,
+    )
 
     with torch.no_grad():
         log_probs = model(noisy).logits[..., :10].log_softmax(-1)
@@ -82,7 +87,8 @@ def test_sizes_are_varied_one_at_a_time():
     assert [comparison.length for comparison in varied["L"]] == [2, 4, 8, 16]
     assert [comparison.own_steps for comparison in varied["T"]] == [1, 2, 4, 8]
     assert [comparison.batch_size for comparison in varied["B"]] == [2, 4, 8]
-    assert [comparison.num_candidates for comparison in varied["k"]] == [2, 4]  # one candidate needs no energy
+    # One candidate needs no energy
+    assert [comparison.num_candidates for comparison in varied["k"]] == [2, 4]
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,12 @@ from published import golden, tiny_causal, write_checkpoint
 
 from edlm_hf import MDLMForMaskedLM
 from edlm_hf.benchmarks import published as baseline
-from edlm_hf.benchmarks.published import AutoregressiveEnergy, clean_probs, reverse_step, sample_published
+from edlm_hf.benchmarks.published import (
+    AutoregressiveEnergy,
+    clean_probs,
+    reverse_step,
+    sample_published,
+)
 
 N, TV = 200_000, 0.012
 JOINT = random_joint(seed=3)
@@ -119,6 +124,7 @@ def official_calls(states: list[torch.Tensor], energy_window: float) -> tuple[in
             denoiser_calls += 1
             energy_calls += t >= 1 - energy_window
         has_cache = torch.equal(states[i + 1], states[i])
+
     return denoiser_calls, energy_calls
 
 
@@ -154,6 +160,7 @@ def test_a_kept_candidate_changes_no_distribution():
     for _ in range(num_rows):
         result = sample_published(denoiser, start, MASK, num_steps, generator=generator, **options)
         counts[result.sequences[0, 1]] += 1
+
     assert denoiser.calls < 2 * num_rows  # before and after the token is there
 
     # p_2 of two candidates, in the 3 of 8 steps that start at t >= 3/4

@@ -43,6 +43,7 @@ def model_folder(kind: str, folder) -> str:
         tokenizer = AutoTokenizer.from_pretrained(checkpoint("edlm-books"))
     else:
         tokenizer = bert_like_tokenizer()
+
     torch.manual_seed(0)
     config = MDLMConfig(
         vocab_size=len(tokenizer), mask_token_id=tokenizer.mask_token_id, bos_token_id=tokenizer.bos_token_id,
@@ -133,6 +134,7 @@ def test_characters_that_text8_does_not_have_are_counted_on_stderr(tmp_path, cap
     rule = block_rule(str(file), tokenizer)
     assert rule.load(str(file), "train")["text"][:] == [normalize_text8(file.read_text())]
     assert "These are 3 of its 10 characters" in capfd.readouterr().err
+
     file.write_text("all of these are there")
     rule.load(str(file), "train")
     assert "text8" not in capfd.readouterr().err

@@ -26,7 +26,12 @@ def call(*arguments, env=None):
 
 def generating(model, prompt, new_tokens, steps):
     """The arguments of `edlm generate` that most tests have."""
-    options = {"model": model, "prompt": prompt, "max-new-tokens": new_tokens, "max-denoising-steps": steps}
+    options = {
+        "model": model,
+        "prompt": prompt,
+        "max-new-tokens": new_tokens,
+        "max-denoising-steps": steps,
+    }
     return ["generate", *(word for name, value in options.items() for word in (f"--{name}", value))]
 
 
@@ -85,19 +90,33 @@ def test_generate_fills_masks_and_keeps_the_rest(model):
     result = call(*arguments, "--num-return-sequences", 2, "--seed", 1, "--json")
     assert result.exit_code == 0, result.output
     texts = json.loads(result.stdout)
-    assert len(texts) == 2 and all(len(text) == 7 and text[:2] == "ab" and text[3] == "d" for text in texts)
+    assert len(texts) == 2
+    assert all(len(text) == 7 and text[:2] == "ab" and text[3] == "d" for text in texts)
     assert call(*arguments, "--num-return-sequences", 2, "--seed", 1, "--json").stdout == result.stdout
 
 
-def test_what_is_not_said_is_as_the_model_is_set_to_and_texts_begin_with_its_start_token(tmp_path, monkeypatch):
+def test_what_is_not_said_is_as_the_model_is_set_to_and_texts_begin_with_its_start_token(
+    tmp_path,
+    monkeypatch,
+):
     tokenizer = text8_tokenizer(12, start_token=True)
-    network = MDLMForMaskedLM(tiny_config(vocab_size=len(tokenizer), bos_token_id=tokenizer.bos_token_id))
+    network = MDLMForMaskedLM(
+        tiny_config(
+            vocab_size=len(tokenizer),
+            bos_token_id=tokenizer.bos_token_id,
+        )
+    )
     network.generation_config.update(max_denoising_steps=3, energy_window=0.5)
     network.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     seen, real = [], MDLMForMaskedLM.generate
-    monkeypatch.setattr(MDLMForMaskedLM, "generate", lambda *args, **given: seen.append(given) or real(*args, **given))
+    monkeypatch.setattr(
+        MDLMForMaskedLM,
+        "generate",
+        lambda *args, **given: seen.append(given) or real(*args, **given),
+    )
     result = call("generate", "--model", tmp_path, "--num-return-sequences", 2, "--json")
+
     assert result.exit_code == 0, result.output
     assert seen[0]["input_ids"].tolist() == [[27], [27]]
     assert not {"max_denoising_steps", "energy_window", "num_candidates", "block_length"} & set(seen[0])
@@ -107,11 +126,16 @@ def test_what_is_not_said_is_as_the_model_is_set_to_and_texts_begin_with_its_sta
 
 def test_a_sampler_and_its_parameters_are_those_of_generate(model, monkeypatch):
     seen, real = [], MDLMForMaskedLM.generate
-    monkeypatch.setattr(MDLMForMaskedLM, "generate", lambda *args, **given: seen.append(given) or real(*args, **given))
+    monkeypatch.setattr(
+        MDLMForMaskedLM,
+        "generate",
+        lambda *args, **given: seen.append(given) or real(*args, **given),
+    )
     arguments = [*generating(model, "ab", 6, 3), "--json"]
     parameters = ["--sampler-option", "distance=2", "--sampler-option", "score=random"]
     result = call(*arguments, "--sampler", "spaced", *parameters)
     assert result.exit_code == 0, result.output
+
     given = {name: seen[0].get(name) for name in ("sampler", "distance", "score", "max_denoising_steps")}
     assert given == {"sampler": "spaced", "distance": 2, "score": "random", "max_denoising_steps": 3}
     for option in ("remasking-window=0.2,0.8", "eta=0.1", "corrector_sweeps=1"):
@@ -162,8 +186,10 @@ def test_a_bar_of_all_steps_is_shown_on_a_terminal_only(model, options, steps):
         "--batch-size",
         2,
     ]
-    shown = call(*arguments, "--json", env={"FORCE_COLOR": "1", "COLUMNS": "80"})  # to rich, a terminal
+    # rich takes this for a terminal
+    shown = call(*arguments, "--json", env={"FORCE_COLOR": "1", "COLUMNS": "80"})
     told = re.sub(r"\x1b\[[\d;?]*\w", "", shown.stderr)
+
     assert re.search(f"text 3 of 3, steps .*{steps}/{steps}", told), told
     assert len(json.loads(shown.stdout)) == 3
     assert "steps" not in call(*arguments).stderr
@@ -178,6 +204,7 @@ def test_bars_of_the_libraries_are_shown_on_a_terminal_only(tmp_path, model, ter
         termios.tcsetwinsize(write, (24, 80))
     told, cache = b"", {"HF_DATASETS_CACHE": str(tmp_path / "cache")}
     arguments = "evaluate", "--model", model, "--dataset", tmp_path / "text.txt", "--normalize-text8", "--json"
+
     with start(*arguments, env=cache, stdout=subprocess.PIPE, stderr=write) as program:
         os.close(write)
         with contextlib.suppress(OSError):  # how a terminal ends
@@ -185,6 +212,7 @@ def test_bars_of_the_libraries_are_shown_on_a_terminal_only(tmp_path, model, ter
                 told += part
         os.close(read)
         assert json.loads(program.stdout.read())["num_texts"] == 2
+
     bars = "Loading weights", "Cleaning text", "Tokenizing", "Blocks of 12 tokens", "scoring"
     assert [bar.encode() in told for bar in bars] == [terminal] * 5, told
 
@@ -203,6 +231,7 @@ def test_options_come_from_a_file_and_flags_win(model, config):
         "json": True,
     }
     assert call("generate", "--config", config(**options)).stdout == flags.stdout != ""
+
     options = {name.replace("_", "-"): x for name, x in options.items()} | {
         "num-return-sequences": 2,
         "tokenizer": None,
@@ -213,7 +242,11 @@ def test_options_come_from_a_file_and_flags_win(model, config):
 
 def test_positional_arguments_may_stand_in_the_file(tmp_path, config):
     torch.save({"state_dict": golden("model_dit")}, tmp_path / "model.ckpt")
-    options = {"checkpoint": str(tmp_path / "model.ckpt"), "output": str(tmp_path / "out"), "ema": False}
+    options = {
+        "checkpoint": str(tmp_path / "model.ckpt"),
+        "output": str(tmp_path / "out"),
+        "ema": False,
+    }
     result = call("convert", "--config", config(**options, model_length=24))
     assert result.exit_code == 0, result.output
     assert MDLMForMaskedLM.from_pretrained(tmp_path / "out").config.model_length == 24

@@ -81,6 +81,7 @@ def test_help_and_default_of_every_flag_are_those_of_its_field(path):
         is_shown = field.default not in (dataclasses.MISSING, None, False, ()) and not facts["shown"]
         if is_shown and not facts["repeated"] and not isinstance(field.default, bool):
             assert "".join(f"{facts['help']} [default: {as_shown(field.default)}]".split()) in text
+
     common = {"json", "config", "quick"} | {name for name in options if name.startswith("no_")}
     assert set(options) - common == {field.name for field in fields_of(path)}
 
@@ -102,7 +103,8 @@ def test_no_flag_of_a_command_is_written_by_hand():
         named = [call for call in calls if ast.unparse(call.func) in ("typer.Option", "typer.Argument")]
         if named:
             written[file.relative_to(PACKAGE).as_posix()] = len(named)
-    assert set(written) == {"cli.py", "commands/options.py", "commands/flags.py"} and written["cli.py"] == 1
+    assert set(written) == {"cli.py", "commands/options.py", "commands/flags.py"}
+    assert written["cli.py"] == 1
 
 
 @pytest.mark.parametrize("path", QUICK, ids=" ".join)
@@ -158,7 +160,13 @@ assert "torch" not in sys.modules
 print(edlm_hf.MDLMConfig.model_type, "torch" in sys.modules)
 """
     env = os.environ | {"PYTHONPATH": python_path()}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, cwd=tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env=env,
+        cwd=tmp_path,
+    )
     assert done.stdout == "mdlm True\n", done.stderr
 
 
@@ -171,6 +179,7 @@ def test_every_flag_of_0_1_0_is_known_and_old_ones_are_hidden():
             assert f"--{flag}" in flags or flag in command.renamed, (name, flag)
         assert not {f"--{old}" for old in command.renamed} & flags
         assert not set(command.renamed) - set(published.split())
+
         shown = help_of(path, 300)
         assert not any(f" --{old} " in shown for old in command.renamed)
 
@@ -194,7 +203,12 @@ class Given:
     words: tuple[str, ...] = option((), repeated=True, help="Words.")
     fast: bool = option(False, help="Quickly.")
     warm: bool = option(True, help="Warm.")
-    clean: bool | None = option(None, old=("wash",), old_values={"yes": True, "no": False}, help="Clean.")
+    clean: bool | None = option(
+        None,
+        old=("wash",),
+        old_values={"yes": True, "no": False},
+        help="Clean.",
+    )
 
 
 @pytest.fixture
@@ -240,10 +254,14 @@ def test_the_last_of_a_switch_and_its_opposite_counts(given):
     assert given("--fast", "--required", "--no-fast")[0] == Given(required="--no-fast", fast=True)
 
 
-def test_commands_quiet_the_libraries_though_a_value_looks_like_the_question_for_help(given, monkeypatch):
+def test_commands_quiet_the_libraries_though_a_value_looks_like_the_question_for_help(
+    given,
+    monkeypatch,
+):
     handler = logging.NullHandler()
     monkeypatch.setattr(logging.getLogger("transformers"), "handlers", [handler])
     monkeypatch.setattr(sys, "argv", ["edlm", "work", "--required", "--help"])
+
     # The process of the tests stays as it is
     monkeypatch.setattr("transformers.utils.logging.disable_progress_bar", lambda: None)
     monkeypatch.setenv("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
@@ -274,6 +292,10 @@ def test_old_names_mean_the_new_ones_and_are_told_in_one_line(given):
 
 
 def test_an_old_value_that_was_never_one_is_refused(given):
-    for arguments, lines in ((("--required", "a", "--wash", "often"), {}), ((), {"required": "a", "wash": "often"})):
+    for arguments, lines in (
+        (("--required", "a", "--wash", "often"), {}),
+        ((), {"required": "a", "wash": "often"}),
+    ):
         options, stderr = given(*arguments, **lines)
-        assert options is None and "is 'often', but it must be yes or no" in " ".join(stderr.split())
+        assert options is None
+        assert "is 'often', but it must be yes or no" in " ".join(stderr.split())

@@ -30,8 +30,13 @@ def cache(tmp_path, monkeypatch):
 
 
 def word_tokenizer(**special):
-    """One token per word; start and end token are different, unlike GPT-2's."""
-    backend = Tokenizer(models.WordLevel({word: index for index, word in enumerate(WORDS)}, unk_token="e"))
+    """One token per word. Start and end token are different, unlike GPT-2's."""
+    backend = Tokenizer(
+        models.WordLevel(
+            {word: index for index, word in enumerate(WORDS)},
+            unk_token="e",
+        )
+    )
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
     special = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "[PAD]"} | special
     return PreTrainedTokenizerFast(tokenizer_object=backend, **special)
@@ -74,7 +79,13 @@ def test_the_last_row_is_dropped_or_padded(streaming):
 
 
 def test_without_a_padding_token_the_padding_is_zero_and_masked():
-    kept = to_blocks(corpus("abc"), text8_tokenizer(start_token=False), 2, style="crop", drop_last=False)
+    kept = to_blocks(
+        corpus("abc"),
+        text8_tokenizer(start_token=False),
+        2,
+        style="crop",
+        drop_last=False,
+    )
     assert rows(kept) == [[1, 2], [3, 0]]
     assert rows(kept, "attention_mask") == [[1, 1], [1, 0]]
 
@@ -90,7 +101,12 @@ def test_cropped_rows_are_the_stream_with_or_without_a_start_token(streaming):
 @KINDS
 @pytest.mark.parametrize("documents", [1, 3, 128])
 @pytest.mark.parametrize("style", ["wrap", "crop"])
-def test_every_token_is_in_one_row_in_order_however_the_work_is_batched(style, documents, streaming, monkeypatch):
+def test_every_token_is_in_one_row_in_order_however_the_work_is_batched(
+    style,
+    documents,
+    streaming,
+    monkeypatch,
+):
     monkeypatch.setattr(blocks, "DOCUMENTS", documents)
     texts = [" ".join(text) for text in random_corpus(50, "abcde")]
     length = 9
@@ -102,7 +118,14 @@ def test_every_token_is_in_one_row_in_order_however_the_work_is_batched(style, d
     found = [token for row in rows(cut) for token in row[body]]
     assert len(expected) - len(found) < length
     assert found == expected[: len(found)]
-    kept = to_blocks(corpus(*texts, streaming=streaming), word_tokenizer(), length, style=style, drop_last=False)
+
+    kept = to_blocks(
+        corpus(*texts, streaming=streaming),
+        word_tokenizer(),
+        length,
+        style=style,
+        drop_last=False,
+    )
     assert rows(kept)[:-1] == rows(cut)
     texts_only = [row["input_ids"][: sum(row["attention_mask"])][body] for row in kept]
     assert [token for row in texts_only for token in row] == expected
@@ -139,12 +162,17 @@ def test_the_fast_path_of_the_text8_alphabet_gives_the_ids_of_the_tokenizer(star
         "x\x00\x7f{[`@",
         *random_corpus(9, "aZ 9\u00df"),
     ]
-    for tokenizer in (text8_tokenizer(start_token=start_token), AutoTokenizer.from_pretrained(tmp_path)):
+
+    for tokenizer in (
+        text8_tokenizer(start_token=start_token),
+        AutoTokenizer.from_pretrained(tmp_path),
+    ):
         encoder = blocks.Encoder(tokenizer, separator=None)
         assert encoder.table is not None
         fast = encoder(texts).tolist()
         encoder.table = None
         assert fast == encoder(texts).tolist()
+
     assert blocks.Encoder(word_tokenizer(), separator=E).table is None
 
 
@@ -159,7 +187,8 @@ def test_a_second_call_reads_the_cache(tmp_path, monkeypatch):
     def make(**options):
         texts = load_corpus(str(tmp_path / "text.jsonl"), normalize=str.lower)
         tokenizer = word_tokenizer()
-        tokenizer(["a", "b c"], padding=True, truncation=True, max_length=2)  # leaves its mark on the tokenizer
+        # This leaves its mark on the tokenizer
+        tokenizer(["a", "b c"], padding=True, truncation=True, max_length=2)
         return to_blocks(texts, tokenizer, **{"length": 8} | options)
 
     first = make()
@@ -170,6 +199,7 @@ def test_a_second_call_reads_the_cache(tmp_path, monkeypatch):
     assert not calls
     assert second.cache_files == first.cache_files
     assert rows(second) == rows(first)
+
     monkeypatch.undo()
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
     names = [make(**options)._fingerprint for options in ({"length": 9}, {"style": "crop"}, {"drop_last": False})]
@@ -200,15 +230,28 @@ def test_another_process_finds_the_cache_of_this_one(tmp_path):
 def test_a_stream_continues_after_skipping_and_from_its_state(monkeypatch):
     monkeypatch.setattr(blocks, "DOCUMENTS", 4)
     texts = random_corpus(40, TEXT8_ALPHABET)
-    stream = to_blocks(corpus(*texts, streaming=True), text8_tokenizer(), 16, style="crop", start_token=True)
+    stream = to_blocks(
+        corpus(*texts, streaming=True),
+        text8_tokenizer(),
+        16,
+        style="crop",
+        start_token=True,
+    )
     everything = rows(stream)
     assert everything == rows(stream)
     assert everything == rows(to_blocks(corpus(*texts), text8_tokenizer(), 16, style="crop", start_token=True))
     assert rows(stream.skip(5)) == everything[5:]
+
     read = iter(stream)
     begun = [next(read)["input_ids"] for _ in range(7)]
     state = stream.state_dict()
-    again = to_blocks(corpus(*texts, streaming=True), text8_tokenizer(), 16, style="crop", start_token=True)
+    again = to_blocks(
+        corpus(*texts, streaming=True),
+        text8_tokenizer(),
+        16,
+        style="crop",
+        start_token=True,
+    )
     again.load_state_dict(state)
     assert begun + rows(again) == everything
 
@@ -269,6 +312,7 @@ def library(tmp_path):
     texts = {"train": ["first\nbook", "second"], "test": ["third"]}
     for folder in ("parquet", "txt", "jsonl"):
         (tmp_path / folder).mkdir()
+
     for split, books in texts.items():
         table = {"author": ["x"] * len(books), "year": [1900] * len(books), "text": books}
         pq.write_table(pa.table(table), tmp_path / f"parquet/{split}.parquet")
@@ -276,6 +320,7 @@ def library(tmp_path):
         (tmp_path / f"jsonl/{split}.jsonl").write_text("\n".join(lines))
         for number, book in enumerate(books):
             (tmp_path / f"txt/{split}-{number}.txt").write_text(book)
+
     return tmp_path
 
 
@@ -329,9 +374,11 @@ def test_unknown_corpora_are_refused_with_a_reason(library):
             load_corpus(name)
     with pytest.raises(ValueError, match="holds json and parquet and text files"):
         load_corpus(str(library))
+
     (library / "empty").mkdir()
     with pytest.raises(ValueError, match="holds no files"):
         load_corpus(str(library / "empty"))
+
     (library / "book.md").write_text("#")
     with pytest.raises(ValueError, match="book.md is of no kind that can be read: .parquet"):
         load_corpus(str(library / "book.md"))
@@ -348,7 +395,14 @@ def hub(monkeypatch):
     def load_dataset(**arguments):
         calls.append({name: value for name, value in arguments.items() if value is not None})
         texts = [f"row {number} 's" for number in range(10)]
-        dataset = datasets.Dataset.from_dict({"text": texts, "sentence": texts, "article": texts, "label": [0] * 10})
+        dataset = datasets.Dataset.from_dict(
+            {
+                "text": texts,
+                "sentence": texts,
+                "article": texts,
+                "label": [0] * 10,
+            }
+        )
         return dataset.to_iterable_dataset() if arguments["streaming"] else dataset
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)

@@ -66,6 +66,7 @@ def test_the_models_of_the_language_know_it_and_the_energy_makes_more_sentences_
     for alone, weighed in (found[:2], found[2:]):
         error = (alone["standard_error"] ** 2 + weighed["standard_error"] ** 2) ** 0.5
         assert weighed["right"] - alone["right"] > 3 * error
+
     shown = screen.getvalue()
     assert "✓" in shown and "energy of 8" in shown and max(map(len, shown.splitlines())) <= 80
 
@@ -86,7 +87,8 @@ def test_the_demo_fits_eighty_columns_and_says_what_each_text_cost(few_sentences
 
 
 def test_the_demo_prints_what_it_found_as_json(few_sentences, caplog):
-    logging.Logger.warning_once.cache_clear()  # advice that was given before would not be given again
+    # Advice that was given before would not be given again
+    logging.Logger.warning_once.cache_clear()
     result = CliRunner().invoke(app, ["demo", *SMALL, "--prompt", "she said", "--json"])
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)

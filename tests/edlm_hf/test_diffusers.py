@@ -6,7 +6,10 @@ from published import tiny_denoiser
 
 from edlm_hf.tokenization import text8_tokenizer
 
-diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed (pip install edlm-hf[diffusers])")
+diffusers = pytest.importorskip(
+    "diffusers",
+    reason="diffusers is not installed (pip install edlm-hf[diffusers])",
+)
 
 MASK, LENGTH = 12, 16
 
@@ -62,7 +65,12 @@ def test_the_pipeline_of_llada2_fills_masks_as_our_threshold_sampler(threshold):
 def test_the_pipeline_of_llada2_reads_and_writes_text_with_our_tokenizer():
     tokenizer = text8_tokenizer(LENGTH, start_token=False)
     model = tiny_denoiser(vocab_size=len(tokenizer), model_length=LENGTH)
-    options = {"use_chat_template": False, "gen_length": 8, "block_length": 8, "generator": torch.manual_seed(0)}
+    options = {
+        "use_chat_template": False,
+        "gen_length": 8,
+        "block_length": 8,
+        "generator": torch.manual_seed(0),
+    }
     written = pipeline(model, tokenizer)(prompt="the cat", **options)
     assert tokenizer.mask_token_id not in written.sequences
     assert written.texts == tokenizer.batch_decode(written.sequences, skip_special_tokens=True)

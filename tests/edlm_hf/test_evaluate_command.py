@@ -49,17 +49,26 @@ def test_blocks_of_a_local_text_are_scored_to_the_last_character(saved):
     folder, denoiser, causal, tokenizer = saved
     options = ("--dataset", folder / "texts.txt", "--normalize-text8", "--num-samples", 4)
     text = " a plain short text of forty odd letters"
-    found = as_json("--model", folder / "edlm", *options, "--metrics", "nelbo,sampler_bound,autoregressive_nll")
+    found = as_json(
+        "--model",
+        folder / "edlm",
+        *options,
+        "--metrics",
+        "nelbo,sampler_bound,autoregressive_nll",
+    )
     assert found["num_characters"] == found["num_tokens"] == len(text)
+
     bodies = [text[i : i + 15] for i in range(0, len(text), 15)]  # behind the start token
     rows = [[tokenizer.bos_token_id, *tokenizer(body, add_special_tokens=False).input_ids] for body in bodies]
     metrics = found["metrics"]
     assert metrics["nelbo"]["value"] == pytest.approx(nelbo(denoiser, rows, num_samples=4).value, abs=1e-5)
+
     exact = autoregressive_nll(causal, rows)
     assert metrics["autoregressive_nll"]["value"] == pytest.approx(exact.value, abs=1e-5)
     bits = metrics["autoregressive_nll"]["bits_per_character"]["value"]
     assert bits == pytest.approx(exact.bits_per("character").value, abs=1e-5)
     assert metrics["sampler_bound"]["num_samples"] == 4 * len(rows)
+
     alone = as_json("--model", folder / "causal", *options, "--metrics", "autoregressive_nll")
     assert alone["metrics"]["autoregressive_nll"]["value"] == pytest.approx(exact.value, abs=1e-5)
 
@@ -73,6 +82,7 @@ def test_the_bound_of_another_sampler_is_measured(saved):
     row = [tokenizer.bos_token_id, *tokenizer(" a short text", add_special_tokens=False).input_ids]
     exact = sampler_bound(denoiser, [row], num_steps=4, sampler="spaced", distance=2)
     found = spaced["metrics"]["sampler_bound"]
+
     assert found["value"] == pytest.approx(exact.value, abs=1e-5) and found["standard_error"] == 0
     assert spaced["settings"]["sampler_options"] == {"sampler": "spaced", "distance": 2}
     assert found["value"] != as_json(*options)["metrics"]["sampler_bound"]["value"]
@@ -97,7 +107,9 @@ def test_a_table_shows_both_errors_and_the_number_of_samples(saved):
     folder, *_ = saved
     result = call("--model", folder / "edlm", "--dataset", folder / "texts.txt", "--normalize-text8")
     assert result.exit_code == 0, result.output
-    assert "| nelbo |" in result.output and "noise samples" in result.output and "±" in result.output
+    assert "| nelbo |" in result.output
+    assert "noise samples" in result.output
+    assert "±" in result.output
 
 
 def test_an_error_that_is_not_known_is_null_in_json(saved):
@@ -109,7 +121,8 @@ def test_an_error_that_is_not_known_is_null_in_json(saved):
 def test_the_profile_is_a_table_of_its_own(saved):
     options = ("--model", saved[0] / "edlm", "--dataset", saved[0] / "texts.txt", "--num-samples", 1)
     alone, both = (call(*options, "--metrics", metrics).stdout for metrics in ("h_profile", "nelbo,h_profile"))
-    assert alone.startswith("| h_profile, t | nats/masked token |") and len(alone.strip().splitlines()) == 22
+    assert alone.startswith("| h_profile, t | nats/masked token |")
+    assert len(alone.strip().splitlines()) == 22
     assert "| nelbo |" in both and both.endswith(alone)
 
 
@@ -136,7 +149,14 @@ def test_the_profile_is_part_of_the_json(saved):
 )
 def test_bad_choices_are_refused_with_advice(saved, options, message):
     folder, *_ = saved
-    result = call("--model", folder / "edlm", "--dataset", folder / "texts.txt", "--normalize-text8", *options)
+    result = call(
+        "--model",
+        folder / "edlm",
+        "--dataset",
+        folder / "texts.txt",
+        "--normalize-text8",
+        *options,
+    )
     assert result.exit_code != 0 and message in result.output
 
 
@@ -158,4 +178,5 @@ def test_names_of_0_1_0_are_known_and_results_keep_their_keys(saved):
     old = as_json("--model", folder / "edlm", "--data", folder / "texts.txt", "--normalize", "none")
     assert old["metrics"] == new["metrics"] and old["settings"] == new["settings"]
     assert set(new["settings"]) == set(RECORDED.split())
-    assert new["settings"]["normalize"] == "none" and new["settings"]["data"] == str(folder / "texts.txt")
+    assert new["settings"]["normalize"] == "none"
+    assert new["settings"]["data"] == str(folder / "texts.txt")

@@ -34,7 +34,10 @@ def command(saved):
     """The texts of `edlm generate` with more options."""
 
     def texts(*options):
-        result = CliRunner().invoke(app, ["generate", "--model", str(saved[0]), *TEXT, *map(str, options)])
+        result = CliRunner().invoke(
+            app,
+            ["generate", "--model", str(saved[0]), *TEXT, *map(str, options)],
+        )
         assert result.exit_code == 0, result.output
         return json.loads(result.stdout)
 
@@ -115,6 +118,7 @@ def test_weights_have_the_precision_that_is_asked_for(saved, monkeypatch):
     for dtype in ((), ("--dtype", "bfloat16")):
         result = CliRunner().invoke(app, ["generate", "--model", str(saved[0]), *TEXT, *dtype])
         assert result.exit_code == 0, result.output
+
     assert seen == [torch.float32, torch.bfloat16]
 
 
@@ -150,6 +154,7 @@ def test_flags_and_keys_of_0_1_0_give_the_texts_of_the_new_ones(saved, command, 
     arguments = ["generate", "--model", str(saved[0]), *TEXT, "--seed", "4"]
     old = CliRunner().invoke(app, [*arguments, "--samples", "2", "--steps", "3", "--candidates", "2"])
     assert json.loads(old.stdout) == texts
+
     changes = "--samples (now --num-return-sequences), --steps (now --max-denoising-steps), "
     changes += "--candidates (now --num-candidates)."
     assert told_lines(old) == [f"edlm generate: old names, which work until 0.3.0: {changes}"]
@@ -157,5 +162,6 @@ def test_flags_and_keys_of_0_1_0_give_the_texts_of_the_new_ones(saved, command, 
     (tmp_path / "old.yaml").write_text("{samples: 2, steps: 3, candidates: 2}")
     old = CliRunner().invoke(app, [*arguments, "--config", str(tmp_path / "old.yaml")])
     assert json.loads(old.stdout) == texts
+
     told = f"edlm generate: old names, which work until 0.3.0: {changes.replace('--', '')}"
     assert told_lines(old) == [told]

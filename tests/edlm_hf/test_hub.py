@@ -52,7 +52,10 @@ torch.save(results, target)
 
 def build(name, **changes):
     """LLaDA or its shifted twin with the same weights, in training mode."""
-    classes = {"llada": (foreign.LLaDAModelLM, foreign.LLaDAConfig), "dream": (foreign.DreamModel, foreign.DreamConfig)}
+    classes = {
+        "llada": (foreign.LLaDAModelLM, foreign.LLaDAConfig),
+        "dream": (foreign.DreamModel, foreign.DreamConfig),
+    }
     model_class, config_class = classes[name]
     torch.manual_seed(0)
     return model_class(config_class(pad_token_id=PAD, **changes)).train()
@@ -94,9 +97,11 @@ def test_models_of_others_get_the_tokens_of_the_engine(elsewhere, name, local):
         ),
         "likeliest": reference.generate(PROMPT, sampler="first_hitting", do_sample=False),
     }
+
     for kind, tokens in expected.items():
         assert torch.equal(got[kind], tokens), kind
-        assert (tokens != MASK).all() and torch.equal(tokens[:, :6][PROMPT != MASK], PROMPT[PROMPT != MASK])
+        assert (tokens != MASK).all()
+        assert torch.equal(tokens[:, :6][PROMPT != MASK], PROMPT[PROMPT != MASK])
     assert got["longer"].shape == (2, 10)
     assert (got["weighed"] == 1).sum() > (got["filled"] == 1).sum()
 
@@ -154,6 +159,7 @@ def test_energy_model_weighs_the_proposals():
             model, PROMPT, energy_model=causal, energy_type=energy_type, max_denoising_steps=3, generator=seed()
         )
         assert torch.equal(got, expected)
+
     with pytest.raises(ValueError, match="there is no energy_model"):
         generate(model, PROMPT, energy_type="nce")
 
@@ -167,6 +173,7 @@ def test_shift_is_that_of_the_argument_then_of_the_config_then_of_the_type():
     )
     assert not torch.equal(generate(shifted, PROMPT, generator=seed()), expected)
     assert torch.equal(generate(shifted, PROMPT, logits_shift=1, generator=seed()), expected)
+
     shifted.config.logits_shift = 1
     assert torch.equal(generate(shifted, PROMPT, generator=seed()), expected)
     assert not torch.equal(generate(shifted, PROMPT, logits_shift=0, generator=seed()), expected)
@@ -203,6 +210,7 @@ def test_folder_holds_code_needs_and_card(tmp_path):
     assert {path.name for path in folder.iterdir()} == {"custom_generate", "README.md"}
     needed = (folder / "custom_generate" / "requirements.txt").read_text().split()
     assert {line.split(">")[0] for line in needed} == {"torch", "transformers"}
+
     card = (folder / "README.md").read_text()
     assert card.startswith("---\nlibrary_name: transformers\n") and "- custom_generate\n" in card
     sections = ["Description", "Model compatibility", "Additional Arguments", "Output Type changes"]
@@ -228,6 +236,7 @@ def test_folder_that_is_not_empty_is_refused(tmp_path):
     before = sorted(path.name for path in (tmp_path / "empty").iterdir())
     with pytest.raises(ValueError, match="not an empty folder"):
         save_custom_generate(tmp_path / "empty")
+
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="not an empty folder"):
         save_custom_generate(tmp_path / "file")

@@ -28,6 +28,7 @@ def refused(path: Path, message: str, most_bytes: int = 2**24) -> str:
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
+
     assert peak < most_bytes, f"{peak:,} bytes"
     assert time.monotonic() - began < 20
     assert not (path.parent / "out").exists()
@@ -72,7 +73,8 @@ def change_directory(path: Path, name: str, offset: int, value: bytes) -> None:
 @pytest.mark.parametrize(
     ("offset", "value", "message"),
     [
-        (42, struct.pack("<L", 0), "begins inside another|not where the directory says"),  # where another record is
+        # The record begins where another one is
+        (42, struct.pack("<L", 0), "begins inside another|not where the directory says"),
         (42, struct.pack("<L", 7), "not where the directory says|begins inside another"),
         (20, struct.pack("<LL", 2**30, 2**30), "not where the directory says|begins inside another"),
         (10, struct.pack("<H", 8), "compressed"),
@@ -160,7 +162,14 @@ def test_pickles_of_every_opcode_become_plain_values():
 
 def small_checkpoint(path: Path, blocks: int, width: int, shift: int) -> Path:
     """All weights of a model of many blocks lie in one storage, on top of each other or shifted by a few numbers."""
-    config = MDLMConfig(vocab_size=28, hidden_dim=width, n_heads=2, n_blocks=blocks, model_length=16, causal=True)
+    config = MDLMConfig(
+        vocab_size=28,
+        hidden_dim=width,
+        n_heads=2,
+        n_blocks=blocks,
+        model_length=16,
+        causal=True,
+    )
     with torch.device("meta"):
         shapes = {name: x.shape for name, x in MDLMForCausalLM(config).state_dict().items()}
     numbers = torch.zeros(4 * width**2 + shift * len(shapes))
@@ -211,6 +220,7 @@ def test_names_of_a_file_do_not_steer_a_terminal(tmp_path):
     for file in "abc":
         message = refused(tmp_path / f"{file}.ckpt", "x1b", 2**25)
         assert message.isprintable() and "u202e" in message
+
     archive(tmp_path / "d.ckpt", with_state_dict(b"cos\n\x1b[2J\n"))
     assert refused(tmp_path / "d.ckpt", "os.'.x1b").isprintable()
 

@@ -1,4 +1,4 @@
-"""Requests of an evaluation harness against enumeration and `generate()`; its bridge where the harness is installed."""
+"""Requests of an evaluation harness against enumeration and `generate()`, and its bridge where it is installed."""
 
 import itertools
 import json
@@ -9,7 +9,18 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
-from exact import MASK, SEQUENCES, L, TableCausalLM, TableDenoiser, V, marginals, perturbed, random_joint, state_index
+from exact import (
+    MASK,
+    SEQUENCES,
+    L,
+    TableCausalLM,
+    TableDenoiser,
+    V,
+    marginals,
+    perturbed,
+    random_joint,
+    state_index,
+)
 from published import randomised, tiny_causal, tiny_config
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -26,7 +37,7 @@ TEXTS = ["".join("abc"[token] for token in row) for row in SEQUENCES]
 
 @cache
 def letters(**special) -> PreTrainedTokenizerFast:
-    """a, b, c and the mask, as in the exact test-bed; then an end-of-text "." if wanted."""
+    """a, b, c and the mask, as in the exact test-bed, and an end-of-text "." if wanted."""
     symbols = ["a", "b", "c", "[MASK]", *special.values()]
     backend = Tokenizer(models.WordLevel({symbol: index for index, symbol in enumerate(symbols)}))
     backend.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
@@ -41,12 +52,17 @@ def exact_scorer(energy=None, **options) -> EDLMScorer:
 
 def tiny_scorer(start_token=True, energy=False, tokenizer=None, scale=1, **options) -> EDLMScorer:
     tokenizer = tokenizer or text8_tokenizer(LENGTH, start_token=start_token)
-    sizes = {"vocab_size": len(tokenizer), "bos_token_id": tokenizer.bos_token_id, "model_length": LENGTH}
+    sizes = {
+        "vocab_size": len(tokenizer),
+        "bos_token_id": tokenizer.bos_token_id,
+        "model_length": LENGTH,
+    }
     sizes["mask_token_id"] = tokenizer.mask_token_id
     model = randomised(MDLMForMaskedLM(tiny_config(**sizes)))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter *= scale
+
     if energy:
         model = EDLMForMaskedDiffusion.from_components(model, tiny_causal(**sizes), energy_type="ar")
     return EDLMScorer(model, tokenizer, **({"num_samples": 2, "num_steps": 4} | options))
@@ -66,11 +82,14 @@ def conditional_bound(text: np.ndarray, visible: int, steps: int | None) -> floa
             continue
         state = state_index(np.where(masked, MASK, text))
         nats = -np.log(TABLE[state][masked, text[masked]]).sum()
+
         if steps is None:  # int_0^1 t^(n-1) (1-t)^(free-n) dt
             weight = 1 / (n * np.prod([(free - j) / (j + 1) for j in range(n)]))
         else:
             weight = sum((s / steps) ** n * (1 - s / steps) ** (free - n) / s for s in range(1, steps + 1))
+
         bound += weight * nats
+
     return bound
 
 
@@ -79,15 +98,21 @@ def conditional_bound(text: np.ndarray, visible: int, steps: int | None) -> floa
 
 @pytest.mark.parametrize(("bound", "steps"), [("nelbo", None), ("discrete", 3)])
 @pytest.mark.parametrize("visible", [0, 1, 2, 3])
-def test_log_likelihoods_are_minus_the_enumerated_bound_given_the_visible_context(bound, steps, visible):
+def test_log_likelihoods_are_minus_the_enumerated_bound_given_the_visible_context(
+    bound,
+    steps,
+    visible,
+):
     scorer = exact_scorer(bound=bound, num_samples=64, num_steps=steps or 1)
     found = [value for value, _ in scorer.loglikelihood([(text[:visible], text[visible:]) for text in TEXTS])]
     truth = np.array([conditional_bound(row, visible, steps) for row in SEQUENCES])
     estimate = scorer.estimates["loglikelihood"]
     error = estimate.standard_error * estimate.num_tokens
+
     assert abs(-sum(found) - truth.sum()) < 4 * error + 1e-9
     assert estimate.num_tokens == 81 * (L - visible) and estimate.num_samples == 81 * 64
-    if visible == L - 1:  # one mask leaves nothing to chance but t, which the denoiser does not know
+    # One mask leaves nothing to chance but t, which the denoiser does not know
+    if visible == L - 1:
         assert bound == "discrete" or np.abs(np.array(found) + truth).max() < 1e-9
 
 
@@ -105,9 +130,23 @@ def test_the_bound_of_the_sampler_takes_the_energy_and_the_options():
     scorer = exact_scorer(energy, bound="sampler", num_samples=4, seed=5, **options)
     ((found, _),) = scorer.loglikelihood([("a", "bca")])
     scored = [[False, True, True, True]]
-    expected = sampler_bound(scorer.model, [[0, 1, 2, 0]], scored=scored, num_samples=4, seed=5, **options)
+    expected = sampler_bound(
+        scorer.model,
+        [[0, 1, 2, 0]],
+        scored=scored,
+        num_samples=4,
+        seed=5,
+        **options,
+    )
     assert found == pytest.approx(-expected.sequence_nats[0], abs=1e-9)
-    without = discrete_nelbo(scorer.model, [[0, 1, 2, 0]], scored=scored, num_steps=3, num_samples=4, seed=5)
+    without = discrete_nelbo(
+        scorer.model,
+        [[0, 1, 2, 0]],
+        scored=scored,
+        num_steps=3,
+        num_samples=4,
+        seed=5,
+    )
     assert found != pytest.approx(-without.sequence_nats[0], abs=1e-3)
 
 
@@ -133,8 +172,10 @@ def test_a_text_begins_with_the_start_token_once():
     (window,) = scorer.windows(*scorer.encode_pair("", "ab"))
     assert window == ((start, 1, 2), 1)
     assert scorer.windows(*scorer.encode_pair("<s>a", "b")) == [((start, 1, 2), 2)]
+
     (rolled,), ((found, _),) = scorer.rolling(["ab"]), scorer.loglikelihood([("", "ab")])
-    expected = nelbo(scorer.model, [[start, 1, 2]], num_samples=2)  # which does not count the start token either
+    # The bound does not count the start token either
+    expected = nelbo(scorer.model, [[start, 1, 2]], num_samples=2)
     assert rolled == found == pytest.approx(-expected.sequence_nats[0], abs=1e-5)
     assert tiny_scorer(start_token=False).windows([], [1, 2]) == [((1, 2), 0)]
 
@@ -159,6 +200,7 @@ def test_every_token_of_a_long_text_counts_once_behind_at_least_one_token(max_le
         seen = window.ids[1 : window.first]
         assert seen == tuple(text[covered - len(seen) : covered]) and (seen or number == 0)
         covered += len(new)
+
     assert covered == length
 
 
@@ -215,7 +257,14 @@ def test_a_wrong_first_token_costs_one_call():
 
 def test_text_is_that_of_generate():
     scorer = tiny_scorer()
-    (found,) = scorer.generate_until([("abc", {"until": [], "max_gen_toks": 5, "do_sample": False, "temperature": 0})])
+    (found,) = scorer.generate_until(
+        [
+            (
+                "abc",
+                {"until": [], "max_gen_toks": 5, "do_sample": False, "temperature": 0},
+            )
+        ]
+    )
     ids = torch.tensor([scorer.tokenizer.encode("abc")])
     rows = scorer.model.generate(ids, max_new_tokens=5, do_sample=False, max_denoising_steps=4)
     assert found == scorer.tokenizer.decode(rows[0, 4:], skip_special_tokens=True)
@@ -267,7 +316,9 @@ def test_text_longer_than_the_model_is_made_in_blocks_with_as_much_context_as_fi
     assert varied_scorer(block_length=4).generate_until([("abcdefghijklmnopqrst", new)]) == [
         blocks(scorer, "mnopqrst", 30, 4)
     ]
-    likely = scorer.generate_until([("abcdefghij", {"max_gen_toks": 5})])  # which fits behind seven letters
+
+    # Five tokens fit behind seven letters
+    likely = scorer.generate_until([("abcdefghij", {"max_gen_toks": 5})])
     assert likely == [blocks(scorer, "defghij", 5, None)]
     assert varied_scorer(block_length=2).generate_until([("ab", {"max_gen_toks": 6})]) == [blocks(scorer, "ab", 6, 2)]
 
@@ -377,11 +428,13 @@ def local_tasks(tmp_path):
         {"start": "a dog", "choices": [" barked", " sang"], "label": 1, "text": "a dog"},
     ]
     (tmp_path / "docs.jsonl").write_text("".join(json.dumps(doc) + "\n" for doc in docs))
+
     for name, body in TASKS.items():
         lines = [f"task: {name}", "dataset_path: json", "test_split: test"]
         lines += [f"dataset_kwargs: {{data_files: {{test: {tmp_path / 'docs.jsonl'}}}}}"]
         lines += [line.strip() for line in body.strip().splitlines()]
         (tmp_path / f"{name}.yaml").write_text("\n".join(lines))
+
     scorer = tiny_scorer(energy=True)
     scorer.model.save_pretrained(tmp_path / "model")
     scorer.tokenizer.save_pretrained(tmp_path / "model")
@@ -395,11 +448,14 @@ def test_the_harness_runs_local_tasks_from_the_command_line(local_tasks):
     command += ["--include_path", str(local_tasks), "--output_path", str(local_tasks / "results"), "--log_samples"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=local_tasks)
     assert done.returncode == 0, done.stderr
+
     (file,) = (local_tasks / "results").rglob("results_*.json")
     found = json.loads(file.read_text())
-    assert found["results"]["choice"]["acc,none"] in (0, 0.5, 1) and found["config"]["model"] == "edlm"
+    assert found["results"]["choice"]["acc,none"] in (0, 0.5, 1)
+    assert found["config"]["model"] == "edlm"
     assert set(found["config"]["estimates"]) == {"loglikelihood", "loglikelihood_rolling"}
     assert found["config"]["estimates"]["loglikelihood"]["standard_error"] > 0
+
     scorer = tiny_scorer(energy=True, bound="sampler", num_samples=4)
     nats = -sum(scorer.rolling(["the cat sat on the mat", "a dog"]))
     bits = found["results"]["whole"]["bits_per_byte,none"]
@@ -422,15 +478,18 @@ def test_the_class_of_the_harness_answers_its_requests(local_tasks):
     assert get_model("edlm").create_from_arg_obj({"pretrained": folder}, from_command_line).scorer.batch_size == 2
     assert get_model("hf") is not None
     assert lm.scorer.batch_size == 4 and lm.device.type == "cpu" and lm.max_length == LENGTH
+
     pairs = [("ab", "c"), ("", "de")]
     requests = [Instance("loglikelihood", {}, pair, i) for i, pair in enumerate(pairs)]
     scorer = tiny_scorer(energy=True, max_gen_toks=3)
     for (value, greedy), expected in zip(lm.loglikelihood(requests), scorer.loglikelihood(pairs), strict=True):
         assert (pytest.approx(value, rel=1e-5), greedy) == expected
+
     (value,) = lm.loglikelihood_rolling([Instance("loglikelihood_rolling", {}, ("abc",), 0)])
     assert [pytest.approx(value, rel=1e-5)] == scorer.rolling(["abc"])
     request = ("ab", {"until": ["z"]})
     assert lm.generate_until([Instance("generate_until", {}, request, 0)]) == scorer.generate_until([request])
+
     lm.tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
     assert lm.apply_chat_template([{"role": "user", "content": "hello"}]) == "hello"
     assert lm.chat_template(True) == lm.tokenizer.chat_template and lm.tokenizer_name

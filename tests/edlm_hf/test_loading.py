@@ -6,7 +6,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from model_folders import OTHERS, TOKENIZER, as_folder, change, cut, other_network, put, remove, write_model
+from model_folders import (
+    OTHERS,
+    TOKENIZER,
+    as_folder,
+    change,
+    cut,
+    other_network,
+    put,
+    remove,
+    write_model,
+)
 from transformers import AutoTokenizer
 from typer.testing import CliRunner
 
@@ -54,6 +64,7 @@ def test_the_command_line_generates_by_any_masked_language_model(kind, tmp_path)
     told = call(*arguments)
     assert told.exit_code == 0, told.stderr
     assert len(told.stdout.strip("\n")) == 4 and told.stdout[:2] == "ab" and told.stdout[3] == "d"
+
     model = EDLMForMaskedDiffusion.from_components(str(folder))
     ids = TOKENIZER("ab[MASK]d", return_tensors="pt").input_ids
     rows = model.generate(ids, max_denoising_steps=2, generator=torch.Generator().manual_seed(0))
@@ -67,16 +78,19 @@ def test_what_is_trained_from_another_model_loads_and_is_trained_further(kind, t
     small = ["--dataset", text, "--length", 12, "--style", "crop", "--max_steps", 2, "--learning_rate", 1e-2]
     small += ["--per_device_train_batch_size", 4, "--eval_blocks", 2, "--use_cpu", "--report_to", "none"]
     small += ["--disable_tqdm", "true", "--ema_decay", 0]
+
     for start, target in ((source, tmp_path / "first"), (tmp_path / "first", tmp_path / "second")):
         told = call("train-denoiser", "--model", start, "--output_dir", target, *small)
         assert told.exit_code == 0, (told.stderr, told.exception)
         model, tokenizer = load_with_tokenizer(str(target))
         assert type(model) is EDLMForMaskedDiffusion and model.config.energy_type == "none"
         assert type(model.denoiser) is OTHERS[kind.removeprefix("whole-")][1]
+
         before = load_masked(str(start))
         assert not torch.equal(model.get_input_embeddings().weight, before.get_input_embeddings().weight)
         ids = tokenizer("th[MASK] cat", return_tensors="pt").input_ids
         assert model.generate(ids, max_denoising_steps=2).shape == ids.shape
+
     told = call("evaluate", "--model", tmp_path / "second", "--dataset", text, "--num-texts", 2, "--json")
     assert told.exit_code == 0, told.stderr
 
@@ -88,20 +102,30 @@ def test_another_denoiser_gets_an_energy_of_its_sizes(folders, tmp_path):
     small += ["--report_to", "none", "--disable_tqdm", "true", "--output_dir", tmp_path / "energy"]
     told = call("train-energy", "--denoiser", folders["bert"], *small)
     assert told.exit_code == 0, (told.stderr, told.exception)
+
     model = load_masked(str(tmp_path / "energy"))
     assert (model.config.energy_type, model.energy_model.config.hidden_dim) == ("nce", 8)
     further = call("train-energy", "--model", tmp_path / "energy", *small[:-1], tmp_path / "further")
     assert further.exit_code == 0, (further.stderr, further.exception)
+
     shared = call("train-energy", "--denoiser", folders["bert"], "--energy", "lora", *small)
-    assert shared.exit_code == 1 and "only an MDLM can share its weights with the energy" in shared.stderr
+    assert shared.exit_code == 1
+    assert "only an MDLM can share its weights with the energy" in shared.stderr
 
 
 def test_a_trainer_wraps_a_network_that_knows_no_masks(tmp_path):
     network = other_network("electra")
-    args = MaskedDiffusionArguments(str(tmp_path), use_cpu=True, report_to="none", max_steps=1, disable_tqdm=True)
+    args = MaskedDiffusionArguments(
+        str(tmp_path),
+        use_cpu=True,
+        report_to="none",
+        max_steps=1,
+        disable_tqdm=True,
+    )
     rows = [{"input_ids": [27, 1, 2, 3]}] * 8
     trainer = MaskedDiffusionTrainer(network, args, train_dataset=rows, processing_class=TOKENIZER)
     assert trainer.model.denoiser is network and trainer.model.config.mask_token_id == 28
+
     trainer.train()
     trainer.save_model()
     assert load_masked(str(tmp_path)).denoiser.num_parameters() == network.num_parameters()
@@ -160,11 +184,14 @@ def test_a_tokenizer_with_another_mask_is_refused(folders, tmp_path, kind):
     told = call("generate", "--model", model, "--tokenizer", tmp_path / "other", "--prompt", "a[MASK]")
     assert told.exit_code == 1 and not told.stdout and len(lines_of(told)) == 1
     assert "has id 27, but the model masks with id 28" in told.stderr
+
     (tmp_path / "text.txt").write_text("the cat")
     evaluated = call(
         "evaluate", "--model", model, "--tokenizer", tmp_path / "other", "--dataset", tmp_path / "text.txt"
     )
-    assert evaluated.exit_code == 1 and "has id 27, but the model masks with id 28" in evaluated.stderr
+
+    assert evaluated.exit_code == 1
+    assert "has id 27, but the model masks with id 28" in evaluated.stderr
     with pytest.raises(ValueError, match="has id 27"):
         load_with_tokenizer(str(model), str(tmp_path / "other"))
 
@@ -258,7 +285,7 @@ COMMANDS = {
 
 
 def lines_of(told) -> list[str]:
-    """What was told on stderr; the bars of transformers, which the program switches off, left out."""
+    """What was told on stderr, without the bars of transformers, which the program switches off."""
     return [line for line in told.stderr.splitlines() if line and "Loading weights" not in line]
 
 
@@ -276,7 +303,8 @@ def test_every_command_fails_in_one_line(damaged, command, damage):
 def test_the_traceback_is_there_for_who_asks_for_it(damaged):
     folder = damaged("mdlm", cut("config.json"))
     told = call("generate", "--model", folder, env={"EDLM_TRACEBACK": "1"})
-    assert isinstance(told.exception, ValueError) and "config.json is damaged" in str(told.exception)
+    assert isinstance(told.exception, ValueError)
+    assert "config.json is damaged" in str(told.exception)
 
 
 def test_what_transformers_warns_of_appears_when_loading_went_well(folders, damaged):

@@ -51,7 +51,8 @@ def test_leaving_one_out_in_turn_varies_less_than_leaving_the_last_out():
 
 def test_constant_energies_have_an_exact_log_z():
     lower, upper = log_partition_bounds(torch.full((5,), 2.0))
-    assert lower.value == pytest.approx(-2, abs=1e-12) and upper.value == pytest.approx(-2, abs=1e-12)
+    assert lower.value == pytest.approx(-2, abs=1e-12)
+    assert upper.value == pytest.approx(-2, abs=1e-12)
     assert lower.standard_error == pytest.approx(0, abs=1e-12)
 
 

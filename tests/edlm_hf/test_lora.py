@@ -41,7 +41,12 @@ BASES = {
 BASE = pytest.mark.parametrize("base", BASES)
 SHARED = pytest.mark.parametrize("base", ["shared", "updated"])
 NOISY = torch.tensor([[3, 12, 5, 0, 12, 7], [12, 2, 12, 12, 4, 9]])
-CLEAN = torch.tensor([[[3, 1, 5, 0, 2, 7], [3, 9, 5, 0, 4, 7]], [[8, 2, 6, 11, 4, 9], [0, 2, 1, 10, 4, 9]]])
+CLEAN = torch.tensor(
+    [
+        [[3, 1, 5, 0, 2, 7], [3, 9, 5, 0, 4, 7]],
+        [[8, 2, 6, 11, 4, 9], [0, 2, 1, 10, 4, 9]],
+    ]
+)
 
 
 def scatter(parameters, seed: int, std: float = 0.3) -> None:
@@ -53,7 +58,11 @@ def scatter(parameters, seed: int, std: float = 0.3) -> None:
 
 def new_base(base, denoiser=None) -> EDLMForMaskedDiffusion:
     """Nothing in it is zero."""
-    model = EDLMForMaskedDiffusion.from_components(denoiser or tiny_denoiser(), energy_type="nce", **BASES[base])
+    model = EDLMForMaskedDiffusion.from_components(
+        denoiser or tiny_denoiser(),
+        energy_type="nce",
+        **BASES[base],
+    )
     scatter(model.energy_model.parameters(), seed=1)
     return model
 
@@ -113,6 +122,7 @@ def test_adapter_changes_energies_and_leaves_the_proposals_bare(base):
     assert torch.equal(logits(model), logits(tiny_denoiser()))
     with model.disable_adapter():
         assert torch.equal(energies(model), bare)
+
     for layer in ("attn_qkv", "attn_out", "mlp.0", "mlp.2"):  # each of them is run
         before = energies(model)
         with torch.no_grad():
@@ -144,6 +154,7 @@ def test_weights_that_are_replaced_cast_or_changed_in_the_denoiser_are_those_of_
     linear = model.denoiser.backbone.blocks[0].mlp[0]
     linear.weight = nn.Parameter(2 * linear.weight.detach())
     assert (energies(model) - before).abs().max() > 1e-3
+
     with torch.no_grad():
         linear.weight.div_(2)
     assert torch.equal(energies(model), before)
@@ -170,10 +181,16 @@ def test_adapter_alone_is_saved_and_loads_on_its_base(tmp_path, base):
     stored = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
     assert sum(x.numel() for x in stored.values()) == sum(p.numel() for p in trainable(model).values())
     assert not (tmp_path / "adapter" / "model.safetensors").exists()
-    loaded = PeftModel.from_pretrained(AutoModelForMaskedLM.from_pretrained(tmp_path / "base"), tmp_path / "adapter")
-    native = AutoModelForMaskedLM.from_pretrained(tmp_path / "adapter")  # transformers finds the base by itself
+
+    loaded = PeftModel.from_pretrained(
+        AutoModelForMaskedLM.from_pretrained(tmp_path / "base"),
+        tmp_path / "adapter",
+    )
+    # Transformers finds the base by itself
+    native = AutoModelForMaskedLM.from_pretrained(tmp_path / "adapter")
     for other in (loaded, native):
-        assert torch.equal(energies(other), energies(model)) and torch.equal(logits(other), logits(model))
+        assert torch.equal(energies(other), energies(model))
+        assert torch.equal(logits(other), logits(model))
 
 
 def test_adapter_of_a_shared_energy_fits_a_copy_of_the_denoiser(tmp_path):
@@ -190,10 +207,12 @@ def test_several_adapters_on_one_base_are_switched(tmp_path, base):
     model = PeftModel.from_pretrained(new_base(base), tmp_path / "first", adapter_name="first")
     model.load_adapter(tmp_path / "second", adapter_name="second")
     expected = {name: energies(adapted(new_base(base), seed)) for name, seed in (("first", 2), ("second", 3))}
+
     for name in ("first", "second", "first"):
         model.set_adapter(name)
         assert torch.equal(energies(model), expected[name])
         assert torch.equal(logits(model), logits(tiny_denoiser()))
+
     with model.disable_adapter():
         assert torch.equal(energies(model), energies(new_base(base)))
 
@@ -218,6 +237,7 @@ def test_merged_model_is_plain_and_has_the_same_energies(tmp_path, base):
     merged = merge_lora(model)
     assert type(merged) is EDLMForMaskedDiffusion
     assert merged.config.energy_adapter_rank == {"own": 0, "shared": 2, "updated": 5}[base]
+
     merged.save_pretrained(tmp_path)
     for plain in (merged, AutoModelForMaskedLM.from_pretrained(tmp_path)):
         torch.testing.assert_close(energies(plain), expected, rtol=1e-5, atol=1e-5)
@@ -246,7 +266,12 @@ with torch.no_grad():
 @SHARED
 def test_merged_ranks_and_layers_may_differ(base):
     target = r"energy_model\.(blocks\.\d+\.(attn_qkv|mlp\.2)|vocab_proj)"
-    model = adapted(new_base(base), target_modules=target, modules_to_save=["energy_head"], rank_pattern={"mlp.2": 4})
+    model = adapted(
+        new_base(base),
+        target_modules=target,
+        modules_to_save=["energy_head"],
+        rank_pattern={"mlp.2": 4},
+    )
     expected = energies(model)
     merged = merge_lora(model)
     assert merged.config.energy_adapter_rank == {"shared": 4, "updated": 7}[base]
@@ -266,9 +291,16 @@ def test_nothing_can_be_merged_into_the_denoiser(base):
     ):
         with pytest.raises(ValueError, match="This weight is the denoiser's.*merge_lora"):
             merge()
-        assert torch.equal(energies(model), before) and torch.equal(logits(model), logits(tiny_denoiser()))
+        assert torch.equal(energies(model), before)
+        assert torch.equal(logits(model), logits(tiny_denoiser()))
+
     linear = model.energy_model.get_submodule("blocks.0.attn_out").get_base_layer()
-    for change in (nn.init.zeros_, lambda x: x.mul_(2), lambda x: x.data.fill_(0), lambda x: torch.neg(x, out=x)):
+    for change in (
+        nn.init.zeros_,
+        lambda x: x.mul_(2),
+        lambda x: x.data.fill_(0),
+        lambda x: torch.neg(x, out=x),
+    ):
         with pytest.raises(ValueError, match="This weight is the denoiser's"):
             change(linear.weight)
     assert torch.equal(linear.weight, model.denoiser.backbone.blocks[0].attn_out.weight)
@@ -331,10 +363,21 @@ def adapter_trainer(folder, base, dropout=0.1, seed=0, **changes) -> EnergyTrain
     denoiser = tiny_denoiser(dropout=dropout)
     model = EDLMForMaskedDiffusion.from_components(denoiser, energy_type="nce", **BASES[base])
     model = get_peft_model(model, lora(lora_dropout=dropout))
-    options = {"save_strategy": "steps", "save_steps": 4, "max_steps": 8, "learning_rate": 1e-2, "num_negatives": 2}
+    options = {
+        "save_strategy": "steps",
+        "save_steps": 4,
+        "max_steps": 8,
+        "learning_rate": 1e-2,
+        "num_negatives": 2,
+    }
     options |= {"eval_num_candidates": 4, "eval_max_denoising_steps": 4}
     args = arguments(folder, EnergyArguments, **(options | changes))
-    return EnergyTrainer(model, args, train_dataset=random_blocks(32), eval_dataset=random_blocks(8, seed=1))
+    return EnergyTrainer(
+        model,
+        args,
+        train_dataset=random_blocks(32),
+        eval_dataset=random_blocks(8, seed=1),
+    )
 
 
 @BASE
@@ -381,17 +424,21 @@ def test_checkpoints_hold_the_averaged_adapter_that_is_evaluated(tmp_path, base)
     with trainer.averaged_weights():
         average = energies(trainer.model.eval())
     assert not torch.equal(energies(trainer.model), average)
+
     for folder in (tmp_path / "checkpoint-8", tmp_path / "final"):
         files = {path.name for path in folder.glob("*.safetensors")}
         assert files <= {"adapter_model.safetensors", "present_weights.safetensors"}
         assert "An adapter for this model" in (folder / "README.md").read_text()
+
         again = adapter_trainer(tmp_path / "again", base)
         scatter(trainable(again.model).values(), seed=9)
         loaded = PeftModel.from_pretrained(again.model.unload(), folder)
         assert torch.equal(energies(loaded), average)
+
         again = EnergyTrainer(loaded, again.args, eval_dataset=again.eval_dataset)
         found = again.evaluate()
         for name in ("eval_loss", "eval_sampler_bound", "eval_effective_sample_size"):
             assert found[name] == pytest.approx(measured[name], abs=1e-6)
+
     assert plain is trainer.model.get_base_model()
     assert np.isfinite(measured["eval_sampler_bound_change"])

@@ -57,7 +57,12 @@ def test_metrics_give_the_numbers_of_the_functions(tmp_path):
 
 def test_likelihoods_take_the_model_as_an_argument_of_compute(tmp_path):
     model, texts = tiny_denoiser(), [[1, 2, 3, 4], [5, 5]]
-    bound = SamplerBound(cache_dir=tmp_path).compute(predictions=texts, model=model, num_steps=3, seed=1)
+    bound = SamplerBound(cache_dir=tmp_path).compute(
+        predictions=texts,
+        model=model,
+        num_steps=3,
+        seed=1,
+    )
     assert bound == renamed(sampler_bound(model, texts, num_steps=3, seed=1), "sampler_bound")
     exact = AutoregressiveNll(cache_dir=tmp_path).compute(predictions=texts, model=tiny_gpt2())
     assert exact["autoregressive_nll"] > 0 and exact["num_tokens"] == 6
@@ -72,7 +77,11 @@ def test_samples_can_be_added_in_parts(tmp_path):
 
 def test_the_judge_is_an_argument_of_compute(tmp_path):
     judge, tokenizer = tiny_gpt2(vocab_size=29, n_positions=64, bos_token_id=27, eos_token_id=27), text8_tokenizer()
-    result = GenerativePerplexity(cache_dir=tmp_path).compute(predictions=TEXTS, judge=judge, tokenizer=tokenizer)
+    result = GenerativePerplexity(cache_dir=tmp_path).compute(
+        predictions=TEXTS,
+        judge=judge,
+        tokenizer=tokenizer,
+    )
     assert result == renamed(generative_perplexity(TEXTS, judge, tokenizer), "generative_perplexity")
     assert result["num_tokens"] == sum(len(text) - 1 for text in TEXTS)
 
@@ -110,6 +119,7 @@ def test_evaluate_loads_every_folder_without_a_network(tmp_path):
         text=True,
     )
     assert result.returncode == 0, result.stderr
+
     names, entropy = json.loads(result.stdout)
     assert names == {name: name for name in FOLDERS}
     assert entropy == renamed(unigram_entropy(IDS), "unigram_entropy")

@@ -37,7 +37,13 @@ import edlm_hf.modeling.noise
 
 print(edlm_hf.modeling.noise.__file__)
 """
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT,
+    )
     assert Path(result.stdout.strip()) == ROOT / "modeling" / "noise.py"
 
 

@@ -25,7 +25,12 @@ class Picture:
     def __init__(self, svg: str):
         self.root = ElementTree.fromstring(svg)
 
-    def parts(self, tag: str, kind: str | None = None, state: int | None = None) -> list[ElementTree.Element]:
+    def parts(
+        self,
+        tag: str,
+        kind: str | None = None,
+        state: int | None = None,
+    ) -> list[ElementTree.Element]:
         """The elements of a tag and class, in the whole picture or in one state."""
         root = self.root
         if state is not None:
@@ -153,7 +158,10 @@ class Shouting:
 
 
 def test_no_text_breaks_out_of_the_picture():
-    output = EDLMGenerationOutput(sequences=torch.tensor([[1]]), history=(torch.tensor([[9]]), torch.ones(1, 1)))
+    output = EDLMGenerationOutput(
+        sequences=torch.tensor([[1]]),
+        history=(torch.tensor([[9]]), torch.ones(1, 1)),
+    )
     picture = Picture(generation_picture(output, Shouting()))
     shown = ']]></text><a b="&amp;">␀\ufffd↵'
     assert picture.states() == {"state-0": "░", "state-1": shown}
@@ -209,7 +217,12 @@ def test_lines_break_before_words(texts, columns, expected):
 
 def test_the_same_seed_makes_the_same_picture(folder):
     def drawn(seed):
-        options = {"prompt": "ab[MASK]d", "max_new_tokens": 6, "max_denoising_steps": 4, "num_candidates": 3}
+        options = {
+            "prompt": "ab[MASK]d",
+            "max_new_tokens": 6,
+            "max_denoising_steps": 4,
+            "num_candidates": 3,
+        }
         return make_picture(str(folder), seed=seed, **options)
 
     assert drawn(0) == drawn(0)

@@ -21,11 +21,19 @@ def tokenizer(start_token=True):
 
 
 def build(kind):
-    config = tiny_config(vocab_size=len(tokenizer()), bos_token_id=tokenizer().bos_token_id, model_length=LENGTH)
+    config = tiny_config(
+        vocab_size=len(tokenizer()),
+        bos_token_id=tokenizer().bos_token_id,
+        model_length=LENGTH,
+    )
     denoiser = randomised(MDLMForMaskedLM(config))
     if kind == "mdlm":
         return denoiser
-    causal = tiny_causal(vocab_size=len(tokenizer()), bos_token_id=tokenizer().bos_token_id, model_length=LENGTH)
+    causal = tiny_causal(
+        vocab_size=len(tokenizer()),
+        bos_token_id=tokenizer().bos_token_id,
+        model_length=LENGTH,
+    )
     return EDLMForMaskedDiffusion.from_components(denoiser, causal, energy_type="ar")
 
 
@@ -60,7 +68,12 @@ def test_new_text_alone_and_tokens_are_given_on_request(generator):
 
 
 def test_ragged_prompts_in_one_batch_get_what_each_gets_alone(generator):
-    likeliest = {"do_sample": False, "sampler": "first_hitting", "max_new_tokens": 4, "return_full_text": False}
+    likeliest = {
+        "do_sample": False,
+        "sampler": "first_hitting",
+        "max_new_tokens": 4,
+        "return_full_text": False,
+    }
     prompts = ["abc", "a", "zyxwv"]
     together = generator(prompts, batch_size=3, **likeliest)
     assert together == [generator(prompt, **likeliest) for prompt in prompts]
@@ -87,7 +100,8 @@ def test_empty_prompt_is_text_from_nothing():
 
 def test_empty_prompt_with_a_start_token_is_that_token(generator):
     (answer,) = generator("", max_new_tokens=5, return_tensors=True, **LAW)
-    assert answer["generated_token_ids"][0] == tokenizer().bos_token_id and len(answer["generated_token_ids"]) == 6
+    assert answer["generated_token_ids"][0] == tokenizer().bos_token_id
+    assert len(answer["generated_token_ids"]) == 6
 
 
 @pytest.mark.parametrize("kind", ["mdlm", "edlm"])
@@ -99,7 +113,8 @@ def test_temperature_of_the_pipeline_gives_one_warning(kind, caplog):
         for _ in range(2):
             generator(["abc", "a"], batch_size=2, max_new_tokens=4, max_denoising_steps=2)
     about_law = [record for record in caplog.records if "change the proposal" in record.getMessage()]
-    assert len(about_law) == 1 and [r for r in caplog.records if r.levelno >= logging.WARNING] == about_law
+    assert len(about_law) == 1
+    assert [r for r in caplog.records if r.levelno >= logging.WARNING] == about_law
 
 
 def test_temperature_one_gives_no_warning(generator, caplog):
@@ -118,8 +133,12 @@ def test_masks_are_filled_with_the_probabilities_of_the_model(model):
     logits[tokenizer().mask_token_id] = -torch.inf
     expected = logits.softmax(-1)
     answers = fill("ab[MASK]d", top_k=3)
+
     assert [answer["token"] for answer in answers] == expected.topk(3).indices.tolist()
-    torch.testing.assert_close(torch.tensor([answer["score"] for answer in answers]), expected.topk(3).values)
+    torch.testing.assert_close(
+        torch.tensor([answer["score"] for answer in answers]),
+        expected.topk(3).values,
+    )
     for answer in answers:
         if answer["token"] not in tokenizer().all_special_ids:
             assert answer["sequence"] == f"ab{answer['token_str']}d"
@@ -127,10 +146,12 @@ def test_masks_are_filled_with_the_probabilities_of_the_model(model):
 
 def test_the_mask_is_never_a_candidate_and_the_others_add_up_to_one(model):
     with torch.no_grad():
-        model.get_output_embeddings().bias[tokenizer().mask_token_id] += 30  # the network wants it above all
+        # The network wants the mask above all
+        model.get_output_embeddings().bias[tokenizer().mask_token_id] += 30
     fill = pipeline("fill-mask", model=model, tokenizer=tokenizer())
     scores = {answer["token"]: answer["score"] for answer in fill("ab[MASK]d", top_k=len(tokenizer()))}
-    assert scores.pop(tokenizer().mask_token_id, 0) == 0 and sum(scores.values()) == pytest.approx(1)
+    assert scores.pop(tokenizer().mask_token_id, 0) == 0
+    assert sum(scores.values()) == pytest.approx(1)
 
 
 def test_a_tokenizer_with_another_mask_is_refused_by_the_pipeline(model):

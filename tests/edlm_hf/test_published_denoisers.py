@@ -18,7 +18,13 @@ from published_networks import (
     write_weights,
 )
 from published_tokenizers import FEW_LETTERS, write_fast, write_slow
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
 import edlm_hf
 from edlm_hf import EDLMForMaskedDiffusion, load_published_denoiser, load_published_tokenizer
@@ -58,7 +64,12 @@ def published_sampler(published, weights, ids, steps, block_length=None, gen_sta
 def test_logits_are_those_of_the_published_network(loaded):
     published, weights, denoiser = loaded
     expected = published.logits(published.config, weights, HOLES)
-    torch.testing.assert_close(denoiser(input_ids=HOLES[None]).logits[0].double(), expected, rtol=0, atol=2e-5)
+    torch.testing.assert_close(
+        denoiser(input_ids=HOLES[None]).logits[0].double(),
+        expected,
+        rtol=0,
+        atol=2e-5,
+    )
 
     # Padding takes no part
     ids = torch.nn.functional.pad(HOLES[None], (0, 3), value=4)
@@ -74,6 +85,7 @@ def test_configuration_says_what_the_others_need(loaded):
         published.config.get(name) for name in ("bos_token_id", "eos_token_id")
     )
     assert not denoiser.training and type(denoiser).__module__.startswith("transformers.")
+
     model = build(denoiser)
     assert (model.config.mask_token_id, model.config.logits_shift) == (MASK, published.shift)
 
@@ -92,6 +104,7 @@ def test_greedy_tokens_are_those_of_the_published_sampler(loaded, steps):
     ids = torch.cat([PROMPT, torch.full((6,), MASK)])
     longer = model.generate(PROMPT[None], max_new_tokens=6, **options)[0]
     assert torch.equal(longer, published_sampler(published, weights, ids, steps))
+
     if not published.shift:
         blocks = model.generate(PROMPT[None], max_new_tokens=6, block_length=3, **options)[0]
         assert torch.equal(blocks, published_sampler(published, weights, ids, 2 * steps, 3, len(PROMPT)))
@@ -102,7 +115,12 @@ def test_dream_orders_are_those_of_its_sampler(loaded, score):
     published, weights, denoiser = loaded
     algorithm = {"confidence": "maskgit_plus", "margin": "topk_margin", "entropy": "entropy"}[score]
     expected = published_samplers.dream(published.denoiser(weights), HOLES, MASK, 3, algorithm)[0]
-    options = GREEDY | {"sampler": "top_k", "score": score, "max_denoising_steps": 3, "reveal_counts": "dream"}
+    options = GREEDY | {
+        "sampler": "top_k",
+        "score": score,
+        "max_denoising_steps": 3,
+        "reveal_counts": "dream",
+    }
     assert torch.equal(build(denoiser).generate(HOLES[None], **options)[0], expected)
 
 
@@ -117,7 +135,12 @@ def test_ragged_rows_are_those_of_each_row_alone(loaded, side):
         [torch.nn.functional.pad(torch.ones_like(row), pad) for row, pad in zip(rows, pads, strict=True)]
     )
 
-    options = GREEDY | {"sampler": "top_k", "max_denoising_steps": 3, "max_new_tokens": 4, "block_length": 4}
+    options = GREEDY | {
+        "sampler": "top_k",
+        "max_denoising_steps": 3,
+        "max_new_tokens": 4,
+        "block_length": 4,
+    }
     together = build(denoiser).generate(ids, attention_mask=mask, **options)
     for row, alone in enumerate(rows):
         expected = build(denoiser).generate(alone[None], **options)[0]
@@ -127,7 +150,12 @@ def test_ragged_rows_are_those_of_each_row_alone(loaded, side):
 
 def test_custom_generate_knows_the_conventions(loaded):
     _, _, denoiser = loaded
-    expected = build(denoiser).generate(HOLES[None], eos_token_id=None, max_denoising_steps=4, generator=seed())
+    expected = build(denoiser).generate(
+        HOLES[None],
+        eos_token_id=None,
+        max_denoising_steps=4,
+        generator=seed(),
+    )
     got = generate(denoiser, HOLES[None], eos_token_id=None, max_denoising_steps=4, generator=seed())
     assert torch.equal(got, expected)
 
@@ -147,6 +175,7 @@ def test_saved_composites_and_denoisers_load_again(loaded, tmp_path):
         torch.testing.assert_close(again(HOLES[None]).logits, expected)
         tokens = again.generate(HOLES[None], max_denoising_steps=3, **GREEDY)
         assert torch.equal(tokens, model.generate(HOLES[None], max_denoising_steps=3, **GREEDY))
+
     assert isinstance(AutoModelForCausalLM.from_pretrained(tmp_path / "denoiser"), type(denoiser))
 
 
@@ -154,9 +183,17 @@ def test_saved_composites_and_denoisers_load_again(loaded, tmp_path):
 
 
 def qwen2(rows=VOCABULARY):
-    sizes = {"hidden_size": 16, "num_attention_heads": 2, "num_key_value_heads": 1, "num_hidden_layers": 1}
+    sizes = {
+        "hidden_size": 16,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "num_hidden_layers": 1,
+    }
     sizes |= {"intermediate_size": 16, "max_position_embeddings": 64, "vocab_size": rows}
-    return randomised(Qwen2ForCausalLM(Qwen2Config(**sizes, bos_token_id=END, eos_token_id=END)), seed=3)
+    return randomised(
+        Qwen2ForCausalLM(Qwen2Config(**sizes, bos_token_id=END, eos_token_id=END)),
+        seed=3,
+    )
 
 
 @torch.no_grad()
@@ -178,6 +215,7 @@ def test_energy_of_a_causal_qwen_is_its_own_and_the_denoisers(name, energy_type,
     logits[:, MASK] = -torch.inf
     log_theta = logits.log_softmax(-1)
     impossible = [MASK] if name == "Dream" else [MASK, *range(VOCABULARY, len(logits[0]))]
+
     for candidate, energy in zip(candidates[0], energies, strict=True):
         inputs = torch.cat([torch.tensor([END]), candidate[:-1]])
         logits_ar = causal(input_ids=inputs[None]).logits[0].double()
@@ -188,12 +226,25 @@ def test_energy_of_a_causal_qwen_is_its_own_and_the_denoisers(name, energy_type,
         by_hand = (log_theta[at, candidate] * masked).sum() - (log_ar[at, candidate] * counted).sum()
         torch.testing.assert_close(energy.double(), by_hand, rtol=0, atol=1e-4)
 
-    tokens = model.generate(HOLES[None], max_denoising_steps=3, num_candidates=4, eos_token_id=None, generator=seed())
+    tokens = model.generate(
+        HOLES[None],
+        max_denoising_steps=3,
+        num_candidates=4,
+        eos_token_id=None,
+        generator=seed(),
+    )
     assert MASK not in tokens
     model.save_pretrained(tmp_path / "whole")
     again = EDLMForMaskedDiffusion.from_pretrained(tmp_path / "whole")
     torch.testing.assert_close(again.energy(candidates, HOLES[None])[0], energies)
-    same = again.generate(HOLES[None], max_denoising_steps=3, num_candidates=4, eos_token_id=None, generator=seed())
+
+    same = again.generate(
+        HOLES[None],
+        max_denoising_steps=3,
+        num_candidates=4,
+        eos_token_id=None,
+        generator=seed(),
+    )
     assert torch.equal(same, tokens)
 
 
@@ -279,6 +330,7 @@ def test_files_that_are_missing_are_named(tmp_path):
     torch.save(weights, tmp_path / "pytorch_model.bin")
     with pytest.raises(ValueError, match="neither model.safetensors.index.json nor model.safetensors"):
         load_published_denoiser(str(tmp_path))
+
     (tmp_path / "config.json").unlink()
     with pytest.raises((ValueError, OSError), match=r"config\.json"):
         load_published_denoiser(str(tmp_path))
@@ -327,6 +379,7 @@ def test_tokenizer_of_dream_needs_no_code(tmp_path):
     assert (tokenizer.mask_token_id, tokenizer.pad_token_id, tokenizer.bos_token_id) == (MASK, END, START)
     ids = tokenizer("abc <|mask|>d").input_ids
     assert ids == [1, 2, 3, 0, MASK, 4] and tokenizer.decode(ids) == "abc <|mask|>d"
+
     tokenizer.save_pretrained(tmp_path / "again")
     assert AutoTokenizer.from_pretrained(tmp_path / "again")("abc <|mask|>d").input_ids == ids
 

@@ -20,7 +20,7 @@ KEY = "-----BEGIN OPENSSH PRIVATE KEY-----\nabc\n"
 
 @pytest.fixture
 def folder(tmp_path):
-    """A model with its tokenizer; beside it a file that is for nobody else."""
+    """A model with its tokenizer, and beside it a file that is for nobody else."""
     tiny_denoiser(vocab_size=29).save_pretrained(tmp_path / "model")
     text8_tokenizer(12).save_pretrained(tmp_path / "model")
     (tmp_path / "id_rsa").write_text(NOBODYS)
@@ -79,13 +79,17 @@ def test_the_rest_of_a_folder_stays_there_and_is_named(hub, client, folder):
     for name in [*chosen, *LEFTOVERS]:
         (folder / name).parent.mkdir(exist_ok=True, parents=True)
         (folder / name).write_text("x")
+
     published, told = pushed(hub, client, folder, "rest")
     assert published == before | set(chosen)
     assert "Not uploaded, since it is no part of a model repository: .cache/, .env, .env.local" in told
     assert re.search(r" and \d+ more\.", told)
+
     _, left = repository_files(folder)
     roots = {name.split("/")[0] for name in LEFTOVERS}
-    assert {name.split("/")[0] for name in left} == roots and "wandb/" in left and "optimizer.bin" in left
+    assert {name.split("/")[0] for name in left} == roots
+    assert "wandb/" in left
+    assert "optimizer.bin" in left
 
 
 def test_links_lead_nowhere_outside(hub, client, folder):
@@ -94,6 +98,7 @@ def test_links_lead_nowhere_outside(hub, client, folder):
     outside.mkdir()
     (outside / "config.json").write_text("{}")
     (folder / ".env").write_text("SECRET")
+
     for name, target in {
         "notes.txt": folder.parent / "id_rsa",
         "relative.txt": "../id_rsa",
@@ -106,6 +111,7 @@ def test_links_lead_nowhere_outside(hub, client, folder):
         "inside.txt": folder / "config.json",
     }.items():
         os.symlink(target, folder / name)
+
     published, told = pushed(hub, client, folder, "links")
     assert published == before | {"inside.txt"}
     assert all(name in told for name in ("notes.txt", "hidden.txt", "custom_generate", ".env"))
@@ -128,6 +134,7 @@ def test_parts_of_a_model_that_are_links_are_not_read(hub, client, folder, name,
     os.symlink(target, folder / name)
     assert find_file(folder, name) is None
     check_references(folder)
+
     code, told = client(push, source=str(folder), repo_id=f"me/linked-{name}")
     if message is not None:
         assert code == 1 and message in told and f"me/linked-{name}" not in hub.repositories
@@ -146,11 +153,13 @@ def test_a_snapshot_of_the_cache_is_pushed_whole(hub, client, folder):
     for i, name in enumerate(sorted(names)):
         (folder / name).rename(blobs / f"{i}")
         os.symlink(f"../../blobs/{i}", snapshot / name)
+
     os.symlink(folder.parent / "id_rsa", snapshot / "notes.txt")
     os.symlink(folder.parent / "id_rsa", blobs / "linked")
     os.symlink("../../blobs/linked", snapshot / "more.txt")
     published, told = pushed(hub, client, snapshot, "snapshot")
     assert published == names and "more.txt, notes.txt" in told
+
     elsewhere = folder.parent / "model-copy"
     elsewhere.mkdir()
     os.symlink(blobs / "0", elsewhere / "notes.txt")
@@ -178,8 +187,11 @@ def test_a_text_with_a_secret_is_not_published(hub, client, folder, secret):
         file.parent.mkdir(exist_ok=True)
         file.write_text(text)
         code, told = client(push, source=str(folder), repo_id="me/secret")
-        assert code == 1 and f"{name} holds a token or a private key" in told and secret[:12] not in told
+        assert code == 1
+        assert f"{name} holds a token or a private key" in told
+        assert secret[:12] not in told
         file.unlink() if before is None else file.write_text(before)
+
     assert "me/secret" not in hub.repositories
 
 

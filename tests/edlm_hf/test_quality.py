@@ -14,7 +14,12 @@ from transformers import AutoModelForMaskedLM, GPT2LMHeadModel, PreTrainedTokeni
 
 import edlm_hf
 from edlm_hf.evaluation.estimate import Estimate, mean_estimate, ratio_estimate
-from edlm_hf.evaluation.perplexity import generative_perplexity, judge_weight_mask, next_token_nlls, windows
+from edlm_hf.evaluation.perplexity import (
+    generative_perplexity,
+    judge_weight_mask,
+    next_token_nlls,
+    windows,
+)
 from edlm_hf.evaluation.quality import markdown_table, sample_report
 from edlm_hf.evaluation.text_statistics import (
     distinct_n,
@@ -29,7 +34,7 @@ END = 11  # of tiny_gpt2, which is also its start token
 
 
 def numbers_tokenizer(size=12, end=END):
-    """Words w0, w1, ... are tokens 0, 1, ...; one of them is both start and end of text, as in GPT-2."""
+    """Words w0, w1, ... are tokens 0, 1 and so on. One of them is both start and end of text, as in GPT-2."""
     backend = Tokenizer(models.WordLevel({f"w{i}": i for i in range(size)}))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=f"w{end}", bos_token=f"w{end}")
@@ -54,7 +59,12 @@ def direct_nlls(judge, row, scored=1):
 
 
 def judged(rows, judge=None, **options):
-    return generative_perplexity([as_text(row) for row in rows], judge or tiny_gpt2(), numbers_tokenizer(), **options)
+    return generative_perplexity(
+        [as_text(row) for row in rows],
+        judge or tiny_gpt2(),
+        numbers_tokenizer(),
+        **options,
+    )
 
 
 # -------------------------------------------------------------------------------------------- generative perplexity
@@ -69,6 +79,7 @@ def test_every_text_counts_whatever_the_batch_size(batch_size):
     assert (result.num_samples, result.num_tokens, result.unit) == (len(rows), tokens, "perplexity")
     assert result.nll.value == pytest.approx(nats / tokens, abs=1e-6)
     assert result.value == pytest.approx(math.exp(nats / tokens), rel=1e-6)
+
     for perplexity, nlls in zip(result.sample_perplexities, direct, strict=True):
         expected = math.exp(sum(nlls) / len(nlls)) if nlls else math.nan
         assert perplexity == pytest.approx(expected, rel=1e-5, nan_ok=True)
@@ -77,7 +88,11 @@ def test_every_text_counts_whatever_the_batch_size(batch_size):
 def test_standard_errors_are_those_of_a_ratio_over_texts():
     rows, judge = random_rows(), tiny_gpt2()
     result, direct = judged(rows), [direct_nlls(judge, row) for row in rows]
-    expected = ratio_estimate([sum(nlls) for nlls in direct], [len(nlls) for nlls in direct], "nats/token")
+    expected = ratio_estimate(
+        [sum(nlls) for nlls in direct],
+        [len(nlls) for nlls in direct],
+        "nats/token",
+    )
     assert result.nll.standard_error == pytest.approx(expected.standard_error, rel=1e-5)
     assert result.standard_error == pytest.approx(result.value * expected.standard_error, rel=1e-5)
 
@@ -104,7 +119,12 @@ class RecordedJudge(GPT2LMHeadModel):
 @pytest.fixture
 def recorded():
     g = golden("g_metrics")
-    judge = RecordedJudge(tiny_gpt2(vocab_size=g["logits"].shape[-1], n_positions=g["tokens"].shape[1]).config)
+    judge = RecordedJudge(
+        tiny_gpt2(
+            vocab_size=g["logits"].shape[-1],
+            n_positions=g["tokens"].shape[1],
+        ).config
+    )
     judge.tokens, judge.recorded = g["tokens"], g["logits"]
     return g, judge
 
@@ -154,6 +174,7 @@ def test_longer_texts_are_scored_in_windows():
             nlls = next_token_nlls(judge, [row[first:stop]], [scored - first])[0]
             weights = judge_weight_mask(torch.tensor([row]), END)[0, scored:stop]
             direct += nlls[weights].tolist()
+
     result = judged(rows, judge, stride=5, batch_size=4)
     assert result.num_tokens == len(direct)
     assert result.nll.value == pytest.approx(sum(direct) / len(direct), abs=1e-6)
@@ -224,6 +245,7 @@ def test_a_judge_that_does_not_fit_is_refused():
         generative_perplexity(["w1 w2"], tiny_gpt2())
     with pytest.raises(ValueError, match="token 15, but the judge knows ids below 12"):
         generative_perplexity(["w1 w15"], tiny_gpt2(), numbers_tokenizer(size=20))
+
     without_start = numbers_tokenizer()
     without_start.bos_token = None
     with pytest.raises(ValueError, match="no start token"):
@@ -307,6 +329,7 @@ def test_mauve_is_left_to_its_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "mauve", SimpleNamespace(compute_mauve=compute_mauve))
     result = mauve(["a", "b"], ["human"] * 3, device_id=1)
     assert (result.value, result.num_samples, math.isnan(result.standard_error)) == (0.25, 2, True)
+
     monkeypatch.setitem(sys.modules, "mauve", None)
     with pytest.raises(ImportError, match="pip install mauve-text"):
         mauve(["a", "b"], ["human"] * 3)
@@ -350,13 +373,22 @@ def test_a_report_gives_entropy_number_and_both_networks_calls_beside_perplexity
     assert report.spelling_accuracy.value == 6 / 8
     assert (report.num_samples, report.seconds_per_sample) == (2, 2.5)
     assert json.loads(json.dumps(report.to_dict()))["denoiser_calls"]["value"] == 3.5
-    plain = sample_report(texts, rows, judge=None, denoiser_calls=[1, 1], energy_calls=[2, 2], seconds=1)
+
+    plain = sample_report(
+        texts,
+        rows,
+        judge=None,
+        denoiser_calls=[1, 1],
+        energy_calls=[2, 2],
+        seconds=1,
+    )
     header, line, first, second = markdown_table({"T = 4": report, "plain": plain}).splitlines()
     assert header == (
         "| samples | n | Gen-PPL | entropy (bits) | word entropy (bits) | known words | denoiser calls | energy calls "
         "| seconds |"
     )
     assert line == "|" + " --- |" * 9
+
     perplexity = judged(rows).rounded()
     assert first == f"| T = 4 | 2 | {perplexity} | 1.2 ± 0.3 | 1.2 ± 0.3 | 0.75 ± 0 | 3.5 ± 0.5 | 0 ± 0 | 2.5 |"
     assert second == "| plain | 2 | - | 1.2 ± 0.3 | 1.2 ± 0.3 | - | 1 ± 0 | 2 ± 0 | 0.5 |"
@@ -364,15 +396,30 @@ def test_a_report_gives_entropy_number_and_both_networks_calls_beside_perplexity
 
 def test_a_report_is_about_one_set_of_samples():
     with pytest.raises(ValueError, match="one per sample, but their lengths are .*'denoiser_calls': 1"):
-        sample_report(["a", "b"], [[1], [2]], judge=None, denoiser_calls=[1], energy_calls=[0, 0], seconds=1)
+        sample_report(
+            ["a", "b"],
+            [[1], [2]],
+            judge=None,
+            denoiser_calls=[1],
+            energy_calls=[0, 0],
+            seconds=1,
+        )
 
 
 def test_a_judge_that_sees_later_tokens_is_refused():
     model = AutoModelForMaskedLM.from_pretrained(edlm_hf.checkpoint("edlm-grammar"))
     for judge in (model, model.denoiser):
         with pytest.raises(ValueError, match="predicts a token from later ones too"):
-            generative_perplexity(["the king reads his book"], judge, edlm_hf.checkpoint("edlm-grammar"))
-    judged = generative_perplexity(["the king reads his book"], model.energy_model, edlm_hf.checkpoint("edlm-grammar"))
+            generative_perplexity(
+                ["the king reads his book"],
+                judge,
+                edlm_hf.checkpoint("edlm-grammar"),
+            )
+    judged = generative_perplexity(
+        ["the king reads his book"],
+        model.energy_model,
+        edlm_hf.checkpoint("edlm-grammar"),
+    )
     assert judged.num_tokens > 0
 
 

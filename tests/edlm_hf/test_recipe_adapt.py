@@ -13,7 +13,10 @@ from transformers import AutoModelForMaskedLM, TrainerCallback
 import edlm_hf
 from edlm_hf.tokenization import text8_tokenizer
 
-spec = importlib.util.spec_from_file_location("adapt", Path(__file__).parents[2] / "recipes" / "adapt.py")
+spec = importlib.util.spec_from_file_location(
+    "adapt",
+    Path(__file__).parents[2] / "recipes" / "adapt.py",
+)
 recipe = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(recipe)
 
@@ -38,7 +41,14 @@ def corpus(tmp_path_factory) -> Path:
 
 def adapt(corpus, folder, control=None) -> None:
     options = {"rank": 2, "steps": 4, "save_steps": 2, "batch_size": 4, "num_texts": 4, "denoising_steps": 2}
-    recipe.adapt(corpus, folder, model=str(corpus.parent / "base"), inner_copies="1,2", control=control, **options)
+    recipe.adapt(
+        corpus,
+        folder,
+        model=str(corpus.parent / "base"),
+        inner_copies="1,2",
+        control=control,
+        **options,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +63,8 @@ def test_results_tell_the_bounds_of_the_same_texts_and_their_differences(adapter
     for m in (1, 2):
         before, after = (found[f"the {name}, m = {m}"]["value"] for name in ("checkpoint", "adapter"))
         change = found[f"the adapter less the checkpoint, m = {m}"]
-        assert change["value"] == pytest.approx(after - before, abs=1e-9) and change["standard_error"] > 0
+        assert change["value"] == pytest.approx(after - before, abs=1e-9)
+        assert change["standard_error"] > 0
         assert found[f"the adapter less the denoiser, m = {m}"]["value"] == pytest.approx(after - denoiser, abs=1e-9)
 
 
@@ -67,10 +78,15 @@ def test_training_that_was_cut_short_goes_on_and_an_adapter_that_is_there_is_onl
 
     names = "adapter_model.safetensors", "results.json"
     real = recipe.EnergyTrainer
-    monkeypatch.setattr(recipe, "EnergyTrainer", lambda *args, **options: real(*args, callbacks=[Interrupt], **options))
+    monkeypatch.setattr(
+        recipe,
+        "EnergyTrainer",
+        lambda *args, **options: real(*args, callbacks=[Interrupt], **options),
+    )
     with pytest.raises(KeyboardInterrupt):
         adapt(corpus, tmp_path)
     assert not (tmp_path / names[0]).exists()
+
     monkeypatch.setattr(recipe, "EnergyTrainer", real)
     adapt(corpus, tmp_path)
     assert all((tmp_path / name).read_bytes() == (adapter / name).read_bytes() for name in names)
@@ -81,6 +97,7 @@ def test_training_that_was_cut_short_goes_on_and_an_adapter_that_is_there_is_onl
     found = json.loads((tmp_path / names[1]).read_text())["bits_per_token"]
     assert found["the control, m = 2"] == found["the adapter, m = 2"]
     assert found["the adapter less the control, m = 2"] == {"value": 0, "standard_error": 0}
+
     adapt(corpus, tmp_path)
     assert all((tmp_path / name).read_bytes() == (adapter / name).read_bytes() for name in names)
 
@@ -118,5 +135,6 @@ def test_a_folder_of_somebody_else_runs_nothing(corpus, adapter, tmp_path, state
     assert not (tmp_path / "RAN").exists()
     assert json.loads((tmp_path / "theirs" / "results.json").read_text())["training_steps"] is None
     assert json.loads((adapter / "results.json").read_text())["training_steps"] == 4
+
     torch.load(tmp_path / "theirs" / "training_args.bin", weights_only=False)
     assert (tmp_path / "RAN").exists(), "the trap would not have worked"

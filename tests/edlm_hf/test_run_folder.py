@@ -88,7 +88,8 @@ def test_runs_that_begin_at_the_same_time_do_not_take_each_others_identity(text,
 
     monkeypatch.setattr(training_run, "load_sets", meanwhile)
     train(text, tmp_path / "run")
-    assert refused and json.loads((tmp_path / "run/recipe.json").read_text())["learning_rate"] == 1e-2
+    assert refused
+    assert json.loads((tmp_path / "run/recipe.json").read_text())["learning_rate"] == 1e-2
 
 
 def test_trainers_in_python_keep_each_other_out_too(tmp_path):
@@ -103,10 +104,16 @@ def test_the_lock_of_a_process_that_was_killed_is_free(tmp_path):
     script = "import sys, time\nfrom edlm_hf.training.folder_lock import FolderLock\n"
     script += f"with FolderLock({str(tmp_path)!r}):\n    print('held', flush=True)\n    time.sleep(600)"
     here = os.environ | {"PYTHONPATH": python_path()}
-    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, env=here)
+    process = subprocess.Popen(
+        [sys.executable, "-c", script],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=here,
+    )
     assert process.stdout.readline() == "held\n"
     with pytest.raises(ValueError, match=f"process {process.pid} on"):
         FolderLock(tmp_path).__enter__()
+
     process.send_signal(signal.SIGKILL)
     process.wait()
     with FolderLock(tmp_path):
@@ -185,6 +192,7 @@ def test_a_checkpoint_whose_writing_was_interrupted_is_passed_over(text, half, u
     cut(half / "checkpoint-8/trainer_state.json")
     (half / "checkpoint-99").mkdir()
     assert last_complete_checkpoint(half) == str(half / "checkpoint-4") and not caplog.records
+
     shutil.rmtree(half / "checkpoint-4")
     assert last_complete_checkpoint(half) is None
     train(text, half)  # from the beginning, over what is left
@@ -221,13 +229,25 @@ def test_true_stands_for_the_newest_whole_checkpoint(tmp_path):
     flip(tmp_path / "checkpoint-6/optimizer.pt")
     resumed = start()
     resumed.train(resume_from_checkpoint=True)
-    assert resumed.state.global_step == 6 and fault_of_checkpoint(tmp_path / "checkpoint-6", has_average=True) is None
+    assert resumed.state.global_step == 6
+    assert fault_of_checkpoint(tmp_path / "checkpoint-6", has_average=True) is None
 
 
 def test_a_damaged_best_checkpoint_leaves_the_last_weights(tmp_path, caplog):
-    options = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "eval_strategy": "steps", "eval_steps": 2}
+    options = {
+        "max_steps": 4,
+        "save_strategy": "steps",
+        "save_steps": 2,
+        "eval_strategy": "steps",
+        "eval_steps": 2,
+    }
     options |= {"load_best_model_at_end": True, "learning_rate": 1e-2}
-    trainer = denoiser_trainer(tmp_path, MDLMForMaskedLM(tiny_config()), eval_rows=random_blocks(8), **options)
+    trainer = denoiser_trainer(
+        tmp_path,
+        MDLMForMaskedLM(tiny_config()),
+        eval_rows=random_blocks(8),
+        **options,
+    )
     trainer.train()
     before = {name: weight.clone() for name, weight in trainer.model.state_dict().items()}
     flip(tmp_path / f"checkpoint-{trainer.state.best_global_step}" / "model.safetensors")

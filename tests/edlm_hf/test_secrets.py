@@ -83,13 +83,29 @@ def test_a_command_shows_no_secret_wherever_it_stands():
 
 
 def test_values_of_any_shape_show_no_secret():
-    value = {"hub_token": "abc", "a": [LONG, 3, None, {"api_key": "x"}], "data": "https://a:b@host", "token": 5}
-    hidden = {"hub_token": "***", "a": ["***", 3, None, {"api_key": "***"}], "data": "https://***@host", "token": 5}
+    value = {
+        "hub_token": "abc",
+        "a": [LONG, 3, None, {"api_key": "x"}],
+        "data": "https://a:b@host",
+        "token": 5,
+    }
+    hidden = {
+        "hub_token": "***",
+        "a": ["***", 3, None, {"api_key": "***"}],
+        "data": "https://***@host",
+        "token": 5,
+    }
     assert hide_in_values(value) == hidden
 
 
 def test_pickled_arguments_hold_no_secret(tmp_path):
-    args = arguments(tmp_path, EnergyArguments, hub_token="a secret", run_name=f"run {LONG}", num_negatives=3)
+    args = arguments(
+        tmp_path,
+        EnergyArguments,
+        hub_token="a secret",
+        run_name=f"run {LONG}",
+        num_negatives=3,
+    )
     torch.save(args, tmp_path / "args.bin")
     for content in ((tmp_path / "args.bin").read_bytes(), pickle.dumps(args)):
         assert b"a secret" not in content and LONG.encode() not in content
@@ -100,7 +116,10 @@ def test_pickled_arguments_hold_no_secret(tmp_path):
 
 def test_cards_show_no_secret(tmp_path):
     model = tiny_denoiser()
-    facts = {"data": f"from https://me:{LONG}@host/x", "command": "edlm train-denoiser --hub_token abc --lr 3"}
+    facts = {
+        "data": f"from https://me:{LONG}@host/x",
+        "command": "edlm train-denoiser --hub_token abc --lr 3",
+    }
     model.card_facts = CardFacts(
         **facts, measured=LONG, limits="HF_TOKEN=abc", license=LONG, results={LONG: (1.0, None)}
     )
@@ -113,7 +132,10 @@ def test_results_show_no_secret(tmp_path, monkeypatch):
     monkeypatch.setattr(
         sys, "argv", ["edlm", "evaluate", "--dataset", "https://me:word@host/x", "--hub_token", "abc", LONG]
     )
-    result = {"environment": environment(torch.device("cpu")), "settings": {"model": f"https://x:{LONG}@host"}}
+    result = {
+        "environment": environment(torch.device("cpu")),
+        "settings": {"model": f"https://x:{LONG}@host"},
+    }
     write_results(result, f"| https://me:word@host/{LONG} |", tmp_path)
     assert result["environment"]["command"] == "edlm evaluate --dataset https://***@host/x --hub_token *** ***"
     for file in tmp_path.iterdir():
@@ -126,10 +148,19 @@ def test_messages_show_no_secret(tmp_path):
     assert (
         parse(train_denoiser, CLASSES, [str(tmp_path / "recipe.yaml"), "--output_dir", "x"])[2].hub_token == "my secret"
     )
+
     flags = ["--output_dir", "x", "--hub_token", "another"]
     assert parse(train_denoiser, CLASSES, [str(tmp_path / "recipe.yaml"), *flags])[2].hub_token == "another"
     assert "--hub_token HUB_TOKEN" in CliRunner().invoke(app, ["train-denoiser", "--help"]).output
-    (tmp_path / "wrong.yaml").write_text(yaml.safe_dump({"hub_token": "my secret", "max_steps": "my secret"}))
+
+    (tmp_path / "wrong.yaml").write_text(
+        yaml.safe_dump(
+            {
+                "hub_token": "my secret",
+                "max_steps": "my secret",
+            }
+        )
+    )
     for command, code in (
         (["train-denoiser", tmp_path / "recipe.yaml", "--help"], 0),
         (["train-denoiser", tmp_path / "wrong.yaml", "--output_dir", tmp_path / "out"], 2),
@@ -141,7 +172,9 @@ def test_messages_show_no_secret(tmp_path):
     ):
         result = CliRunner().invoke(app, list(map(str, command)))
         assert result.exit_code == code, result.output
-        assert LONG not in result.output and "my secret" not in result.output and len(result.output) > 40
+        assert LONG not in result.output
+        assert "my secret" not in result.output
+        assert len(result.output) > 40
 
 
 @pytest.fixture(scope="module")
@@ -195,7 +228,9 @@ def test_a_run_that_pushes_writes_its_token_nowhere(hub, client, tmp_path, strat
 
     files = hub[f"me/{strategy}"].files()
     here = {str(path): path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
-    assert any(name.endswith("training_args.bin") for name in here) and not any(".push-" in name for name in here)
+    assert any(name.endswith("training_args.bin") for name in here)
+    assert not any(".push-" in name for name in here)
+
     told = {"arguments": json.dumps(argv).encode(), "output": (out + err).encode()}
     assert not [name for name, content in (files | here | told).items() if TOKEN.encode() in content]
 
@@ -204,6 +239,7 @@ def test_a_run_that_pushes_writes_its_token_nowhere(hub, client, tmp_path, strat
     )
     assert {name.partition("/")[0] for name in files if "/" in name} == whole
     assert all(f"{place}/{name}" in files for place in whole for name in ("optimizer.pt", "trainer_state.json"))
+
     root = {name for name in files if "/" not in name}
     assert {"README.md", "config.json", "model.safetensors", "tokenizer.json", "modeling_mdlm.py"} <= root
     state = {"training_args.bin", "trainer_state.json", "recipe.json", ".env", "present_weights.safetensors"}

@@ -63,9 +63,11 @@ def test_every_auto_class_and_the_parts_load(model):
 
 def test_a_push_adds_the_code_that_they_lack():
     added = missing_code(ASSETS / "edlm-books")
-    assert {"config.json", "modeling_edlm.py", "masked_diffusion.py"} <= set(added) and "model.safetensors" not in added
+    assert {"config.json", "modeling_edlm.py", "masked_diffusion.py"} <= set(added)
+    assert "model.safetensors" not in added
     named = json.loads(added["config.json"])["auto_map"]
-    assert named["AutoModelForMaskedLM"] == "modeling_edlm.EDLMForMaskedDiffusion" and "AutoConfig" in named
+    assert named["AutoModelForMaskedLM"] == "modeling_edlm.EDLMForMaskedDiffusion"
+    assert "AutoConfig" in named
 
 
 def test_cards_tell_how_they_were_made_and_what_was_measured():
@@ -108,7 +110,14 @@ def test_likelihoods_of_english_are_those_of_trained_models(model, text):
     causal = AutoModelForCausalLM.from_pretrained(edlm_hf.checkpoint("edlm-books-ar"))
     characters = len(" ".join(TEXT.split()))
     bits = autoregressive_nll(causal, [text]).bits_per("character", characters).value
-    bound = nelbo(model.denoiser, [text], num_samples=64, batch_size=64).bits_per("character", characters).value
+    bound = (
+        nelbo(model.denoiser, [text], num_samples=64, batch_size=64)
+        .bits_per(
+            "character",
+            characters,
+        )
+        .value
+    )
     assert bits < 2.0 and bits - 0.1 < bound < 2.4
 
 
@@ -116,6 +125,7 @@ def test_the_energy_prefers_the_text_to_proposals_with_the_same_visible_tokens(m
     clean = torch.tensor([text])
     mask = model.config.mask_token_id
     generator = torch.Generator().manual_seed(0)
+
     wins = []
     for share in (0.2, 0.4, 0.6, 0.8):
         masked = torch.rand(clean.shape, generator=generator) < share
@@ -129,6 +139,7 @@ def test_the_energy_prefers_the_text_to_proposals_with_the_same_visible_tokens(m
         with torch.no_grad():
             energies = model.energy(candidates, noisy)[0]
         wins.append((energies[0] < energies[1:]).float().mean())
+
     # 64 draws; an energy that knows nothing wins half of each row of 16
     assert torch.stack(wins).mean() > 0.7
 
@@ -149,6 +160,7 @@ def test_speculative_tokens_have_the_probabilities_of_the_baseline(model):
     logits = causal(input_ids=out.sequences[:, :-1]).logits
     logits[..., model.config.mask_token_id] = -torch.inf
     log_probs = logits.log_softmax(-1).gather(-1, out.sequences[:, 1:, None]).squeeze(-1)
+
     torch.testing.assert_close(out.log_probs[:, 1:], log_probs, rtol=0, atol=1e-4)
 
     # Drafts are accepted: 128 tokens take far fewer rounds

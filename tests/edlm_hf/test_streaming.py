@@ -69,9 +69,11 @@ def test_notebook_output_is_updated_in_place(monkeypatch):
     streamer = NotebookDiffusionStreamer(TOKENIZER)
     stream(streamer)
     assert len(ipython.outputs) == 1
+
     shown = ["the ", "the c░░░░░", "the cat░░░", "the cat", "the cat s░", "the cat sa", "the cat sa"]
     assert ipython.texts() == shown
     assert 'the <span style="opacity: 0.6">cat░░░</span>' in ipython.outputs[0][2]["text/html"]
+
     stream(streamer)
     assert ipython.texts(1) == shown
 
@@ -92,7 +94,12 @@ def test_notebook_streamer_without_ipython_is_an_error_with_advice(monkeypatch):
 
 def test_terminal_drafts_replace_each_other_and_the_text_stays():
     screen = io.StringIO()
-    stream(TerminalDiffusionStreamer(TOKENIZER, console=Console(file=screen, force_terminal=True, width=4)))
+    stream(
+        TerminalDiffusionStreamer(
+            TOKENIZER,
+            console=Console(file=screen, force_terminal=True, width=4),
+        )
+    )
     written = screen.getvalue()
     assert screen_after(written, width=4)[:3] == ["the ", "cat ", "sa"]
     assert "░" in written and "░" not in "".join(screen_after(written, width=4))
@@ -110,15 +117,18 @@ def screen_after(written, width):
             elif kind == "K":
                 lines[row] = "" if number == "2" else lines[row][:column]
             continue
+
         letter, rest = rest[0], rest[1:]
         if letter == "\r":
             column = 0
         elif letter == "\n" or column == width:
             row, column = row + 1, 0
             lines += [""] * (row + 1 - len(lines))
+
         if letter not in "\r\n":
             lines[row] = lines[row][:column].ljust(column) + letter + lines[row][column + 1 :]
             column += 1
+
     return lines
 
 
@@ -178,6 +188,7 @@ def test_generate_streams_what_it_returns(monkeypatch, block_length):
         generator=torch.Generator().manual_seed(0),
     )
     assert ipython.texts()[0] == "ab" and ipython.texts()[-1] == TOKENIZER.decode(tokens[0])
+
     drafts = [text for text in ipython.texts() if "░" in text]
     assert drafts and all(text.startswith("ab") for text in drafts)
 
@@ -217,16 +228,24 @@ def test_command_shows_the_text_while_it_forms_and_leaves_it(tmp_path):
     environment = os.environ | {"TERM": "xterm-256color", "COLUMNS": "80"}
     process = subprocess.Popen(command, stdout=theirs, stderr=subprocess.DEVNULL, env=environment)
     os.close(theirs)
+
     written = b""
     try:
         while part := os.read(ours, 4096):
             written += part
     except OSError:  # Linux: the other end is closed
         pass
+
     os.close(ours)
     assert process.wait() == 0
     shown = written.decode().replace("\r\n", "\n")
-    piped = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True).stdout
+    piped = subprocess.run(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        check=True,
+    ).stdout
     assert "░" in shown and "░" not in piped and piped.startswith("ab") and piped[3] == "d"
     assert "".join(screen_after(shown, width=80)).strip() == piped.strip()
 
@@ -240,9 +259,15 @@ def test_nothing_is_drafted_after_the_end_of_the_text(monkeypatch, streamer_clas
             shown.append(finished + draft)
 
     FakeIPython(monkeypatch)
-    model = EDLMForMaskedDiffusion.from_components(tiny_denoiser(vocab_size=len(TOKENIZER), model_length=40))
+    model = EDLMForMaskedDiffusion.from_components(
+        tiny_denoiser(
+            vocab_size=len(TOKENIZER),
+            model_length=40,
+        )
+    )
     options = {"max_new_tokens": 12, "block_length": 2, "max_denoising_steps": 2}
     free = model.generate(ids("the ").unsqueeze(0), generator=torch.Generator().manual_seed(0), **options)[0, 4:]
+
     for end in sorted(set(free.tolist())):
         shown.clear()
         tokens = model.generate(
@@ -255,6 +280,7 @@ def test_nothing_is_drafted_after_the_end_of_the_text(monkeypatch, streamer_clas
         )
         length = 4 + free.tolist().index(end) + 1
         assert (tokens[0, length:] == MASK - 1).all() and tokens[0, length - 1] == end
+
         drafts = [text for text in shown if "░" in text]
         assert all(text.startswith("the ") and "the the " not in text for text in drafts)
         assert len(shown) == 1 + 3 * -(-(length - 4) // 2) + (streamer_class is NotebookDiffusionStreamer)
@@ -279,7 +305,10 @@ def test_a_call_is_read_while_it_forms():
 
 def test_an_error_of_a_call_reaches_its_reader():
     model = EDLMForMaskedDiffusion.from_components(tiny_denoiser(vocab_size=len(TOKENIZER)))
-    call = StreamedCall(partial(model.generate, ids("the ")[None], max_new_tokens=8, top_p=2.0), TOKENIZER)
+    call = StreamedCall(
+        partial(model.generate, ids("the ")[None], max_new_tokens=8, top_p=2.0),
+        TOKENIZER,
+    )
     with pytest.raises(ValueError, match="top_p"):
         list(call)
 
@@ -311,8 +340,18 @@ def test_a_great_many_steps_are_told_where_something_happens():
 def test_rows_that_have_ended_count_their_steps():
     """A bar comes to its end though the text that is shown ends early."""
     told, model = [], tiny_denoiser()
-    options = {"max_new_tokens": 12, "block_length": 2, "max_denoising_steps": 3, "eos_token_id": 1, "pad_token_id": 0}
-    model.generate(**options, streamer=StepStreamer(told.append), generator=torch.Generator().manual_seed(1))
+    options = {
+        "max_new_tokens": 12,
+        "block_length": 2,
+        "max_denoising_steps": 3,
+        "eos_token_id": 1,
+        "pad_token_id": 0,
+    }
+    model.generate(
+        **options,
+        streamer=StepStreamer(told.append),
+        generator=torch.Generator().manual_seed(1),
+    )
     assert told == list(range(1, model.count_steps(**options) + 1))
 
 
@@ -326,6 +365,7 @@ def test_a_terminal_is_given_back_when_the_call_fails(monkeypatch):
     streamer = TerminalDiffusionStreamer(tokenizer, console=Console(file=output, force_terminal=True))
     ids = tokenizer("the cat", return_tensors="pt").input_ids
     standard_output = sys.stdout
+
     with pytest.raises(RuntimeError, match="an accident"):
         model.generate(ids, max_new_tokens=3, streamer=streamer, callback_on_step_end=fail)
     assert streamer.live is None and sys.stdout is standard_output
@@ -349,6 +389,7 @@ def test_a_call_that_was_left_early_is_read_anew():
     call = StreamedCall(partial(model.generate, ids, max_new_tokens=3), tokenizer)
     with pytest.raises(ValueError, match="read its text first"):
         call.result()
+
     for _ in call:
         break
     *_, (text, draft) = call

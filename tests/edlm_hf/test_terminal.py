@@ -32,7 +32,12 @@ OBEYED = {chr(code) for code in (*range(32), *range(0x7F, 0xA0), 0x202E)} - set(
 
 
 def hostile_tokenizer() -> PreTrainedTokenizerFast:
-    backend = Tokenizer(models.WordLevel({text: i for i, text in enumerate([*HOSTILE, "[MASK]"])}, unk_token="[MASK]"))
+    backend = Tokenizer(
+        models.WordLevel(
+            {text: i for i, text in enumerate([*HOSTILE, "[MASK]"])},
+            unk_token="[MASK]",
+        )
+    )
     backend.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
     backend.decoder = decoders.Fuse()
     return PreTrainedTokenizerFast(tokenizer_object=backend, mask_token="[MASK]")
@@ -63,8 +68,10 @@ def test_streamed_tokens_steer_no_terminal_and_stay_as_they_are_in_a_file(termin
     streamer.put(torch.arange(12))
     streamer.end()
     whole = "".join(HOSTILE)
+
     if terminal:
-        assert "\x1b]" not in file.getvalue() and not {"\x9b", "\x07", "\x08", "\u202e"} & set(file.getvalue())
+        assert "\x1b]" not in file.getvalue()
+        assert not {"\x9b", "\x07", "\x08", "\u202e"} & set(file.getvalue())
         assert visible(whole) in file.getvalue()
     else:
         assert file.getvalue() == f"{HOSTILE[0]}{HOSTILE[1]}{whole}\n"
@@ -96,6 +103,7 @@ def on_a_terminal(*arguments) -> str:
             while part := os.read(read, 4096):
                 written += part
         os.close(read)
+
     assert program.returncode == 0, written
     return written.decode()
 
@@ -116,7 +124,10 @@ def test_generated_texts_steer_no_terminal_and_are_piped_as_they_are(model):
         0,
     )
     shown = on_a_terminal(*arguments)
-    assert not {TITLE, "\x9b", "\x08", "\u202e"} & set(shown) and "\x1b[2J" not in shown and TITLE not in shown
+    assert not {TITLE, "\x9b", "\x08", "\u202e"} & set(shown)
+    assert "\x1b[2J" not in shown
+    assert TITLE not in shown
+
     with start(*arguments, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as program:
         piped = program.stdout.read().decode()
     texts = json.loads(CliRunner().invoke(app, [*map(str, arguments), "--json"]).stdout)
@@ -157,7 +168,12 @@ def test_names_of_weights_in_a_damaged_file_do_not_steer_the_terminal(model):
 
 
 def test_the_log_of_a_library_quotes_without_steering_and_keeps_its_colours():
-    record = logging.makeLogRecord({"msg": "\x1b[31m%s is unexpected\x1b[0m", "args": (f"{TITLE}\x1b[2J",)})
+    record = logging.makeLogRecord(
+        {
+            "msg": "\x1b[31m%s is unexpected\x1b[0m",
+            "args": (f"{TITLE}\x1b[2J",),
+        }
+    )
     assert QuotesSafely().filter(record)
     told = record.getMessage()
     assert "␛]0;title␇␛[2J is unexpected" in told and told.startswith("\x1b[31m")

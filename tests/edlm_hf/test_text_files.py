@@ -70,7 +70,8 @@ def test_a_folder_with_brackets_and_capitals_is_read_with_its_splits(tmp_path):
     for name in ("train-1.TXT", "train-2.TXT", "test.TXT"):
         (folder / name).write_text(name)
     (folder / "notes.md").write_text("of another kind")
-    assert texts_of(folder) == ["train-1.TXT", "train-2.TXT"] and texts_of(folder, split="test") == ["test.TXT"]
+    assert texts_of(folder) == ["train-1.TXT", "train-2.TXT"]
+    assert texts_of(folder, split="test") == ["test.TXT"]
 
 
 def test_rows_without_text_are_empty_documents(tmp_path):
@@ -135,8 +136,12 @@ def test_of_several_files_the_damaged_one_is_named(tmp_path):
 @pytest.mark.parametrize("name", ["latin.txt", "cut.jsonl", "empty.txt"])
 def test_the_command_line_says_it_in_one_line(tmp_path, name):
     (tmp_path / name).write_bytes(UNREADABLE[name][0])
-    told = CliRunner().invoke(app, ["evaluate", "--model", "edlm-books", "--dataset", str(tmp_path / name)])
-    bars = "Loading weights", "Generating"  # the program switches them off where there is no terminal
+    told = CliRunner().invoke(
+        app,
+        ["evaluate", "--model", "edlm-books", "--dataset", str(tmp_path / name)],
+    )
+    # The program switches them off where there is no terminal
+    bars = "Loading weights", "Generating"
     lines = [line for line in told.stderr.splitlines() if line and not line.startswith(bars)]
     assert told.exit_code == 1 and len(lines) == 1 and name in lines[0]
 

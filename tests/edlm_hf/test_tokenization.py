@@ -28,7 +28,11 @@ def byte_level_tokenizer(length=300):
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=length, initial_alphabet=alphabet, special_tokens=["<|endoftext|>"])
+    trainer = trainers.BpeTrainer(
+        vocab_size=length,
+        initial_alphabet=alphabet,
+        special_tokens=["<|endoftext|>"],
+    )
     backend.train_from_iterator(["the theory of the thing", "a cat and another cat sat"] * 50, trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=backend, bos_token="<|endoftext|>", eos_token="<|endoftext|>", unk_token="<|endoftext|>"
@@ -137,12 +141,20 @@ def test_mask_token_that_is_not_the_models_is_refused():
 
 
 def subwords(vocab_size=300):
-    return train_subword_tokenizer(["the theory of the thing", "a cat and another cat sat"] * 50, vocab_size)
+    return train_subword_tokenizer(
+        ["the theory of the thing", "a cat and another cat sat"] * 50,
+        vocab_size,
+    )
 
 
 def test_learned_subwords_lose_nothing_of_any_text_and_start_with_the_start_token():
     tokenizer = subwords(270)
-    for text in [*EDGE_CASES, "Tab\tand\n\nparagraph", "na\u00efve \u2014 \u4e2d \U0001f600", *random_texts(50)]:
+    for text in [
+        *EDGE_CASES,
+        "Tab\tand\n\nparagraph",
+        "na\u00efve \u2014 \u4e2d \U0001f600",
+        *random_texts(50),
+    ]:
         ids = tokenizer(text).input_ids
         assert ids[0] == tokenizer.bos_token_id == tokenizer.pad_token_id == 268
         assert tokenizer.decode(ids, skip_special_tokens=True) == text
@@ -190,7 +202,16 @@ def test_saved_beside_a_model_auto_tokenizer_reads_it_without_the_package(make, 
     expected = []
     for text in texts:
         ids = tokenizer(text).input_ids
-        expected.append(repr((ids, tokenizer.decode(ids, skip_special_tokens=True), tokenizer.decode(ids))))
+        expected.append(
+            repr(
+                (
+                    ids,
+                    tokenizer.decode(ids, skip_special_tokens=True),
+                    tokenizer.decode(ids),
+                )
+            )
+        )
+
     expected.append(f"{tokenizer.mask_token_id} {tokenizer.bos_token_id} {tokenizer.pad_token_id} {len(tokenizer)}")
     result = subprocess.run(
         [sys.executable, "-c", READ_BACK, str(tmp_path / "model"), *texts],

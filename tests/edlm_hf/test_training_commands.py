@@ -17,11 +17,21 @@ from edlm_hf.commands import train
 from edlm_hf.commands.new_models import new_energy, new_model
 from edlm_hf.commands.run_recipe import RECIPE, check_same_run
 from edlm_hf.commands.training_data import choose_tokenizer, load_sets
-from edlm_hf.commands.training_flags import DataArguments, DraftModelArguments, EnergyModelArguments, ModelArguments
+from edlm_hf.commands.training_flags import (
+    DataArguments,
+    DraftModelArguments,
+    EnergyModelArguments,
+    ModelArguments,
+)
 from edlm_hf.commands.training_recipe import parse
 from edlm_hf.loading import load_denoiser
 from edlm_hf.tokenization import text8_tokenizer
-from edlm_hf.training import DraftArguments, EDLMTrainingArguments, EnergyArguments, MaskedDiffusionArguments
+from edlm_hf.training import (
+    DraftArguments,
+    EDLMTrainingArguments,
+    EnergyArguments,
+    MaskedDiffusionArguments,
+)
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 CLASSES = {
@@ -39,7 +49,7 @@ def cache(tmp_path, monkeypatch):
 
 @pytest.fixture
 def recipe(tmp_path):
-    """A recipe on a made-up text; returns a function that writes it with changes."""
+    """A recipe on a made-up text: a function that writes it with changes."""
     words, draw = ["the", "cat", "sat", "on", "a", "mat"], random.Random(0)
     (tmp_path / "train.txt").write_text(" ".join(draw.choices(words, k=2000)))
     (tmp_path / "validation.txt").write_text(" ".join(draw.choices(words, k=300)))
@@ -71,14 +81,20 @@ def result_of(call_result) -> dict:
 
 def test_text_to_a_model_with_an_energy_in_three_commands(tmp_path, recipe):
     denoiser = result_of(call("train-denoiser", recipe("denoiser"), "--json"))
-    assert denoiser["finished"] and denoiser["steps"] == 12 and 0 < denoiser["eval_bits_per_character"] < 5
+    assert denoiser["finished"]
+    assert denoiser["steps"] == 12
+    assert 0 < denoiser["eval_bits_per_character"] < 5
     causal = result_of(call("train-autoregressive", recipe("autoregressive"), "--json"))
     assert 0 < causal["eval_bits_per_character"] < 5
+
     card = (tmp_path / "autoregressive" / "README.md").read_text()
-    assert f"| bits_per_character | {causal['eval_bits_per_character']:.6g} |" in card and "train.txt" in card
+    assert f"| bits_per_character | {causal['eval_bits_per_character']:.6g} |" in card
+    assert "train.txt" in card
     file = recipe("energy", denoiser=str(tmp_path / "denoiser"), energy="lora", adapter_rank=2)
     energy = result_of(call("train-energy", file, "--max_steps", 4, "--json"))
-    assert energy["steps"] == 4 and energy["denoiser_bytes"] == denoiser["bytes"] and energy["energy_overhead"] <= 1.1
+    assert energy["steps"] == 4
+    assert energy["denoiser_bytes"] == denoiser["bytes"]
+    assert energy["energy_overhead"] <= 1.1
     assert energy["peak_memory_bytes"] > 0 and "eval_sampler_bound_change" in energy
 
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "energy")
@@ -87,6 +103,7 @@ def test_text_to_a_model_with_an_energy_in_three_commands(tmp_path, recipe):
         "shared", 2, tokenizer.bos_token_id,
     )  # fmt: skip
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "autoregressive").config.causal
+
     start = torch.tensor([[tokenizer.bos_token_id]])
     rows = model.generate(start, max_new_tokens=15, max_denoising_steps=4, num_candidates=2)
     assert rows.shape == (1, 16) and len(tokenizer.decode(rows[0], skip_special_tokens=True)) == 15
@@ -99,7 +116,9 @@ def test_a_denoiser_starts_from_the_autoregressive_baseline(tmp_path, recipe):
     causal = str(tmp_path / "autoregressive")
     adapted = result_of(call("train-denoiser", recipe("denoiser", **start), "--json", "--from_causal", causal,
                              "--output_dir", tmp_path / "adapted"))  # fmt: skip
-    assert adapted["parameters"] == new["parameters"] and adapted["eval_loss"] < new["eval_loss"] - 0.1
+    assert adapted["parameters"] == new["parameters"]
+    assert adapted["eval_loss"] < new["eval_loss"] - 0.1
+
     both = call("train-denoiser", recipe("denoiser"), "--from_causal", causal, "--model", causal)
     assert both.exit_code == 1 and "give one of them" in both.stderr
 
@@ -112,7 +131,8 @@ def test_a_denoiser_goes_on_from_the_one_in_a_composite_that_ships():
 def test_a_command_that_stops_at_its_time_limit_goes_on_when_repeated(recipe):
     arguments = "train-denoiser", recipe("denoiser"), "--json"
     parts = result_of(call(*arguments, "--time_limit_minutes", 0))
-    assert (parts["finished"], parts["steps"], parts["max_steps"]) == (False, 1, 12) and "eval_loss" not in parts
+    assert (parts["finished"], parts["steps"], parts["max_steps"]) == (False, 1, 12)
+    assert "eval_loss" not in parts
     whole = result_of(call(*arguments))
     assert whole["finished"] and whole["steps"] == 12
     other = result_of(call(*arguments, "--output_dir", recipe("denoiser") + ".whole"))
@@ -127,14 +147,22 @@ def test_a_run_that_is_finished_is_only_evaluated_when_repeated(tmp_path, recipe
     for _ in range(2):
         again = result_of(call(*arguments))
         assert again["steps"] == first["steps"] and again["eval_loss"] == first["eval_loss"]
+
     assert (tmp_path / "denoiser" / "model.safetensors").read_bytes() == weights
     if "num_train_epochs" not in length:
         assert result_of(call(*arguments, "--max_steps", 6))["steps"] == 6
 
 
 def test_a_finished_run_keeps_its_best_model_when_repeated(tmp_path, recipe):
-    best = {"load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 2, "save_steps": 2, "ema_decay": 0}
-    best |= {"metric_for_best_model": "loss", "greater_is_better": True}  # the first checkpoint is the best
+    best = {
+        "load_best_model_at_end": True,
+        "eval_strategy": "steps",
+        "eval_steps": 2,
+        "save_steps": 2,
+        "ema_decay": 0,
+    }
+    # The first checkpoint is the best
+    best |= {"metric_for_best_model": "loss", "greater_is_better": True}
     arguments = "train-denoiser", recipe("denoiser", max_steps=6, **best), "--json"
     first, weights = result_of(call(*arguments)), (tmp_path / "denoiser" / "model.safetensors").read_bytes()
     assert weights != (tmp_path / "denoiser" / "checkpoint-6" / "model.safetensors").read_bytes()
@@ -143,12 +171,21 @@ def test_a_finished_run_keeps_its_best_model_when_repeated(tmp_path, recipe):
 
 
 def test_what_was_trained_on_is_never_held_out_later(tmp_path, recipe):
-    (tmp_path / "without.yaml").write_text(Path(recipe("denoiser", max_steps=4, eval_dataset=None)).read_text())
+    (tmp_path / "without.yaml").write_text(
+        Path(
+            recipe(
+                "denoiser",
+                max_steps=4,
+                eval_dataset=None,
+            )
+        ).read_text()
+    )
     without, arguments = (
         ("train-denoiser", tmp_path / "without.yaml"),
         ("train-denoiser", recipe("denoiser", max_steps=4)),
     )
     assert call(*arguments).exit_code == 0
+
     later = call(*without)
     assert later.exit_code == 1 and "held_out is True, there False" in later.stderr
     (tmp_path / "denoiser" / "recipe.json").unlink()  # as a run of the Trainer alone leaves it
@@ -165,6 +202,7 @@ def test_another_run_in_the_same_folder_is_refused_by_what_differs(tmp_path, rec
     assert other.exit_code == 1 and "holds the checkpoints of another run" in other.stderr
     assert "other.txt" in other.stderr and "learning_rate is 0.5, there 0.003" in other.stderr
     assert call(*arguments, "--logging_steps", 1, "--eval_blocks", 3, "--max_steps", 5).exit_code == 0
+
     file = tmp_path / "nowhere.yaml"
     file.write_text(f"dataset: {tmp_path / 'other.txt'}\n")
     nowhere = call("train-denoiser", file)
@@ -173,9 +211,24 @@ def test_another_run_in_the_same_folder_is_refused_by_what_differs(tmp_path, rec
 
 def test_blocks_and_tokenizer_are_those_of_the_model_to_start_from(tmp_path, recipe):
     file = tmp_path / "short.yaml"
-    text = {"dataset": str(tmp_path / "train.txt"), "style": "crop", "output_dir": str(tmp_path / "short")}
+    text = {
+        "dataset": str(tmp_path / "train.txt"),
+        "style": "crop",
+        "output_dir": str(tmp_path / "short"),
+    }
     recipe("denoiser")  # the text
-    file.write_text(yaml.safe_dump(text | {"max_steps": 1, "length": 32, "use_cpu": True, "report_to": "none"}))
+    file.write_text(
+        yaml.safe_dump(
+            text
+            | {
+                "max_steps": 1,
+                "length": 32,
+                "use_cpu": True,
+                "report_to": "none",
+            }
+        )
+    )
+
     small = "--per_device_train_batch_size", 4, "--eval_blocks", 2, "--ema_decay", 0, "--json"
     for name in ("denoiser", "model"):
         made = result_of(call("train-energy", file, f"--{name}", "edlm-books", "--output_dir", tmp_path / name, *small))
@@ -183,6 +236,7 @@ def test_blocks_and_tokenizer_are_those_of_the_model_to_start_from(tmp_path, rec
         tokenizer = AutoTokenizer.from_pretrained(tmp_path / name)
         model = AutoModelForMaskedLM.from_pretrained(tmp_path / name)
         assert tokenizer.mask_token_id == model.config.mask_token_id == 4095
+
     wrong = call("train-energy", file, "--denoiser", "edlm-books", "--tokenizer", "text8", "--style", "wrap")
     assert wrong.exit_code == 1 and "has id 27, but the model masks with id 4095" in wrong.stderr
     both = call("train-energy", file, "--denoiser", "edlm-books", "--model", "edlm-books")
@@ -195,8 +249,10 @@ def test_the_last_twentieth_of_a_file_is_for_evaluation_unless_another_is_given(
     training, held_out = load_sets(data, choose_tokenizer(data, None))
     data.eval_dataset = data.dataset
     whole, again = load_sets(data, choose_tokenizer(data, None))
-    assert len(held_out) == len(whole) // 20 > 0 and len(training) + len(held_out) == len(whole) == len(again)
+    assert len(held_out) == len(whole) // 20 > 0
+    assert len(training) + len(held_out) == len(whole) == len(again)
     assert (held_out[0]["input_ids"] == whole[len(training)]["input_ids"]).all()
+
     data.eval_dataset, data.streaming = None, True
     with pytest.raises(ValueError, match="nothing to evaluate on: give --eval_dataset"):
         load_sets(data, choose_tokenizer(data, None))
@@ -207,6 +263,7 @@ def test_old_names_of_flags_and_keys_are_taken_and_told(recipe, capsys):
     file = recipe("energy", denoiser="somewhere", denoising_steps=4)
     *_, args = parse(*CLASSES["energy"], [file, "--eval_denoising_steps", "3"])
     assert (args.max_denoising_steps, args.eval_max_denoising_steps) == (4, 3)
+
     told = capsys.readouterr().err
     assert "edlm train-energy: old names, which work until 0.3.0: denoising_steps (now max_denoising_steps)." in told
     assert "eval_denoising_steps (now eval_max_denoising_steps)" in told
@@ -224,7 +281,9 @@ def test_a_run_is_known_by_the_old_names_of_its_options(tmp_path):
 
 def test_failures_are_told_in_one_line(tmp_path, recipe):
     missing = call("train-denoiser", recipe("denoiser", dataset=str(tmp_path / "nothing.txt")))
-    assert missing.exit_code == 1 and "edlm train-denoiser: No corpus" in missing.stderr and not missing.stdout
+    assert missing.exit_code == 1
+    assert "edlm train-denoiser: No corpus" in missing.stderr
+    assert not missing.stdout
 
 
 @pytest.mark.parametrize(
@@ -250,7 +309,9 @@ def test_a_recipe_that_is_not_there_is_exit_code_2(tmp_path):
 @pytest.mark.parametrize("command", train.COMMANDS)
 def test_help_lists_the_flags(command):
     result = call(command, "--help")
-    assert result.exit_code == 0 and "--learning_rate" in result.output and "--dataset" in result.output
+    assert result.exit_code == 0
+    assert "--learning_rate" in result.output
+    assert "--dataset" in result.output
 
 
 @pytest.mark.parametrize(
@@ -282,16 +343,25 @@ def test_the_three_models_of_the_larger_books_recipes_could_ship(tmp_path):
     denoiser.save_pretrained(tmp_path / "denoiser")
     parts.denoiser = str(tmp_path / "denoiser")
     whole = new_energy(parts)
-    assert 2 * (whole.num_parameters() + causal.num_parameters()) < 27.5e6  # bfloat16; the energy head in float32
+    # bfloat16; the energy head in float32
+    assert 2 * (whole.num_parameters() + causal.num_parameters()) < 27.5e6
 
 
 def test_an_energy_of_few_blocks_starts_from_the_first_ones_of_the_denoiser(tmp_path):
     torch.manual_seed(0)
-    config = MDLMConfig(vocab_size=13, hidden_dim=16, cond_dim=8, n_blocks=3, n_heads=2, model_length=12)
+    config = MDLMConfig(
+        vocab_size=13,
+        hidden_dim=16,
+        cond_dim=8,
+        n_blocks=3,
+        n_heads=2,
+        model_length=12,
+    )
     denoiser = MDLMForMaskedLM(config)
     denoiser.save_pretrained(tmp_path)
     model = new_energy(EnergyModelArguments(str(tmp_path), energy_blocks=1))
     assert len(model.energy_model.blocks) == 1 and len(model.denoiser.backbone.blocks) == 3
+
     ours, theirs = model.energy_model.blocks[0], denoiser.backbone.blocks[0]
     assert torch.equal(ours.attn_qkv.weight, theirs.attn_qkv.weight)
     for energy, count in (("full", 4), ("head", 1)):

@@ -34,12 +34,18 @@ from edlm_hf.training.row_evaluation import is_character_level
 
 
 class Exact(TableDenoiser):
-    """The exact posterior marginals of q_0, whose bound is the entropy; an unused weight keeps the optimiser happy."""
+    """The exact posterior marginals of q_0, whose bound is the entropy. An unused weight keeps the optimiser happy."""
 
     def __init__(self):
         super().__init__(marginals(random_joint()))
         self.unused = nn.Parameter(torch.zeros(()))
-        self.config = MDLMConfig(vocab_size=V + 1, mask_token_id=MASK, hidden_dim=2, n_heads=1, n_blocks=1)
+        self.config = MDLMConfig(
+            vocab_size=V + 1,
+            mask_token_id=MASK,
+            hidden_dim=2,
+            n_heads=1,
+            n_blocks=1,
+        )
 
     def forward(self, input_ids, attention_mask=None, timesteps=None):
         output = super().forward(input_ids, attention_mask)
@@ -92,6 +98,7 @@ def test_thirty_two_blocks_are_learnt_to_the_entropy_of_choosing_one(tmp_path):
     )  # fmt: skip
     trainer.train()
     metrics, minimum = trainer.evaluate(), math.log(32) / 6
+
     assert minimum * 0.98 < metrics["eval_loss"] < minimum * 1.03
     assert metrics["eval_perplexity"] == pytest.approx(math.exp(metrics["eval_loss"]))
     assert metrics["eval_bits_per_token"] == pytest.approx(metrics["eval_loss"] / math.log(2))
@@ -103,7 +110,10 @@ def test_thirty_two_blocks_are_learnt_to_the_entropy_of_choosing_one(tmp_path):
 
 def test_blocks_of_small_integers_become_int64_with_padding_and_labels():
     config = tiny_config(bos_token_id=11, eos_token_id=[10], pad_token_id=9)
-    rows = [{"input_ids": np.array([11, 3, 4, 10], np.uint8)}, {"input_ids": [11, 5], "attention_mask": [1, 1]}]
+    rows = [
+        {"input_ids": np.array([11, 3, 4, 10], np.uint8)},
+        {"input_ids": [11, 5], "attention_mask": [1, 1]},
+    ]
     batch = DataCollatorForBlocks(config)(rows)
     assert batch["input_ids"].tolist() == [[11, 3, 4, 10], [11, 5, 9, 9]]
     assert batch["labels"].tolist() == [[-100, 3, 4, -100], [-100, 5, -100, -100]]
@@ -126,7 +136,11 @@ def test_texts_of_a_causal_model_with_a_start_token_begin_with_it():
 def test_rows_that_no_text_of_the_model_can_have_are_refused():
     collate = DataCollatorForBlocks(tiny_config(pad_token_id=12))
     collate([{"input_ids": [1, 2]}, {"input_ids": [3]}])  # padding may be the mask token
-    for row, message in (([1, 12], "mask token 12"), ([1, 13], "ids from 1 to 13"), ([-1, 2], "ids from -1 to 2")):
+    for row, message in (
+        ([1, 12], "mask token 12"),
+        ([1, 13], "ids from 1 to 13"),
+        ([-1, 2], "ids from -1 to 2"),
+    ):
         with pytest.raises(ValueError, match=message):
             collate([{"input_ids": row}])
 
@@ -143,7 +157,14 @@ def test_models_and_arguments_of_another_kind_are_refused(tmp_path):
 
 def new_composite(**changes):
     """A composite whose denoiser has a head of zeros, as it starts."""
-    return EDLMForMaskedDiffusion.from_components(MDLMForMaskedLM(tiny_config(model_length=32, **changes)))
+    return EDLMForMaskedDiffusion.from_components(
+        MDLMForMaskedLM(
+            tiny_config(
+                model_length=32,
+                **changes,
+            )
+        )
+    )
 
 
 NEW_MODELS = {
@@ -190,7 +211,11 @@ def with_undeclared_attention():
         (with_undeclared_attention, "say so there .config.is_causal = False"),
     ],
 )
-def test_a_model_whose_checkpoints_could_not_be_loaded_is_refused_before_the_training(tmp_path, make, message):
+def test_a_model_whose_checkpoints_could_not_be_loaded_is_refused_before_the_training(
+    tmp_path,
+    make,
+    message,
+):
     for save in ("steps", "epoch"):
         with pytest.raises(ValueError, match=message):
             denoiser_trainer(tmp_path, make(), save_strategy=save)
@@ -223,11 +248,13 @@ def test_the_average_warms_up_and_then_decays():
     nn.init.constant_(model.weight, weights[0])
     average.on_train_begin(None, state(0), None, model=model)
     expected = weights[0]
+
     for step, weight in enumerate(weights[1:], 1):
         nn.init.constant_(model.weight, weight)
         average.on_step_end(None, state(step), None, model=model)
         decay = min(0.5, (1 + step) / (10 + step))
         expected = decay * expected + (1 - decay) * weight
+
     with average.applied(model):
         assert model.weight.item() == pytest.approx(expected)
     assert model.weight.item() == weights[-1]
@@ -237,13 +264,20 @@ def test_the_average_warms_up_and_then_decays():
 
 def test_a_checkpoint_holds_the_averaged_model_and_agrees_with_the_evaluation(tmp_path):
     rows = random_blocks(8)
-    trainer = denoiser_trainer(tmp_path, rows=rows, eval_rows=rows, save_strategy="steps", save_steps=10)
+    trainer = denoiser_trainer(
+        tmp_path,
+        rows=rows,
+        eval_rows=rows,
+        save_strategy="steps",
+        save_steps=10,
+    )
     trainer.train()
     metrics = trainer.evaluate()
     loaded = AutoModelForMaskedLM.from_pretrained(tmp_path / "checkpoint-10").eval()
     assert not same(loaded, trainer.model)
     with trainer.averaged_weights():
         assert same(loaded, trainer.model)
+
     bound = nelbo(loaded, np.stack(rows["input_ids"]), num_samples=2, seed=trainer.args.seed)
     assert metrics["eval_loss"] == pytest.approx(bound.value, abs=1e-6)
     trainer.save_model(tmp_path / "final")
@@ -252,7 +286,13 @@ def test_a_checkpoint_holds_the_averaged_model_and_agrees_with_the_evaluation(tm
 
 def test_evaluation_reaches_the_last_row_where_training_drops_incomplete_batches(tmp_path):
     rows = random_blocks(11)
-    trainer = denoiser_trainer(tmp_path, rows=rows, eval_rows=rows, dataloader_drop_last=True, eval_num_samples=1)
+    trainer = denoiser_trainer(
+        tmp_path,
+        rows=rows,
+        eval_rows=rows,
+        dataloader_drop_last=True,
+        eval_num_samples=1,
+    )
     found = trainer.predict(rows).predictions
     assert len(found) == 11 and (found[:, trainer.measured.index("tokens")] == 12).all()
     assert math.isfinite(trainer.evaluate()["eval_loss"])
@@ -307,6 +347,7 @@ def test_a_resumed_run_continues_bitwise(tmp_path, accumulation):
     resumed = start()
     checkpoint = last_complete_checkpoint(tmp_path)
     assert checkpoint.endswith("checkpoint-7")
+
     resumed.train(resume_from_checkpoint=checkpoint)
     assert logged(resumed) == logged(whole) and len(logged(whole)) == 11
     assert same(resumed.model, whole.model)
@@ -322,6 +363,7 @@ def test_accumulated_steps_are_those_of_the_whole_batch(tmp_path, accumulation):
         )
         trainer.train()
         runs.append((logged(trainer), logged(trainer, "grad_norm")))
+
     assert runs[0][0] == pytest.approx(runs[1][0], rel=1e-5)
     assert runs[0][1] == pytest.approx(runs[1][1], rel=1e-4)
 
@@ -334,13 +376,22 @@ def test_the_autoregressive_model_trains_and_evaluates_by_the_same_trainer(tmp_p
     rows = np.random.default_rng(0).integers(0, 2, (64, 12))
     rows[:, 0] = 11
     rows[:, 7] = 5
-    args = arguments(tmp_path, max_steps=100, learning_rate=1e-2, ema_decay=0.9, save_strategy="steps", save_steps=100)
+    args = arguments(
+        tmp_path,
+        max_steps=100,
+        learning_rate=1e-2,
+        ema_decay=0.9,
+        save_strategy="steps",
+        save_steps=100,
+    )
     model, rows = MDLMForCausalLM(tiny_config(causal=True, bos_token_id=11)), blocks(rows)
     trainer = AutoregressiveTrainer(model, args, train_dataset=rows, eval_dataset=rows)
     trainer.train()
     metrics = trainer.evaluate()
-    assert metrics["eval_loss"] == pytest.approx(math.log(2) * 10 / 11, abs=0.05)  # one token of 11 is known
+    # One token of 11 is known
+    assert metrics["eval_loss"] == pytest.approx(math.log(2) * 10 / 11, abs=0.05)
     assert np.mean(logged(trainer)[-10:]) == pytest.approx(metrics["eval_loss"], abs=0.05)
+
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "checkpoint-100")
     exact = autoregressive_nll(loaded, np.stack(rows["input_ids"]))
     assert metrics["eval_loss"] == pytest.approx(exact.value, abs=1e-6)

@@ -75,6 +75,7 @@ def test_the_loss_is_that_of_the_corrected_proposal(tmp_path):
         noisy = clean[row : row + 1].clone()
         noisy[:, cut:] = MASK
         hidden = denoiser.hidden_at(noisy == MASK, noisy)
+
         of_head, of_denoiser = [], []
         for i in range(cut + 1, min(cut + 3, 6)):
             state, token = hidden[i - cut, None], clean[row, i]
@@ -83,6 +84,7 @@ def test_the_loss_is_that_of_the_corrected_proposal(tmp_path):
                 logits = project(states)[0]
                 logits[MASK] = -torch.inf
                 found.append(float(-logits.log_softmax(-1)[token]))
+
         assert nats[row] == pytest.approx(np.mean(of_head), abs=1e-5)
         assert without_head[row] == pytest.approx(np.mean(of_denoiser), abs=1e-5)
         assert num_drafts[row] == len(of_head)
@@ -104,6 +106,7 @@ def test_the_loss_of_a_target_is_how_often_it_refuses(tmp_path):
         noisy = clean[row : row + 1].clone()
         noisy[:, cut:] = MASK
         hidden = denoiser.hidden_at(noisy == MASK, noisy)
+
         refused, divergences = [], []
         for i in range(cut + 1, min(cut + 3, 6)):
             before = embedding(clean[row, [i - 1, i - 2]])
@@ -113,6 +116,7 @@ def test_the_loss_of_a_target_is_how_often_it_refuses(tmp_path):
             p, q = p_logits.softmax(-1)[:MASK], q_logits.softmax(-1)[:MASK]
             refused.append(float((p - q).clamp_min(0).sum()))
             divergences.append(float((p * (p / q).log()).sum()))
+
         assert found["refused"][row] == pytest.approx(np.mean(refused), abs=1e-5)
         loss = np.mean(refused) + 0.3 * np.mean(divergences)
         assert found["loss"][row] == pytest.approx(loss, abs=1e-5)
@@ -160,7 +164,12 @@ class MarkovLM(nn.Module):
 
     def __init__(self, follows: np.ndarray):
         super().__init__()
-        self.config = MDLMConfig(vocab_size=MASK + 2, mask_token_id=MASK, causal=True, bos_token_id=MASK + 1)
+        self.config = MDLMConfig(
+            vocab_size=MASK + 2,
+            mask_token_id=MASK,
+            causal=True,
+            bos_token_id=MASK + 1,
+        )
         logits = torch.zeros(MASK + 2, MASK + 2)
         logits[:MASK, :MASK] = torch.tensor(np.log(follows))
         self.register_buffer("table", logits)
@@ -189,14 +198,27 @@ def test_a_markov_chain_is_learnt_to_its_entropy_and_more_drafts_are_accepted(tm
     for _ in range(11):
         draws = numbers.random((2000, 1))
         texts.append((draws > follows[texts[-1]].cumsum(-1)).sum(-1).clip(max=MASK - 1))
+
     rows = np.stack(texts, axis=1)
 
     torch.manual_seed(0)
     denoiser = tiny_denoiser(vocab_size=MASK + 2, mask_token_id=MASK, absent_token_ids=[[13, 13]])
     without = accepted_drafts(denoiser, follows)
     denoiser.add_draft_head(64)
-    options = {"max_steps": 150, "per_device_train_batch_size": 64, "learning_rate": 0.01, "ema_decay": 0.9}
-    trainer = trainer_of("drafts", tmp_path, blocks(rows[:1800]), blocks(rows[1800:]), denoiser, **options)
+    options = {
+        "max_steps": 150,
+        "per_device_train_batch_size": 64,
+        "learning_rate": 0.01,
+        "ema_decay": 0.9,
+    }
+    trainer = trainer_of(
+        "drafts",
+        tmp_path,
+        blocks(rows[:1800]),
+        blocks(rows[1800:]),
+        denoiser,
+        **options,
+    )
     trainer.train()
 
     # The entropy of the chain at the tokens before the last one of a row
@@ -216,6 +238,7 @@ def test_a_markov_chain_is_learnt_to_its_entropy_and_more_drafts_are_accepted(tm
     )
     trainer.train()
     refused = trainer.evaluate()
+
     assert refused["eval_refused"] < 0.05 < 0.3 < refused["eval_refused_without_head"]
     with trainer.averaged_weights():
         assert accepted_drafts(denoiser, follows) > without + 0.5
@@ -256,12 +279,22 @@ def test_the_command_saves_the_denoiser_of_a_composite_with_its_head(tmp_path, m
     def call(**options):
         flags = [f"--{name}={value}" for name, value in options.items()]
         common = ["--use_cpu", "--report_to=none", "--disable_tqdm=true", "--style=crop", "--json"]
-        return CliRunner().invoke(app, ["train-drafts", f"--dataset={tmp_path / 'text.txt'}", *flags, *common])
+        return CliRunner().invoke(
+            app,
+            ["train-drafts", f"--dataset={tmp_path / 'text.txt'}", *flags, *common],
+        )
 
     folder = tmp_path / "drafts"
     start = {"denoiser": tmp_path / "whole", "draft_width": 8, "output_dir": folder}
-    called = call(**start, max_steps=40, learning_rate=0.05, per_device_train_batch_size=16, ema_decay=0.9)
+    called = call(
+        **start,
+        max_steps=40,
+        learning_rate=0.05,
+        per_device_train_batch_size=16,
+        ema_decay=0.9,
+    )
     assert called.exit_code == 0, called.output
+
     result = json.loads(called.stdout)
     assert result["class"] == "MDLMForMaskedLM" and result["steps"] == 40
     assert result["eval_nll_change"] < -5 * result["eval_nll_change_standard_error"] < 0
@@ -271,13 +304,19 @@ def test_the_command_saves_the_denoiser_of_a_composite_with_its_head(tmp_path, m
     drafter = AutoModelForMaskedLM.from_pretrained(folder)
     assert drafter.config.draft_width == 8
     assert same(drafter.backbone, whole.denoiser.backbone)
+
     start_token = torch.tensor([[AutoTokenizer.from_pretrained(folder).bos_token_id]])
     network = EDLMForMaskedDiffusion.from_components(drafter, causal)
     assert network.generate(start_token, max_new_tokens=15, sampler="speculative").shape == (1, 16)
 
     causal.save_pretrained(tmp_path / "causal")
-    called = call(**(start | {"output_dir": tmp_path / "of-target"}), autoregressive=tmp_path / "causal", max_steps=2)
+    called = call(
+        **(start | {"output_dir": tmp_path / "of-target"}),
+        autoregressive=tmp_path / "causal",
+        max_steps=2,
+    )
     assert called.exit_code == 0, called.output
+
     result = json.loads(called.stdout)
     assert 0 < result["eval_refused"] <= result["eval_refused_without_head"] < 1
 
@@ -288,16 +327,27 @@ def test_the_command_saves_the_denoiser_of_a_composite_with_its_head(tmp_path, m
 
 
 def test_more_training_of_the_denoiser_leaves_its_head_alone(tmp_path):
-    trainer = trainer_of("denoiser", tmp_path, random_blocks(16), model=tiny_denoiser(draft_width=2), max_steps=1)
+    trainer = trainer_of(
+        "denoiser",
+        tmp_path,
+        random_blocks(16),
+        model=tiny_denoiser(draft_width=2),
+        max_steps=1,
+    )
     assert isinstance(trainer, MaskedDiffusionTrainer)
     assert not any(weight.requires_grad for weight in trainer.model.draft_head.parameters())
     before = copy.deepcopy(trainer.model)
     trainer.train()
-    assert same(trainer.model.draft_head, before.draft_head) and not same(trainer.model.backbone, before.backbone)
+    assert same(trainer.model.draft_head, before.draft_head)
+    assert not same(trainer.model.backbone, before.backbone)
 
 
 def test_what_has_no_head_cannot_be_trained(tmp_path):
-    for model in (tiny_denoiser(), tiny_causal(), EDLMForMaskedDiffusion.from_components(tiny_denoiser(draft_width=2))):
+    for model in (
+        tiny_denoiser(),
+        tiny_causal(),
+        EDLMForMaskedDiffusion.from_components(tiny_denoiser(draft_width=2)),
+    ):
         with pytest.raises(ValueError, match="no draft head to train.*add_draft_head"):
             DraftTrainer(model, arguments(tmp_path, DraftArguments), train_dataset=random_blocks(8))
     with pytest.raises(ValueError, match="draft_length is 1, but it must be at least 2"):
@@ -314,7 +364,8 @@ def test_a_later_trainer_in_the_same_process_trains_the_denoiser(tmp_path, kind)
     assert not any(weight.requires_grad for weight in denoiser.backbone.parameters())
 
     later = denoiser_trainer(tmp_path / "later", denoiser, max_steps=1)
-    assert not any(weight.requires_grad for weight in denoiser.backbone.parameters())  # the first may still train
+    # The first one may still train
+    assert not any(weight.requires_grad for weight in denoiser.backbone.parameters())
     weights = copy.deepcopy(denoiser)
     later.train()
     assert all(weight.requires_grad for weight in denoiser.backbone.parameters())

@@ -84,7 +84,13 @@ def test_importance_sampled_times_are_the_published_ones():
 @pytest.mark.parametrize("conditioned", [False, True])
 def test_terms_of_the_bound_are_the_published_ones(tmp_path, conditioned):
     data, schedule, tag = golden("e_nelbo"), make_schedule("loglinear"), f"tc{int(conditioned)}"
-    model = MDLMForMaskedLM.from_pretrained(write_checkpoint(tmp_path, "model_dit", time_conditioning=conditioned))
+    model = MDLMForMaskedLM.from_pretrained(
+        write_checkpoint(
+            tmp_path,
+            "model_dit",
+            time_conditioning=conditioned,
+        )
+    )
     masked = data["xt"] == 32
 
     def losses(timesteps):
@@ -95,9 +101,19 @@ def test_terms_of_the_bound_are_the_published_ones(tmp_path, conditioned):
     torch.testing.assert_close(terms, data[f"nelbo_cont_{tag}"], rtol=1e-3, atol=1e-3)
     _, weight = importance_times(schedule, data["t"])
     if conditioned:  # the published change of variables: the same weight, and the network sees t
-        torch.testing.assert_close(losses(data["t"]) * weight, data["nelbo_cov_tc1"], rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(
+            losses(data["t"]) * weight,
+            data["nelbo_cov_tc1"],
+            rtol=1e-3,
+            atol=1e-3,
+        )
     else:
-        torch.testing.assert_close(losses(None) * weight, data["nelbo_importance_tc0"], rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(
+            losses(None) * weight,
+            data["nelbo_importance_tc0"],
+            rtol=1e-3,
+            atol=1e-3,
+        )
 
 
 def test_losses_of_half_precision_logits_are_computed_in_float32():
@@ -119,14 +135,27 @@ def test_binary_loss_is_the_published_one_up_to_its_1e_8():
         published = -((-positive.double()).sigmoid() + 1e-8).log() - (negative.double().sigmoid() + 1e-8).log()
         torch.testing.assert_close(published.float(), data[f"{prefix}loss"], rtol=1e-5, atol=1e-5)
         agree = (exact - published).abs() < 1e-4
-        torch.testing.assert_close(exact[agree].float(), data[f"{prefix}loss"][agree], rtol=1e-4, atol=1e-4)
-        assert (exact >= published).all() and agree.sum() >= 8  # where it differs, the published loss is capped
+        torch.testing.assert_close(
+            exact[agree].float(),
+            data[f"{prefix}loss"][agree],
+            rtol=1e-4,
+            atol=1e-4,
+        )
+        assert (exact >= published).all()
+        # Where they differ, the published loss is capped
+        assert agree.sum() >= 8
 
 
 @torch.no_grad()
 def test_published_network_and_loss_together(tmp_path):
     data = golden("d_nce_loss")
-    model = EDLMEnergyModel.from_pretrained(write_checkpoint(tmp_path, "model_nce", time_conditioning=True))
+    model = EDLMEnergyModel.from_pretrained(
+        write_checkpoint(
+            tmp_path,
+            "model_nce",
+            time_conditioning=True,
+        )
+    )
     candidates = torch.stack([data["full_x0"], data["full_x0_neg"]], dim=1)
     sigma = make_schedule("loglinear").total(data["full_t"])
     energies = model(candidates, data["full_xt"], timesteps=sigma).energy
@@ -151,6 +180,7 @@ def two_laws():
     """q(x | x_t) and p_theta(x | x_t) over the sequences that agree with a state, for states of 2, 3 and 4 masks."""
     joint = random_joint()
     table = perturbed(marginals(joint), seed=1)
+
     laws = []
     for state in ([MASK] * 4, [MASK, 1, MASK, MASK], [0, MASK, 2, MASK]):
         s = int(np.flatnonzero((STATES == state).all(-1))[0])
@@ -158,6 +188,7 @@ def two_laws():
         q, p = joint[possible] / joint[possible].sum(), product_law(table, s)[possible]
         assert len(q) == 3 ** (np.array(state) == MASK).sum() and len(SEQUENCES) == 81
         laws.append((torch.tensor(q), torch.tensor(p)))
+
     return laws
 
 
@@ -167,7 +198,10 @@ def minimised(loss_of, size):
     for _ in range(60):
         slope = torch.autograd.functional.jacobian(loss_of, energies)
         curvature = torch.autograd.functional.hessian(loss_of, energies)
-        step = torch.linalg.lstsq(curvature + 1e-14 * torch.eye(size, dtype=torch.float64), slope).solution
+        step = torch.linalg.lstsq(
+            curvature + 1e-14 * torch.eye(size, dtype=torch.float64),
+            slope,
+        ).solution
         energies -= step.clamp(-0.5, 0.5)
     return energies, loss_of(energies).item()
 
@@ -177,7 +211,10 @@ def test_binary_nce_of_a_table_reaches_the_log_ratio_and_the_jensen_shannon_dive
 
         def expected(energies, q=q, p=p):
             n = len(energies)
-            pairs = binary_nce_loss(energies.repeat_interleave(n), energies.repeat(n).unsqueeze(1)).view(n, n)
+            pairs = binary_nce_loss(energies.repeat_interleave(n), energies.repeat(n).unsqueeze(1)).view(
+                n,
+                n,
+            )
             return (q[:, None] * p[None] * pairs).sum()
 
         energies, loss = minimised(expected, len(q))
@@ -193,7 +230,10 @@ def test_ranking_nce_of_a_table_reaches_the_log_ratio_up_to_a_constant(two_laws)
 
         def expected(energies, q=q, p=p):
             n = len(energies)
-            pairs = ranking_nce_loss(energies.repeat_interleave(n), energies.repeat(n).unsqueeze(1)).view(n, n)
+            pairs = ranking_nce_loss(energies.repeat_interleave(n), energies.repeat(n).unsqueeze(1)).view(
+                n,
+                n,
+            )
             return (q[:, None] * p[None] * pairs).sum()
 
         energies, loss = minimised(expected, len(q))

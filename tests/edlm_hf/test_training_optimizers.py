@@ -26,15 +26,18 @@ def test_linear_layers_of_the_blocks_take_orthonormal_steps_and_all_else_those_o
     MuonAdamW(model, **(OPTIONS | {"weight_decay": 0.0})).step()
     torch.optim.AdamW(reference.parameters(), **(OPTIONS | {"weight_decay": 0.0})).step()
     kinds = {True: 0, False: 0}
+
     for (name, parameter), expected in zip(model.named_parameters(), reference.parameters(), strict=True):
         matrix = name.startswith("backbone.blocks.") and parameter.dim() == 2 and "adaLN" not in name
         kinds[matrix] += 1
         if matrix:
             singular = torch.linalg.svdvals(parameter.detach() - before[name]) / OPTIONS["lr"]
-            scale = 0.2 * max(parameter.shape) ** 0.5  # the root mean square of AdamW's step is near 0.2
+            # The root mean square of AdamW's step is near 0.2
+            scale = 0.2 * max(parameter.shape) ** 0.5
             assert 0.5 * scale < singular.min() and singular.max() < 1.4 * scale, name
         else:
             assert torch.equal(parameter, expected), name
+
     assert min(kinds.values()) > 4
 
 
@@ -54,7 +57,13 @@ def test_a_restored_state_goes_on_bitwise_with_its_learning_rate():
 
 
 def test_the_trainer_resumes_bitwise_under_muon(tmp_path):
-    options = {"muon": True, "max_steps": 6, "save_strategy": "steps", "save_steps": 3, "learning_rate": 5e-3}
+    options = {
+        "muon": True,
+        "max_steps": 6,
+        "save_strategy": "steps",
+        "save_steps": 3,
+        "learning_rate": 5e-3,
+    }
     whole = denoiser_trainer(tmp_path / "whole", **options)
     whole.train()
     resumed = denoiser_trainer(tmp_path / "resumed", **options)
@@ -74,7 +83,14 @@ def test_muon_learns(tmp_path):
 
 
 def test_models_without_matrices_in_named_blocks_and_sharded_matrices_are_refused(tmp_path):
-    model = BertModel(BertConfig(vocab_size=10, hidden_size=8, num_hidden_layers=1, num_attention_heads=1))
+    model = BertModel(
+        BertConfig(
+            vocab_size=10,
+            hidden_size=8,
+            num_hidden_layers=1,
+            num_attention_heads=1,
+        )
+    )
     model._no_split_modules = None
     with pytest.raises(ValueError, match="none are named"):
         MuonAdamW(model, **OPTIONS)
@@ -98,5 +114,6 @@ def test_muon_takes_the_steps_of_torch_within_the_rounding_of_bfloat16(shape):
         theirs.grad = ours.grad.clone()
         for optimizer in optimizers:
             optimizer.step()
+
     step = theirs - start
     assert (ours - theirs).norm() < 0.02 * step.norm()

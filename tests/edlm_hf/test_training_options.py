@@ -11,13 +11,26 @@ import transformers
 from checkpointing import CHECKPOINTING
 from datasets import Dataset, IterableDataset
 from published import tiny_config, tiny_denoiser
-from training import arguments, denoiser_trainer, logged, random_blocks, rows_with_prompts, same, trainer_of
+from training import (
+    arguments,
+    denoiser_trainer,
+    logged,
+    random_blocks,
+    rows_with_prompts,
+    same,
+    trainer_of,
+)
 from transformers import TrainingArguments
 
 from edlm_hf import MDLMForMaskedLM
 from edlm_hf.evaluation import nelbo
 from edlm_hf.tokenization import text8_tokenizer
-from edlm_hf.training import EDLMTrainingArguments, EnergyArguments, MaskedDiffusionArguments, MaskedDiffusionTrainer
+from edlm_hf.training import (
+    EDLMTrainingArguments,
+    EnergyArguments,
+    MaskedDiffusionArguments,
+    MaskedDiffusionTrainer,
+)
 from edlm_hf.training.refused_options import REFUSED
 
 KINDS = ["denoiser", "autoregressive", "energy"]
@@ -194,6 +207,7 @@ def test_how_a_step_is_computed_changes_its_loss_by_rounding_alone(tmp_path, kin
     for trainer in (plain, other):
         trainer.train()
     torch._dynamo.reset()
+
     if error is None:  # the same rows in another order
         assert len(logged(other)) == 2 and min(logged(other)) > 0
     else:
@@ -209,11 +223,13 @@ def test_predictions_are_what_was_measured_of_every_row(tmp_path, kind):
     found = trainer.predict(rows)
     assert found.predictions.shape == (11, len(trainer.measured)) and found.label_ids is None
     assert found.metrics["test_loss"] == pytest.approx(trainer.evaluate(rows)["eval_loss"], abs=1e-6)
+
     trainer = trainer_of(kind, tmp_path, rows, per_device_eval_batch_size=4, prediction_loss_only=True)
     alone = trainer.predict(rows)
     assert alone.predictions is None
     assert {name for name in alone.metrics if "loss" in name} == {"test_loss", "test_loss_standard_error"}
-    assert alone.metrics["test_loss"] == found.metrics["test_loss"] and "test_perplexity" not in alone.metrics
+    assert alone.metrics["test_loss"] == found.metrics["test_loss"]
+    assert "test_perplexity" not in alone.metrics
 
 
 @KIND
@@ -242,10 +258,24 @@ def test_metrics_of_the_user_by_batch(tmp_path):
         return {"batches": len(seen)} if compute_result else {}
 
     options = {"per_device_eval_batch_size": 4, "batch_eval_metrics": True}
-    trainer = trainer_of("denoiser", tmp_path, rows, rows, given={"compute_metrics": metrics}, **options)
+    trainer = trainer_of(
+        "denoiser",
+        tmp_path,
+        rows,
+        rows,
+        given={"compute_metrics": metrics},
+        **options,
+    )
     assert trainer.evaluate()["eval_batches"] == 3 and seen == [4, 4, 3]
     with pytest.raises(ValueError, match="compute_metrics has no argument compute_result"):
-        trainer_of("denoiser", tmp_path, rows, rows, given={"compute_metrics": lambda found: {}}, **options)
+        trainer_of(
+            "denoiser",
+            tmp_path,
+            rows,
+            rows,
+            given={"compute_metrics": lambda found: {}},
+            **options,
+        )
 
 
 def test_several_sets_are_evaluated_by_name(tmp_path):
@@ -276,11 +306,19 @@ def test_a_model_made_by_model_init_is_trained_like_one_that_is_given(tmp_path, 
         other.train()
         assert logged(other) == logged(trainer) and same(other.model, trainer.model)
         assert all(torch.equal(a, b) for a, b in zip(other.average.shadow, trainer.average.shadow, strict=True))
+
     assert len(calls) == 3
 
 
 def test_trials_change_what_muon_learns_with(tmp_path):
-    trainer = trainer_of("denoiser", tmp_path, random_blocks(8), muon=True, max_steps=1, lr_scheduler_type="constant")
+    trainer = trainer_of(
+        "denoiser",
+        tmp_path,
+        random_blocks(8),
+        muon=True,
+        max_steps=1,
+        lr_scheduler_type="constant",
+    )
     trainer.args.learning_rate = 0.5  # as a search for hyperparameters sets it
     trainer.train()
     assert {group["lr"] for group in trainer.optimizer.param_groups} == {0.5}
@@ -303,6 +341,7 @@ def test_rows_that_stream_are_those_of_a_set(tmp_path, kind):
     for trainer in runs:
         trainer.train()
     assert logged(runs[0]) == logged(runs[1])
+
     losses = [trainer.evaluate()["eval_loss"] for trainer in runs]
     assert losses[0] == pytest.approx(losses[1], abs=1e-6)
 
@@ -348,6 +387,7 @@ def test_the_tokenizer_does_not_change_which_tokens_count(tmp_path):
     trainer.train()
     named = [model.config.bos_token_id, model.config.pad_token_id, model.generation_config.bos_token_id]
     assert tokenizer.bos_token_id == 27 and named == [None] * 3
+
     trainer.save_model()
     loaded = MDLMForMaskedLM.from_pretrained(tmp_path)
     bound = nelbo(loaded, np.stack(rows["input_ids"]), num_samples=2, seed=args.seed)
@@ -364,6 +404,7 @@ def test_columns_that_the_collator_reads_reach_it(tmp_path):
     rows = Dataset.from_list([{"input_ids": [1, 2, 3], "labels": [-100, -100, 3], "other": "x"}] * 8)
     batch = next(iter(denoiser_trainer(tmp_path, Bare(tiny_config()), rows).get_train_dataloader()))
     assert batch["labels"].tolist() == [[-100, -100, 3]] * 8
+
     masks = Dataset.from_list([{"input_ids": [1, 2, 3], "completion_mask": [0, 1, 1]}] * 8)
     batch = next(iter(denoiser_trainer(tmp_path, rows=masks).get_train_dataloader()))
     assert batch["labels"].tolist() == [[-100, 2, 3]] * 8

@@ -31,6 +31,7 @@ def test_steps_of_rows_together_are_the_steps_of_every_row_alone(name):
         (alone,) = sampler.jumps(free[None], [min(float(points[i]), 1 - 1e-9)], noise, SCHEDULE)
         assert float(t[i]) == alone.t
         assert torch.equal(masked[i], alone.masked) and torch.equal(revealed[i], alone.revealed)
+
     assert not masked[3].any() and float(t[3]) == 0 and revealed.any(-1).sum() > 10
 
 

@@ -42,6 +42,7 @@ def runs(folder, rows: int, steps: int) -> dict[str, list[dict]]:
     energy = EDLMForMaskedDiffusion.from_components(
         tiny_denoiser(), energy_type="nce", energy_weights="shared", energy_adapter_rank=2
     )
+
     for name, trainer_class, args_class, model in (
         ("denoiser", MaskedDiffusionTrainer, MaskedDiffusionArguments, tiny_denoiser()),
         ("autoregressive", AutoregressiveTrainer, MaskedDiffusionArguments, tiny_causal()),
@@ -53,6 +54,7 @@ def runs(folder, rows: int, steps: int) -> dict[str, list[dict]]:
         trainer.train()
         trainer.evaluate()
         logs[name] = trainer.state.log_history
+
     return logs
 
 
@@ -73,7 +75,12 @@ def rendezvous() -> list[dict[str, str]]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+    shared = {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "WORLD_SIZE": "2",
+        "OMP_NUM_THREADS": "1",
+    }
     shared |= {"PYTHONPATH": python_path()}
     return [shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2)]
 
@@ -95,13 +102,16 @@ def test_two_processes_have_the_losses_of_one(tmp_path):
     one = runs(tmp_path / "one", rows=8, steps=1)
     outputs = [process.communicate()[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], "\n".join(text[-4000:] for text in outputs)
+
     two = json.loads((tmp_path / "two.json").read_text())
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as there: sums in another order differ in the last bit
     assert two.pop("likelihoods") == [likelihoods()] * 2
+
     torch.set_num_threads(threads)
     texts = two.pop("texts")
     assert len(texts) == 5 == len(set(texts)) and all(len(text) == 12 for text in texts)
+
     timing = ("runtime", "per_second", "total_flos")
     for name, entries in one.items():
         assert len(entries) == len(two[name]) == 5
@@ -140,6 +150,7 @@ def test_processes_of_the_program_part_at_its_end(tmp_path):
         start("train-denoiser", *flags, before=AT_THE_END, env=environment | cache, **piped)
         for environment in rendezvous()
     ]
+
     for program, (out, err) in [(program, program.communicate()) for program in programs]:
         assert program.returncode == 0, err[-4000:]
         assert json.loads(out.splitlines()[-1]) == [2, False, []]

@@ -115,10 +115,18 @@ def test_a_denoiser_learns_the_rest_from_a_prompt_that_is_never_masked(tmp_path)
     ids = np.random.default_rng(0).integers(0, 12, (64, 12))
     rows = Dataset.from_dict({"input_ids": ids, "labels": np.where(np.arange(12) < 8, -100, ids)})
     torch.manual_seed(0)
-    trainer = trainer_of("denoiser", tmp_path, rows, model=Watched(tiny_config()), learning_rate=0.0, max_steps=60)
+    trainer = trainer_of(
+        "denoiser",
+        tmp_path,
+        rows,
+        model=Watched(tiny_config()),
+        learning_rate=0.0,
+        max_steps=60,
+    )
     trainer.train()
     masked = torch.cat(seen)
     assert masked[:, 8:].any(0).all() and not masked[:, :8].any()
+
     loss, error = mean_and_error(logged(trainer))
     assert error < 0.2 and abs(loss - math.log(12)) < 4 * error
 
@@ -131,11 +139,13 @@ def test_the_autoregressive_loss_is_that_of_the_tokens_that_count(tmp_path):
         with torch.no_grad():
             logits = model(ids).logits[0]
         nats.append(cross_entropy(logits[:-1], labels[1:], reduction="none", ignore_index=-100)[labels[1:] != -100])
+
     trainer = trainer_of("autoregressive", tmp_path, rows, rows, model=model, max_steps=1)
     before = trainer.evaluate()["eval_loss"]
     trainer.train()
     expected = float(torch.cat(nats).mean())
-    assert logged(trainer)[0] == pytest.approx(expected, abs=1e-6) and before == pytest.approx(expected, abs=1e-6)
+    assert logged(trainer)[0] == pytest.approx(expected, abs=1e-6)
+    assert before == pytest.approx(expected, abs=1e-6)
 
 
 def test_energies_tell_apart_texts_that_agree_in_the_prompt(tmp_path):
@@ -146,6 +156,7 @@ def test_energies_tell_apart_texts_that_agree_in_the_prompt(tmp_path):
     trainer.train()
     candidates, noisy = (torch.cat(x) for x in zip(*seen, strict=True))
     text = candidates[:, 0, :1]  # every row repeats its first token
+
     assert (candidates[:, :, :2] == text.unsqueeze(-1)).all() and (candidates[:, 0] == text).all()
     assert (noisy[:, :2] == text).all() and (noisy[:, 2:] == 12).any(0).all()
     assert (candidates[:, 1:, 2:] != text.unsqueeze(-1)).any()
@@ -157,6 +168,7 @@ def test_evaluation_counts_what_training_counts(tmp_path, kind):
     trainer = trainer_of(kind, tmp_path, rows, rows, per_device_eval_batch_size=4)
     metrics, seed = trainer.evaluate(), trainer.args.seed
     texts, options = (trainer.model, [row["input_ids"] for row in rows]), {"scored": scored(rows)}
+
     if kind == "denoiser":
         assert metrics["eval_loss"] == pytest.approx(nelbo(*texts, **options, num_samples=2, seed=seed).value, abs=1e-5)
     elif kind == "autoregressive":
@@ -212,6 +224,7 @@ def test_collators_of_others_give_what_ours_gives(tmp_path, kind, name):
         if kind == "energy":
             torch.manual_seed(0)
             model = EDLMForMaskedDiffusion.from_components(model, energy_type="nce")
+
         rows = rows_with_prompts(vocabulary=27)
         if name in ("language modelling", "padding"):
             rows = rows.remove_columns("labels")
@@ -220,6 +233,7 @@ def test_collators_of_others_give_what_ours_gives(tmp_path, kind, name):
         if name == "completion only":
             masks = [[int(label != -100) for label in labels] for labels in rows["labels"]]
             rows = rows.remove_columns("labels").add_column("completion_mask", masks)
+
         trainer = trainer_of(kind, tmp_path, rows, rows, model, {"data_collator": collator}, max_steps=3)
         trainer.train()
         return logged(trainer), trainer.evaluate()["eval_loss"]
@@ -285,12 +299,18 @@ def test_an_evaluation_of_no_rows_is_refused(tmp_path):
 def test_rows_in_which_nothing_counts_weigh_nothing(tmp_path, kind):
     """A row with a start token alone, or of which the prompt has filled all, beside others."""
     without = rows_with_prompts(8)
-    empty = Dataset.from_list([{"input_ids": [5, 6, 7], "labels": [-100] * 3}, {"input_ids": [5], "labels": [-100]}])
+    empty = Dataset.from_list(
+        [
+            {"input_ids": [5, 6, 7], "labels": [-100] * 3},
+            {"input_ids": [5], "labels": [-100]},
+        ]
+    )
     rows = Dataset.from_list([*without, *empty])  # at the end: the others keep their numbers
     metrics = [trainer_of(kind, tmp_path, r, r, per_device_eval_batch_size=3).evaluate() for r in (without, rows)]
     for name in metrics[0]:
         if not name.endswith(("time", "per_second")):
             assert metrics[1][name] == pytest.approx(metrics[0][name], abs=1e-5), name
+
     trainer = trainer_of(kind, tmp_path, Dataset.from_list([*empty, *empty, without[0]]), max_steps=2)
     trainer.train()
     assert max(logged(trainer)) > 0
@@ -337,7 +357,12 @@ def losses_and_weights(kind, folder, rows, size, steps, model=None, **changes):
 
 @KIND_OR_DRAFTS
 @pytest.mark.parametrize("size, steps", [(2, 4), (1, 8), (4, 2)])
-def test_rows_of_unequal_length_have_one_loss_and_gradient_however_they_are_divided(tmp_path, kind, size, steps):
+def test_rows_of_unequal_length_have_one_loss_and_gradient_however_they_are_divided(
+    tmp_path,
+    kind,
+    size,
+    steps,
+):
     empty = [{"input_ids": [5, 6], "labels": [-100, -100]}] * 3
     rows = Dataset.from_list([*rows_with_prompts(13), *empty])
     whole, weights, _ = losses_and_weights(kind, tmp_path, rows, 8, 1)
@@ -367,6 +392,7 @@ def test_a_causal_model_that_averages_by_itself_is_weighed_by_its_tokens(tmp_pat
     rows = rows_with_prompts(16, vocabulary=11)
     whole, weights, trainer = losses_and_weights("autoregressive", tmp_path, rows, 8, 1, model())
     assert not trainer.model_accepts_loss_kwargs
+
     parts, others, _ = losses_and_weights("autoregressive", tmp_path, rows, 1, 8, model())
     assert parts == pytest.approx(whole, abs=1e-6)
     torch.testing.assert_close(others, weights, rtol=0, atol=1e-6)
@@ -387,6 +413,7 @@ def test_padding_on_either_side_changes_no_loss(tmp_path, kind):
                     "attention_mask": fill([1] * len(row["input_ids"]), [0] * missing),
                 }
             )
+
     bare, *others = (
         losses_and_weights(kind, tmp_path, Dataset.from_list(found), 4, 2)[0]
         for found in (rows, padded["left"], padded["right"])
@@ -412,6 +439,7 @@ def test_texts_have_the_noise_of_their_numbers():
     whole = nelbo(model, texts, **options).sequence_nats
     part = nelbo(model, texts[2:5], text_numbers=[2, 3, 4], **options).sequence_nats
     assert part == pytest.approx(whole[2:5], abs=1e-5)
+
     one = {"num_samples": 1, "seed": 3, "num_steps": 4}  # times on a lattice over the texts
     whole, part = discrete_nelbo(model, texts, **one), discrete_nelbo(model, texts[4:], text_numbers=(4, 5), **one)
     assert part.sequence_nats == pytest.approx(whole.sequence_nats[4:], abs=1e-5)

@@ -28,7 +28,7 @@ def ids(*texts):
 
 
 def written_output():
-    """Two rows of three steps; in the second row nothing happens before the last one."""
+    """Two rows of three steps. In the second row nothing happens before the last one."""
     nan, inf = torch.nan, torch.inf
     return EDLMGenerationOutput(
         sequences=ids("<abc", "<ddd"),
@@ -94,10 +94,12 @@ def test_page_says_what_happened():
     assert first["energies"] == [[1.5, -2.25], None, None] and first["chosen"] == [1, None, None]
     assert second["energies"] == [None, None, [None, 3.0]] and second["chosen"] == [None, None, 1]
     assert first["effective_sample_size"] == [1.2, None, None]
+
     drawn = {text: given for given, text in shown.named("span", **{"class": "drawn"})}
     assert drawn["c"] == {"class": "drawn", "style": "--age: 0.0", "title": "step 1"}
     assert drawn["b"] == {"class": "drawn", "style": "--age: 1.0", "title": "step 3"}
-    assert [text for _, text in shown.named("span", **{"class": "given"})][1:3] == ["", "a"]  # after the legend's
+    # The first one is the legend's
+    assert [text for _, text in shown.named("span", **{"class": "given"})][1:3] == ["", "a"]
 
 
 @pytest.mark.parametrize("options", [{}, {"sampler": "first_hitting"}, {"block_length": 3}, {"do_sample": False}])
@@ -105,6 +107,7 @@ def test_page_of_a_generation_leads_from_its_prompt_to_its_text(options):
     out = generated(ids("a__d", "_b_d"), max_new_tokens=6, **options)
     shown = Page(generation_html(out, TOKENIZER))
     assert shown.texts() == TOKENIZER.batch_decode(out.sequences, skip_special_tokens=True)
+
     for r, row in enumerate(shown.rows()):
         for step, state in enumerate(out.history):
             now = [[text for when, text in changes if when <= step] for changes in row["changes"]]
@@ -117,10 +120,14 @@ def test_page_stands_alone_and_works_with_a_keyboard_and_a_screen_reader():
     text = generation_html(generated(batch_size=2), TOKENIZER)
     shown = Page(text)
     assert not re.search(r"https?:|//\w|url\(|@import|\bsrc=|<link", text)
+
     policy = shown.named("meta", **{"http-equiv": "Content-Security-Policy"})[0][0]["content"]
     assert policy.startswith("default-src 'none'")
-    assert shown.named("html", lang="en") and shown.named("title") and "prefers-color-scheme: dark" in text
+    assert shown.named("html", lang="en")
+    assert shown.named("title")
+    assert "prefers-color-scheme: dark" in text
     assert shown.named("label", **{"for": "step"}) and shown.named("output", **{"for": "step"})
+
     slider = shown.named("input", id="step", type="range")[0][0]
     assert (slider["min"], slider["max"]) == ("0", "5")
     assert [given["aria-labelledby"] for given, _ in shown.named("section")] == ["text-1", "text-2"]
@@ -135,6 +142,7 @@ def test_page_opens_at_the_step_with_the_lowest_effective_sample_size():
     assert opened_at(output) == "3"  # 1.0 in the second row, 1.2 in the first step of the first
     output.effective_sample_size[2, 1] = 1.9
     assert opened_at(output) == "1"
+
     output.energies = None
     assert opened_at(output) == "3"  # the last one, where there is no energy
 
@@ -149,7 +157,10 @@ class Shouting:
 
 
 def test_no_text_breaks_out_of_the_page():
-    out = EDLMGenerationOutput(sequences=torch.tensor([[1, 2]]), history=(torch.tensor([[1, 9]]), torch.ones(1, 2)))
+    out = EDLMGenerationOutput(
+        sequences=torch.tensor([[1, 2]]),
+        history=(torch.tensor([[1, 9]]), torch.ones(1, 2)),
+    )
     text = generation_html(out, Shouting())
     shown = Page(text)
     assert shown.texts() == ['</script><b title="&amp;">' * 2] and not shown.named("b")
@@ -162,6 +173,7 @@ def test_output_without_history_or_mask_is_refused_with_advice():
     for lacking in (EDLMGenerationOutput(sequences=out.sequences), out.sequences):
         with pytest.raises(ValueError, match="has no history. Generate with .*output_history=True"):
             generation_html(lacking, TOKENIZER)
+
     tokenizer = text8_tokenizer(12)
     tokenizer.mask_token = None
     with pytest.raises(ValueError, match="has no mask token. Pass mask_token_id"):
@@ -204,11 +216,17 @@ def test_pieces_of_bytes_join_to_the_text():
     encoded = tokenizer.encode(text)
     found = pieces(encoded, tokenizer)
     assert found == ["a", "", "ñ", " ", "", "", "€", "b"] and "".join(found) == text
-    assert "".join(pieces(encoded[:-2], tokenizer)) == tokenizer.decode(encoded[:-2])  # cut inside a character
+    # The text is cut inside a character
+    assert "".join(pieces(encoded[:-2], tokenizer)) == tokenizer.decode(encoded[:-2])
 
 
 def test_spaces_that_decoding_adds_stay_between_the_pieces():
-    backend = Tokenizer(models.WordPiece({"[UNK]": 0, "play": 1, "##ing": 2, "now": 3}, unk_token="[UNK]"))
+    backend = Tokenizer(
+        models.WordPiece(
+            {"[UNK]": 0, "play": 1, "##ing": 2, "now": 3},
+            unk_token="[UNK]",
+        )
+    )
     backend.decoder = decoders.WordPiece(cleanup=False)
     assert pieces([1, 2, 3, 1], PreTrainedTokenizerFast(tokenizer_object=backend)) == ["play", "ing", " now", " play"]
 
@@ -233,8 +251,10 @@ def test_command_writes_the_page(tmp_path):
     arguments += [str(tmp_path / "page.html"), "--num-return-sequences", "3", "--batch-size", "2"]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
+
     shown = Page((tmp_path / "page.html").read_text(encoding="utf-8"))
     assert shown.texts() == json.loads(result.stdout)
     assert shown.rows()[0]["changes"][1] == [[0, "a"]] and not list(tmp_path.glob(".page*"))
+
     result = CliRunner().invoke(app, [*arguments, "--html", str(tmp_path / "none" / "page.html")])
     assert result.exit_code == 2 and "There is no folder" in " ".join(result.output.split())

@@ -7,7 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 from bare import BarePython
-from published import golden, randomised, tiny_causal, tiny_config, tiny_denoiser, tiny_gpt2, write_checkpoint
+from published import (
+    golden,
+    randomised,
+    tiny_causal,
+    tiny_config,
+    tiny_denoiser,
+    tiny_gpt2,
+    write_checkpoint,
+)
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoConfig,
@@ -30,16 +38,24 @@ def composite(kind: str) -> EDLMForMaskedDiffusion:
         return build(denoiser)
     if kind == "nce":
         return build(denoiser, randomised(EDLMEnergyModel(tiny_config())))
+
     if kind == "shared":
         model = build(denoiser, energy_type="nce", energy_weights="shared")
         randomised(model.energy_model, seed=4)
         return model
+
     if kind == "gpt2":
         return build(denoiser, tiny_gpt2(), energy_type="coar")
     if kind == "bert":
-        sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+        sizes = {
+            "hidden_size": 16,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "intermediate_size": 32,
+        }
         bert = randomised(BertForMaskedLM(BertConfig(vocab_size=13, **sizes)))
         return build(bert, tiny_causal(bos_token_id=0), energy_type="ar", mask_token_id=12)
+
     return build(denoiser, tiny_causal(bos_token_id=0), energy_type=kind)
 
 
@@ -108,11 +124,18 @@ def test_half_precision_loads_and_gives_single_precision_energies(tmp_path, kind
     model.save_pretrained(tmp_path / "single")
     half = AutoModel.from_pretrained(tmp_path / "single", dtype=dtype)
     assert half(NOISY).logits.dtype == dtype
+
     energy = half.energy(CLEAN, NOISY)
     assert energy.dtype == torch.float32
-    torch.testing.assert_close(energy, model.energy(CLEAN, NOISY), rtol=0.05, atol=0.05 * NOISY.shape[1] ** 0.5)
+    torch.testing.assert_close(
+        energy,
+        model.energy(CLEAN, NOISY),
+        rtol=0.05,
+        atol=0.05 * NOISY.shape[1] ** 0.5,
+    )
     if kind == "nce":
         assert half.energy_model.energy_head[0].weight.dtype == torch.float32
+
     half.save_pretrained(tmp_path / "half")
     again = AutoModel.from_pretrained(tmp_path / "half")
     assert again.dtype == dtype
@@ -179,10 +202,14 @@ def test_trunk_and_head_load_from_each_other(tmp_path):
     trunk = AutoModel.from_pretrained(tmp_path / "headed")
     assert type(trunk) is MDLMModel
     torch.testing.assert_close(trunk(NOISY).last_hidden_state, model.backbone(NOISY).last_hidden_state)
+
     trunk.save_pretrained(tmp_path / "trunk")
     headed, info = MDLMForMaskedLM.from_pretrained(tmp_path / "trunk", output_loading_info=True)
     assert info["missing_keys"] == {"backbone.output_layer.linear.weight", "backbone.output_layer.linear.bias"}
-    torch.testing.assert_close(headed.backbone(NOISY).last_hidden_state, model.backbone(NOISY).last_hidden_state)
+    torch.testing.assert_close(
+        headed.backbone(NOISY).last_hidden_state,
+        model.backbone(NOISY).last_hidden_state,
+    )
 
 
 @torch.no_grad()
@@ -191,14 +218,17 @@ def test_parts_load_out_of_a_composite(tmp_path):
     model.save_pretrained(tmp_path / "nce")
     denoiser = MDLMForMaskedLM.from_pretrained(tmp_path / "nce")
     torch.testing.assert_close(denoiser(NOISY).logits, model(NOISY).logits)
+
     energy = EDLMEnergyModel.from_pretrained(tmp_path / "nce")
     torch.testing.assert_close(energy(CLEAN, NOISY).energy, model.energy(CLEAN, NOISY))
     with pytest.raises(ValueError, match="its energy_model is not a MDLMForCausalLM"):
         MDLMForCausalLM.from_pretrained(tmp_path / "nce")
+
     with_ar = composite("ar")
     with_ar.save_pretrained(tmp_path / "ar")
     causal = MDLMForCausalLM.from_pretrained(tmp_path / "ar")
     torch.testing.assert_close(causal(CLEAN[:, 0]).logits, with_ar.energy_model(CLEAN[:, 0]).logits)
+
     tampered(tmp_path / "ar", remove="denoiser.backbone.vocab_embed.embedding")
     with pytest.raises(ValueError, match="missing: backbone.vocab_embed.embedding"):
         MDLMForMaskedLM.from_pretrained(tmp_path / "ar")
@@ -213,10 +243,16 @@ def test_energy_by_reference_stays_where_it_is(tmp_path):
     model.save_pretrained(tmp_path / "whole")
     stored = load_file(tmp_path / "whole" / "model.safetensors")
     assert all(name.startswith("denoiser.") for name in stored)
+
     loaded = AutoModel.from_pretrained(tmp_path / "whole")
     torch.testing.assert_close(loaded.energy(CLEAN, NOISY), model.energy(CLEAN, NOISY))
     with pytest.raises(ValueError, match="not loaded from a repository"):
-        EDLMForMaskedDiffusion.from_components(tiny_denoiser(), tiny_gpt2(), energy_type="ar", energy_by_reference=True)
+        EDLMForMaskedDiffusion.from_components(
+            tiny_denoiser(),
+            tiny_gpt2(),
+            energy_type="ar",
+            energy_by_reference=True,
+        )
 
 
 def test_composite_with_foreign_code_is_not_saved(tmp_path):
@@ -280,12 +316,17 @@ def without_package(tmp_path_factory):
     ],
 )
 def test_code_travels_with_the_checkpoint(tmp_path, without_package, kind, auto_class, name):
-    parts = {"denoiser": tiny_denoiser, "causal": tiny_causal, "trunk": lambda: tiny_denoiser().backbone}
+    parts = {
+        "denoiser": tiny_denoiser,
+        "causal": tiny_causal,
+        "trunk": lambda: tiny_denoiser().backbone,
+    }
     parts["drafter"] = lambda: tiny_denoiser(draft_width=2)
     model = parts[kind]() if kind in parts else composite(kind)
     model.save_pretrained(tmp_path / "model")
     without_package(REMOTE, tmp_path / "model", auto_class, tmp_path / "result")
     result = torch.load(tmp_path / "result")
+
     assert result["name"] == name
     if kind != "trunk":
         torch.testing.assert_close(result["logits"], model(NOISY).logits.detach())

@@ -26,7 +26,14 @@ def wide(model, seed, scale=2.0):
 
 
 def denoiser(seed, hidden_dim, n_blocks=2):
-    config = MDLMConfig(vocab_size=40, hidden_dim=hidden_dim, n_heads=2, cond_dim=4, n_blocks=n_blocks, model_length=8)
+    config = MDLMConfig(
+        vocab_size=40,
+        hidden_dim=hidden_dim,
+        n_heads=2,
+        cond_dim=4,
+        n_blocks=n_blocks,
+        model_length=8,
+    )
     return wide(MDLMForMaskedLM(config), seed)
 
 
@@ -83,6 +90,7 @@ def test_equal_tokens_tie_and_the_lowest_is_taken(dtype):
         for twin in (2, 17, 38):
             head.weight[twin] = head.weight[best]
             head.bias[twin] = head.bias[best]
+
     tokens = model.generate(batch_size=7, max_length=6, do_sample=False, max_denoising_steps=1)
     assert (tokens == min(2, int(best))).all()
 
@@ -107,15 +115,26 @@ def test_what_is_larger_than_rounding_decides():
 
 
 def test_confidence_is_the_log_odds_of_the_likeliest_token():
-    logits = torch.tensor([[0.1, 0.2, 0.7], [0.6, 0.4, 0.0], [1.0, 0.0, 0.0]], dtype=torch.float64).log()
+    logits = torch.tensor(
+        [[0.1, 0.2, 0.7], [0.6, 0.4, 0.0], [1.0, 0.0, 0.0]],
+        dtype=torch.float64,
+    ).log()
     assert likeliest_tokens(logits).tolist() == [2, 0, 0]
     score = Score.of("confidence", logits, torch.float64)
     log_odds, errors = score.values, score.errors
-    torch.testing.assert_close(log_odds[:2].exp(), torch.tensor([0.7 / 0.3, 0.6 / 0.4], dtype=torch.float64))
+    torch.testing.assert_close(
+        log_odds[:2].exp(),
+        torch.tensor([0.7 / 0.3, 0.6 / 0.4], dtype=torch.float64),
+    )
     assert log_odds[2] == torch.inf and (errors < 1e-12).all()
+
     half = Score.of("confidence", logits.float(), torch.bfloat16).errors
     assert ((half > 0.007) & (half < 0.012)).all()  # one unit in the last place of bfloat16
-    for wrong in (torch.tensor([[torch.nan, 0.0]]), torch.full((1, 2), -torch.inf), torch.tensor([[torch.inf, 0.0]])):
+    for wrong in (
+        torch.tensor([[torch.nan, 0.0]]),
+        torch.full((1, 2), -torch.inf),
+        torch.tensor([[torch.inf, 0.0]]),
+    ):
         with pytest.raises(ValueError, match="no token left"):
             likeliest_tokens(wrong)
         with pytest.raises(ValueError, match="no token left"):
@@ -123,7 +142,10 @@ def test_confidence_is_the_log_odds_of_the_likeliest_token():
 
 
 def test_entropy_and_margin_are_those_of_the_probabilities():
-    probabilities = torch.tensor([[0.1, 0.2, 0.7], [0.5, 0.5, 0.0], [1.0, 0.0, 0.0]], dtype=torch.float64)
+    probabilities = torch.tensor(
+        [[0.1, 0.2, 0.7], [0.5, 0.5, 0.0], [1.0, 0.0, 0.0]],
+        dtype=torch.float64,
+    )
     entropy = Score.of("entropy", probabilities.log(), torch.float64)
     expected = [-sum(p * math.log(p) for p in row if p) for row in probabilities.tolist()]
     torch.testing.assert_close(-entropy.values, torch.tensor(expected, dtype=torch.float64))

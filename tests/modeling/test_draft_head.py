@@ -28,6 +28,7 @@ def test_the_head_corrects_hidden_states_by_its_formula():
     size = head.leave.out_features
     hidden, embeddings = torch.randn(2, size), 3 + 4 * torch.randn(2, 2, size)
     found = head(hidden, embeddings)
+
     for n in range(2):
         inputs = [hidden[n], *embeddings[n]]
         normed = torch.cat([(x - x.mean()) / (x.var(correction=0) + 1e-5).sqrt() for x in inputs])
@@ -42,6 +43,7 @@ def test_the_denoiser_gives_the_logits_of_drafts_from_corrected_states():
     plain = denoiser(IDS, logits_at=AT).logits
     drafts = denoiser(IDS, logits_at=AT, previous_ids=PAIRS).logits
     corrected = denoiser.draft_head(hidden, denoiser.get_input_embeddings()(PAIRS))
+
     torch.testing.assert_close(drafts, denoiser.projection()(corrected))
     assert (drafts - plain).abs().amax(-1).min() > 1e-3
     with pytest.raises(ValueError, match="previous_ids needs a draft head"):
@@ -65,6 +67,7 @@ def test_a_new_head_is_zero_and_leaves_the_denoiser_as_it_is():
     before = denoiser(IDS).logits
     denoiser.add_draft_head(3)
     head = denoiser.draft_head
+
     assert denoiser.config.draft_width == 3 and head.enter.weight.dtype == torch.bfloat16
     assert (head.leave.weight == 0).all() and head.enter.weight.std() > 0.05
     assert torch.equal(denoiser(IDS).logits, before)
@@ -78,7 +81,8 @@ def test_a_head_from_a_configuration_starts_in_the_same_way():
     with_head = MDLMForMaskedLM(tiny_config(draft_width=3))
     torch.manual_seed(0)
     without = MDLMForMaskedLM(tiny_config())
-    assert (with_head.draft_head.leave.weight == 0).all() and with_head.draft_head.enter.weight.std() > 0.05
+    assert (with_head.draft_head.leave.weight == 0).all()
+    assert with_head.draft_head.enter.weight.std() > 0.05
     assert same(with_head.backbone, without.backbone)
 
 
@@ -113,6 +117,7 @@ def test_a_head_is_saved_and_loaded_with_its_denoiser_alone_and_in_a_composite(t
     causal = tiny_causal(bos_token_id=0)
     whole = EDLMForMaskedDiffusion.from_components(loaded, causal)
     assert whole.config.denoiser_config.draft_width == 2
+
     whole.save_pretrained(tmp_path / "whole")
     again = AutoModelForMaskedLM.from_pretrained(tmp_path / "whole")
     assert same(whole, again) and again.denoiser.config.draft_width == 2

@@ -61,6 +61,7 @@ def test_a_model_in_train_mode_reads_as_in_eval_mode_and_stays_in_train_mode(kin
         model.denoiser.eval()  # as while an energy is trained
     modes = {name: module.training for name, module in model.named_modules()}
     before = torch.get_rng_state()
+
     assert list(readings(model)) == expected
     assert {name: module.training for name, module in model.named_modules()} == modes
     assert torch.equal(torch.get_rng_state(), before)
@@ -87,7 +88,8 @@ def test_threads_that_share_a_model_in_train_mode_do_not_meet(kind):
     expected = [text(n) for n in range(24)]
     with ThreadPoolExecutor(6) as pool:
         found = list(pool.map(text, range(24)))
-    assert all(map(torch.equal, found, expected)) and all(module.training for module in model.modules())
+    assert all(map(torch.equal, found, expected))
+    assert all(module.training for module in model.modules())
 
 
 def state_of(model):
@@ -100,11 +102,12 @@ def state_of(model):
 def assert_unchanged(model, before):
     weights, *rest = state_of(model)
     assert rest == list(before[1:])
-    assert all(torch.equal(x, before[0][name]) for name, x in weights.items()) and len(weights) == len(before[0])
+    assert all(torch.equal(x, before[0][name]) for name, x in weights.items())
+    assert len(weights) == len(before[0])
 
 
 def untied(model):
-    """Input and output weights of their own, though the configuration ties them; the first are frozen."""
+    """Input and output weights of their own, though the configuration ties them. The first are frozen."""
     head = model.get_output_embeddings()
     head.weight = torch.nn.Parameter(head.weight.detach().flip(0).clone())
     model.get_input_embeddings().weight.requires_grad_(False)
@@ -116,10 +119,18 @@ def untied(model):
 def test_custom_generate_leaves_a_model_and_its_energy_as_they_are(model, energy):
     before = [state_of(part) for part in (model, energy) if part is not None]
     random, normal = torch.get_rng_state(), torch.nn.init.normal_
-    run = partial(custom_generate, model, IDS, mask_token_id=MASK, energy_model=energy, max_new_tokens=3)
+    run = partial(
+        custom_generate,
+        model,
+        IDS,
+        mask_token_id=MASK,
+        energy_model=energy,
+        max_new_tokens=3,
+    )
     expected = [run(max_denoising_steps=5, generator=seed(n)) for n in range(12)]
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(lambda n: run(max_denoising_steps=5, generator=seed(n)), range(12)))
+
     assert all(map(torch.equal, found, expected))
     for part, state in zip([part for part in (model, energy) if part is not None], before, strict=True):
         assert_unchanged(part, state)
@@ -134,10 +145,15 @@ def test_the_last_call_that_needs_a_module_gives_it_its_mode_back():
     first.__enter__()
     second.__enter__()
     assert not any(module.training for module in (*one.modules(), *two.modules()))
+
     first.__exit__(None, None, None)
     assert not part.training and not part[1].training
     second.__exit__(None, None, None)
-    assert part.training and part[1].training and one.training and two.training and not two[1].training
+    assert part.training
+    assert part[1].training
+    assert one.training
+    assert two.training
+    assert not two[1].training
 
 
 def test_errors_give_the_mode_back_too():

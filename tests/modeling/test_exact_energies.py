@@ -28,6 +28,7 @@ def tilted_laws(energy_type, proposal, joint, dtype=torch.float64, start=4):
     model = EDLMForMaskedDiffusion.from_components(
         TableDenoiser(proposal, dtype), TableCausalLM(joint, dtype, start), energy_type=energy_type, mask_token_id=MASK
     )
+
     laws = np.zeros((len(STATES), len(SEQUENCES)))
     for s, state in enumerate(STATES):
         fits = agrees(state)
@@ -35,6 +36,7 @@ def tilted_laws(energy_type, proposal, joint, dtype=torch.float64, start=4):
         energy = model.energy(candidates, torch.tensor(state).unsqueeze(0))
         assert energy.dtype == dtype
         laws[s, fits] = product_law(proposal, s)[fits] * np.exp(-energy[0].double().numpy())
+
     return laws
 
 
@@ -54,7 +56,11 @@ def test_carry_over_energy_is_normalised_in_every_state(tables, dtype, tolerance
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), PRECISIONS)
-def test_autoregressive_energy_normalises_to_the_marginal_of_the_visible_tokens(tables, dtype, tolerance):
+def test_autoregressive_energy_normalises_to_the_marginal_of_the_visible_tokens(
+    tables,
+    dtype,
+    tolerance,
+):
     _, p_ar, proposal = tables
     laws = tilted_laws("ar", proposal, p_ar, dtype)
     visible = np.array([p_ar[agrees(state)].sum() for state in STATES])
@@ -68,7 +74,8 @@ def test_exactly_tilted_chain_has_the_autoregressive_law_for_every_number_of_ste
     law = chain_law(laws / laws.sum(-1, keepdims=True), steps)
     assert np.abs(law - p_ar).max() < 1e-12
     coar = tilted_laws("coar", proposal, p_ar)
-    assert steps == 1 or np.abs(chain_law(coar, steps) - p_ar).max() > 1e-3  # the carry-over energy ignores the right
+    # The carry-over energy ignores the right
+    assert steps == 1 or np.abs(chain_law(coar, steps) - p_ar).max() > 1e-3
 
 
 def test_row_that_begins_with_the_start_token_is_scored_from_its_second_token_on(tables):
@@ -83,7 +90,12 @@ def test_row_that_begins_with_the_start_token_is_scored_from_its_second_token_on
             return type("Output", (), {"logits": logits})
 
     causal = TableCausalLM(p_ar)
-    model = EDLMForMaskedDiffusion.from_components(Denoiser(), causal, energy_type="ar", mask_token_id=MASK)
+    model = EDLMForMaskedDiffusion.from_components(
+        Denoiser(),
+        causal,
+        energy_type="ar",
+        mask_token_id=MASK,
+    )
     text = torch.tensor([[0, 2, 1]])
     plain = model.energy(text.unsqueeze(1), torch.full((1, 3), MASK))
     started = torch.cat([torch.tensor([[4]]), text], dim=1)
@@ -101,6 +113,7 @@ def test_candidates_of_one_row_do_not_touch_another(tables):
     draws = torch.randint(0, 3, (3, 5, L), generator=rng)
     candidates = torch.where(noisy.unsqueeze(1) == MASK, draws, noisy.unsqueeze(1))
     batch = model.energy(candidates, noisy)
+
     for row in range(3):
         for j in range(5):
             alone = model.energy(candidates[row : row + 1, j : j + 1], noisy[row : row + 1])

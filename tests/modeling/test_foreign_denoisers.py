@@ -52,7 +52,8 @@ def test_shift_is_that_of_the_argument_then_of_the_configuration():
     assert build(stated).config.logits_shift == 1
     assert build(stated, logits_shift=0).config.logits_shift == 0
     assert build(dream(), logits_shift=0).config.logits_shift == 0
-    assert build(build(dream()), mask_token_id=MASK).config.logits_shift == 0  # a composite has undone its own
+    # A composite has undone its own
+    assert build(build(dream()), mask_token_id=MASK).config.logits_shift == 0
 
 
 def test_dream_gets_the_mask_of_ragged_rows_in_its_own_form():
@@ -63,6 +64,7 @@ def test_dream_gets_the_mask_of_ragged_rows_in_its_own_form():
     first, second = (model.generate(row, **likeliest) for row in (ids[:1], ids[1:, :3]))
     assert torch.equal(both[:1], first)
     assert torch.equal(both[1:, 4:], second[:, 3:])
+
     again = build(model.denoiser, logits_shift=1)  # as it was wrapped
     assert torch.equal(again.generate(ids, attention_mask=(ids != PAD).long(), **likeliest), both)
 
@@ -96,7 +98,13 @@ def test_a_denoiser_that_would_come_back_causal_is_not_saved(tmp_path):
 
 
 def test_a_denoiser_that_reads_one_length_alone_is_refused_for_others():
-    sizes = {"vocab_size": 13, "d_model": 8, "d_latents": 8, "num_latents": 4, "num_self_attends_per_block": 1}
+    sizes = {
+        "vocab_size": 13,
+        "d_model": 8,
+        "d_latents": 8,
+        "num_latents": 4,
+        "num_self_attends_per_block": 1,
+    }
     perceiver = PerceiverForMaskedLM(PerceiverConfig(**sizes, max_position_embeddings=8))
     model = build(perceiver.eval(), mask_token_id=MASK)
     with pytest.raises(ValueError, match=r"PerceiverForMaskedLM.* 8, 13\) for ids of shape .* 6\)"):

@@ -44,7 +44,10 @@ class Echo(torch.nn.Module):
 
 
 def echo(length=12):
-    return build(Echo(SimpleNamespace(vocab_size=13, max_position_embeddings=length)), mask_token_id=MASK)
+    return build(
+        Echo(SimpleNamespace(vocab_size=13, max_position_embeddings=length)),
+        mask_token_id=MASK,
+    )
 
 
 # ------------------------------------------------------------------------------------------------ lengths and prompts
@@ -64,11 +67,13 @@ def test_prompt_is_kept_masks_are_filled_and_new_tokens_follow():
     filled = model.generate(prompt, generator=seed())
     assert filled.shape == prompt.shape and (filled != MASK).all()
     assert torch.equal(filled[prompt != MASK], prompt[prompt != MASK])
+
     longer = model.generate(prompt, max_new_tokens=4, generator=seed())
     assert longer.shape == (2, 7) and (longer != MASK).all()
     assert torch.equal(longer[:, :3][prompt != MASK], prompt[prompt != MASK])
     assert model.generate(prompt, max_length=5, generator=seed()).shape == (2, 5)
-    assert torch.equal(prompt, torch.tensor([[5, MASK, 7], [MASK, 3, 3]]))  # the input is not changed in place
+    # The input is not changed in place
+    assert torch.equal(prompt, torch.tensor([[5, MASK, 7], [MASK, 3, 3]]))
 
 
 def test_text_without_masks_comes_back():
@@ -86,16 +91,26 @@ def test_return_sequences_repeat_each_row():
 def test_ragged_rows_continue_after_their_own_last_token(side):
     rows = [[1, 2, 3, 4], [5, 6], [7]]
     lead = {"left": lambda n: 4 - n, "right": lambda n: 0, "both": lambda n: (4 - n) // 2}[side]
+
     ids, mask = torch.full((3, 4), PAD), torch.zeros(3, 4, dtype=torch.long)
     for i, row in enumerate(rows):
         begin = lead(len(row))
         ids[i, begin : begin + len(row)] = torch.tensor(row)
         mask[i, begin : begin + len(row)] = 1
+
     model = echo()
-    tokens = model.generate(ids, attention_mask=mask, max_new_tokens=3, max_denoising_steps=2, generator=seed())
+    tokens = model.generate(
+        ids,
+        attention_mask=mask,
+        max_new_tokens=3,
+        max_denoising_steps=2,
+        generator=seed(),
+    )
     assert torch.equal(tokens[:, :4], ids)  # the input columns, padding included, then the new ones
     assert tokens[:, 4:].tolist() == [[4, 5, 6], [2, 3, 4], [1, 2, 3]]
-    for seen, attention in model.denoiser.seen:  # the network sees the text without gaps, padding behind it
+
+    # The network sees the text without gaps, padding behind it
+    for seen, attention in model.denoiser.seen:
         for row, present in zip(seen, attention if attention is not None else [None] * len(seen), strict=True):
             present = torch.ones_like(row) if present is None else present
             assert (present.diff() <= 0).all() and (row[present == 1] != PAD).all()
@@ -104,7 +119,12 @@ def test_ragged_rows_continue_after_their_own_last_token(side):
 @torch.no_grad()
 def test_padding_changes_no_token_of_a_row():
     """The same row alone, left-padded and right-padded: the same likeliest tokens from a real network."""
-    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    sizes = {
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+    }
     bert = randomised(BertForMaskedLM(BertConfig(vocab_size=13, **sizes)))  # positions by column
     for model in (tiny_denoiser(), build(bert, mask_token_id=MASK)):
         row, options = [3, MASK, 5], {"max_new_tokens": 3, "do_sample": False, "max_denoising_steps": 3}
@@ -123,8 +143,15 @@ def test_batch_of_64_rows_with_different_prompts_and_lengths():
         begin = (6 - length) * (row % 2)
         ids[row, begin : begin + length] = torch.arange(row, row + length) % 11
         mask[row, begin : begin + length] = 1
+
     model = echo()
-    tokens = model.generate(ids, attention_mask=mask, max_new_tokens=4, max_denoising_steps=3, generator=seed())
+    tokens = model.generate(
+        ids,
+        attention_mask=mask,
+        max_new_tokens=4,
+        max_denoising_steps=3,
+        generator=seed(),
+    )
     for row in range(64):
         length = row % 6 + 1
         assert tokens[row, 6:].tolist() == [(length + i) % 11 for i in range(4)]
@@ -139,12 +166,17 @@ def test_blocks_carry_a_text_beyond_the_length_of_the_model():
     model.denoiser.seen.clear()  # it was tried whether it sees padding
     tokens = model.generate(torch.tensor([[0, 1]]), max_new_tokens=11, block_length=3, generator=seed())
     assert tokens.shape == (1, 13)
+
     widths = {ids.shape[1] for ids, _ in model.denoiser.seen}
     assert widths == {6}
     last, _ = model.denoiser.seen[-1]
-    assert torch.equal(last[0, :4], tokens[0, 7:11])  # four tokens of context before the last block of two
+    # Four tokens of context before the last block of two
+    assert torch.equal(last[0, :4], tokens[0, 7:11])
+
     first, attention = model.denoiser.seen[0]
-    assert first[0, :2].tolist() == [0, 1] and attention[0].tolist() == [1, 1, 1, 1, 1, 0]  # nothing behind the block
+    assert first[0, :2].tolist() == [0, 1]
+    # Nothing behind the block
+    assert attention[0].tolist() == [1, 1, 1, 1, 1, 0]
 
 
 def test_text_that_fits_is_seen_whole_while_its_blocks_are_filled():
@@ -159,21 +191,33 @@ def test_text_that_fits_is_seen_whole_while_its_blocks_are_filled():
 def test_ragged_rows_in_blocks():
     ids, mask = torch.tensor([[1, 2, 3], [PAD, PAD, 4]]), torch.tensor([[1, 1, 1], [0, 0, 1]])
     model = tiny_denoiser(model_length=6)
-    tokens = model.generate(ids, attention_mask=mask, max_new_tokens=9, block_length=2, generator=seed())
+    tokens = model.generate(
+        ids,
+        attention_mask=mask,
+        max_new_tokens=9,
+        block_length=2,
+        generator=seed(),
+    )
     assert tokens.shape == (2, 12) and torch.equal(tokens[:, :3], ids) and (tokens != MASK).all()
 
 
 def test_rows_of_any_integer_type_are_taken():
     ids = torch.tensor([[3, MASK, 4]])
     tokens = tiny_denoiser().generate(ids.int(), generator=seed())
-    assert tokens.dtype == torch.long and torch.equal(tokens, tiny_denoiser().generate(ids, generator=seed()))
+    assert tokens.dtype == torch.long
+    assert torch.equal(tokens, tiny_denoiser().generate(ids, generator=seed()))
 
 
 @pytest.mark.parametrize("energy_type", ["ar", "coar"])
 def test_blocks_of_ragged_rows_can_be_weighed_by_themselves(energy_type):
     model = with_ar(energy_type=energy_type)
     ids, mask = torch.tensor([[1, 2, 3], [PAD, PAD, 4]]), torch.tensor([[1, 1, 1], [0, 0, 1]])
-    options = {"block_length": 2, "max_denoising_steps": 1, "energy_scope": "revealed", "num_candidates": 3}
+    options = {
+        "block_length": 2,
+        "max_denoising_steps": 1,
+        "energy_scope": "revealed",
+        "num_candidates": 3,
+    }
     tokens = model.generate(ids, attention_mask=mask, max_new_tokens=4, generator=seed(), **options)
     assert tokens.shape == (2, 7) and torch.equal(tokens[:, :3], ids) and (tokens != MASK).all()
 
@@ -192,11 +236,15 @@ def test_next_block_can_be_weighed_by_itself(energy_type):
         **steps,
     )
     assert out.energies.shape == (2, 50, 3)
+
     noisy = torch.nn.functional.pad(out.sequences[:, :5], (0, 2), value=MASK)
     first = torch.nn.functional.pad(torch.tensor([[3, 1, 4]]), (0, 4), value=MASK).repeat(50, 1)
     log_theta = model(first).logits[:, 3:5, :12].log_softmax(-1)
     log_ar = model.energy_model(torch.tensor([[10, 3, 1, 4]]).repeat(50, 1)).logits[:, -1, :12].log_softmax(-1)
-    assert torch.isfinite(log_theta).all() and torch.isfinite(log_ar).all() and noisy.shape == (50, 7)
+
+    assert torch.isfinite(log_theta).all()
+    assert torch.isfinite(log_ar).all()
+    assert noisy.shape == (50, 7)
     with pytest.raises(ValueError, match="needs every step to reveal the next tokens"):
         model.generate(first, energy_scope="revealed", max_denoising_steps=3, generator=seed())
 
@@ -214,18 +262,28 @@ def test_text_ends_at_the_first_end_token():
     model = build(Ends(SimpleNamespace(vocab_size=13, max_position_embeddings=8)), mask_token_id=MASK)
     whole = model.generate(max_length=8, generator=seed())
     assert whole[0].tolist() == [9, 1, 2, 3, 9, 5, 6, 7]  # no end token, no padding
+
     ended = model.generate(max_length=8, eos_token_id=9, pad_token_id=PAD, generator=seed())
     assert ended[0].tolist() == [9, 1, 2, 3, 9, PAD, PAD, PAD]  # position 0 never counts
     by_itself = model.generate(max_length=8, eos_token_id=[8, 9], generator=seed())
     assert by_itself[0].tolist() == [9, 1, 2, 3, 9, 8, 8, 8]
+
     model.generation_config.eos_token_id = 9
     off = model.generate(max_length=8, eos_token_id=None, generator=seed())
     assert torch.equal(off, whole)  # an explicit None switches it off
+
     prompt = torch.tensor([[1, 9, 9, 3]])
     after = model.generate(prompt, max_new_tokens=3, eos_token_id=9, pad_token_id=PAD, generator=seed())
     assert after[0].tolist() == [1, 9, 9, 3, 9, PAD, PAD]  # the prompt never counts
+
     model.denoiser.seen.clear()
-    blocks = model.generate(max_length=8, block_length=2, eos_token_id=9, pad_token_id=PAD, max_denoising_steps=1)
+    blocks = model.generate(
+        max_length=8,
+        block_length=2,
+        eos_token_id=9,
+        pad_token_id=PAD,
+        max_denoising_steps=1,
+    )
     assert blocks[0].tolist() == [9, 1, 2, 3, 9, PAD, PAD, PAD]
     assert len(model.denoiser.seen) == 3  # a text that has ended asks for no more blocks
 
@@ -239,7 +297,13 @@ def test_end_of_text_is_off_where_it_is_the_start_token():
 def test_stopping_criteria_end_the_text_between_blocks():
     model = echo(length=12)
     stop = StoppingCriteriaList([lambda ids, scores, **k: torch.ones(len(ids), dtype=torch.bool)])
-    tokens = model.generate(max_length=8, block_length=3, stopping_criteria=stop, pad_token_id=PAD, generator=seed())
+    tokens = model.generate(
+        max_length=8,
+        block_length=3,
+        stopping_criteria=stop,
+        pad_token_id=PAD,
+        generator=seed(),
+    )
     assert tokens[0].tolist() == [0, 1, 2] + [PAD] * 5
     with pytest.raises(ValueError, match="no pad_token_id"):
         model.generate(max_length=8, block_length=3, stopping_criteria=stop, generator=seed())
@@ -252,7 +316,7 @@ def test_stopping_criteria_end_the_text_between_blocks():
 
 def test_likeliest_tokens_are_revealed_in_the_order_of_confidence():
     class Confident(torch.nn.Module):
-        """Position i is sure of token i with the given strength; visible tokens change nothing."""
+        """Position i is sure of token i with the given strength. Visible tokens change nothing."""
 
         def forward(self, input_ids, attention_mask=None):
             strength = torch.tensor([1.0, 3.0, 2.0, 3.0, 0.5, 4.0])[: input_ids.shape[1]]
@@ -266,10 +330,12 @@ def test_likeliest_tokens_are_revealed_in_the_order_of_confidence():
     options = {"do_sample": False, "output_history": True, "return_dict_in_generate": True}
     out = model.generate(ids, max_denoising_steps=4, **options)
     assert torch.equal(torch.random.get_rng_state(), state)  # no random number
+
     shown = [(h[0] != MASK).nonzero().squeeze(-1).tolist() for h in out.history]
     # 6 masks, r = 1/4, 1/3, 1/2, 1: round(1.5) = 2, round(4/3) = 1, round(3/2) = 2, the rest; ties by index
     assert shown == [[], [1, 5], [1, 3, 5], [0, 1, 2, 3, 5], [0, 1, 2, 3, 4, 5]]
     assert out.sequences[0].tolist() == [0, 1, 2, 3, 4, 5] and out.num_energy_calls.sum() == 0
+
     one_by_one = model.generate(ids, sampler="first_hitting", **options)
     order = [(h[0] != MASK).sum().item() for h in one_by_one.history]
     assert order == [0, 1, 2, 3, 4, 5, 6] and one_by_one.history[1][0, 5] == 5
@@ -277,15 +343,25 @@ def test_likeliest_tokens_are_revealed_in_the_order_of_confidence():
 
 @pytest.mark.parametrize("option", [{"temperature": 0.05}, {"top_k": 1}, {"top_p": 0.3}])
 def test_options_of_sampling_change_nothing_without_it(option):
-    """As in transformers; they would change which position is the most confident."""
+    """As in transformers. Temperature and filters would change which position is the most confident."""
     ids, model = torch.full((1, 8), MASK), tiny_denoiser()
-    options = {"do_sample": False, "max_denoising_steps": 4, "output_history": True, "return_dict_in_generate": True}
+    options = {
+        "do_sample": False,
+        "max_denoising_steps": 4,
+        "output_history": True,
+        "return_dict_in_generate": True,
+    }
     plain, changed = model.generate(ids, **options), model.generate(ids, **options, **option)
     assert all(torch.equal(x, y) for x, y in zip(plain.history, changed.history, strict=True))
 
 
 def test_steps_that_reveal_nothing_cost_nothing_without_sampling_too():
-    out = tiny_denoiser().generate(max_length=3, do_sample=False, max_denoising_steps=50, return_dict_in_generate=True)
+    out = tiny_denoiser().generate(
+        max_length=3,
+        do_sample=False,
+        max_denoising_steps=50,
+        return_dict_in_generate=True,
+    )
     assert out.num_denoiser_calls.tolist() == [3] and (out.sequences != MASK).all()
 
 
@@ -314,10 +390,12 @@ def test_filters_and_processors_change_what_can_be_drawn():
     top = model.denoiser(ids[:1]).logits[0, 0, :12].topk(2).indices
     few = model.generate(ids, top_k=2, max_denoising_steps=1, num_candidates=2, generator=seed())
     assert set(few[:, 0].tolist()) <= set(top.tolist()) and len(set(few[:, 0].tolist())) == 2
+
     one = model.generate(ids, top_p=1e-6, max_denoising_steps=1, generator=seed())
     assert (one[:, 0] == top[0]).all()
     cold = model.generate(ids, temperature=1e-3, max_denoising_steps=1, generator=seed())
     assert (cold[:, 0] == top[0]).all()
+
     processors = LogitsProcessorList([SuppressTokensLogitsProcessor(list(range(3, 12)))])
     kept = model.generate(ids, logits_processor=processors, generator=seed(), max_denoising_steps=3)
     assert (kept < 3).all()
@@ -334,7 +412,13 @@ def test_energy_sees_the_probabilities_that_were_drawn_from():
         seen.append(len(noisy_ids))
         return proposal_log_probs * 0
 
-    model.generate(batch_size=3, temperature=0.5, energy=energy, max_denoising_steps=3, generator=seed())
+    model.generate(
+        batch_size=3,
+        temperature=0.5,
+        energy=energy,
+        max_denoising_steps=3,
+        generator=seed(),
+    )
     assert seen
 
 
@@ -365,12 +449,18 @@ def test_recorded_energies_are_those_of_the_model(kind):
         randomised(model.energy_model, seed=3)
     else:
         model = with_ar(energy_type=kind)
+
     inner, checked = model.own_energy("sequence"), []
     bare = copy.deepcopy(model)
 
     def watched(candidates, proposal):
         energies = inner(candidates, proposal)
-        torch.testing.assert_close(energies, bare.energy(candidates.ids, proposal.ids), rtol=0, atol=1e-4)
+        torch.testing.assert_close(
+            energies,
+            bare.energy(candidates.ids, proposal.ids),
+            rtol=0,
+            atol=1e-4,
+        )
         checked.append(energies)
         return energies
 
@@ -385,6 +475,7 @@ def test_recorded_energies_are_those_of_the_model(kind):
         return_dict_in_generate=True,
     )
     assert checked and out.energies.shape == (3, 2, 4) and out.effective_sample_size.shape == (3, 2)
+
     recorded = out.energies[~out.energies.isnan().any(-1)]
     torch.testing.assert_close(recorded, torch.cat(checked))
     sizes = out.effective_sample_size[~out.effective_sample_size.isnan()]
@@ -406,15 +497,20 @@ def test_shared_prefix_and_chunks_change_no_energy(causal, energy_type):
     proposed = Candidates(candidates, proposal.log_probs(candidates))
     whole = torch.stack([model.energy(candidates[:, j : j + 1], noisy)[:, 0] for j in range(5)], 1)
     fed = []
-    model.energy_model.register_forward_pre_hook(lambda m, a, k: fed.append(k["input_ids"].shape), with_kwargs=True)
+    model.energy_model.register_forward_pre_hook(
+        lambda m, a, k: fed.append(k["input_ids"].shape),
+        with_kwargs=True,
+    )
     getattr(model.energy_model, "backbone", torch.nn.Identity()).register_forward_pre_hook(
         lambda m, a, k: fed.append(k["input_ids"].shape), with_kwargs=True
     )
+
     for chunk in (None, 1, 4, 7):
         fed.clear()
         energies = model.own_energy("sequence", chunk)(proposed, proposal)
         torch.testing.assert_close(energies, whole, rtol=0, atol=1e-4)
-        assert fed[0] == (3, 20)  # what every row shows before its first mask runs once per row, not per candidate
+        # What every row shows before its first mask runs once per row, not per candidate
+        assert fed[0] == (3, 20)
         assert sum(n for n, _ in fed[1:]) == 15 and all(n <= (chunk or 15) for n, _ in fed[1:])
 
 

@@ -46,9 +46,11 @@ def test_yes_and_no_of_python_numpy_and_torch(values, yes, capsys):
         assert EDLMGenerationConfig(do_sample=value).do_sample is yes
         out = model.generate(IDS, return_dict_in_generate=value)
         assert torch.is_tensor(out) is not yes
+
         out = model.generate(IDS, return_dict_in_generate=True, output_history=value)
         assert (out.history is not None) is yes
         assert model.generate(IDS, use_cache=value).shape == (2, 3)
+
         capsys.readouterr()
         model.generate(IDS, progress_bar=value)
         assert ("denoising" in capsys.readouterr().err) is yes
@@ -72,9 +74,11 @@ def test_a_stored_configuration_says_yes_or_no(tmp_path):
         path.write_text(json.dumps({"do_sample": value}))
         assert draws(AutoModelForMaskedLM.from_pretrained(tmp_path)) is samples
         assert EDLMGenerationConfig.from_pretrained(tmp_path).do_sample is samples
+
     path.write_text(json.dumps({"do_sample": "no"}))
     with pytest.raises(ValueError, match="do_sample is 'no', but it must be True or False"):
         AutoModelForMaskedLM.from_pretrained(tmp_path).generate(IDS)
+
     plain = GenerationConfig(do_sample=0)
     assert not draws(tiny_denoiser(), generation_config=plain) and plain.do_sample == 0
 
@@ -83,7 +87,11 @@ def test_a_stored_configuration_says_yes_or_no(tmp_path):
 
 
 def test_no_new_tokens_fill_the_holes():
-    for holes in (torch.tensor([[3, MASK, 4]]), torch.tensor([[3, 4]]), torch.zeros(1, 0, dtype=torch.long)):
+    for holes in (
+        torch.tensor([[3, MASK, 4]]),
+        torch.tensor([[3, 4]]),
+        torch.zeros(1, 0, dtype=torch.long),
+    ):
         for options in ({}, {"block_length": 2}, {"do_sample": False}, {"sampler": "first_hitting"}):
             filled = tiny_denoiser().generate(holes, max_new_tokens=0, generator=seed(), **options)
             assert filled.shape == holes.shape and (filled != MASK).all()
@@ -112,7 +120,12 @@ class Shown:
 @pytest.mark.parametrize("options", [{}, {"do_sample": False}, {"sampler": "first_hitting"}, {"block_length": 2}])
 def test_no_rows_and_no_columns_come_back(options):
     model = EDLMForMaskedDiffusion.from_components(tiny_denoiser(), tiny_causal(bos_token_id=10))
-    extras = {"eos_token_id": 1, "pad_token_id": 0, "stopping_criteria": lambda ids, scores: True, "num_candidates": 2}
+    extras = {
+        "eos_token_id": 1,
+        "pad_token_id": 0,
+        "stopping_criteria": lambda ids, scores: True,
+        "num_candidates": 2,
+    }
     for shape in ((0, 2), (0, 0), (2, 0)):
         for new in (0, 3):
             shown = Shown()
@@ -125,6 +138,7 @@ def test_no_rows_and_no_columns_come_back(options):
                 **options,
                 **extras,
             )
+
             assert out.sequences.shape == (shape[0], shape[1] + new) and shown.ended == 1
             assert len(out.num_denoiser_calls) == len(out.tokens_per_forward) == shape[0]
             assert shown.got == (out.sequences[0].tolist() if shape[0] else [])
@@ -133,7 +147,8 @@ def test_no_rows_and_no_columns_come_back(options):
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.uint16, torch.int32, torch.uint32])
 def test_ids_of_any_integer_type(dtype):
     tokens = tiny_denoiser().generate(IDS.to(dtype), generator=seed())
-    assert torch.equal(tokens, tiny_denoiser().generate(IDS, generator=seed())) and tokens.dtype == torch.long
+    assert torch.equal(tokens, tiny_denoiser().generate(IDS, generator=seed()))
+    assert tokens.dtype == torch.long
 
 
 @pytest.mark.parametrize("dtype", [torch.bool, torch.int32, torch.float32, torch.float16])
@@ -155,13 +170,20 @@ def test_a_gap_in_a_row_is_padding_like_any_other():
     mask = torch.tensor([[1, 0, 1, 1, 0], [1, 1, 0, 0, 1]])
     alone = tiny_denoiser().generate(torch.tensor([[3, MASK, 4]]), max_new_tokens=3, do_sample=False)[0].tolist()
     tokens = tiny_denoiser().generate(ids, mask, max_new_tokens=3, do_sample=False).tolist()
-    assert tokens[0] == [3, 9, alone[1], 4, 9, *alone[3:]] and tokens[1] == [3, alone[1], 9, 9, 4, *alone[3:]]
+    assert tokens[0] == [3, 9, alone[1], 4, 9, *alone[3:]]
+    assert tokens[1] == [3, alone[1], 9, 9, 4, *alone[3:]]
 
 
 def test_rows_of_padding_alone_are_texts_from_nothing():
     ids, mask = torch.tensor([[3, 4], [5, 6]]), torch.tensor([[1, 1], [0, 0]])
     alone = tiny_denoiser().generate(max_new_tokens=4, do_sample=False, max_denoising_steps=2)[0]
-    tokens = tiny_denoiser().generate(ids, mask, max_new_tokens=4, do_sample=False, max_denoising_steps=2)
+    tokens = tiny_denoiser().generate(
+        ids,
+        mask,
+        max_new_tokens=4,
+        do_sample=False,
+        max_denoising_steps=2,
+    )
     assert torch.equal(tokens[1, 2:], alone) and tokens[1, :2].tolist() == [5, 6]
 
 
@@ -200,8 +222,12 @@ def test_special_tokens_of_the_model_that_no_text_can_hold_are_left_out():
     model.generation_config.update(eos_token_id=[40, 5], pad_token_id=MASK)
     tokens = model.generate(batch_size=30, max_new_tokens=8, generator=seed())
     ended = (tokens[:, 1:-1] == 5).any(-1)
-    assert ended.any() and (tokens[ended, -1] == 5).all() and (tokens != MASK).all()  # 5 is the padding then
-    assert model.generation_config.pad_token_id == MASK and model.generation_config.eos_token_id == [40, 5]
+    assert ended.any()
+    assert (tokens[ended, -1] == 5).all()
+    # 5 is the padding then
+    assert (tokens != MASK).all()
+    assert model.generation_config.pad_token_id == MASK
+    assert model.generation_config.eos_token_id == [40, 5]
 
 
 # --------------------------------------------------------------------------------------------------------- token types
@@ -219,17 +245,27 @@ def tokenizer_with_types():
 
 def bert():
     sizes = {"vocab_size": 22, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    return randomised(BertForMaskedLM(BertConfig(**sizes, intermediate_size=16, max_position_embeddings=16)))
+    return randomised(
+        BertForMaskedLM(
+            BertConfig(
+                **sizes,
+                intermediate_size=16,
+                max_position_embeddings=16,
+            )
+        )
+    )
 
 
 def test_what_a_tokenizer_gives_is_what_generate_takes():
     model = EDLMForMaskedDiffusion.from_components(bert(), tokenizer=tokenizer_with_types())
     inputs = tokenizer_with_types()(["w1 w2 [MASK] w3", "[MASK] w5"], padding=True, return_tensors="pt")
     assert set(inputs) == {"input_ids", "token_type_ids", "attention_mask"}
+
     rows = model.generate(**inputs, max_new_tokens=2, generator=seed())
     assert rows.shape == (2, 6) and (rows != 1).all()
     inputs.pop("token_type_ids")
     assert torch.equal(rows, model.generate(**inputs, max_new_tokens=2, generator=seed()))
+
     # Types that are all 0 say nothing to a network without types
     types = {"token_type_ids": torch.zeros_like(IDS)}
     assert tiny_denoiser().generate(IDS, **types).shape == IDS.shape
@@ -237,7 +273,7 @@ def test_what_a_tokenizer_gives_is_what_generate_takes():
 
 @pytest.mark.parametrize("options", [{}, {"block_length": 2}, {"num_return_sequences": 2}])
 def test_token_types_reach_the_network_as_in_forward(options):
-    """Aligned with the text of every row; new tokens have the type of its last one."""
+    """Aligned with the text of every row. New tokens have the type of its last one."""
     network = bert()
     model, seen = EDLMForMaskedDiffusion.from_components(network, mask_token_id=1), []
     network.register_forward_pre_hook(lambda m, a, k: seen.append(k), with_kwargs=True)
@@ -245,6 +281,7 @@ def test_token_types_reach_the_network_as_in_forward(options):
     types, mask = torch.tensor([[0, 0, 1, 1], [1, 1, 0, 0]]), torch.tensor([[1, 1, 1, 1], [0, 0, 1, 1]])
     model.generate(ids, mask, token_type_ids=types, max_new_tokens=3, max_denoising_steps=1, **options)
     expected = {5: [0, 0, 1, 1, 1, 1, 1], 8: [0, 0, 0, 0, 0]}
+
     for call in seen:
         for i, row in enumerate(call["input_ids"].tolist()):
             assert call["token_type_ids"][i].tolist()[: len(expected[row[0]])] == expected[row[0]]
@@ -270,7 +307,11 @@ def test_processors_cannot_bring_the_mask_back():
 
 def test_a_table_that_a_processor_returns_stays_as_it_is():
     table = torch.zeros(12, 13)
-    tiny_denoiser().generate(max_denoising_steps=1, logits_processor=[lambda ids, scores: table], temperature=0.5)
+    tiny_denoiser().generate(
+        max_denoising_steps=1,
+        logits_processor=[lambda ids, scores: table],
+        temperature=0.5,
+    )
     assert (table == 0).all()
 
 
@@ -289,7 +330,11 @@ def test_a_table_that_a_processor_returns_stays_as_it_is():
 )
 def test_processors_that_return_no_scores_are_refused(processor, message, do_sample):
     with pytest.raises(ValueError, match=message):
-        tiny_denoiser().generate(logits_processor=[processor], do_sample=do_sample, max_denoising_steps=2)
+        tiny_denoiser().generate(
+            logits_processor=[processor],
+            do_sample=do_sample,
+            max_denoising_steps=2,
+        )
 
 
 def writes_into_noisy(candidates, noisy, log_probs, attention_mask):
@@ -311,7 +356,12 @@ def test_energies_may_write_into_what_they_are_given(energy, scope):
         return candidates.double().mean(-1)
 
     ids, mask = torch.tensor([[3, MASK, 4], [5, 6, PAD]]), torch.tensor([[1, 1, 1], [1, 1, 0]])
-    options = {"max_new_tokens": 4, "max_denoising_steps": 3, "num_candidates": 3, "energy_scope": scope}
+    options = {
+        "max_new_tokens": 4,
+        "max_denoising_steps": 3,
+        "num_candidates": 3,
+        "energy_scope": scope,
+    }
     one, two = (
         tiny_denoiser().generate(ids, mask, energy=e, generator=seed(), return_dict_in_generate=True, **options)
         for e in (energy, clean)

@@ -1,6 +1,6 @@
 """The shipped generate() against exact laws (invariants C1, C2, C5, C12, C13, C15, C18, C19).
 
-Each law is sampled 200,000 times; the total variation distance of so many draws over 81 sequences is about
+Each law is sampled 200,000 times. The total variation distance of so many draws over 81 sequences is about
 0.6 sqrt(81 / N) / 2 = 0.006, and 0.012 is allowed.
 """
 
@@ -39,14 +39,17 @@ from edlm_hf import EDLMForMaskedDiffusion
 N, TV = 200_000, 0.012
 JOINT = random_joint(seed=3)
 PROPOSAL = perturbed(marginals(JOINT), seed=1)
-PRODUCTS = np.stack([product_law(PROPOSAL, s) for s in range(len(STATES))])  # (256, 81) p_theta(x_0 | x_t)
-ENERGY = np.random.default_rng(8).normal(size=(len(STATES), len(SEQUENCES))) * 1.5  # E(x_0, x_t), any function
+# (256, 81) p_theta(x_0 | x_t)
+PRODUCTS = np.stack([product_law(PROPOSAL, s) for s in range(len(STATES))])
+# E(x_0, x_t), any function
+ENERGY = np.random.default_rng(8).normal(size=(len(STATES), len(SEQUENCES))) * 1.5
 EMPTY = torch.full((N, L), MASK)
 
 
 def table_energy(candidate_ids, noisy_ids, proposal_log_probs, attention_mask):
     """The table of energies, after a check of what an energy is given."""
-    assert candidate_ids.shape[:2] == proposal_log_probs.shape and attention_mask.shape == noisy_ids.shape
+    assert candidate_ids.shape[:2] == proposal_log_probs.shape
+    assert attention_mask.shape == noisy_ids.shape
     visible = (noisy_ids != MASK).unsqueeze(1)
     assert torch.equal(candidate_ids * visible, noisy_ids.unsqueeze(1) * visible.expand_as(candidate_ids))
     assert (candidate_ids != MASK).all()
@@ -57,7 +60,12 @@ def table_energy(candidate_ids, noisy_ids, proposal_log_probs, attention_mask):
 
 
 def model(proposal=PROPOSAL, energy=None, **choices):
-    return EDLMForMaskedDiffusion.from_components(TableDenoiser(proposal), energy, mask_token_id=MASK, **choices)
+    return EDLMForMaskedDiffusion.from_components(
+        TableDenoiser(proposal),
+        energy,
+        mask_token_id=MASK,
+        **choices,
+    )
 
 
 def sample(network=None, ids=EMPTY, seed=0, **arguments):
@@ -128,7 +136,12 @@ def test_energy_acts_in_its_window_only(window, inside):
 
 
 def test_temperature_divides_the_energy():
-    tokens = sample(energy=table_energy, num_candidates=2, max_denoising_steps=2, energy_temperature=0.5)
+    tokens = sample(
+        energy=table_energy,
+        num_candidates=2,
+        max_denoising_steps=2,
+        energy_temperature=0.5,
+    )
     assert distance(tokens, chain_law(resampled_law(temperature=0.5), 2)) < TV
 
 
@@ -154,7 +167,11 @@ def test_window_zero_and_one_candidate_are_plain_diffusion_bit_by_bit():
     ids = EMPTY[:2000]
     plain = sample(ids=ids, max_denoising_steps=5)
     refuse = lambda *inputs: pytest.fail("no energy may be asked for")  # noqa: E731
-    for choice in ({"energy_window": 0}, {"num_candidates": 1}, {"energy_window": 0.0, "num_candidates": 4}):
+    for choice in (
+        {"energy_window": 0},
+        {"num_candidates": 1},
+        {"energy_window": 0.0, "num_candidates": 4},
+    ):
         assert torch.equal(sample(ids=ids, energy=refuse, max_denoising_steps=5, **choice), plain)
 
 
@@ -190,6 +207,7 @@ def test_first_hitting_uses_the_window_row_by_row():
         return_dict_in_generate=True,
         num_candidates=2,
     )
+
     # a row's hitting times are four uniforms: on average two of them are above 1/2
     assert abs(out.num_energy_calls.double().mean() - 2) < 5 / np.sqrt(20_000)
     assert sum(map(len, calls)) == out.num_energy_calls.sum()
@@ -203,8 +221,15 @@ def test_prompts_and_infilling_have_the_conditional_law(scope):
     ids = torch.tensor(patterns).repeat(N, 1)
     steps, tilted = 3, resampled_law()
     energy = table_energy if scope == "sequence" else reveal_set_energy
-    tokens = sample(ids=ids, energy=energy, num_candidates=2, max_denoising_steps=steps, energy_scope=scope)
+    tokens = sample(
+        ids=ids,
+        energy=energy,
+        num_candidates=2,
+        max_denoising_steps=steps,
+        energy_scope=scope,
+    )
     assert torch.equal(tokens[ids != MASK], ids[ids != MASK])
+
     for row, pattern in enumerate(patterns):
         if scope == "sequence":
             law = chain_law(tilted, steps, start=pattern)
@@ -232,7 +257,10 @@ def reveal_set_chain(steps, start):
             for size in range(len(masked) + 1):
                 for chosen in itertools.combinations(masked, size):
                     chance = (1 / n) ** size * (1 - 1 / n) ** (len(masked) - size)
-                    values = np.array(list(itertools.product(range(3), repeat=size)), dtype=int).reshape(3**size, size)
+                    values = np.array(list(itertools.product(range(3), repeat=size)), dtype=int).reshape(
+                        3**size,
+                        size,
+                    )
                     after = np.repeat(STATES[s][None], len(values), 0)
                     after[:, list(chosen)] = values
                     p = PROPOSAL[s][list(chosen), values].prod(-1) if size else np.ones(1)
@@ -240,7 +268,9 @@ def reveal_set_chain(steps, start):
                     w = np.exp(-REVEAL_ENERGY[s, index])
                     p2 = 2 * p * ((w[:, None] / (w[:, None] + w)) * p).sum(1) if size else p
                     np.add.at(new, index, law[s] * chance * p2)
+
         law = new
+
     return law[state_index(SEQUENCES)]
 
 
@@ -296,11 +326,16 @@ def test_permuting_candidates_changes_no_energy_and_no_law():
     p_ar = 0.6 * JOINT + 0.4 * random_joint(seed=11)
     network = model(energy=TableCausalLM(p_ar), energy_type="ar")
     noisy = torch.tensor([[MASK] * 4, [1, MASK, MASK, 0]])
-    candidates = torch.where(noisy.unsqueeze(1) == MASK, torch.randint(0, 3, (2, 6, L)), noisy.unsqueeze(1))
+    candidates = torch.where(
+        noisy.unsqueeze(1) == MASK,
+        torch.randint(0, 3, (2, 6, L)),
+        noisy.unsqueeze(1),
+    )
     permutation = torch.randperm(6)
     assert torch.equal(
         network.energy(candidates, noisy)[:, permutation], network.energy(candidates[:, permutation], noisy)
     )
+
     reverse = lambda *inputs: table_energy(*inputs)  # noqa: E731
     flipped = lambda c, n, p, a: reverse(c.flip(1), n, p.flip(1), a).flip(1)  # noqa: E731
     one, two = (sample(ids=EMPTY[:4000], energy=e, max_denoising_steps=2) for e in (reverse, flipped))
@@ -335,6 +370,7 @@ def test_number_of_calls_is_the_number_of_steps_that_reveal_something(steps):
     assert abs(out.num_denoiser_calls.double().mean() / expected - 1) < 0.01
     assert out.num_denoiser_calls.sum() == denoiser.rows and denoiser.calls <= steps
     assert out.num_energy_calls.sum() == sum(energies)
+
     # in the window: the steps n with n / T >= 1/2, each of which reveals something with the same probability
     in_window = (steps - steps // 2 + 1) * (1 - (1 - 1 / steps) ** length)
     assert abs(out.num_energy_calls.double().mean() / in_window - 1) < 0.02
@@ -385,9 +421,11 @@ def test_rows_of_unequal_length_have_the_law_they_have_alone(side, weighed):
     if weighed is not None:
         law_of_step = weighed_step(WINDOW_ENERGY, weighed)
         options |= {"energy": window_energy, "num_candidates": 2, "energy_scope": weighed}
+
     network = EDLMForMaskedDiffusion.from_components(WindowDenoiser(WINDOW_TABLE))
     ids, mask = padded_rows(PROMPTS, side)
     tokens = sample(network, ids.repeat(count, 1), attention_mask=mask.repeat(count, 1), **options)
+
     for i, prompt in enumerate(PROMPTS):
         law = blocks_law(prompt, 3, 2, 2, WINDOW_TABLE, law_of_step)
         real = torch.cat([mask[i].bool(), torch.ones(3, dtype=torch.bool)])
@@ -400,6 +438,7 @@ def test_rows_that_reveal_one_token_at_a_time_have_the_law_they_have_alone():
     ids, mask = padded_rows(PROMPTS, "right")
     options = {"max_new_tokens": 3, "block_length": 2, "sampler": "first_hitting"}
     tokens = sample(network, ids.repeat(count, 1), attention_mask=mask.repeat(count, 1), **options)
+
     for i, prompt in enumerate(PROMPTS):
         law = blocks_law(prompt, 3, 2, None, WINDOW_TABLE, plain_step)
         real = torch.cat([mask[i].bool(), torch.ones(3, dtype=torch.bool)])

@@ -1,6 +1,6 @@
 """Random calls of `generate()`: a ValueError with advice, or an output that has all properties.
 
-500 calls in `make test`; `EDLM_FUZZ_CASES=10000` sets another number, as `make nightly` does.
+500 calls in `make test`. `EDLM_FUZZ_CASES=10000` sets another number, as `make nightly` does.
 """
 
 import os
@@ -61,6 +61,7 @@ def check_wild(call: fuzz.Call, model, generate, outcomes: Counter) -> None:
         assert ids.dtype == torch.long and ids.dim() == 2
         assert not (ids == fuzz.MASK).any() and ((0 <= ids) & (ids < fuzz.VOCABULARY)).all()
         outcomes["passed"] += 1
+
     before.check(own_generator=call.arguments.get("generator", True) is not None)
 
 

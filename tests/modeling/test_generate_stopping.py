@@ -1,4 +1,4 @@
-"""Stopping criteria of transformers: asked about finished text, row by row; what follows is padding and not counted."""
+"""Stopping criteria of transformers: asked about finished text, row by row. What follows is padding and not counted."""
 
 import time
 from types import SimpleNamespace
@@ -37,7 +37,12 @@ def counting():
 
 def generate(ids, *criteria, model=None, **options):
     """Two tokens at a time, one at a step."""
-    options = {"max_new_tokens": 8, "block_length": 2, "max_denoising_steps": 2, "pad_token_id": PAD} | options
+    options = {
+        "max_new_tokens": 8,
+        "block_length": 2,
+        "max_denoising_steps": 2,
+        "pad_token_id": PAD,
+    } | options
     options |= {"generator": torch.Generator().manual_seed(0), "stopping_criteria": list(criteria)}
     return (model or counting()).generate(ids, **options)
 
@@ -76,9 +81,12 @@ def test_length_of_a_row_does_not_depend_on_longer_ones(side):
     tokens = generate(ids, MaxLengthCriteria(5), attention_mask=mask)
     assert tokens[0, 5:].tolist() == [5, 6] + [PAD] * 6
     assert tokens[1, 5:].tolist() == [8, 9, 10, 0] + [PAD] * 4
+
     record = Record()
     generate(ids, record, attention_mask=mask)
-    assert all((asked != MASK).all() and len(asked) == 2 for asked in record.asked)  # all rows at a time
+    # All rows at a time
+    assert all((asked != MASK).all() and len(asked) == 2 for asked in record.asked)
+
     # Rows as they are alone: every length of one of them is asked about, and counts for that row
     assert sorted({asked.shape[1] for asked in record.asked}) == [3, 5, 7, 9, 11, 13]
     assert record.asked[0][1].tolist() == [7, 8, 9]
@@ -99,10 +107,12 @@ def test_holes_of_a_prompt_are_asked_about_and_its_given_tokens_are_not():
     ids = torch.tensor([[0, MASK, 2, MASK, 4]])
     tokens = generate(ids, EosTokenCriteria(4), max_new_tokens=4)
     assert tokens[0].tolist() == list(range(9))
+
     tokens = generate(ids, EosTokenCriteria(1), max_new_tokens=4)
     assert tokens[0].tolist() == [0, 1, 2, PAD, 4] + [PAD] * 4  # given tokens stay
     record = Record()
     generate(torch.cat([ids, torch.tensor([[5, 6, 7, 8, 9]])]), record, max_new_tokens=2)
+
     # The second row has no holes: it is asked about after its own block only
     assert [asked.shape[1] for asked in record.asked] == [5, 7]
 
@@ -191,19 +201,29 @@ def test_rows_that_are_done_cost_nothing_and_only_generated_tokens_count():
     flags = torch.tensor([True, False, False])
     ids = torch.tensor([[0, 1], [5, 6], [0, 2]])
     output = {"return_dict_in_generate": True, "output_history": True, "num_candidates": 2}
-    options = output | {"energy": lambda candidates, *rest: candidates.double().mean(-1), "eos_token_id": 10}
+    options = output | {
+        "energy": lambda candidates, *rest: candidates.double().mean(-1),
+        "eos_token_id": 10,
+    }
     out = generate(ids, lambda ids, scores: flags, **options)
+
     # The first row stops after a block of two, the second at its 10, which is generated, and the third goes on
     assert out.sequences.tolist()[:2] == [[0, 1, 2, 3] + [PAD] * 6, [5, 6, 7, 8, 9, 10] + [PAD] * 4]
     tokens = torch.tensor([2, 4, 8])
     assert torch.equal((out.tokens_per_forward * out.num_denoiser_calls).round().long(), tokens)
-    assert (out.num_denoiser_calls <= tokens).all() and torch.equal(out.num_energy_calls, out.num_denoiser_calls)
+    assert (out.num_denoiser_calls <= tokens).all()
+    assert torch.equal(out.num_energy_calls, out.num_denoiser_calls)
     assert len(out.history) == 9 and out.energies.shape == (8, 3, 2)  # four blocks of two steps
     assert out.energies[2:, 0].isnan().all() and (out.chosen[2:, 0] == -1).all()
 
 
 def test_when_all_rows_are_done_no_later_block_is_begun():
-    out = generate(torch.tensor([[0, 1]]), MaxLengthCriteria(4), return_dict_in_generate=True, output_history=True)
+    out = generate(
+        torch.tensor([[0, 1]]),
+        MaxLengthCriteria(4),
+        return_dict_in_generate=True,
+        output_history=True,
+    )
     assert len(out.history) == 3 and out.tokens_per_forward * out.num_denoiser_calls == 2
 
 
@@ -222,6 +242,7 @@ def test_padding_after_the_end_is_no_generated_token(eos_token_id):
     ends = torch.isin(out.sequences, torch.tensor(eos_token_id))
     ends[:, 0] = False
     lengths = torch.tensor([min(first(row) + 1, 30) for row in ends])
+
     assert (out.tokens_per_forward <= 2).all() and len(lengths.unique()) > 5
     assert torch.equal((out.tokens_per_forward * out.num_denoiser_calls).round().long(), lengths)
     for row, length in zip(out.sequences, lengths, strict=True):
@@ -229,13 +250,19 @@ def test_padding_after_the_end_is_no_generated_token(eos_token_id):
 
 
 def test_a_planner_fills_no_more_of_a_row_whose_text_has_ended():
-    """Tokens 1 2 3 ... from left to right; 3 ends the first row after three calls, the second with its last token."""
+    """Tokens 1 2 3 ... from left to right: 3 ends the first row after three calls, the second with its last token."""
     ids = torch.tensor([[0], [8]])
     options = {"max_new_tokens": 6, "sampler": "top_k", "max_denoising_steps": 6, "pad_token_id": PAD}
     out = counting().generate(ids, eos_token_id=3, return_dict_in_generate=True, **options)
     assert out.sequences.tolist() == [[0, 1, 2, 3, PAD, PAD, PAD], [8, 9, 10, 0, 1, 2, 3]]
     assert out.num_denoiser_calls.tolist() == [3, 6]
-    whole = counting().generate(ids, eos_token_id=3, max_new_tokens=6, max_denoising_steps=6, pad_token_id=PAD)
+    whole = counting().generate(
+        ids,
+        eos_token_id=3,
+        max_new_tokens=6,
+        max_denoising_steps=6,
+        pad_token_id=PAD,
+    )
     assert torch.equal(out.sequences, whole)
 
 
@@ -262,7 +289,13 @@ def test_the_likeliest_tokens_may_end_a_text_before_its_last_step(sampler):
     def ends(ids, scores):
         return torch.nn.functional.one_hot(torch.full((len(ids),), 7), scores.shape[-1]) * 50.0
 
-    options = {"do_sample": False, "sampler": sampler, "max_denoising_steps": 3, "eos_token_id": 7, "pad_token_id": PAD}
+    options = {
+        "do_sample": False,
+        "sampler": sampler,
+        "max_denoising_steps": 3,
+        "eos_token_id": 7,
+        "pad_token_id": PAD,
+    }
     model = EDLMForMaskedDiffusion.from_components(tiny_denoiser())
     rows = torch.tensor([[MASK] * 4, [3, MASK, 4, MASK]])
     out = model.generate(rows, max_new_tokens=0, logits_processor=[ends], **options)

@@ -25,14 +25,24 @@ def test_numbers_of_numpy_and_torch_are_numbers():
     import numpy as np
 
     model, ids = tiny_denoiser(), torch.tensor([[3, MASK]])
-    options = {"max_new_tokens": torch.tensor(3), "num_return_sequences": np.int64(2), "temperature": torch.tensor(0.7)}
-    options |= {"max_denoising_steps": np.int32(2), "eos_token_id": torch.tensor([4, 5]), "pad_token_id": np.int64(PAD)}
+    options = {
+        "max_new_tokens": torch.tensor(3),
+        "num_return_sequences": np.int64(2),
+        "temperature": torch.tensor(0.7),
+    }
+    options |= {
+        "max_denoising_steps": np.int32(2),
+        "eos_token_id": torch.tensor([4, 5]),
+        "pad_token_id": np.int64(PAD),
+    }
     assert model.generate(ids, generator=seed(), **options).shape == (2, 5)
     assert model.generate(batch_size=np.int64(3), max_new_tokens=2).shape == (3, 2)
     assert model.generate(ids, max_new_tokens=2, eos_token_id=(4, 5), logits_processor=()).shape == (1, 4)
+
     config = EDLMGenerationConfig(block_length=3)
     assert config.update(defaults_only=True, block_length=5, num_candidates=np.int64(2)) == {"block_length": 5}
-    assert (config.block_length, config.num_candidates) == (3, 2) and type(config.num_candidates) is int
+    assert (config.block_length, config.num_candidates) == (3, 2)
+    assert type(config.num_candidates) is int
 
 
 def test_ids_that_the_embedding_has_are_taken_though_the_vocabulary_is_smaller():
@@ -51,6 +61,7 @@ def test_what_is_not_given_has_its_default_and_overrides_nothing():
     assert (config.sampler, config.energy_temperature, config.energy_scope) == ("ancestral", 1.0, None)
     assert set(config.to_diff_dict()) == {"transformers_version", "block_length", "do_sample"}
     assert copy.deepcopy(config).block_length == 3 and not hasattr(config, "colour")
+
     model = with_ar()
     model.generation_config.update(num_candidates=3)
     options = {"max_denoising_steps": 2, "generator": seed(), "return_dict_in_generate": True}
@@ -68,10 +79,12 @@ def test_generation_config_travels_with_the_model(tmp_path):
     config = loaded.generation_config
     assert isinstance(config, EDLMGenerationConfig)
     assert (config.max_denoising_steps, config.num_candidates, tuple(config.energy_window)) == (7, 3, (0.2, 0.9))
+
     out = loaded.generate(return_dict_in_generate=True, generator=seed())
     assert out.energies.shape == (7, 1, 3)
     out = loaded.generate(return_dict_in_generate=True, generator=seed(), num_candidates=2)
     assert out.energies.shape == (7, 1, 2)
+
     given = EDLMGenerationConfig(max_denoising_steps=4, return_dict_in_generate=True)
     assert loaded.generate(generation_config=given, generator=seed()).energies.shape == (4, 1, 3)
     plain = GenerationConfig(max_new_tokens=5, do_sample=True)
@@ -164,11 +177,23 @@ def test_time_conditioned_networks_are_told_the_noise_of_the_step():
     denoiser = tiny_denoiser(time_conditioning=True)
     energy = randomised(EDLMEnergyModel(tiny_config(time_conditioning=True)))
     model, told = build(denoiser, energy), []
-    denoiser.backbone.register_forward_pre_hook(lambda m, a, k: told.append(k["timesteps"]), with_kwargs=True)
+    denoiser.backbone.register_forward_pre_hook(
+        lambda m, a, k: told.append(k["timesteps"]),
+        with_kwargs=True,
+    )
+
     for sampler in ("ancestral", "first_hitting"):
         told.clear()
-        model.generate(batch_size=3, max_denoising_steps=4, num_candidates=2, sampler=sampler, generator=seed())
-        assert torch.cat(told).max() <= 6.9078 and all(len(x.unique()) == 1 or sampler != "ancestral" for x in told)
+        model.generate(
+            batch_size=3,
+            max_denoising_steps=4,
+            num_candidates=2,
+            sampler=sampler,
+            generator=seed(),
+        )
+        assert torch.cat(told).max() <= 6.9078
+        assert all(len(x.unique()) == 1 or sampler != "ancestral" for x in told)
+
     # t = 1, 3/4, 1/2, 1/4: sigma = -log(1 - (1 - 1e-3) t)
     told.clear()
     model.generate(batch_size=50, max_denoising_steps=4, num_candidates=1, generator=seed())

@@ -96,12 +96,17 @@ def test_output_counts_what_happened():
         output_history=True,
     )
     assert len(out.history) == 6 and torch.equal(out.history[-1], out.sequences)
+
     revealing = [(a != b).any(-1) for a, b in zip(out.history[:-1], out.history[1:], strict=True)]
     assert torch.equal(torch.stack(revealing).sum(0), out.num_denoiser_calls)
-    assert out.num_denoiser_calls[1] == 0 and out.num_energy_calls[1] == 0  # nothing to do in the second row
+    assert out.num_denoiser_calls[1] == 0
+    # Nothing to do in the second row
+    assert out.num_energy_calls[1] == 0
+
     in_window = torch.stack(revealing[:3]).sum(0)  # t = 1, .8, .6 lie in [.5, 1]
     assert torch.equal(in_window, out.num_energy_calls)
     assert out.tokens_per_forward[0] == 3 / out.num_denoiser_calls[0]
+
     plain = tiny_denoiser().generate(batch_size=1, return_dict_in_generate=True, generator=seed())
     assert plain.energies is None and plain.effective_sample_size is None and plain.history is None
     assert plain.chosen is None
@@ -128,9 +133,14 @@ def test_output_says_which_candidate_was_taken():
         output_history=True,
     )
     weighed = ~out.effective_sample_size.isnan()
-    assert out.chosen.shape == (6, 2) and torch.equal(out.chosen >= 0, weighed) and (out.chosen[:, 1] == -1).all()
+    assert out.chosen.shape == (6, 2)
+    assert torch.equal(out.chosen >= 0, weighed)
+    assert (out.chosen[:, 1] == -1).all()
+
     steps = weighed[:, 0].nonzero()[:, 0].tolist()
-    assert len(seen) == len(steps) > 1 and (out.chosen[4:] == -1).all()  # t = 2/6 and 1/6 lie outside the window
+    assert len(seen) == len(steps) > 1
+    # t = 2/6 and 1/6 lie outside the window
+    assert (out.chosen[4:] == -1).all()
     for call, step in enumerate(steps):
         assert out.chosen[step, 0] == call % 3
         before, after = out.history[step][0], out.history[step + 1][0]
@@ -150,8 +160,11 @@ def test_streamer_gets_prompt_drafts_and_text():
     )
     assert got[0] == ("put", [3, 4]) and got[-1] == ("end", None)
     assert got[-2] == ("put", tokens[0, 2:].tolist())
+
     drafts = [x for kind, x in got if kind == "draft"]
-    assert len(drafts) == 3 and drafts[-1] == tokens[0, 2:].tolist() and MASK in drafts[0] + drafts[1]
+    assert len(drafts) == 3
+    assert drafts[-1] == tokens[0, 2:].tolist()
+    assert MASK in drafts[0] + drafts[1]
 
 
 def test_progress_bar_is_shown_when_asked(capsys):
@@ -166,7 +179,12 @@ def test_log_probabilities_are_those_of_generated_tokens_alone_beside_padding(si
     model = build(tiny_denoiser())
     ids = torch.tensor([[PAD, PAD, 3, 4], [3, 4, 5, 6]])
     ids = ids if side == "left" else ids.flip(1)
-    options = {"max_new_tokens": 3, "eos_token_id": None, "pad_token_id": PAD, "return_dict_in_generate": True}
+    options = {
+        "max_new_tokens": 3,
+        "eos_token_id": None,
+        "pad_token_id": PAD,
+        "return_dict_in_generate": True,
+    }
     mask = (ids != PAD).long()
     out = model.generate(ids, attention_mask=mask, generator=seed(), output_log_probs=True, **options)
     assert out.log_probs[:, :4].isnan().all() and (out.log_probs[:, 4:] < 0).all()
@@ -179,7 +197,12 @@ def test_guidance_is_two_calls_of_the_denoiser(sampler):
         lambda module, args, kwargs: seen.append(len(args[0] if args else kwargs["input_ids"])), with_kwargs=True
     )
     options = {"max_new_tokens": 6, "max_denoising_steps": 3, "num_candidates": 1, "sampler": sampler}
-    out = model.generate(torch.tensor([[3, 4]]), guidance_scale=2.0, return_dict_in_generate=True, **options)
+    out = model.generate(
+        torch.tensor([[3, 4]]),
+        guidance_scale=2.0,
+        return_dict_in_generate=True,
+        **options,
+    )
     assert out.num_denoiser_calls.tolist() == [sum(seen)]
     assert out.tokens_per_forward.tolist() == [6 / sum(seen)]
 
@@ -196,17 +219,27 @@ def test_the_default_dtype_changes_nothing(dtype):
     torch.set_default_dtype(dtype)
     try:
         after = outputs()
-        zeros = build(tiny_denoiser().float()).energy(torch.tensor([[[3, 4]]]), torch.tensor([[3, MASK]]))
+        zeros = build(tiny_denoiser().float()).energy(
+            torch.tensor([[[3, 4]]]),
+            torch.tensor([[3, MASK]]),
+        )
     finally:
         torch.set_default_dtype(torch.float32)
+
     for one, two in zip(before, after, strict=True):
         assert torch.equal(one.sequences, two.sequences)
-        assert torch.equal(one.log_probs, two.log_probs) and torch.equal(one.tokens_per_forward, two.tokens_per_forward)
+        assert torch.equal(one.log_probs, two.log_probs)
+        assert torch.equal(one.tokens_per_forward, two.tokens_per_forward)
     assert zeros.dtype == torch.float32
 
 
 def test_in_float64_all_records_are():
     model = build(tiny_denoiser()).double()
-    out = model.generate(max_length=6, generator=seed(), return_dict_in_generate=True, output_log_probs=True)
+    out = model.generate(
+        max_length=6,
+        generator=seed(),
+        return_dict_in_generate=True,
+        output_log_probs=True,
+    )
     assert out.log_probs.dtype == torch.float64
     assert model.energy(torch.tensor([[[3, 4]]]), torch.tensor([[3, MASK]])).dtype == torch.float64

@@ -12,11 +12,16 @@ from edlm_hf.modeling.masked_diffusion import resample
 def test_weights_favour_low_energies():
     energies = torch.tensor([[0.0, math.log(3.0), math.inf], [5.0, 5.0, 5.0]])
     weights = importance_weights(energies)
-    torch.testing.assert_close(weights, torch.tensor([[0.75, 0.25, 0.0], [1 / 3] * 3], dtype=torch.float64))
+    torch.testing.assert_close(
+        weights,
+        torch.tensor([[0.75, 0.25, 0.0], [1 / 3] * 3], dtype=torch.float64),
+    )
+
     flat = importance_weights(energies[:, :2], temperature=2.0)
     torch.testing.assert_close(flat[0, 0] / flat[0, 1], torch.tensor(3**0.5, dtype=torch.float64))
     sizes = effective_sample_size(weights)
     torch.testing.assert_close(sizes, torch.tensor([1.6, 3.0], dtype=torch.float64))
+
     certain = torch.tensor([[0.0, 1.0, 0.0]] * 4, dtype=torch.float64)
     assert resample(certain, torch.tensor([[0.0], [0.3], [0.9], [0.999]], dtype=torch.float64)).tolist() == [1] * 4
 

@@ -62,28 +62,35 @@ def test_visible_tokens_are_carried_over_and_the_mask_is_impossible():
 
 
 def test_drawn_tokens_have_their_law_for_every_candidate():
-    probabilities = torch.tensor([[0.0, 0.5, 0.0, 0.2, 0.3, 0.0], [0.1, 0.0, 0.0, 0.0, 0.0, 0.9]], dtype=torch.float64)
+    probabilities = torch.tensor(
+        [[0.0, 0.5, 0.0, 0.2, 0.3, 0.0], [0.1, 0.0, 0.0, 0.0, 0.0, 0.9]],
+        dtype=torch.float64,
+    )
     generator = torch.Generator().manual_seed(1)
     draws = draw_tokens(probabilities.log(), 200_000, generator)
+
     for row in range(2):
         share = torch.bincount(draws[row], minlength=6) / draws.shape[1]
         # 200,000 draws: 4.5 standard errors are below 0.006
         assert (share - probabilities[row]).abs().max() < 0.006
         assert (share[probabilities[row] == 0] == 0).all()
+
     pairs = (draws[0, ::2] == 1).double() * (draws[0, 1::2] == 1).double()
     assert abs(pairs.mean() - 0.25) < 0.006  # candidates are independent
 
 
 def test_rare_tokens_are_drawn_at_their_rate():
-    """Float32 Gumbel noise never draws an event rarer than about 2^-24; here half the mass lies in such events."""
+    """Float32 Gumbel noise never draws an event rarer than about 2^-24. Here half the mass lies in such events."""
     rare = 2.0**-26
     size = 2**25
     log_probs = torch.full((1, size), math.log(0.5 / (size - 1)))
     log_probs[0, 0] = math.log(0.5)
     assert math.exp(log_probs[0, 1]) == pytest.approx(rare, rel=1e-6)
+
     draws = draw_tokens(log_probs, 4000, torch.Generator().manual_seed(0))
     assert abs((draws == 0).double().mean() - 0.5) < 0.035  # 4.4 standard errors
     others = draws[draws > 0].double().numpy()
+
     # The rest is uniform: Kolmogorov-Smirnov at 1e-5.
     distance = np.abs(np.sort(others) / size - np.arange(len(others)) / len(others)).max()
     assert distance < 2.47 / math.sqrt(len(others))
@@ -103,7 +110,10 @@ def test_row_without_any_possible_token_is_an_error():
 
 def test_log_probabilities_of_the_draws_are_normalised():
     logits = torch.randn(5, 9, generator=torch.Generator().manual_seed(0)) * 3
-    tokens, log_probs = sample_categorical(logits, uniform((5, 4), logits.device, torch.Generator().manual_seed(1)))
+    tokens, log_probs = sample_categorical(
+        logits,
+        uniform((5, 4), logits.device, torch.Generator().manual_seed(1)),
+    )
     torch.testing.assert_close(log_probs, logits.log_softmax(-1).gather(-1, tokens))
 
 
@@ -117,6 +127,7 @@ def test_reverse_posterior_equals_the_recorded_one():
     mask, t = 32, data["t"].double()[:, None, None]
     s = t - data["dt"].double()
     visible = torch.nn.functional.one_hot(data["xt"], 33).double()
+
     for name in ("cache", "ddpm"):
         # the recorded q is unnormalised; its second variant has (1 - eps) t for t, which leaves the ratio alone
         recorded = data[f"q_xs_{name}"].double()

@@ -82,9 +82,15 @@ def test_time_matters_only_to_a_conditioned_model():
     torch.testing.assert_close(
         conditioned(IDS, timesteps=torch.zeros(2)).logits, unconditioned(IDS).logits, rtol=0, atol=1e-5
     )
+
     later = conditioned(IDS, timesteps=sigma).logits
     assert (later - unconditioned(IDS).logits).abs().max() > 0.01
-    torch.testing.assert_close(later[1:], conditioned(IDS[1:], timesteps=sigma[1:]).logits, rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        later[1:],
+        conditioned(IDS[1:], timesteps=sigma[1:]).logits,
+        rtol=0,
+        atol=1e-5,
+    )
 
 
 def test_conditioned_model_asks_for_its_noise_level():
@@ -99,12 +105,14 @@ def test_published_initialisation_predicts_uniformly():
     torch.manual_seed(0)
     model = MDLMForMaskedLM(tiny_config(n_blocks=1))
     assert torch.equal(model(IDS).logits, torch.zeros(2, 6, 13))
+
     zero = [name for name, module in model.named_modules() if isinstance(module, ZeroLinear)]
     assert zero == [
         "backbone.blocks.0.adaLN_modulation",
         "backbone.output_layer.adaLN_modulation",
         "backbone.output_layer.linear",
     ]
+
     others = [p for name, p in model.named_parameters() if name.rsplit(".", 1)[0] not in zero]
     assert all(p.abs().sum() > 0 for p in others)
 
@@ -112,12 +120,19 @@ def test_published_initialisation_predicts_uniformly():
 @torch.no_grad()
 def test_denoiser_from_a_causal_model_computes_the_same_where_both_see_everything():
     for causal, ids in ((tiny_causal(n_blocks=1), IDS), (tiny_causal(), IDS[:, :1])):
-        denoiser = MDLMForMaskedLM.from_causal(causal, cond_dim=4, time_conditioning=True, noise_schedule="cosine")
+        denoiser = MDLMForMaskedLM.from_causal(
+            causal,
+            cond_dim=4,
+            time_conditioning=True,
+            noise_schedule="cosine",
+        )
         config = denoiser.config
         assert (config.cond_dim, config.noise_schedule, config.causal, config.vocab_size) == (4, "cosine", False, 13)
         for sigma in (0.1, 3.0):
             logits = denoiser(ids, timesteps=torch.full((2,), sigma)).logits
-            torch.testing.assert_close(logits[:, -1, :12], causal(ids).logits[:, -1, :12])  # the last one sees all
+            # The last one sees all
+            torch.testing.assert_close(logits[:, -1, :12], causal(ids).logits[:, -1, :12])
+
     denoiser.train().requires_grad_(True)
     with torch.enable_grad():
         denoiser(ids, timesteps=torch.ones(2)).logits.square().sum().backward()
@@ -136,7 +151,10 @@ def test_trunk_and_projection_make_the_logits():
 def test_logits_at_some_positions_are_those_of_the_full_pass_and_not_for_labels():
     model = tiny_denoiser()
     ids = torch.randint(0, 11, (3, 6), generator=torch.Generator().manual_seed(0))
-    wanted = torch.tensor([[1, 0, 1, 0, 0, 1], [0, 0, 0, 0, 0, 0], [0, 1, 1, 1, 1, 1]], dtype=torch.bool)
+    wanted = torch.tensor(
+        [[1, 0, 1, 0, 0, 1], [0, 0, 0, 0, 0, 0], [0, 1, 1, 1, 1, 1]],
+        dtype=torch.bool,
+    )
     with torch.no_grad():
         assert torch.equal(model(ids, logits_at=wanted).logits, model(ids).logits[wanted])
     with pytest.raises(ValueError, match="give labels or logits_at"):
@@ -150,11 +168,14 @@ def test_loss_is_the_mean_subs_cross_entropy_of_the_labelled_positions():
     log_probs = output.logits[..., :12].log_softmax(-1)  # the mask token, id 12, is impossible
     by_hand = -torch.stack([log_probs[0, 1, 8], log_probs[0, 4, 2], log_probs[1, 2, 5], log_probs[1, 3, 11]]).mean()
     torch.testing.assert_close(output.loss, by_hand)
-    everywhere = torch.where(IDS == 12, labels, IDS)  # visible tokens carry over: they add nothing but count
+
+    # Visible tokens carry over: they add nothing but count
+    everywhere = torch.where(IDS == 12, labels, IDS)
     torch.testing.assert_close(model(IDS, labels=everywhere).loss, by_hand * 4 / 12)
     contradicted = everywhere.clone()
     contradicted[0, 0] = 4
     assert model(IDS, labels=contradicted).loss.isinf()
+
     model(IDS, labels=contradicted).loss.backward()
     assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
 
@@ -167,6 +188,7 @@ def test_causal_model_is_causal_and_never_offers_the_mask():
     torch.testing.assert_close(one[:, :4], two[:, :4], rtol=0, atol=1e-5)
     assert (one[:, 4:] - two[:, 4:]).abs().max() > 0.01
     assert (one.softmax(-1)[..., 12] == 0).all()
+
     loss = model(IDS, labels=IDS.masked_fill(IDS == 12, -100)).loss
     log_probs = one[:, :-1].log_softmax(-1).gather(-1, IDS[:, 1:, None]).squeeze(-1)
     torch.testing.assert_close(loss, -log_probs[IDS[:, 1:] != 12].mean())
@@ -178,6 +200,7 @@ def test_cached_decoding_equals_the_full_pass(name):
     model = tiny_causal()
     full = model(IDS).logits
     cache = returned_cache(model(IDS[:, :3], use_cache=True))
+
     for i in range(3, 6):
         step = model(IDS[:, i : i + 1], use_cache=True, **{name: cache})
         assert returned_cache(step) is cache
@@ -224,7 +247,13 @@ def test_causal_model_generates_ragged_batches_like_single_rows():
     alone = [model.generate(row[None], max_new_tokens=5, do_sample=False)[0, -5:] for row in (IDS[0, :3], IDS[1])]
     batch = torch.stack([torch.cat([torch.tensor([6, 6, 6]), IDS[0, :3]]), IDS[1]])
     mask = torch.tensor([[0, 0, 0, 1, 1, 1], [1] * 6])
-    together = model.generate(batch, attention_mask=mask, max_new_tokens=5, do_sample=False, pad_token_id=6)
+    together = model.generate(
+        batch,
+        attention_mask=mask,
+        max_new_tokens=5,
+        do_sample=False,
+        pad_token_id=6,
+    )
     assert torch.equal(together[:, -5:], torch.stack(alone))
 
 
@@ -291,9 +320,16 @@ def test_what_became_wrong_later_is_a_value_error_before_saving(tmp_path):
 
 
 def test_configuration_speaks_the_usual_names_and_ignores_stored_tuples():
-    config = MDLMConfig(hidden_size=48, num_hidden_layers=3, return_dict=False, noise_schedule="log-linear")
+    config = MDLMConfig(
+        hidden_size=48,
+        num_hidden_layers=3,
+        return_dict=False,
+        noise_schedule="log-linear",
+    )
     assert (config.hidden_dim, config.n_blocks, config.max_position_embeddings) == (48, 3, 1024)
-    assert config.mask_token_id == 50257 and config.return_dict and config.noise_schedule == "loglinear"
+    assert config.mask_token_id == 50257
+    assert config.return_dict
+    assert config.noise_schedule == "loglinear"
     assert tiny_config(noise_schedule="cosine_squared").noise_schedule == "cosinesqr"
 
 
@@ -302,6 +338,7 @@ def test_wrong_use_says_what_to_do():
         MDLMForMaskedLM(tiny_config(causal=True))
     with pytest.raises(ValueError, match="MDLMForMaskedLM"):
         MDLMForCausalLM(tiny_config())
+
     model = tiny_denoiser()
     with pytest.raises(ValueError, match="13 tokens but model_length is 12"):
         model(torch.zeros(1, 13, dtype=torch.long))
@@ -323,6 +360,7 @@ def test_few_positions_have_the_logits_of_the_full_pass(implementation, padding)
     ids, mask = padded(IDS, *padding)
     full = model(ids, attention_mask=mask).logits
     generator = torch.Generator().manual_seed(0)
+
     for share in (0.1, 0.3, 0.9):  # rows with different numbers of positions, some with none
         positions = (torch.rand(ids.shape, generator=generator) < share) & mask.bool()
         positions[0, padding[0] + 1] = True

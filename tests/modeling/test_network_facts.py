@@ -38,7 +38,13 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING
 
 from edlm_hf import EDLMConfig, EDLMForMaskedDiffusion, MDLMConfig, MDLMForMaskedLM
 from edlm_hf.evaluation import autoregressive_nll, nelbo
-from edlm_hf.modeling.network_facts import longest_text, num_ids, special_ids, start_token, vocabulary_size
+from edlm_hf.modeling.network_facts import (
+    longest_text,
+    num_ids,
+    special_ids,
+    start_token,
+    vocabulary_size,
+)
 
 SIZES = {
     "vocab_size": 40,
@@ -117,8 +123,10 @@ def test_a_roberta_of_514_rows_reads_512_tokens():
 
 def test_the_table_of_positions_counts_where_the_configuration_promises_more():
     model = tiny(RobertaConfig)
-    model.config.model_type = "of-others"  # a copy of RoBERTa's code that transformers does not know
+    # A copy of RoBERTa's code that transformers does not know
+    model.config.model_type = "of-others"
     assert longest_text(model.config) == 12 and longest_text(model) == 10
+
     opt = OPTConfig(
         vocab_size=40,
         hidden_size=16,
@@ -130,6 +138,7 @@ def test_the_table_of_positions_counts_where_the_configuration_promises_more():
     )
     model = OPTForCausalLM(opt)
     assert longest_text(model) == 12  # its table has 14 rows
+
     model.config.max_position_embeddings = 100
     assert longest_text(model) == 12
 
@@ -177,6 +186,7 @@ def test_autoregressive_likelihoods_and_energies_keep_to_what_a_network_reads():
     assert autoregressive_nll(causal, [[5] * 10]).num_tokens == 10
     with pytest.raises(ValueError, match="at most 10"):
         autoregressive_nll(causal, [[5] * 11])
+
     sizes = {"vocab_size": 40, "hidden_dim": 16, "cond_dim": 8, "n_blocks": 1, "n_heads": 2, "model_length": 32}
     model = EDLMForMaskedDiffusion.from_components(MDLMForMaskedLM(MDLMConfig(**sizes)), causal)
     with pytest.raises(ValueError, match="at most 10"):
@@ -190,7 +200,8 @@ def test_autoregressive_likelihoods_and_energies_keep_to_what_a_network_reads():
         (SimpleNamespace(bos_token_id=[6, 7]), 6),
         (SimpleNamespace(bos_token_id=None, cls_token_id=4), 4),
         (SimpleNamespace(bos_token_id=None, decoder_start_token_id=2, cls_token_id=4), 2),
-        (SimpleNamespace(vocab_size=4, bos_token_id=None, cls_token_id=4), None),  # a default that nobody set
+        # A default that nobody set
+        (SimpleNamespace(vocab_size=4, bos_token_id=None, cls_token_id=4), None),
         (SimpleNamespace(text_config=SimpleNamespace(bos_token_id=8)), 8),
         (BertConfig(), None),
     ],
@@ -206,7 +217,13 @@ def test_special_tokens_may_be_lists():
 
 
 def test_a_composite_takes_the_tokens_of_a_nested_configuration():
-    text = {"model_type": "modernbert", "vocab_size": 77, "bos_token_id": 5, "pad_token_id": 6, "eos_token_id": [7, 8]}
+    text = {
+        "model_type": "modernbert",
+        "vocab_size": 77,
+        "bos_token_id": 5,
+        "pad_token_id": 6,
+        "eos_token_id": [7, 8],
+    }
     config = EDLMConfig(denoiser_config=ModernVBertConfig(text_config=text), mask_token_id=70)
     assert (config.vocab_size, config.bos_token_id, config.pad_token_id, config.eos_token_id) == (77, 5, 6, [7, 8])
     assert vocabulary_size(config) == 77

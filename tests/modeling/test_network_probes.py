@@ -57,8 +57,19 @@ SIZES = {
     "max_position_embeddings": 40,
 }
 PARTS = {"d_model": 16, "d_inner": 32, "n_head": 2, "d_head": 8, "block_sizes": [1, 1], "vocab_size": VOCABULARY}
-SEQ2SEQ = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "vocab_size": VOCABULARY, "pad_token_id": 1}
-SEQ2SEQ |= {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16}
+SEQ2SEQ = {
+    "d_model": 16,
+    "encoder_layers": 1,
+    "decoder_layers": 1,
+    "vocab_size": VOCABULARY,
+    "pad_token_id": 1,
+}
+SEQ2SEQ |= {
+    "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2,
+    "encoder_ffn_dim": 16,
+    "decoder_ffn_dim": 16,
+}
 
 
 class Mean(nn.Module):
@@ -67,7 +78,11 @@ class Mean(nn.Module):
     def __init__(self):
         super().__init__()
         self.embed, self.head = nn.Embedding(VOCABULARY, 16), nn.Linear(16, VOCABULARY)
-        self.config = SimpleNamespace(vocab_size=VOCABULARY, mask_token_id=MASK, max_position_embeddings=40)
+        self.config = SimpleNamespace(
+            vocab_size=VOCABULARY,
+            mask_token_id=MASK,
+            max_position_embeddings=40,
+        )
 
     def forward(self, input_ids, attention_mask=None):
         hidden = self.embed(input_ids)
@@ -108,7 +123,8 @@ BLIND = {
             is_decoder=False,
         )
     ),
-    "mbart": lambda: MBartForConditionalGeneration(MBartConfig(**SEQ2SEQ)),  # its decoder starts with the last token
+    # The decoder starts with the last token
+    "mbart": lambda: MBartForConditionalGeneration(MBartConfig(**SEQ2SEQ)),
     "plain": Mean,
 }
 CLEAN = {
@@ -177,7 +193,10 @@ def test_energies_are_the_same_alone_and_padded_on_either_side(build):
         energies = model.energy(candidates, ids.masked_fill(masked, MASK), real)
         for i in range(len(texts)):
             row = real[i].bool()
-            alone = model.energy(candidates[i : i + 1, :, row], ids.masked_fill(masked, MASK)[i : i + 1, row])
+            alone = model.energy(
+                candidates[i : i + 1, :, row],
+                ids.masked_fill(masked, MASK)[i : i + 1, row],
+            )
             torch.testing.assert_close(energies[i : i + 1], alone)
 
 
@@ -212,11 +231,13 @@ def test_other_denoisers_run_as_one_batch(name):
 def test_a_network_is_tried_once_for_every_doubling_of_the_width():
     model, calls = composite(Mask), []
     model.denoiser.register_forward_hook(lambda *_: calls.append(1))
+
     counts = []
     for width in (9, 12, 15, 9, 20):
         calls.clear()
         padded_call(model, width)
         counts.append(len(calls))
+
     assert counts == [5, 1, 1, 1, 5]
     model, calls = composite(Mean), []
     padded_call(model)
@@ -231,6 +252,7 @@ def test_what_was_tried_is_neither_saved_nor_copied_and_goes_with_the_network():
     padded_call(model)
     assert len(network_probes._clean_widths) == before + 1
     assert "clean" not in str(vars(model.denoiser).keys())
+
     padded_call(copy.deepcopy(model))
     pickle.loads(pickle.dumps(model.denoiser.state_dict()))
     del model
@@ -336,7 +358,13 @@ def test_a_causal_model_whose_configuration_says_otherwise_is_no_denoiser():
 
 def test_a_model_that_takes_its_first_id_for_padding_is_tried_with_others():
     torch.manual_seed(0)
-    sizes = {"vocab_size": VOCABULARY, "hidden_size": 32, "num_attention_heads": 4, "dim_head": 8, "dim_ff": 16}
+    sizes = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 32,
+        "num_attention_heads": 4,
+        "dim_head": 8,
+        "dim_ff": 16,
+    }
     model = CpmAntForCausalLM(CpmAntConfig(**sizes, num_hidden_layers=2))
     assert sees_later_tokens(model)
     with pytest.raises(ValueError, match="depends on later ones"):

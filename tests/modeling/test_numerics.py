@@ -1,6 +1,6 @@
 """Numerics of the sampler: resampling bias, reveal sets against sequences, step size, entropy, precision, memory.
 
-Invariants C6, C7, C11, C16, C17 and the memory bound; the functions are the shipped ones.
+Invariants C6, C7, C11, C16, C17 and the memory bound. The functions are the shipped ones.
 """
 
 import subprocess
@@ -29,7 +29,12 @@ from edlm_hf import EDLMEnergyModel, EDLMForMaskedDiffusion
 from edlm_hf.modeling.energies import Candidates
 from edlm_hf.modeling.energy_edlm import linear_log_probs
 from edlm_hf.modeling.importance_weights import importance_weights
-from edlm_hf.modeling.masked_diffusion import make_schedule, reveal_probability, sample_categorical, uniform
+from edlm_hf.modeling.masked_diffusion import (
+    make_schedule,
+    reveal_probability,
+    sample_categorical,
+    uniform,
+)
 
 
 def test_resampling_bias_falls_with_the_number_of_candidates():
@@ -40,9 +45,11 @@ def test_resampling_bias_falls_with_the_number_of_candidates():
     third one is averaged over 40,000 multinomials with the shipped weights.
     """
     rng = np.random.default_rng(0)
-    target = random_joint(seed=1)  # chi-square distance 1.6 to the proposal: k = 64 is in the asymptotic regime
+    # chi-square distance 1.6 to the proposal: k = 64 is in the asymptotic regime
+    target = random_joint(seed=1)
     p = product_law(perturbed(marginals(target), seed=1, scale=0.3), state_index(np.full(L, MASK)))
     w = target / p
+
     sizes, distances, divergences = [64, 128, 256, 512, 1024], [], []
     for k in sizes:
         counts = rng.multinomial(k, p, size=40_000)
@@ -53,8 +60,11 @@ def test_resampling_bias_falls_with_the_number_of_candidates():
         third = (shares * ((s - 1) ** 2)[:, None]).mean(0)
         law = target - (p * w**2 - p * w) / k + third
         assert abs(law.sum() - 1) < 3e-3 and (law <= k * p).all()
+
         distances.append(np.abs(law - target).sum() / 2)
-        divergences.append((target * np.log(target / law) - target + law).sum())  # second order in the noise too
+        # This is of second order in the noise too
+        divergences.append((target * np.log(target / law) - target + law).sum())
+
     slope = np.polyfit(np.log(sizes), np.log(distances), 1)[0]
     assert -1.05 <= slope <= -0.75, (slope, distances)
     slope = np.polyfit(np.log(sizes), np.log(divergences), 1)[0]
@@ -83,7 +93,7 @@ class Chain:
         return x
 
     def messages(self, x):
-        """log q(visible) (N,) and the marginals of every position (N, L, 4); x has 4 where masked."""
+        """log q(visible) (N,) and the marginals of every position (N, L, 4). `x` holds 4 where a token is masked."""
         local = np.where(x[..., None] == 4, 1.0, np.eye(5)[x][..., :4])
         forward, log_q, f = np.zeros_like(local), np.zeros(len(x)), None
         for i in range(self.length):
@@ -91,11 +101,13 @@ class Chain:
             scale = f.sum(-1, keepdims=True)
             f, log_q = f / scale, log_q + np.log(scale[:, 0])
             forward[:, i] = f
+
         marginal, b = forward.copy(), np.ones((len(x), 4))
         for i in range(self.length - 2, -1, -1):
             b = (b * local[:, i + 1]) @ self.a.T
             b = b / b.sum(-1, keepdims=True)
             marginal[:, i] = forward[:, i] * b
+
         return log_q, marginal / marginal.sum(-1, keepdims=True)
 
     def log_q(self, x):
@@ -114,7 +126,7 @@ def draws(marginal, count, generator):
 def residuals(chain, sequences, steps, k, copies, generator, rng):
     """Residual KL per sequence: sum over steps of log q(x_S|x_t) - log p(x_S|x_t), data x, for three samplers.
 
-    p_k(x_S|x_t) = p_theta(x_S) E[k w_1 / sum_j w_j] with candidate 1 carrying x_S (section 6); the mean runs over
+    p_k(x_S|x_t) = p_theta(x_S) E[k w_1 / sum_j w_j] with candidate 1 carrying x_S (section 6). The mean runs over
     `copies`, its logarithm is biased by less than 0.05 in sum here.
     """
     total = np.zeros((3, len(sequences)))
@@ -131,14 +143,24 @@ def residuals(chain, sequences, steps, k, copies, generator, rng):
         tokens, token_log_p = draws(marginal, copies * k, generator)
         candidates = np.where(masked[:, None], tokens, sequences[:, None])
         of_masked = np.where(masked[:, None], token_log_p, 0)
+
         # scope `sequence`: candidate 1 has the data at S, the rest of M from the proposal; perfect energy
         own = np.where(revealed[:, None], sequences[:, None], candidates)
         own_log_p = np.where(revealed[:, None], log_p[:, None], of_masked).sum(-1)
         first = np.arange(copies * k) % k == 0
         x = np.where(first[:, None], own, candidates)
         energy = np.where(first, own_log_p, of_masked.sum(-1)) - (chain.log_q(x) - log_visible[:, None])
-        weights = importance_weights(torch.tensor(energy).reshape(-1, k)).numpy().reshape(len(x), copies, k)
+        weights = (
+            importance_weights(torch.tensor(energy).reshape(-1, k))
+            .numpy()
+            .reshape(
+                len(x),
+                copies,
+                k,
+            )
+        )
         total[1] += log_q - log_proposal - np.log(k * weights[..., 0].mean(1))
+
         # scope `revealed`: candidates live on S alone
         count = copies * k // 4
         partial = np.where(revealed[:, None], candidates[:, :count], noisy[:, None])
@@ -148,6 +170,7 @@ def residuals(chain, sequences, steps, k, copies, generator, rng):
         energy[:, ::k] = (log_proposal - log_q)[:, None]
         weights = importance_weights(torch.tensor(energy).reshape(-1, k)).numpy().reshape(len(x), -1, k)
         total[2] += log_q - log_proposal - np.log(k * weights[..., 0].mean(1))
+
     return total
 
 
@@ -160,6 +183,7 @@ def test_weighing_the_reveal_set_beats_weighing_the_sequence():
     for values, expected in ((plain, 3.0), (sequence, 1.5), (revealed, 0.3)):
         error = values.std() / np.sqrt(len(values))
         assert abs(values.mean() - expected) < 4 * error + 0.15, (values.mean(), error, expected)
+
     for worse, better in ((plain, sequence), (sequence, revealed)):
         difference = worse - better
         assert difference.mean() > 3 * difference.std() / np.sqrt(len(difference))
@@ -172,7 +196,11 @@ def test_distance_to_one_at_a_time_halves_when_steps_double():
 
     def law(steps):
         grid = torch.arange(steps + 1, dtype=torch.float64) / steps
-        return chain_law(products, steps, reveal=lambda n: reveal_probability(*alpha(grid[[n - 1, n]])).item())
+        return chain_law(
+            products,
+            steps,
+            reveal=lambda n: reveal_probability(*alpha(grid[[n - 1, n]])).item(),
+        )
 
     one_by_one = one_at_a_time_law(products)
     distances = [np.abs(law(steps) - one_by_one).sum() / 2 for steps in (8, 16, 32)]
@@ -195,7 +223,10 @@ def test_drawn_tokens_keep_the_entropy_of_the_proposal(dtype, steps, candidates)
 
         def __init__(self):
             super().__init__()
-            self.register_buffer("logits", -torch.log(torch.arange(1, vocab_size + 1).double()).to(dtype))
+            self.register_buffer(
+                "logits",
+                -torch.log(torch.arange(1, vocab_size + 1).double()).to(dtype),
+            )
 
         def forward(self, input_ids, attention_mask=None):
             return SimpleNamespace(logits=self.logits.expand(*input_ids.shape, -1))
@@ -228,6 +259,7 @@ def test_energies_in_half_precision_stay_near_single_precision(tmp_path, kind):
     write_checkpoint(tmp_path / "denoiser", "model_dit")
     write_checkpoint(tmp_path / "ar", "model_ar", causal=True)
     write_checkpoint(tmp_path / "nce", "model_nce")
+
     energies = {}
     for dtype in (torch.float32, torch.bfloat16):
         denoiser = AutoModelForMaskedLM.from_pretrained(tmp_path / "denoiser", dtype=dtype)
@@ -238,6 +270,7 @@ def test_energies_in_half_precision_stay_near_single_precision(tmp_path, kind):
         energy = model.own_energy("sequence")
         energies[dtype] = energy(Candidates(candidates, proposal.log_probs(candidates)), proposal)
         assert energies[dtype].dtype == torch.float32
+
     difference = (energies[torch.bfloat16] - energies[torch.float32]).abs().max()
     assert 0 < difference < 0.05 * 24**0.5
 
@@ -284,6 +317,12 @@ def test_the_tiled_softmax_of_a_head_is_the_softmax_over_what_is_not_excluded(ro
     targets = torch.randint(1, vocab_size // 2, (rows,), generator=generator)
     targets[0] = 0  # excluded: probability zero
     expected = head(hidden).masked_fill(excluded, -torch.inf).log_softmax(-1).gather(-1, targets[:, None])[:, 0]
-    torch.testing.assert_close(linear_log_probs(hidden, head, targets, excluded), expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(
+        linear_log_probs(hidden, head, targets, excluded),
+        expected,
+        rtol=0,
+        atol=1e-12,
+    )
+
     in_half = linear_log_probs(hidden.bfloat16(), head.bfloat16(), targets, excluded)
     assert in_half.dtype == torch.float32

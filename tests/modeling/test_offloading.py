@@ -36,11 +36,20 @@ def offload(model, how: str, folder):
 
 
 def results(model) -> list[torch.Tensor]:
-    options = {"max_denoising_steps": 3, "num_candidates": 3, "generator": torch.Generator().manual_seed(0)}
+    options = {
+        "max_denoising_steps": 3,
+        "num_candidates": 3,
+        "generator": torch.Generator().manual_seed(0),
+    }
     drawn = model.generate(batch_size=2, max_length=6, **options)
     continued = model.generate(torch.tensor([[1, 2]]), max_new_tokens=4, **options)
     bound = sampler_bound(model, TEXTS, num_steps=3, num_candidates=2, num_samples=2).value
-    found = [drawn, continued, torch.tensor(bound), torch.tensor(nelbo(model, TEXTS, num_samples=2).value)]
+    found = [
+        drawn,
+        continued,
+        torch.tensor(bound),
+        torch.tensor(nelbo(model, TEXTS, num_samples=2).value),
+    ]
     if getattr(model.config, "energy_type", "none") == "ar":
         found.append(torch.tensor(autoregressive_nll(model.energy_model, [[10, 1, 2]]).value))
     return found

@@ -30,7 +30,13 @@ def denoiser(tmp_path, conditioned):
 
 @pytest.fixture
 def causal(tmp_path):
-    return AutoModelForCausalLM.from_pretrained(write_checkpoint(tmp_path / "ar", "model_ar", causal=True))
+    return AutoModelForCausalLM.from_pretrained(
+        write_checkpoint(
+            tmp_path / "ar",
+            "model_ar",
+            causal=True,
+        )
+    )
 
 
 @torch.no_grad()
@@ -38,6 +44,7 @@ def test_denoiser_logits_and_subs_log_probabilities(denoiser, conditioned):
     data, tag = golden("a_denoiser"), "tc1" if conditioned else "tc0"
     logits = denoiser(data["xt"], timesteps=data["sigma"] if conditioned else None).logits
     close(logits, data[f"raw_logits_{tag}"], LOGITS)
+
     expected = data[f"subs_logp_{tag}"]
     possible = expected > -9e5
     subs = subs_log_probs(logits, data["xt"], mask_token_id=32)
@@ -53,6 +60,7 @@ def test_mask_id_in_the_middle_of_the_vocabulary(tmp_path):
     folder = write_checkpoint(tmp_path, "model_dit", mask_token_id=5)
     model = AutoModelForMaskedLM.from_pretrained(folder)
     assert model.config.mask_token_id == 5
+
     logits = model(data["alt_xt"]).logits
     close(logits, data["alt_raw_logits"], LOGITS)
     expected = data["alt_subs_logp"]
@@ -78,13 +86,16 @@ def test_autoregressive_energies_and_importance_weights(tmp_path, causal, energy
     denoiser = AutoModelForMaskedLM.from_pretrained(write_checkpoint(tmp_path / "dit", "model_dit"))
     data = golden("b_ar_energy")
     model = EDLMForMaskedDiffusion.from_components(denoiser, causal, energy_type=energy_type)
+
     # The reference never scores position 0 and neither does ours where it is visible.
     visible = data["xt"][:, 0] != 32
     assert visible.sum() >= 3
+
     candidates = data["x0_candidates"].transpose(0, 1)
     energy = model.energy(candidates, data["xt"])
     close(energy[visible], data[f"energy_{energy_type}_cand"].T[visible], ENERGY)
     close((-energy).softmax(-1)[visible], data[f"is_weights_{energy_type}_paper"][visible], ENERGY)
+
     of_data = model.energy(data["x"].unsqueeze(1), data["xt"]).squeeze(1)
     close(of_data[visible], data[f"energy_{energy_type}_data"][visible], ENERGY)
     # Where it is masked, the reference keeps the proposal's log-probability of token 0, which ours cancels.
@@ -102,6 +113,7 @@ def test_nce_energies(tmp_path, conditioned):
     output = model(data["x0_data"], data["xt"], timesteps=sigma)
     close(output.energy, data[f"energy_data_{tag}"], ENERGY)
     close(output.pooler_output, data[f"pooled_data_{tag}"], LOGITS)
+
     candidates = data["x0_candidates"].transpose(0, 1)
     close(model(candidates, data["xt"], timesteps=sigma).energy, data[f"energy_cand_{tag}"].T, ENERGY)
 

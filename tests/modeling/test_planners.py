@@ -114,7 +114,7 @@ def test_bounds_of_the_denoiser_are_those_of_its_two_samplers():
 @pytest.mark.parametrize("scope", ["sequence", "revealed"])
 @pytest.mark.parametrize("sampler", ["spaced", "top_k"])
 def test_the_bound_of_a_planner_with_an_energy_holds_for_every_text(sampler, scope):
-    """S4: p by frequencies of 200,000 samples, 4 standard errors for every text; more copies tighten the bound."""
+    """S4: p by frequencies of 200,000 samples, 4 standard errors for every text. More copies tighten the bound."""
     options = {"sampler": sampler, "max_denoising_steps": 2}
     more = {"energy": table_energy, "num_candidates": 2, "energy_scope": scope}
     tokens = sample(model(), torch.full((N, L), MASK), **options, **more)
@@ -157,8 +157,14 @@ def check_against(loop, ids, given, **options):
     denoiser, network = hashed()
     kept = {"return_dict_in_generate": True, "output_history": True, "do_sample": False}
     together = network.generate(ids, **options, **kept)
+
     for row in range(len(ids)):
-        tokens, calls, reveal_sets, *_ = loop(lambda x: denoiser(x).logits, ids[row], HASHED_MASK, **given)
+        tokens, calls, reveal_sets, *_ = loop(
+            lambda x: denoiser(x).logits,
+            ids[row],
+            HASHED_MASK,
+            **given,
+        )
         alone = network.generate(ids[row : row + 1], **options, **kept)
         assert torch.equal(alone.sequences[0], tokens)
         assert torch.equal(together.sequences[row], tokens)
@@ -238,7 +244,14 @@ def test_counts_of_dream_are_those_of_its_loop(sampler, steps):
         return tokens, sum(map(bool, reveal_sets)), reveal_sets
 
     given = {"steps": steps, "alg": "maskgit_plus", "share": "dream"}
-    check_against(loop, rows_of(), given, sampler=sampler, max_denoising_steps=steps, reveal_counts="dream")
+    check_against(
+        loop,
+        rows_of(),
+        given,
+        sampler=sampler,
+        max_denoising_steps=steps,
+        reveal_counts="dream",
+    )
 
 
 def test_even_counts_are_those_of_llada():
@@ -276,7 +289,12 @@ def test_blocks_after_a_prompt_are_those_of_the_published_loops(loop, given, opt
     )
     ids = torch.cat([prompt[0], torch.full((8,), HASHED_MASK)])
     given = given | {"block_length": 4, "gen_start": 4}
-    tokens, calls, _ = getattr(published_samplers, loop)(lambda x: denoiser(x).logits, ids, HASHED_MASK, **given)
+    tokens, calls, _ = getattr(published_samplers, loop)(
+        lambda x: denoiser(x).logits,
+        ids,
+        HASHED_MASK,
+        **given,
+    )
     assert torch.equal(out.sequences[0], tokens) and out.num_denoiser_calls.item() == calls
 
 
@@ -311,6 +329,7 @@ def test_a_row_has_its_law_in_a_batch_with_others(name):
     ids = torch.tensor([[MASK] * L, pattern]).repeat(50_000, 1)
     tokens = sample(model(), ids, **options)
     assert (tokens[1::2, 1] == 0).all()
+
     fits = TEXTS[:, 1] == 0
     scored = torch.tensor(pattern).eq(MASK).expand(int(fits.sum()), L)
     law = np.zeros(81)
@@ -338,9 +357,16 @@ def test_entropy_bound_counts_what_it_used():
     calls = {}
     for gamma in (0.0, 1.0, 1e9):
         denoiser.calls = 0
-        out = sample(network, rows_of(), sampler="entropy_bound", gamma=gamma, return_dict_in_generate=True)
+        out = sample(
+            network,
+            rows_of(),
+            sampler="entropy_bound",
+            gamma=gamma,
+            return_dict_in_generate=True,
+        )
         assert denoiser.calls == out.num_denoiser_calls.max()
         calls[gamma] = out.num_denoiser_calls.tolist()
+
     assert calls[0.0] == (rows_of() == HASHED_MASK).sum(-1).tolist() and calls[1e9] == [1, 1, 1]
     assert all(a < b < c for a, b, c in zip(calls[1e9], calls[1.0], calls[0.0], strict=True))
 
@@ -348,6 +374,10 @@ def test_entropy_bound_counts_what_it_used():
 @pytest.mark.parametrize("sampler", ["dilated", "spaced", "top_k", "entropy_bound", "klass", "remdm", "edit"])
 def test_nothing_to_fill_needs_no_call(sampler):
     denoiser, network = hashed()
-    for ids in (torch.tensor([[1, 2]]), torch.zeros(0, 3, dtype=torch.long), torch.zeros(2, 0, dtype=torch.long)):
+    for ids in (
+        torch.tensor([[1, 2]]),
+        torch.zeros(0, 3, dtype=torch.long),
+        torch.zeros(2, 0, dtype=torch.long),
+    ):
         assert torch.equal(network.generate(ids, sampler=sampler), ids)
     assert denoiser.calls == 0

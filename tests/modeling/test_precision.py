@@ -60,7 +60,11 @@ def test_a_constant_added_to_all_logits_changes_nothing_under_autocast(reading, 
 @pytest.mark.parametrize("options", [{}, {"do_sample": False}, {"sampler": "first_hitting"}], ids=str)
 def test_generated_tokens_are_those_of_the_shifted_logits_under_autocast(options, dtype):
     def drawn(model):
-        given = {"max_denoising_steps": 3, "num_candidates": 3, "generator": torch.Generator().manual_seed(0)}
+        given = {
+            "max_denoising_steps": 3,
+            "num_candidates": 3,
+            "generator": torch.Generator().manual_seed(0),
+        }
         with torch.autocast("cpu", dtype=dtype):
             return model.generate(batch_size=8, max_length=8, **(given | options))
 
@@ -86,7 +90,12 @@ def test_losses_of_logits_in_half_precision_are_made_in_float32(dtype):
         mean = subs_cross_entropy(logits, labels, NOISY, MASK)
     wanted = masked_token_losses(logits.double(), CANDIDATES[:, 0], NOISY == MASK, MASK)
     torch.testing.assert_close(losses, wanted.float(), rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(mean, (wanted.sum() / (NOISY == MASK).sum()).float(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        mean,
+        (wanted.sum() / (NOISY == MASK).sum()).float(),
+        rtol=1e-5,
+        atol=1e-5,
+    )
 
 
 class Int8Linear(nn.Module):
@@ -127,6 +136,7 @@ def quantised(model: nn.Module, part: str) -> nn.Module:
                 setattr(module, child, Int8Linear(layer))
             if isinstance(layer, nn.Embedding) and part in ("embedding", "everywhere"):
                 setattr(module, child, Int8Embedding(layer))
+
     return model
 
 
@@ -153,6 +163,7 @@ def test_energies_of_layers_of_integers_are_near_those_of_floats(kind, part):
     else:
         choices = {"energy_weights": "shared"} if kind == "shared" else {}
         model = randomised(build(tiny_denoiser(), energy_type="nce", **choices))
+
     small = quantised(model, part)
     wanted, found = model.energy(CANDIDATES, NOISY), small.energy(CANDIDATES, NOISY)
     assert (found - wanted).abs().max() < 0.05 * (1 + wanted.abs().max())

@@ -11,7 +11,11 @@ from torch import nn
 from transformers.cache_utils import DynamicCache
 
 from edlm_hf import EDLMForMaskedDiffusion
-from edlm_hf.modeling.prefix_cache import cache_argument, longest_text_with_fixed_frequencies, returned_cache
+from edlm_hf.modeling.prefix_cache import (
+    cache_argument,
+    longest_text_with_fixed_frequencies,
+    returned_cache,
+)
 
 VOCAB, LENGTH, PROMPT, MASK = 33, 40, 24, 32
 SIZES = {
@@ -112,15 +116,20 @@ def build(name: str, sizes: dict) -> nn.Module:
     model_class = getattr(hf, class_name)
     torch.manual_seed(1)
     model = model_class(model_class.config_class(**sizes)).eval()
+
     with torch.no_grad():  # so that what comes first changes what follows
         for parameter in model.parameters():
             if parameter.dim() > 1:
                 parameter.mul_(3)
+
     return model
 
 
 def with_energy(causal: nn.Module) -> EDLMForMaskedDiffusion:
-    return EDLMForMaskedDiffusion.from_components(tiny_denoiser(vocab_size=VOCAB, model_length=64), causal)
+    return EDLMForMaskedDiffusion.from_components(
+        tiny_denoiser(vocab_size=VOCAB, model_length=64),
+        causal,
+    )
 
 
 def candidates(rows: int = 2, prompt: int = PROMPT) -> tuple[torch.Tensor, torch.Tensor]:
@@ -133,12 +142,26 @@ def candidates(rows: int = 2, prompt: int = PROMPT) -> tuple[torch.Tensor, torch
 
 
 @torch.no_grad()
-def by_definition(model: EDLMForMaskedDiffusion, ids: torch.Tensor, noisy: torch.Tensor) -> torch.Tensor:
+def by_definition(
+    model: EDLMForMaskedDiffusion,
+    ids: torch.Tensor,
+    noisy: torch.Tensor,
+) -> torch.Tensor:
     """-log p_AR(x_0) + log p_theta(x_0|x_t), the causal model reading whole texts without a cache."""
     text = nn.functional.pad(ids, (1, 0)).flatten(0, 1)  # the start token is 0
     logits = model.energy_model(input_ids=text[:, :-1], use_cache=False).logits[..., :MASK]
     log_ar = logits.log_softmax(-1).gather(-1, text[:, 1:, None]).view(ids.shape).sum(-1)
-    log_theta = model(noisy).logits[..., :MASK].log_softmax(-1)[:, None].expand(-1, ids.shape[1], -1, -1)
+    log_theta = (
+        model(noisy)
+        .logits[..., :MASK]
+        .log_softmax(-1)[:, None]
+        .expand(
+            -1,
+            ids.shape[1],
+            -1,
+            -1,
+        )
+    )
     log_theta = log_theta.gather(-1, ids[..., None]).squeeze(-1)
     return (log_theta * (noisy == MASK)[:, None]).sum(-1) - log_ar
 
@@ -146,7 +169,10 @@ def by_definition(model: EDLMForMaskedDiffusion, ids: torch.Tensor, noisy: torch
 def shapes_read(network: nn.Module) -> list[tuple[int, int]]:
     """A list that grows by the shape of the ids of every call."""
     shapes = []
-    network.register_forward_pre_hook(lambda m, a, k: shapes.append(tuple(k["input_ids"].shape)), with_kwargs=True)
+    network.register_forward_pre_hook(
+        lambda m, a, k: shapes.append(tuple(k["input_ids"].shape)),
+        with_kwargs=True,
+    )
     return shapes
 
 
@@ -160,9 +186,15 @@ def test_models_whose_caches_are_not_ordinary_read_whole_texts(name):
     for _ in range(2):
         shapes.clear()
         torch.testing.assert_close(model.energy(ids, noisy), expected, rtol=0, atol=1e-3)
+
     assert shapes == [(6, LENGTH)]  # from the second call on nothing is read in vain
     short, noisy = candidates(prompt=8)
-    torch.testing.assert_close(model.energy(short, noisy), by_definition(model, short, noisy), rtol=0, atol=1e-3)
+    torch.testing.assert_close(
+        model.energy(short, noisy),
+        by_definition(model, short, noisy),
+        rtol=0,
+        atol=1e-3,
+    )
 
 
 @torch.no_grad()
@@ -172,6 +204,7 @@ def test_a_common_prompt_runs_once_where_the_cache_is_ordinary(name):
         model = with_energy(tiny_causal(vocab_size=VOCAB, model_length=64, bos_token_id=0))
     else:
         model = with_energy(build(name, ORDINARY[name]))
+
     ids, noisy = candidates()
     expected = by_definition(model, ids, noisy)
     shapes = shapes_read(getattr(model.energy_model, "backbone", model.energy_model))
@@ -185,7 +218,12 @@ def test_positions_that_are_counted_by_tokens_go_on_from_no_cache():
     model = with_energy(build("Roberta", sizes))  # a padding token, 0, is in front of the texts
     ids, noisy = candidates()
     ids[:, :, 5] = noisy[:, 5] = 0
-    torch.testing.assert_close(model.energy(ids, noisy), by_definition(model, ids, noisy), rtol=0, atol=1e-3)
+    torch.testing.assert_close(
+        model.energy(ids, noisy),
+        by_definition(model, ids, noisy),
+        rtol=0,
+        atol=1e-3,
+    )
 
 
 @torch.no_grad()
@@ -193,7 +231,12 @@ def test_a_window_of_attention_is_shared_up_to_its_length():
     model = with_energy(build("Mistral", SIZES | {"sliding_window": 32}))
     ids, noisy = candidates()
     shapes = shapes_read(model.energy_model)
-    torch.testing.assert_close(model.energy(ids, noisy), by_definition(model, ids, noisy), rtol=0, atol=1e-3)
+    torch.testing.assert_close(
+        model.energy(ids, noisy),
+        by_definition(model, ids, noisy),
+        rtol=0,
+        atol=1e-3,
+    )
     shapes.clear()
     short = ids[..., :31], noisy[:, :31]  # the start token in front
     torch.testing.assert_close(model.energy(*short), by_definition(model, *short), rtol=0, atol=1e-3)
@@ -210,6 +253,7 @@ def test_a_model_with_checkpointing_on_has_the_energies_that_it_has_without(trai
     switch_checkpointing(causal, True)
     model.train(training)  # where checkpointing is on, no cache comes back
     torch.testing.assert_close(model.energy(ids, noisy), expected, rtol=0, atol=1e-3)
+
     model.eval()
     shapes = shapes_read(causal)
     torch.testing.assert_close(model.energy(ids, noisy), expected, rtol=0, atol=1e-3)
@@ -316,7 +360,12 @@ def test_modules_of_others_that_cannot_go_on_exactly_read_whole_texts(module):
     ids, noisy = candidates()
     for _ in range(2):
         shapes = shapes_read(model.energy_model)
-        torch.testing.assert_close(model.energy(ids, noisy), by_definition(model, ids, noisy), rtol=0, atol=1e-3)
+        torch.testing.assert_close(
+            model.energy(ids, noisy),
+            by_definition(model, ids, noisy),
+            rtol=0,
+            atol=1e-3,
+        )
     assert shapes[0] == (6, LENGTH)
 
 
@@ -333,7 +382,8 @@ def test_modules_of_others_that_go_on_exactly_read_a_common_prompt_once(module):
 
 
 def test_both_names_of_the_cache_are_known():
-    assert cache_argument(CalledCache()) == "cache" and cache_argument(Foreign()) == "past_key_values"
+    assert cache_argument(CalledCache()) == "cache"
+    assert cache_argument(Foreign()) == "past_key_values"
     assert cache_argument(NamesNothing()) is None
     cache = DynamicCache()
     for name in ("cache", "past_key_values"):
@@ -345,5 +395,8 @@ def test_frequencies_that_depend_on_the_length_bound_what_is_shared():
     model = randomised(build("Phi3", OTHERS["Phi3"]))
     assert longest_text_with_fixed_frequencies(model) == 30
     assert longest_text_with_fixed_frequencies(build("Llama", SIZES)) == float("inf")
-    model.config.rope_parameters = {"full_attention": {"rope_type": "dynamic"}, "other": {"rope_type": "default"}}
+    model.config.rope_parameters = {
+        "full_attention": {"rope_type": "dynamic"},
+        "other": {"rope_type": "default"},
+    }
     assert longest_text_with_fixed_frequencies(model) == 64

@@ -49,11 +49,13 @@ def remdm_law(kind, eta, window, start=(MASK,) * L, given=()):
         alphas = [remdm_loop_alpha(t, high, low, 0.6) for t in times]
     else:
         alphas = [1 - t for t in times]
+
     alphas[-1] = 1.0
     sigmas = []
     for n in range(STEPS):
         sigma = remdm_sigma(kind, alphas[n + 1], alphas[n], eta, times[n], high, low)
         sigmas.append(sigma if low < times[n] <= high and alphas[n] > 0 else 0.0)
+
     return remdm_chain_law(TABLE, alphas, sigmas, start, given)[-1][state_index(SEQUENCES)]
 
 
@@ -118,7 +120,8 @@ def test_a_corrector_keeps_prompts_and_takes_the_steps_of_every_row():
     for sampler in ("dilated", "spaced", "low_confidence", "edit", "entropy_bound", "first_hitting", "remdm"):
         out = sample(ids, sampler=sampler, **options)
         plain = sample(ids, sampler=sampler, max_denoising_steps=3, return_dict_in_generate=True)
-        assert torch.equal(out.sequences[1, :3], ids[1, :3]) and torch.equal(out.sequences[2], ids[2])
+        assert torch.equal(out.sequences[1, :3], ids[1, :3])
+        assert torch.equal(out.sequences[2], ids[2])
         assert (out.sequences != MASK).all()
         if sampler == "dilated":
             assert (out.num_denoiser_calls - plain.num_denoiser_calls).tolist() == [8, 2, 0]
@@ -135,5 +138,11 @@ def test_the_corrector_counts_the_log_probabilities_of_the_last_draw():
     ids = torch.full((50, L), MASK)
     options = {"corrector_sweeps": 5.0, "output_log_probs": True, "output_history": True}
     for sampler in ("spaced", "edit", "low_confidence"):
-        out = sample(ids, sampler=sampler, max_denoising_steps=4, return_dict_in_generate=True, **options)
+        out = sample(
+            ids,
+            sampler=sampler,
+            max_denoising_steps=4,
+            return_dict_in_generate=True,
+            **options,
+        )
         assert out.log_probs.isfinite().all() and (out.log_probs <= 0).all()

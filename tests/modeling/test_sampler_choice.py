@@ -83,16 +83,25 @@ class OddPlaces:
 def test_an_object_with_steps_and_reveal_fills_masks_and_nothing_else(sampler):
     for options in ({}, {"corrector_sweeps": 1.0}, {"block_length": 4}, {"do_sample": False}):
         tokens = sample(PROMPT, sampler=sampler, **options)
-        assert torch.equal(tokens[PROMPT != MASK], PROMPT[PROMPT != MASK]) and (tokens != MASK).all()
+        assert torch.equal(tokens[PROMPT != MASK], PROMPT[PROMPT != MASK])
+        assert (tokens != MASK).all()
     text = [[1, 0, 2, 3, 4, 5, 2, 0, 1, 1, 0, 3]]
     bound = sampler_bound(model(), text, num_steps=4, sampler=sampler, scored=PROMPT == MASK)
     assert bound.value > 0
 
 
 def test_an_object_is_the_order_that_it_says():
-    out = sample(PROMPT, sampler=LeftToRight(), return_dict_in_generate=True, output_history=True, do_sample=False)
+    out = sample(
+        PROMPT,
+        sampler=LeftToRight(),
+        return_dict_in_generate=True,
+        output_history=True,
+        do_sample=False,
+    )
     masks = [int((x == MASK).sum()) for x in out.history]
-    assert masks[0] == 8 and masks == sorted(masks, reverse=True) and out.num_denoiser_calls.item() == 8
+    assert masks[0] == 8
+    assert masks == sorted(masks, reverse=True)
+    assert out.num_denoiser_calls.item() == 8
 
 
 def test_a_function_is_a_sampler():
@@ -101,7 +110,11 @@ def test_a_function_is_a_sampler():
 
     mine = sample(EMPTY, sampler=surest, max_denoising_steps=20, do_sample=False)
     assert torch.equal(mine, sample(EMPTY, sampler="top_k", max_denoising_steps=LENGTH, do_sample=False))
-    nothing = sample(PROMPT, sampler=lambda step, proposal: torch.zeros_like(proposal.free), max_denoising_steps=3)
+    nothing = sample(
+        PROMPT,
+        sampler=lambda step, proposal: torch.zeros_like(proposal.free),
+        max_denoising_steps=3,
+    )
     assert (nothing != MASK).all() and torch.equal(nothing[PROMPT != MASK], PROMPT[PROMPT != MASK])
     assert (sample(PROMPT, sampler=Spaced(num_steps=4, distance=2)) != MASK).all()
 
@@ -202,6 +215,7 @@ def test_every_sampler_goes_with_prompts_blocks_and_several_texts(name):
     given = ids.repeat_interleave(2, 0)
     assert tokens.shape == (4, 12) and (tokens != MASK).all()
     assert torch.equal(tokens[:, :4][given != MASK], given[given != MASK])
+
     steps = [step for step, *_ in seen]
     assert steps == sorted(set(steps)) and all(shape == (4,) for _, shape, _ in seen)
 
@@ -217,6 +231,7 @@ def test_every_sampler_that_does_not_look_at_tokens_goes_with_an_energy(name, sc
         with pytest.raises(ValueError, match="Pass num_candidates=1"):
             sample(sampler=name, **options)
         return
+
     # The surest of the drawn tokens are kept, whatever the energy likes: in one step all are
     options["max_denoising_steps"] = steps = 1 if name == "low_confidence" else 6
     ids = EMPTY[:1].repeat(100, 1)
@@ -238,6 +253,7 @@ def test_log_probabilities_are_those_of_the_network_at_the_history(name, do_samp
         output_history=True,
         output_log_probs=True,
     )
+
     # Tokens that are masked again or replaced have the log-probability of the last time
     expected = torch.full(out.sequences.shape, torch.nan, dtype=torch.float64)
     for before, after in zip(out.history, out.history[1:], strict=False):
@@ -245,6 +261,7 @@ def test_log_probabilities_are_those_of_the_network_at_the_history(name, do_samp
         of_tokens = log_probs.gather(-1, after.clamp_max(MASK - 1).unsqueeze(-1)).squeeze(-1)
         changed = (before != after) & (after != MASK)
         expected = torch.where(changed, of_tokens, expected)
+
     torch.testing.assert_close(out.log_probs, expected, atol=1e-5, rtol=1e-5, equal_nan=True)
 
 
@@ -261,6 +278,7 @@ def test_guidance_and_min_p_are_what_they_say():
     p = guided.softmax(-1)
     allowed = p >= 0.3 * p.amax(-1, keepdim=True)
     drawn = sample(PROMPT.repeat(3000, 1), min_p=0.3, **options)
+
     for i in (PROMPT[0] == MASK).nonzero().flatten():
         share = torch.bincount(drawn[:, i], minlength=MASK) / 3000
         law = torch.where(allowed[0, i], p[0, i], 0)

@@ -20,7 +20,14 @@ SCHEDULES = [
     make_schedule("linear", sigma_max=5.0),  # leaves a share of .007 for the first step
     make_schedule("geometric", sigma_max=6.0),
 ]
-FREE = torch.tensor([[1, 1, 1, 1, 1, 1, 1], [1, 0, 1, 0, 0, 1, 1], [0, 0, 0, 0, 0, 0, 0], [0, 1, 0, 0, 0, 0, 0]]).bool()
+FREE = torch.tensor(
+    [
+        [1, 1, 1, 1, 1, 1, 1],
+        [1, 0, 1, 0, 0, 1, 1],
+        [0, 0, 0, 0, 0, 0, 0],
+        [0, 1, 0, 0, 0, 0, 0],
+    ]
+).bool()
 
 
 def seed(n=0):
@@ -49,6 +56,7 @@ def test_reveal_times_give_the_reveal_probability_of_every_step(name):
     still = times < share_t
     revealed = still & (times >= share_s)
     expected = reveal_probability(*schedule.alpha(grid).flip(0))
+
     assert abs(revealed.sum() / still.sum() - expected) < 4.5 * math.sqrt(0.25 / still.sum())
     assert (reveal_times(~masked, noise) == -1).all()
     torch.testing.assert_close(schedule.time(1 - schedule.alpha(grid)), grid)
@@ -62,6 +70,7 @@ def test_ancestral_steps_are_those_of_the_definition(schedule, T):
     times = reveal_times(FREE, Noise(seed(3)))
     steps = {T - step.index: step for step in steps_of(Ancestral(T), FREE, schedule, 3)}
     assert list(steps) == sorted(steps, reverse=True)
+
     for n in range(T, 0, -1):
         # u lies between 1 - alpha_s and 1 - alpha_t
         revealed = FREE & (masked[n - 1] <= times) & (times < masked[n])
@@ -79,12 +88,14 @@ def test_steps_without_sampling_are_those_of_the_definition(schedule, T):
     share = reveal_probability(schedule.alpha(grid[:-1]), schedule.alpha(grid[1:]))
     steps = {T - step.index: step for step in steps_of(MostConfident(T), FREE, schedule)}
     left = FREE.sum(-1)
+
     for n in range(T, 0, -1):
         counts = (left * share[n - 1]).round(decimals=9).round().long()
         assert (n in steps) == bool(counts.any())
         if n in steps:
             assert torch.equal(steps[n].counts, counts) and (steps[n].t == grid[n]).all()
         left = left - counts
+
     assert not left.any()
 
 
@@ -112,15 +123,21 @@ def test_nothing_to_reveal_has_no_steps():
 
 @pytest.mark.parametrize("do_sample", [True, False])
 def test_a_hundred_million_steps_take_a_moment_and_are_counted(do_sample):
-    """Recorded are all steps up to a number that fits into memory; what does not is refused before it is computed."""
+    """Recorded are all steps up to a number that fits into memory. What does not is refused before it is computed."""
     model = EDLMForMaskedDiffusion.from_components(tiny_denoiser(), tiny_causal(bos_token_id=10))
-    options = {"max_length": 5, "do_sample": do_sample, "generator": seed(), "return_dict_in_generate": True}
+    options = {
+        "max_length": 5,
+        "do_sample": do_sample,
+        "generator": seed(),
+        "return_dict_in_generate": True,
+    }
     out = model.generate(max_denoising_steps=10**6, num_candidates=2, output_history=True, **options)
     assert out.num_denoiser_calls.tolist() == [5] and len(out.history) == 10**6 + 1
     assert torch.equal(out.history[-1], out.sequences) and (out.history[0] == 12).all()
     if do_sample:
         assert out.energies.shape == (10**6, 1, 2) and (~out.energies.isnan()).all(-1).sum() == 5
         assert (out.chosen >= 0).sum() == 5
+
     out = model.generate(max_denoising_steps=10**8, num_candidates=1, **options)
     assert out.num_denoiser_calls.tolist() == [5] and (out.sequences != 12).all()
     if do_sample:

@@ -36,6 +36,7 @@ def test_updates_act_wherever_the_trunk_lies(tmp_path, place):
     model = shared()
     wanted = energies(model)
     model.save_pretrained(tmp_path / "model")
+
     if place == "denoiser on disk":
         devices = {"denoiser": "disk", "energy_model": "cpu"}
         found = AutoModelForMaskedLM.from_pretrained(
@@ -43,13 +44,19 @@ def test_updates_act_wherever_the_trunk_lies(tmp_path, place):
         )
     else:
         devices = {"denoiser": "cpu", "energy_model": "cpu"}
-        found = dispatch_model(AutoModelForMaskedLM.from_pretrained(tmp_path / "model"), devices, force_hooks=True)
+        found = dispatch_model(
+            AutoModelForMaskedLM.from_pretrained(tmp_path / "model"),
+            devices,
+            force_hooks=True,
+        )
+
     torch.testing.assert_close(energies(found), wanted)
 
     without = copy.deepcopy(model)
     for layer in without.energy_model.modules():
         if getattr(layer, "up", None) is not None:
             nn.init.zeros_(layer.up)
+
     assert not torch.allclose(energies(without), wanted)
 
 
@@ -79,10 +86,14 @@ def test_a_module_that_is_replaced_after_an_energy_is_the_one_that_runs():
 def test_an_adapter_of_the_denoiser_reaches_an_energy_computed_before():
     model = shared(rank=0)
     before = energies(model)
-    get_peft_model(model, LoraConfig(r=2, target_modules=r"denoiser\..*attn_qkv", init_lora_weights="gaussian"))
+    get_peft_model(
+        model,
+        LoraConfig(r=2, target_modules=r"denoiser\..*attn_qkv", init_lora_weights="gaussian"),
+    )
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             nn.init.constant_(parameter, 0.3)
+
     after = energies(model)
     assert not torch.allclose(after, before)
 
@@ -121,6 +132,7 @@ def test_checkpointed_gradients_are_those_of_the_energy_and_not_of_the_denoiser(
         torch.manual_seed(5)
         model(candidate_ids=CANDIDATES, input_ids=NOISY).energy.square().sum().backward()
         gradients.append({name: p.grad for name, p in model.named_parameters() if p.requires_grad})
+
     for name, gradient in gradients[0].items():
         torch.testing.assert_close(gradients[1][name], gradient)
 
@@ -132,6 +144,7 @@ def test_the_energy_has_a_mode_of_its_own():
     denoised = model.denoiser(NOISY).logits
     one, two = (model.energy_model(CANDIDATES, NOISY).energy for _ in range(2))
     assert not torch.equal(one, two) and torch.equal(model.denoiser(NOISY).logits, denoised)
+
     model.train()
     model.energy_model.eval()
     assert torch.equal(model.energy_model(CANDIDATES, NOISY).energy, model.energy_model(CANDIDATES, NOISY).energy)
@@ -191,4 +204,5 @@ def test_a_shared_energy_is_one_graph_for_the_compiler(name):
         energy.square().sum().backward()
         gradients = [parameter.grad for parameter in model.energy_model.parameters() if parameter.grad is not None]
         found.append([energy.detach(), *gradients])
+
     torch.testing.assert_close(found[1], found[0])

@@ -37,7 +37,10 @@ class Repository:
         self.trace = path.parent / "RAN"
         tiny_gpt2().save_pretrained(path)
         self.change("config.json", model_type="somebody_else")
-        self.change("config.json", auto_map={"AutoConfig": "code.Config", "AutoModelForCausalLM": "code.Model"})
+        self.change(
+            "config.json",
+            auto_map={"AutoConfig": "code.Config", "AutoModelForCausalLM": "code.Model"},
+        )
         (path / "code.py").write_text(CODE.format(ran=str(self.trace)))
 
     def change(self, file: str, **values):
@@ -153,7 +156,12 @@ def test_a_tokenizer_of_the_energy_is_trusted_as_the_energy_is(stranger, given):
     energy = {"energy": str(stranger.path)} if given == "energy" else {"energy": tiny_gpt2()}
     tokenizers = {"tokenizer": text8_tokenizer(12)} | ({} if given == "energy" else {given: str(stranger.path)})
     with pytest.raises(ValueError, match=f"{stranger.path}.*{REFUSED}"):
-        EDLMForMaskedDiffusion.from_components(tiny_denoiser(), **energy, **tokenizers, trust_remote_code=True)
+        EDLMForMaskedDiffusion.from_components(
+            tiny_denoiser(),
+            **energy,
+            **tokenizers,
+            trust_remote_code=True,
+        )
     assert not stranger.ran
 
 

@@ -18,10 +18,13 @@ build = EDLMForMaskedDiffusion.from_components
 
 
 def tokenizer(ids, mask: int | None = MASK) -> PreTrainedTokenizerFast:
-    """One token per id; the mask is that of `mask`."""
+    """One token per id. The mask is that of `mask`."""
     words = {f"w{i}": i for i in ids} | ({} if mask is None else {"[MASK]": mask})
     backend = Tokenizer(models.WordLevel(words, unk_token="w0"))
-    return PreTrainedTokenizerFast(tokenizer_object=backend, **({} if mask is None else {"mask_token": "[MASK]"}))
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        **({} if mask is None else {"mask_token": "[MASK]"}),
+    )
 
 
 def with_holes() -> PreTrainedTokenizerFast:
@@ -42,7 +45,8 @@ def seed(n: int = 0) -> torch.Generator:
 
 def test_the_absent_ids_are_ranges_below_the_rows_of_the_model():
     assert absent_ids(with_holes(), 13) == [[3, 4], [9, 9]]
-    assert absent_ids(with_holes(), 64) == [[3, 4], [9, 9], [13, 63]]  # rows filled up to a multiple
+    # Rows are filled up to a multiple
+    assert absent_ids(with_holes(), 64) == [[3, 4], [9, 9], [13, 63]]
     assert absent_ids(tokenizer(range(12)), 13) is None
     assert absent_ids(tokenizer(range(40), mask=40), 13) is None  # more tokens than rows
 
@@ -65,7 +69,11 @@ def test_no_way_of_generating_draws_an_absent_id(options, kind):
     model = build(eager_denoiser(), energy, energy_type=kind, tokenizer=with_holes())
     drawn = model.generate(batch_size=30, generator=seed(), **options)
     assert not ABSENT & set(drawn.flatten().tolist()) and (drawn != MASK).all()
-    free = build(eager_denoiser(), energy, energy_type=kind).generate(batch_size=30, generator=seed(), **options)
+    free = build(eager_denoiser(), energy, energy_type=kind).generate(
+        batch_size=30,
+        generator=seed(),
+        **options,
+    )
     assert ABSENT & set(free.flatten().tolist())
 
 
@@ -77,6 +85,7 @@ def test_what_is_drawn_has_the_law_without_the_absent_ids():
     law, n = logits.softmax(-1), 20_000
     drawn = model.generate(batch_size=n, max_length=1, max_denoising_steps=1, generator=seed())
     share = torch.bincount(drawn.flatten(), minlength=13) / n
+
     # 5 standard errors of every share: a chance of 1e-5 to fail
     assert ((share - law).abs() <= 5 * (law * (1 - law) / n).sqrt() + 1e-9).all()
 
@@ -89,11 +98,13 @@ def test_autoregressive_energies_and_likelihoods_are_normalised_without_them():
     model = build(tiny_denoiser(), causal, energy_type="coar", tokenizer=with_holes())
     candidates, noisy = torch.tensor([[[1, 2], [5, 6]]]), torch.full((1, 2), MASK)
     real = [i for i in range(12) if i not in ABSENT]
+
     with torch.no_grad():
         found = model.energy(candidates, noisy)
         theirs = model(noisy).logits[0][:, real].log_softmax(-1)
         text = torch.tensor([[10, 1, 2], [10, 5, 6]])
         ours = causal(text[:, :-1]).logits[..., real].log_softmax(-1)
+
     places = torch.tensor([[real.index(i) for i in row] for row in candidates[0].tolist()])
     log_p = theirs[[0, 1]].expand(2, -1, -1).gather(-1, places[..., None]).squeeze(-1).sum(-1)
     log_ar = ours.gather(-1, places[..., None]).squeeze(-1).sum(-1)
@@ -114,12 +125,19 @@ def test_what_was_absent_is_absent_after_saving_and_loading(tmp_path, kind):
     elif kind == "composite":
         model = build(eager_denoiser(), energy_type="nce", tokenizer=with_holes())
     else:
-        sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+        sizes = {
+            "hidden_size": 8,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "intermediate_size": 8,
+        }
         bert = BertForMaskedLM(BertConfig(vocab_size=16, max_position_embeddings=12, **sizes))
         model = build(randomised(bert), tokenizer=with_holes())
+
     model.save_pretrained(tmp_path)
     loaded = AutoModelForMaskedLM.from_pretrained(tmp_path)
     assert loaded.config.absent_token_ids == model.config.absent_token_ids is not None
+
     drawn = loaded.generate(batch_size=40, max_length=8, max_denoising_steps=2, generator=seed())
     assert not (ABSENT | {13, 14, 15}) & set(drawn.flatten().tolist())
 
@@ -152,4 +170,6 @@ def test_a_mask_token_that_is_added_gets_an_id_of_its_own():
     taken = tokenizer(ids, mask=None)
     assert len(taken) == 5 and "w5" in taken.get_vocab()
     added = add_mask_token(taken)
-    assert added.mask_token_id == 6 and added.convert_ids_to_tokens(5) == "w5" and vocabulary_rows(added) == 7
+    assert added.mask_token_id == 6
+    assert added.convert_ids_to_tokens(5) == "w5"
+    assert vocabulary_rows(added) == 7

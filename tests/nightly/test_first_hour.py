@@ -30,7 +30,13 @@ class Newcomer:
         self.work.mkdir()
         self.results: dict[str, str] = {}  # what was printed, by task
 
-        listed = subprocess.run(["git", "ls-files", "-z"], capture_output=True, text=True, check=True, cwd=ROOT)
+        listed = subprocess.run(
+            ["git", "ls-files", "-z"],
+            capture_output=True,
+            text=True,
+            check=True,
+            cwd=ROOT,
+        )
         for name in listed.stdout.split("\0"):
             if name and (ROOT / name).is_file():
                 target = self.clone / name
@@ -42,7 +48,10 @@ class Newcomer:
         self.environment = {name: text for name, text in os.environ.items() if not name.startswith(("HF_", "PYTHON"))}
         self.environment |= self.hub.environment(folder / "hf")
         self.environment |= {"PATH": f"{self.bin}:{os.environ['PATH']}", "CUDA_VISIBLE_DEVICES": ""}
-        self.environment |= {"PIP_CONSTRAINT": str(ROOT / "constraints" / "newest.txt"), "NO_MKDOCS_2_WARNING": "1"}
+        self.environment |= {
+            "PIP_CONSTRAINT": str(ROOT / "constraints" / "newest.txt"),
+            "NO_MKDOCS_2_WARNING": "1",
+        }
         self.environment |= {"PIP_DISABLE_PIP_VERSION_CHECK": "1", "OMP_NUM_THREADS": "2"}
 
     def run(self, *command, where: Path | None = None) -> str:
@@ -96,7 +105,10 @@ def test_the_environment_has_no_requirement_that_is_broken(newcomer):
     assert "No broken requirements found" in newcomer.run("pip", "check")
 
 
-def test_wheel_and_source_archive_are_built_without_warnings_and_are_fit_for_the_index(newcomer, tmp_path):
+def test_wheel_and_source_archive_are_built_without_warnings_and_are_fit_for_the_index(
+    newcomer,
+    tmp_path,
+):
     newcomer.run("pip", "install", "build", "twine")
     built = newcomer.run("python", "-m", "build", "--outdir", tmp_path, where=newcomer.clone)
     assert "warn" not in built.lower()

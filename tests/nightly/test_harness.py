@@ -22,7 +22,10 @@ from edlm_hf import EDLMForMaskedDiffusion
 from edlm_hf.evaluation.scorer import EDLMScorer
 from edlm_hf.tokenization import text8_tokenizer
 
-pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed: pip install 'edlm-hf[lm-eval]'")
+pytest.importorskip(
+    "lm_eval",
+    reason="lm-evaluation-harness is not installed: pip install 'edlm-hf[lm-eval]'",
+)
 
 PAGE = Path(__file__).parents[2] / "docs" / "evaluating.md"
 DATASET = "datasets/EleutherAI/lambada_openai"
@@ -57,7 +60,10 @@ def folder(tmp_path_factory):
     """A folder with the models that the page names."""
     folder = tmp_path_factory.mktemp("harness")
     models = {"my-ar": tiny_causal(**SIZES)}
-    models["my-edlm"] = EDLMForMaskedDiffusion.from_components(tiny_denoiser(**SIZES), tiny_causal(**SIZES))
+    models["my-edlm"] = EDLMForMaskedDiffusion.from_components(
+        tiny_denoiser(**SIZES),
+        tiny_causal(**SIZES),
+    )
     for name, model in models.items():
         model.save_pretrained(folder / name)
         TOKENIZER.save_pretrained(folder / name)
@@ -101,6 +107,7 @@ def test_documented_commands_give_the_likelihoods_of_the_scorer_and_of_the_causa
     scorer = EDLMScorer(model, TOKENIZER, bound="sampler", num_samples=32, batch_size=16)
     nats = [-value for value, _ in scorer.loglikelihood(pairs)]
     assert found["config"]["model"] == "edlm"
+
     perplexity = math.exp(sum(nats) / len(nats))
     assert found["results"]["lambada_openai"]["perplexity,none"] == pytest.approx(perplexity, rel=1e-3)
     assert found["config"]["estimates"]["loglikelihood"]["standard_error"] > 0
@@ -109,6 +116,7 @@ def test_documented_commands_give_the_likelihoods_of_the_scorer_and_of_the_causa
     found = run(autoregressive, folder, hub)
     nats = [nats_of(tiny_causal(**SIZES), *pair) for pair in pairs]
     assert found["config"]["model"] == "hf"
+
     perplexity = math.exp(sum(nats) / len(nats))
     assert found["results"]["lambada_openai"]["perplexity,none"] == pytest.approx(perplexity, rel=1e-3)
 

@@ -1,4 +1,4 @@
-"""The Space and the page of a generation in headless Chromium, with a tiny model; pictures go to .cache/nightly.
+"""The Space and the page of a generation in headless Chromium, with a tiny model. Pictures go to .cache/nightly.
 
 It needs Debian's packages chromium and chromium-driver. The browser can reach nothing but this machine.
 """
@@ -48,6 +48,7 @@ def browser(tmp_path_factory):
         pytest.skip("chromium or its driver is not installed: apt-get install chromium chromium-driver")
     options = webdriver.ChromeOptions()
     options.binary_location = chromium
+
     for flag in (
         "headless",
         "no-sandbox",
@@ -62,6 +63,7 @@ def browser(tmp_path_factory):
         f"user-data-dir={tmp_path_factory.mktemp('chromium')}",
     ):
         options.add_argument(f"--{flag}")
+
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     PICTURES.mkdir(parents=True, exist_ok=True)
     browser = webdriver.Chrome(options, webdriver.ChromeService(driver))
@@ -78,11 +80,17 @@ def address(model, tmp_path_factory):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    here = {"EDLM_MODEL": str(folder), "GRADIO_SERVER_NAME": "127.0.0.1", "GRADIO_SERVER_PORT": str(port)}
+
+    here = {
+        "EDLM_MODEL": str(folder),
+        "GRADIO_SERVER_NAME": "127.0.0.1",
+        "GRADIO_SERVER_PORT": str(port),
+    }
     here |= {"HF_HUB_OFFLINE": "1", "PYTHONPATH": python_path()}
     with open(folder / "log", "w") as log:
         command = [sys.executable, ROOT / "space" / "app.py"]
         space = subprocess.Popen(command, env=os.environ | here, stdout=log, stderr=log)
+
     try:
         wait_for(f"http://127.0.0.1:{port}/", space, folder / "log")
         yield f"http://127.0.0.1:{port}/"
@@ -136,15 +144,18 @@ def step_through(browser, last):
     place, text = browser.find_element(By.TAG_NAME, "output"), browser.find_element(By.CLASS_NAME, "text")
     slider.send_keys(Keys.END)
     assert place.text == f"step {last} of {last}" and "░" not in text.text
+
     slider.send_keys(Keys.HOME)
     assert place.text == f"step 0 of {last}" and "░" in text.text
     assert "Before the first step" in browser.find_element(By.CLASS_NAME, "weighing").text
+
     for step in range(1, last + 1):
         slider.send_keys(Keys.ARROW_RIGHT)
         assert slider.get_attribute("aria-valuetext") == place.text == f"step {step} of {last}"
         taken = browser.find_element(By.TAG_NAME, "section").find_elements(By.CLASS_NAME, "taken")
         if step >= last // 2 and taken:
             break
+
     assert len(taken) == 1 and "✓ taken" in taken[0].text
     assert "effective sample size" in browser.find_element(By.TAG_NAME, "caption").text
 
@@ -158,7 +169,9 @@ def test_space_generates_infills_and_shows_the_steps(browser, address):
     browser.get(address)
     button(browser, "Generate").click()
     *drafts, generated = texts_of(browser, "Text")
-    assert re.fullmatch("it was a dark and[a-z ]{50,}", generated) and any("░" in draft for draft in drafts)
+    assert re.fullmatch("it was a dark and[a-z ]{50,}", generated)
+    assert any("░" in draft for draft in drafts)
+
     wait(browser, lambda b: b.find_element(By.CLASS_NAME, "steps"))
     browser.switch_to.frame(browser.find_element(By.CLASS_NAME, "steps"))
     step_through(browser, 16)
@@ -170,6 +183,7 @@ def test_space_generates_infills_and_shows_the_steps(browser, address):
     wait(browser, lambda b: fill.is_displayed())
     fill.click()
     filled = texts_of(browser, "Filled text")[-1]
+
     # Up to so many letters: a network that was never trained draws start tokens too.
     assert re.fullmatch("the old house stood at the end of[a-z ]{,3} and nobody lived in it ?", filled)
     assert browser.save_screenshot(PICTURES / "space-infill.png")
@@ -179,7 +193,10 @@ def test_space_generates_infills_and_shows_the_steps(browser, address):
     gaps.send_keys(Keys.CONTROL, "a")
     gaps.send_keys("the cat")
     fill.click()
-    wait(browser, lambda b: "There is nothing to fill. Put _" in b.find_element(By.TAG_NAME, "body").text)
+    wait(
+        browser,
+        lambda b: "There is nothing to fill. Put _" in b.find_element(By.TAG_NAME, "body").text,
+    )
 
 
 def test_space_compares_ways_to_sample(browser, address):
@@ -237,6 +254,7 @@ def test_page_in_light_dark_and_on_a_narrow_screen(model, browser, tmp_path, sch
     step_through(browser, 12)
     assert browser.save_screenshot(PICTURES / f"page-{scheme}-{width}.png")
     assert browser.execute_script("return document.documentElement.scrollWidth <= innerWidth")
+
     paper = browser.find_element(By.TAG_NAME, "body").value_of_css_property("background-color")
     assert (paper == "rgba(255, 255, 255, 1)") == (scheme == "light")
 
@@ -244,6 +262,8 @@ def test_page_in_light_dark_and_on_a_narrow_screen(model, browser, tmp_path, sch
     assert browser.find_element(By.TAG_NAME, "button").text == "Pause"
     wait(browser, lambda b: b.find_element(By.TAG_NAME, "output").text == "step 12 of 12")
     assert browser.find_element(By.TAG_NAME, "button").text == "Play"
+
     last = browser.find_elements(By.CLASS_NAME, "weighing")
-    assert all("No candidates were weighed in this step." in place.text for place in last)  # t = 1/12 < 0.2
+    # t = 1/12 < 0.2
+    assert all("No candidates were weighed in this step." in place.text for place in last)
     assert not errors(browser)

@@ -242,6 +242,7 @@ def check_energy(network: nn.Module) -> str:
     denoiser = tiny_denoiser(vocab_size=VOCABULARY, model_length=LENGTH)
     model = EDLMForMaskedDiffusion.from_components(denoiser, network)
     shapes = shapes_read(network)
+
     for prompt in (PROMPT, 4):
         candidates, noisy = completions(prompt)
         expected = by_definition(model, candidates, noisy)
@@ -250,16 +251,26 @@ def check_energy(network: nn.Module) -> str:
         for _ in range(2):
             shapes.clear()
             compare("energies", model.energy(candidates, noisy), expected)
+
         if prompt == PROMPT:
             reads_once = shapes[0] == (len(noisy), PROMPT)
 
     check_padded_energies(model)
-    model.generate(noisy, max_denoising_steps=2, num_candidates=2, generator=torch.Generator().manual_seed(0))
+    model.generate(
+        noisy,
+        max_denoising_steps=2,
+        num_candidates=2,
+        generator=torch.Generator().manual_seed(0),
+    )
     return "prompt read once" if reads_once else ""
 
 
 @torch.no_grad()
-def by_definition(model: EDLMForMaskedDiffusion, ids: torch.Tensor, noisy: torch.Tensor) -> torch.Tensor:
+def by_definition(
+    model: EDLMForMaskedDiffusion,
+    ids: torch.Tensor,
+    noisy: torch.Tensor,
+) -> torch.Tensor:
     """log p_theta(x_0|x_t) - log p_AR(x_0) (B, k), the causal model reading whole texts without a cache."""
     network = model.energy_model
     start = start_token(network.config)
@@ -272,7 +283,18 @@ def by_definition(model: EDLMForMaskedDiffusion, ids: torch.Tensor, noisy: torch
     logits = network(input_ids=text[:, :-1], return_dict=True, **options).logits[..., :MASK].float()
     log_ar = logits.log_softmax(-1).gather(-1, text[:, 1:, None]).sum((-2, -1)).view(ids.shape[:2])
 
-    log_theta = model(noisy).logits[..., :MASK].log_softmax(-1).unsqueeze(1).expand(-1, ids.shape[1], -1, -1)
+    log_theta = (
+        model(noisy)
+        .logits[..., :MASK]
+        .log_softmax(-1)
+        .unsqueeze(1)
+        .expand(
+            -1,
+            ids.shape[1],
+            -1,
+            -1,
+        )
+    )
     log_theta = log_theta.gather(-1, ids.unsqueeze(-1)).squeeze(-1)
     return (log_theta * (noisy == MASK).unsqueeze(1)).sum(-1) - log_ar
 
@@ -294,7 +316,10 @@ def check_padded_energies(model: EDLMForMaskedDiffusion) -> None:
 def shapes_read(network: nn.Module) -> list[tuple[int, int]]:
     """A list that grows by the shape of the ids of every call."""
     shapes = []
-    network.register_forward_pre_hook(lambda m, a, k: shapes.append(tuple(k["input_ids"].shape)), with_kwargs=True)
+    network.register_forward_pre_hook(
+        lambda m, a, k: shapes.append(tuple(k["input_ids"].shape)),
+        with_kwargs=True,
+    )
     return shapes
 
 
@@ -339,11 +364,15 @@ def compare(what: str, found: torch.Tensor, expected: torch.Tensor) -> None:
 
 def try_all(only: list[str] | None = None) -> dict[str, dict[str, dict]]:
     """Results by kind of class (`masked`, `causal`), type of model and part."""
-    kinds = {"masked": (MODEL_FOR_MASKED_LM_MAPPING, try_masked), "causal": (MODEL_FOR_CAUSAL_LM_MAPPING, try_causal)}
+    kinds = {
+        "masked": (MODEL_FOR_MASKED_LM_MAPPING, try_masked),
+        "causal": (MODEL_FOR_CAUSAL_LM_MAPPING, try_causal),
+    }
     found = {}
     for kind, (mapping, try_class) in kinds.items():
         classes = {config_class.model_type: mapping[config_class] for config_class in mapping}
         classes = {model_type: chosen for model_type, chosen in classes.items() if model_type not in OURS}
+
         found[kind] = {}
         for model_type in sorted(set(classes) & set(only or classes)):
             model_class = classes[model_type]
@@ -353,6 +382,7 @@ def try_all(only: list[str] | None = None) -> dict[str, dict[str, dict]]:
             found[kind][model_type] = {part: asdict(result) for part, result in results.items()}
             if only:
                 print(model_type, found[kind][model_type])
+
     return found
 
 
@@ -367,8 +397,19 @@ def page(found: dict[str, dict[str, dict]]) -> str:
 
     parts.append("## Causal language models\n")
     parts.append(counts("As the energy", found["causal"], "energy"))
-    parts.append(counts("As the denoiser, with `is_causal = False` in the configuration", found["causal"], "denoiser"))
-    parts.append(table(found["causal"], {"energy": "as the energy", "denoiser": "as the denoiser, not causal"}))
+    parts.append(
+        counts(
+            "As the denoiser, with `is_causal = False` in the configuration",
+            found["causal"],
+            "denoiser",
+        )
+    )
+    parts.append(
+        table(
+            found["causal"],
+            {"energy": "as the energy", "denoiser": "as the denoiser, not causal"},
+        )
+    )
     return "\n".join(parts)
 
 

@@ -405,7 +405,7 @@ class Answer:
 
 
 def answers(section: Section) -> list[Answer]:
-    """Run the lines of a section; "passes" is the kind of one that does not fail."""
+    """Run the lines of a section. "passes" is the kind of one that does not fail."""
     here, space = Path.cwd(), {}
     run = command if section.commands else statement
     with tempfile.TemporaryDirectory() as folder, quiet():
@@ -415,6 +415,7 @@ def answers(section: Section) -> list[Answer]:
             found = [Answer(line, *run(line, space)) for line in section.lines]
         finally:
             os.chdir(here)
+
     return [replace(answer, message=without_folder(answer.message, folder)) for answer in found]
 
 
@@ -467,11 +468,12 @@ def page(found: dict[str, list[dict]]) -> str:
             code = f" ({answer['kind']})" if section.commands else ""
             rows.append(f"| `{in_cell(line)}` | {in_cell(answer['message'], markup=True)}{code} |")
         parts.append("\n".join(rows) + "\n")
+
     return "\n".join(parts)
 
 
 def in_cell(text: str, markup: bool = False) -> str:
-    """Text inside a cell of a table; where Markdown is `markup`, what would be read as such is escaped."""
+    """Text inside a cell of a table. Where Markdown is `markup`, what would be read as such is escaped."""
     text = text.replace("|", "\\|")
     return re.sub(r"([*<`])", r"\\\1", text) if markup else text
 

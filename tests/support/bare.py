@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 class BarePython:
-    """Runs scripts with `home` as working folder and HF_HOME below it; site-packages come without this package."""
+    """Runs scripts with `home` as working folder and HF_HOME below it. Site-packages come without this package."""
 
     def __init__(self, home: Path):
         self.home = home
@@ -20,7 +20,7 @@ class BarePython:
                     link.symlink_to(entry)
 
     def __call__(self, script: str, *arguments, **environment: str) -> str:
-        """Standard output of the script; its errors are those of the test."""
+        """Standard output of the script. Its errors are those of the test."""
         kept = "PATH", "LD_LIBRARY_PATH", "OMP_NUM_THREADS"
         keep = {name: os.environ[name] for name in kept if name in os.environ}
         here = {"HF_HOME": str(self.home / "hf"), "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(self.site)}

@@ -39,7 +39,7 @@ def random_joint(seed: int = 0) -> np.ndarray:
 
 
 def marginals(joint: np.ndarray) -> np.ndarray:
-    """Exact p(x_i | visible tokens) of every state: (256, L, V); one-hot where visible."""
+    """Exact p(x_i | visible tokens) of every state: (256, L, V), one-hot where visible."""
     table = np.zeros((len(STATES), L, V))
     for s, state in enumerate(STATES):
         conditional = np.where(agrees(state), joint, 0)
@@ -65,11 +65,12 @@ def product_law(table: np.ndarray, s: int) -> np.ndarray:
 def chain_law(conditionals, steps: int, start=(MASK,) * L, reveal=lambda n: 1 / n) -> np.ndarray:
     """Law over SEQUENCES of the T-step chain on t_n = n / T whose joint at state s is conditionals[s]: (256, 81).
 
-    `conditionals` may be a function of the step n; `reveal` gives the probability that step n reveals a mask.
+    `conditionals` may be a function of the step n. `reveal` gives the probability that step n reveals a mask.
     """
     joint_at = conditionals if callable(conditionals) else lambda n: conditionals
     law = np.zeros(len(STATES))
     law[state_index(np.array(start))] = 1
+
     for n in range(steps, 0, -1):
         conditionals, new = joint_at(n), np.zeros_like(law)
         for s in np.flatnonzero(law):
@@ -83,7 +84,9 @@ def chain_law(conditionals, steps: int, start=(MASK,) * L, reveal=lambda n: 1 / 
                     continue
                 target = state_index(np.where(kept, MASK, SEQUENCES))
                 np.add.at(new, target, law[s] * chance * conditionals[s])
+
         law = new
+
     return law[state_index(SEQUENCES)]
 
 
@@ -99,6 +102,7 @@ def one_at_a_time_law(products: np.ndarray) -> np.ndarray:
                 after[:, i] = SEQUENCES[:, i]
                 np.add.at(new, state_index(after), law[s] / left * products[s])
         law = new
+
     return law[state_index(SEQUENCES)]
 
 
@@ -107,7 +111,8 @@ class TableDenoiser(nn.Module):
 
     def __init__(self, table: np.ndarray, dtype: torch.dtype = torch.float64):
         super().__init__()
-        logits = np.full((len(STATES), L, V + 1), -3.0)  # the mask token gets a finite logit that must not matter
+        # The mask token gets a finite logit that must not matter
+        logits = np.full((len(STATES), L, V + 1), -3.0)
         with np.errstate(divide="ignore"):
             logits[..., :V] = np.maximum(np.log(table), -1e30)
         self.register_buffer("table", torch.tensor(logits, dtype=dtype))
@@ -122,13 +127,19 @@ class TableDenoiser(nn.Module):
 class TableCausalLM(nn.Module):
     """The chain rule of a joint (81,) as a causal language model over 3 tokens, the mask and a start token."""
 
-    def __init__(self, joint: np.ndarray, dtype: torch.dtype = torch.float64, start: int | None = START):
+    def __init__(
+        self,
+        joint: np.ndarray,
+        dtype: torch.dtype = torch.float64,
+        start: int | None = START,
+    ):
         super().__init__()
         self.config = SimpleNamespace(vocab_size=5, bos_token_id=start)
         for i in range(L):
             table = np.zeros((V**i, V))
             np.add.at(table, (SEQUENCES[:, :i] @ (V ** np.arange(i)[::-1]), SEQUENCES[:, i]), joint)
-            logits = np.full((V**i, 5), 1.5)  # mask and start token: finite logits that must not matter
+            # Mask and start token: finite logits that must not matter
+            logits = np.full((V**i, 5), 1.5)
             logits[:, :V] = np.log(table / table.sum(-1, keepdims=True))
             self.register_buffer(f"table{i}", torch.tensor(logits, dtype=dtype))
 
@@ -205,7 +216,9 @@ def blocks_law(
                         for i, value in zip(revealed, values, strict=True):
                             changed[start + i] = value
                         after[tuple(changed)] = after.get(tuple(changed), 0) + probability * chance * share
+
             law = after
+
     return law
 
 
@@ -236,6 +249,7 @@ def weighed_step(energies: np.ndarray, scope: str):
         masks = tuple(i for i, token in enumerate(seen) if token == MASK)
         places = masks if scope == "sequence" else revealed
         candidates = plain_step(seen, places, table)
+
         weights = {}
         for values in candidates:
             complete = np.array(seen)
@@ -248,6 +262,7 @@ def weighed_step(energies: np.ndarray, scope: str):
             wins = sum(2 * p * q * weights[x] / (weights[x] + weights[y]) for y, q in candidates.items())
             values = tuple(x[places.index(i)] for i in revealed)
             law[values] = law.get(values, 0) + wins
+
         return law
 
     return law_of_step

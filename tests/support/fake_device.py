@@ -46,7 +46,8 @@ READS = {
 }
 
 has_float64 = True
-waits: collections.Counter | None = None  # (reason, place in the code) -> number, while somebody counts
+# (reason, place in the code) -> number, while somebody counts
+waits: collections.Counter | None = None
 
 
 class WrongDevice(RuntimeError):
@@ -223,11 +224,15 @@ def move(module: nn.Module, index: int = 0) -> nn.Module:
         for name, parameter in part._parameters.items():
             if parameter is not None and not is_fake(parameter):
                 if id(parameter) not in moved:
-                    moved[id(parameter)] = nn.Parameter(on_device(parameter, index), parameter.requires_grad)
+                    moved[id(parameter)] = nn.Parameter(
+                        on_device(parameter, index),
+                        parameter.requires_grad,
+                    )
                 part._parameters[name] = moved[id(parameter)]
         for name, buffer in part._buffers.items():
             if buffer is not None and not is_fake(buffer):
                 part._buffers[name] = on_device(buffer, index)
+
     return module
 
 

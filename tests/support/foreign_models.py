@@ -1,6 +1,6 @@
 """Stand-ins for models with code of their own on the Hub.
 
-Bidirectional, with dropout, without post_init (as LLaDA's own code); Dream takes the attention mask as it is.
+Bidirectional, with dropout, without post_init (as LLaDA's own code). Dream takes the attention mask as it is.
 """
 
 import torch

@@ -38,15 +38,23 @@ MASK, VOCABULARY, LONGEST = 12, 13, 12
 
 
 def bert(config_class=BertConfig, model_class=BertForMaskedLM, **changes) -> torch.nn.Module:
-    """A small masked language model of transformers; 12 tokens fit."""
-    sizes = {"vocab_size": VOCABULARY, "hidden_size": 16, "num_hidden_layers": 1, "intermediate_size": 16}
+    """A small masked language model of transformers, which reads 12 tokens."""
+    sizes = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "intermediate_size": 16,
+    }
     sizes |= {"max_position_embeddings": LONGEST, "num_attention_heads": 2, "pad_token_id": 0}
     return randomised(model_class(config_class(**(sizes | changes))))
 
 
 def composite(denoiser: Callable, energy: Callable | None = None, **choices) -> EDLMForMaskedDiffusion:
     parts = [denoiser()] + ([energy()] if energy else [])
-    return randomised(EDLMForMaskedDiffusion.from_components(*parts, mask_token_id=MASK, **choices), seed=3)
+    return randomised(
+        EDLMForMaskedDiffusion.from_components(*parts, mask_token_id=MASK, **choices),
+        seed=3,
+    )
 
 
 def causal():
@@ -174,7 +182,10 @@ tokens = st.one_of(st.integers(0, MASK - 1), st.just(MASK))
 @st.composite
 def valid_calls(draw, names: tuple[str, ...]) -> Call:
     """Calls that must succeed."""
-    call = Call(draw(st.sampled_from(names)), draw(st.lists(st.lists(tokens, max_size=6), min_size=1, max_size=4)))
+    call = Call(
+        draw(st.sampled_from(names)),
+        draw(st.lists(st.lists(tokens, max_size=6), min_size=1, max_size=4)),
+    )
     given = call.arguments
     if draw(st.booleans()) or call.ragged:
         ids, mask = padded(call.rows, draw(st.integers(0, MASK - 1)), draw(st.booleans()))
@@ -212,7 +223,11 @@ def valid_calls(draw, names: tuple[str, ...]) -> Call:
     chosen = draw(st.lists(st.sampled_from(list(options)), unique=True))
     if {"eos_token_id", "stopping_criteria"} & set(chosen):
         chosen.append("pad_token_id")
-    return Call(call.model, call.rows, given | {name: draw(options[name]) for name in sorted(set(chosen))})
+    return Call(
+        call.model,
+        call.rows,
+        given | {name: draw(options[name]) for name in sorted(set(chosen))},
+    )
 
 
 NUMBERS = [None, True, False, -1, 0, 1, 2, 7, 10**30, 0.0, 0.5, 1.5, -2.0, math.nan, math.inf, "x", "3", [], [1], {}]
@@ -314,15 +329,20 @@ def check_output(call: Call, output, model, generate: Callable) -> None:
     if given is not None:
         visible = given != MASK
         assert torch.equal(ids[:, :width][visible], given[visible])
+
     assert not (ids == MASK).any()
     assert ((0 <= ids) & (ids < VOCABULARY)).all()
 
     # The counters tell one story
     masks = torch.tensor([row.count(MASK) + new for row in rows])
     calls, weighed = output.num_denoiser_calls, output.num_energy_calls
-    assert (calls <= masks).all() and (weighed <= calls).all() and ((calls > 0) == (masks > 0)).all()
+    assert (calls <= masks).all()
+    assert (weighed <= calls).all()
+    assert ((calls > 0) == (masks > 0)).all()
+
     generated = output.tokens_per_forward * calls
-    assert torch.allclose(generated, generated.round(), atol=1e-4) and (generated <= masks + 1e-4).all()
+    assert torch.allclose(generated, generated.round(), atol=1e-4)
+    assert (generated <= masks + 1e-4).all()
     if not ends:
         assert torch.allclose(generated.float(), masks.float(), atol=1e-3)
     if output.energies is None:
@@ -330,7 +350,8 @@ def check_output(call: Call, output, model, generate: Callable) -> None:
     else:
         happened = ~output.energies.isnan()
         k = output.energies.shape[-1]
-        assert torch.equal(happened.any(-1).sum(0), weighed) and torch.equal(happened.all(-1), happened.any(-1))
+        assert torch.equal(happened.any(-1).sum(0), weighed)
+        assert torch.equal(happened.all(-1), happened.any(-1))
         assert torch.equal(output.chosen >= 0, happened.all(-1)) and (output.chosen < k).all()
         sizes = output.effective_sample_size[happened.all(-1)]
         assert ((sizes > 1 - 1e-6) & (sizes < k + 1e-6)).all()

@@ -15,8 +15,15 @@ class HashedDenoiser(nn.Module):
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
         shape = (LENGTH, LENGTH, VOCABULARY + 1, VOCABULARY + 1)
-        self.register_buffer("effects", scale * torch.randn(shape, generator=generator, dtype=torch.float64))
-        self.config = SimpleNamespace(vocab_size=VOCABULARY + 1, mask_token_id=MASK, max_position_embeddings=LENGTH)
+        self.register_buffer(
+            "effects",
+            scale * torch.randn(shape, generator=generator, dtype=torch.float64),
+        )
+        self.config = SimpleNamespace(
+            vocab_size=VOCABULARY + 1,
+            mask_token_id=MASK,
+            max_position_embeddings=LENGTH,
+        )
         self.calls = 0
 
     def forward(self, input_ids, attention_mask=None):

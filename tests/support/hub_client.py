@@ -27,7 +27,7 @@ for line in sys.stdin:
 
 
 class HubClient:
-    """`client(function, **arguments)` runs the source of a function there; arguments and its value travel as JSON."""
+    """`client(function, **arguments)` runs the source of a function there. Arguments and its value travel as JSON."""
 
     def __init__(self, environment: dict[str, str]):
         path = python_path()

@@ -40,7 +40,7 @@ class Repository:
 
 
 class HubServer:
-    """Runs in a thread; `repositories` is all there is.
+    """Runs in a thread. `repositories` is all there is.
 
     `interruptions`: so many of the next commits find the connection cut in the middle of their upload.
     """
@@ -58,9 +58,18 @@ class HubServer:
         return self.repositories[repo_id]
 
     def environment(self, home, token: str | None = TOKEN) -> dict[str, str]:
-        """What a process needs to take this for the Hub; set before it imports huggingface_hub."""
-        chosen = {"HF_ENDPOINT": self.url, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0"}
-        chosen |= {"HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "NO_PROXY": "127.0.0.1"}
+        """What a process needs to take this for the Hub, set before it imports huggingface_hub."""
+        chosen = {
+            "HF_ENDPOINT": self.url,
+            "HF_HOME": str(home),
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_OFFLINE": "0",
+        }
+        chosen |= {
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+            "NO_PROXY": "127.0.0.1",
+        }
         return chosen | ({"HF_TOKEN": token} if token else {})
 
     def close(self):
@@ -79,6 +88,7 @@ class Handler(BaseHTTPRequestHandler):
         if not isinstance(content, bytes):
             content = json.dumps(content).encode()
             headers.setdefault("Content_Type", "application/json")
+
         self.send_response(status)
         for name, value in ({"Content_Length": str(len(content))} | headers).items():
             self.send_header(name.replace("_", "-"), value)
@@ -97,7 +107,7 @@ class Handler(BaseHTTPRequestHandler):
         return self.headers.get("Authorization") == f"Bearer {TOKEN}"
 
     def find(self, repo_id: str) -> Repository | None:
-        """The repository, if the caller may see it; else the refusal has been sent."""
+        """The repository, if the caller may see it. Otherwise the refusal has been sent."""
         repository = self.hub.repositories.get(repo_id)
         if repository is None or (repository.private and not self.known):
             self.refuse(404 if self.known else 401, "RepoNotFound")
@@ -128,19 +138,30 @@ class Handler(BaseHTTPRequestHandler):
                 {"name": n, "ref": f"refs/heads/{n}", "targetCommit": c} for n, c in repository.branches.items()
             ]
             return self.answer({"branches": branches, "converts": [], "tags": []})
+
         revision = unquote(names[0]) if names and names[0] else "main"
         sha = repository.branches.get(revision, revision)
         if sha not in repository.commits:
             return self.refuse(404, "RevisionNotFound")
         files = repository.commits[sha]
+
         if what == "tree":
             folder = "/".join(names[1:]).strip("/")
             listed = {path: x for path, x in files.items() if not folder or path.startswith(f"{folder}/")}
             if folder and not listed:
                 return self.refuse(404, "EntryNotFound")
             return self.answer([{"type": "file", "path": p, "size": len(x), "oid": blob(x)} for p, x in listed.items()])
+
         siblings = [{"rfilename": path} for path in files]
-        self.answer({"id": repo_id, "sha": sha, "private": repository.private, "siblings": siblings, "tags": []})
+        self.answer(
+            {
+                "id": repo_id,
+                "sha": sha,
+                "private": repository.private,
+                "siblings": siblings,
+                "tags": [],
+            }
+        )
 
     def send_file(self, repository: Repository, revision: str, path: str):
         sha = repository.branches.get(revision, revision)
@@ -149,7 +170,12 @@ class Handler(BaseHTTPRequestHandler):
         if path not in repository.commits[sha]:
             return self.answer(b"", 404, X_Error_Code="EntryNotFound", X_Repo_Commit=sha)
         content = repository.commits[sha][path]
-        self.answer(content, X_Repo_Commit=sha, ETag=f'"{blob(content)}"', Content_Type="application/octet-stream")
+        self.answer(
+            content,
+            X_Repo_Commit=sha,
+            ETag=f'"{blob(content)}"',
+            Content_Type="application/octet-stream",
+        )
 
     # ------------------------------------------------------------------------------------------------------ writing
 
@@ -160,6 +186,7 @@ class Handler(BaseHTTPRequestHandler):
         if commit and self.hub.interruptions:
             self.hub.interruptions -= 1
             return self.cut()
+
         body = self.body()
         if not self.known:
             return self.answer({"error": "no token"}, 401)
@@ -169,6 +196,7 @@ class Handler(BaseHTTPRequestHandler):
             return self.answer({"errors": [], "warnings": []})
         match = re.fullmatch(r"/api/models/([^/]+/[^/]+)/(preupload|branch|commit)/(.+)", path)
         repository = self.find(match[1])
+
         if repository is not None:
             revision = unquote(match[3])
             if match[2] == "branch":
@@ -216,6 +244,7 @@ class Handler(BaseHTTPRequestHandler):
                 files[value["path"]] = base64.b64decode(value["content"])
             elif key == "deletedFile":
                 del files[value["path"]]
+
         sha = repository.commit(revision, files, message)
         url = f"{self.hub.url}/{repo_id}/commit/{sha}"
         self.answer({"commitUrl": url, "commitOid": sha, "pullRequestUrl": None})

@@ -29,7 +29,7 @@ FLAGS = f"""--normalize_text8 --style crop --start_token --length 16
 
 
 def start(text: Path, folder: Path) -> int:
-    """The process that runs the command; what it prints goes to a file beside the folder."""
+    """The process that runs the command. What it prints goes to a file beside the folder."""
     process = os.fork()
     if process:
         return process
@@ -37,6 +37,7 @@ def start(text: Path, folder: Path) -> int:
     os.dup2(log, 1)
     os.dup2(log, 2)
     status = 1
+
     try:
         train.train_denoiser(["--dataset", str(text), "--output_dir", str(folder), *FLAGS])
         status = 0
@@ -58,7 +59,7 @@ def is_writing(folder: Path, step: int) -> bool:
 
 
 def kill(process: int, moment) -> bool:
-    """Kill a process when `moment()` is true; False if it ended before."""
+    """Kill a process when `moment()` is true, and return False if it ended before."""
     while not moment():
         if os.waitpid(process, os.WNOHANG)[0]:
             return False
@@ -90,11 +91,13 @@ def main(folder: Path, count: int, seed: int) -> list[dict]:
                 end = time.monotonic() + draws.uniform(0.05, 0.9) * seconds
                 moment = f"{end - time.monotonic():.2f} of {seconds:.2f} s"
                 killed = kill(start(text, run), lambda end=end: time.monotonic() >= end)
+
         left = sorted(path.name for path in run.glob("checkpoint-*"))
         finish(text, run)
         weights = load_file(run / "model.safetensors")
         equal = all(torch.equal(weights[name], unbroken[name]) for name in unbroken)
         found.append({"moment": moment, "checkpoints": len(left), "equal": equal})
+
     return found
 
 

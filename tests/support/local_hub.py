@@ -45,13 +45,19 @@ def snapshot(cache: Path, name: str) -> Path:
 def gpt2_tokenizer() -> PreTrainedTokenizerFast:
     """50,257 ids as GPT-2 has them: bytes first, end-of-text last. The words in between are drawn but never read."""
     end, symbols = "<|endoftext|>", sorted(pre_tokenizers.ByteLevel.alphabet())
-    words = itertools.product(f"{string.ascii_lowercase}{string.digits}\u0120", repeat=3)  # the last one is a space
+    # The last one is a space
+    words = itertools.product(f"{string.ascii_lowercase}{string.digits}\u0120", repeat=3)
     symbols += ["".join(word) for word in itertools.islice(words, 50_256 - len(symbols))]
     backend = Tokenizer(models.BPE({symbol: i for i, symbol in enumerate([*symbols, end])}, []))
     backend.add_special_tokens([AddedToken(end, normalized=False, special=True)])
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token=end, eos_token=end, unk_token=end)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token=end,
+        eos_token=end,
+        unk_token=end,
+    )
 
 
 def write_hub(cache: Path) -> None:
@@ -87,7 +93,10 @@ def write_published(cache: Path) -> None:
 
     folder = snapshot(cache, "GSAI-ML/LLaDA-8B-Instruct")
     write_fast(folder, ALL_BYTES, ["<|mdm_mask|>", "<|endoftext|>", "<|startoftext|>"], **ends)
-    resized("LLaDA", vocab_size=start + 1, embedding_size=start + 6, **tokens).write(folder, num_files=2)
+    resized("LLaDA", vocab_size=start + 1, embedding_size=start + 6, **tokens).write(
+        folder,
+        num_files=2,
+    )
 
     folder = snapshot(cache, "Dream-org/Dream-v0-Base-7B")
     named = {"mask_token": "<|mask|>", "bos_token": "<|beginoftext|>"}
@@ -100,7 +109,13 @@ def write_published(cache: Path) -> None:
     Qwen2ForCausalLM(Qwen2Config(**sizes, bos_token_id=end, eos_token_id=end)).save_pretrained(folder)
 
     folder = snapshot(cache, "diffusionfamily/diffugpt-s")
-    diffugpt = resized("DiffuGPT", rows=50_257, vocab_size=50_257, bos_token_id=50_256, eos_token_id=50_256)
+    diffugpt = resized(
+        "DiffuGPT",
+        rows=50_257,
+        vocab_size=50_257,
+        bos_token_id=50_256,
+        eos_token_id=50_256,
+    )
     diffugpt.write(folder)
     tokenizer = gpt2_tokenizer()
     tokenizer.add_special_tokens({"mask_token": tokenizer.convert_ids_to_tokens(10_541)})
@@ -121,6 +136,11 @@ def letters() -> BertTokenizerFast:
 def write_bert(folder: Path) -> None:
     tokenizer = letters()
     tokenizer.save_pretrained(folder)
-    sizes = {"vocab_size": len(tokenizer), "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    sizes = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
     config = BertConfig(**sizes, intermediate_size=8, max_position_embeddings=LENGTH)
     BertForMaskedLM(config).save_pretrained(folder)

@@ -22,7 +22,8 @@ LENGTH = 16
 TOKENIZER = text8_tokenizer(LENGTH)
 OTHERS = {
     "bert": (BertConfig, BertForMaskedLM, LENGTH),
-    "roberta": (RobertaConfig, RobertaForMaskedLM, LENGTH + 28),  # its positions are counted from pad_token_id + 1 on
+    # Positions are counted from pad_token_id + 1 on
+    "roberta": (RobertaConfig, RobertaForMaskedLM, LENGTH + 28),
     "electra": (ElectraConfig, ElectraForMaskedLM, LENGTH),
 }
 
@@ -31,16 +32,24 @@ def write_model(kind: str, folder: Path) -> Path:
     """A model and its tokenizer: mdlm, causal, edlm, a kind of OTHERS, or whole-KIND, a composite around that."""
     torch.manual_seed(0)
     if kind.startswith("whole-"):
-        model = EDLMForMaskedDiffusion.from_components(other_network(kind.removeprefix("whole-")), tokenizer=TOKENIZER)
+        model = EDLMForMaskedDiffusion.from_components(
+            other_network(kind.removeprefix("whole-")),
+            tokenizer=TOKENIZER,
+        )
     elif kind in OTHERS:
         model = other_network(kind)
     else:
-        sizes = {"vocab_size": len(TOKENIZER), "bos_token_id": TOKENIZER.bos_token_id, "model_length": LENGTH}
+        sizes = {
+            "vocab_size": len(TOKENIZER),
+            "bos_token_id": TOKENIZER.bos_token_id,
+            "model_length": LENGTH,
+        }
         sizes |= {"hidden_dim": 8, "cond_dim": 4, "n_blocks": 1, "n_heads": 2, "dropout": 0.0}
         causal = kind == "causal"
         model = (MDLMForCausalLM if causal else MDLMForMaskedLM)(MDLMConfig(**sizes, causal=causal))
         if kind == "edlm":
             model = EDLMForMaskedDiffusion.from_components(model, energy_type="nce")
+
     model.save_pretrained(folder)
     TOKENIZER.save_pretrained(folder)
     return folder
@@ -51,12 +60,17 @@ def other_network(kind: str):
     config, network, positions = OTHERS[kind]
     sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
     start = TOKENIZER.bos_token_id
-    tokens = {"vocab_size": len(TOKENIZER), "pad_token_id": start, "bos_token_id": start, "eos_token_id": None}
+    tokens = {
+        "vocab_size": len(TOKENIZER),
+        "pad_token_id": start,
+        "bos_token_id": start,
+        "eos_token_id": None,
+    }
     return randomised(network(config(**sizes, **tokens, max_position_embeddings=positions)))
 
 
 def change(name: str, **values) -> Callable[[Path], None]:
-    """Set values in a JSON file; in config.json also those of the denoiser inside it."""
+    """Set values in a JSON file, and in config.json also those of the denoiser inside it."""
 
     def do(folder: Path) -> None:
         content = json.loads((folder / name).read_text())

@@ -51,11 +51,13 @@ def blocks(page: Path) -> Iterator[Block]:
         if not (opened := re.fullmatch(r"(`{3,})\s*(.*)", line)):
             continue
         language, *words = opened[2].split() or [""]
+
         body = []
         for _, inside in lines:
             if inside.strip() == opened[1]:
                 break
             body.append(inside)
+
         yield Block(page, number + 1, language, tuple(words), "\n".join(body))
 
 
@@ -63,7 +65,7 @@ def blocks(page: Path) -> Iterator[Block]:
 
 
 def commands(block: Block) -> list[list[str]]:
-    """The words of every command of a block; lines that end with a backslash go on, comments are left out."""
+    """The words of every command of a block. Lines that end with a backslash go on, comments are left out."""
     lines = block.text.replace("\\\n", " ").splitlines()
     if block.language == "console":
         lines = [line[2:] for line in lines if line.startswith("$ ")]
@@ -77,20 +79,26 @@ def check(words: list[str], run: bool = False) -> None:
     Raises:
         WrongCommand: it does not exist as it is written, or fails.
     """
-    end = next((i for i, word in enumerate(words) if word in ("|", ">", ">>", "&&", "||", ";")), len(words))
+    end = next(
+        (i for i, word in enumerate(words) if word in ("|", ">", ">>", "&&", "||", ";")),
+        len(words),
+    )
     words = [word for i, word in enumerate(words[:end]) if i or not re.fullmatch(r"\w+=.*", word)]
     if words[:3] == ["python", "-m", "edlm_hf.lm_eval"]:
         return check_harness(words[3:])
     if words[:1] == ["pytest"]:
         check_pytest(words[1:])
+
     if "edlm" not in words:
         if run:
             raise WrongCommand(f"{shlex.join(words)}: a block that is run holds edlm commands only")
         return None
+
     at = words.index("edlm")
     if at:
         check_launcher(words[:at])
     check_edlm(words[at + 1 :])
+
     if run:
         run_edlm(words[at + 1 :])
 
@@ -114,13 +122,16 @@ def check_edlm(arguments: list[str]) -> None:
             raise WrongCommand(f"{name} has no command {' '.join(arguments[:1]) or 'by itself'}")
         name, arguments = arguments[0], arguments[1:]
         command = command.commands[name]
+
     if "--help" in arguments:
         return
     if name in training.COMMANDS:
         return check_training(name, arguments)
+
     try:
         command.make_context(name, list(arguments))
-    except Exception as error:  # typer has its own copy of click: its errors are told apart by what they can say
+    # Typer has its own copy of click: its errors are told apart by what they can say
+    except Exception as error:
         if not hasattr(error, "format_message"):
             raise
         raise WrongCommand(error.format_message()) from None
@@ -171,13 +182,14 @@ def check_launcher(words: list[str]) -> None:
 
 
 def check_harness(arguments: list[str]) -> None:
-    """The settings in --model_args are those of the bridge; the other flags belong to the harness."""
+    """The settings in --model_args are those of the bridge. The other flags belong to the harness."""
     import ast
 
     from edlm_hf.evaluation.scorer import EDLMScorer
     from edlm_hf.modeling.generation_config_edlm import EDLMGenerationConfig
 
-    tree = ast.parse((ROOT / "edlm_hf" / "lm_eval.py").read_text())  # it cannot be imported without the harness
+    # The module cannot be imported without the harness
+    tree = ast.parse((ROOT / "edlm_hf" / "lm_eval.py").read_text())
     bridge = next(node for node in ast.walk(tree) if isinstance(node, ast.ClassDef) and node.name == "EDLMHarness")
     made = next(node for node in bridge.body if isinstance(node, ast.FunctionDef) and node.name == "__init__")
     known = {argument.arg for argument in made.args.args} | set(inspect.signature(EDLMScorer).parameters)
@@ -206,7 +218,8 @@ def run_edlm(arguments: list[str]) -> None:
 
 def run_block(block: Block, namespace: dict) -> None:
     if block.language == "python":
-        code = compile("\n" * (block.line - 1) + block.text, str(block.page), "exec")  # errors have lines of the page
+        # Errors have lines of the page
+        code = compile("\n" * (block.line - 1) + block.text, str(block.page), "exec")
         exec(code, namespace)
     elif block.language in ("bash", "sh", "shell", "console"):
         for words in commands(block):
@@ -220,9 +233,13 @@ def run_page(page: Path, folder: Path) -> list[dict]:
     """
     folder.mkdir(parents=True)
     (folder / "recipes").symlink_to(ROOT / "recipes")
-    in_order = sorted(blocks(page), key=lambda block: block.language != "python" and "run" not in block.words)
+    in_order = sorted(
+        blocks(page),
+        key=lambda block: block.language != "python" and "run" not in block.words,
+    )
     before, namespace, results = Path.cwd(), {"__name__": "__main__"}, []
     os.chdir(folder)
+
     try:
         for block in in_order:
             began, error = time.monotonic(), None
@@ -233,11 +250,18 @@ def run_page(page: Path, folder: Path) -> list[dict]:
                 error = f"{page.name}, block of line {block.line}: {wrong}"
             except Exception:
                 error = f"{page.name}, block of line {block.line}:\n{traceback.format_exc()}"
+
             seconds = round(time.monotonic() - began, 2)
-            result = {"page": page.name, "line": block.line, "language": block.language, "words": block.words}
+            result = {
+                "page": page.name,
+                "line": block.line,
+                "language": block.language,
+                "words": block.words,
+            }
             results.append(result | {"seconds": seconds, "error": error})
     finally:
         os.chdir(before)
+
     return sorted(results, key=lambda result: result["line"])
 
 

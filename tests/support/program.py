@@ -14,7 +14,7 @@ SCRIPT = f"import sys; from {MODULE} import {FUNCTION}; sys.exit({FUNCTION}())"
 
 
 def start(*arguments, before: str = "", env: dict[str, str] | None = None, **options) -> subprocess.Popen:
-    """Start it; `before` is code that runs before the script, `env` adds to the environment of this process."""
+    """Start it. `before` is code that runs before the script, `env` adds to the environment of this process."""
     path = python_path()
     return subprocess.Popen(
         [sys.executable, "-c", f"{before}\n{SCRIPT}", *map(str, arguments)],

@@ -226,7 +226,13 @@ def experts(layer: Weights, x: torch.Tensor, count: int) -> torch.Tensor:
     y = torch.zeros_like(x)
     for token, row in enumerate(chances):
         for expert in row.argsort(descending=True)[:count].tolist():
-            of_expert = swiglu(layer.under(f"experts.{expert}"), x[token], "gate_proj", "up_proj", "down_proj")
+            of_expert = swiglu(
+                layer.under(f"experts.{expert}"),
+                x[token],
+                "gate_proj",
+                "up_proj",
+                "down_proj",
+            )
             y[token] += row[expert] * of_expert
     return y
 
@@ -287,7 +293,10 @@ def llada_logits(config: dict, tensors: dict, ids: torch.LongTensor) -> torch.Te
 
 def llama_logits(config: dict, tensors: dict, ids: torch.LongTensor) -> torch.Tensor:
     """(L,) ids -> (L, V), for all that have the names of a Llama."""
-    config = config | {"heads": config["num_attention_heads"], "kv_heads": config["num_key_value_heads"]}
+    config = config | {
+        "heads": config["num_attention_heads"],
+        "kv_heads": config["num_key_value_heads"],
+    }
     network = Weights(tensors, "model.")
     x = network["embed_tokens.weight"][ids]
     for n in range(config["num_hidden_layers"]):
@@ -321,6 +330,7 @@ def diffugpt_logits(config: dict, tensors: dict, ids: torch.LongTensor) -> torch
         x = x + conv(layer, "attn.c_proj", attend(*(heads_of(part, config["n_head"]) for part in qkv)))
         hidden = gelu(conv(layer, "mlp.c_fc", norm(layer, "ln_2", x)), approximate="tanh")
         x = x + conv(layer, "mlp.c_proj", hidden)
+
     return norm(network, "ln_f", x) @ embedding.T
 
 
@@ -332,6 +342,7 @@ def llada_shapes(config: dict) -> dict[str, tuple[int, ...]]:
     narrow = width // config["n_heads"] * config["n_kv_heads"]
     shapes = {"model.transformer.wte": (rows, width), "model.transformer.ln_f": (width,)}
     shapes["model.transformer.ff_out"] = (rows, width)
+
     for n in range(config["n_layers"]):
         block = f"model.transformer.blocks.{n}."
         shapes |= {block + name: (width,) for name in ("attn_norm", "ff_norm")}
@@ -339,10 +350,15 @@ def llada_shapes(config: dict) -> dict[str, tuple[int, ...]]:
         shapes |= {block + name: (narrow, width) for name in ("k_proj", "v_proj")}
         shapes |= {block + name: (hidden, width) for name in ("ff_proj", "up_proj")}
         shapes[block + "ff_out"] = (width, hidden)
+
     return {f"{name}.weight": shape for name, shape in shapes.items()}
 
 
-def llama_shapes(config: dict, qkv_bias: bool = False, qk_norm: bool = False) -> dict[str, tuple[int, ...]]:
+def llama_shapes(
+    config: dict,
+    qkv_bias: bool = False,
+    qk_norm: bool = False,
+) -> dict[str, tuple[int, ...]]:
     width, rows = config["hidden_size"], config["vocab_size"]
     size = config.get("head_dim") or width // config["num_attention_heads"]
     out_of = {"q_proj": size * config["num_attention_heads"]}
@@ -351,6 +367,7 @@ def llama_shapes(config: dict, qkv_bias: bool = False, qk_norm: bool = False) ->
     shapes = {"model.embed_tokens.weight": (rows, width), "model.norm.weight": (width,)}
     if not config["tie_word_embeddings"]:
         shapes["lm_head.weight"] = (rows, width)
+
     for n in range(config["num_hidden_layers"]):
         layer = f"model.layers.{n}."
         shapes |= {f"{layer}{norm}.weight": (width,) for norm in ("input_layernorm", "post_attention_layernorm")}
@@ -358,10 +375,12 @@ def llama_shapes(config: dict, qkv_bias: bool = False, qk_norm: bool = False) ->
             shapes[f"{layer}self_attn.{name}.weight"] = (length, width)
             if qkv_bias:
                 shapes[f"{layer}self_attn.{name}.bias"] = (length,)
+
         shapes[f"{layer}self_attn.o_proj.weight"] = (width, out_of["q_proj"])
         if qk_norm:
             shapes |= {f"{layer}self_attn.{norm}.weight": (size,) for norm in ("q_norm", "k_norm")}
         shapes |= mlp_shapes(f"{layer}mlp.", config, n)
+
     return shapes
 
 
@@ -393,15 +412,20 @@ def diffullama_shapes(config: dict) -> dict[str, tuple[int, ...]]:
 def diffugpt_shapes(config: dict) -> dict[str, tuple[int, ...]]:
     width = config["n_embd"]
     rows = config.get("rows", VOCABULARY)
-    shapes = {"embed_tokens.weight": (rows, width), "denoise_model.wpe.weight": (config["n_positions"], width)}
+    shapes = {
+        "embed_tokens.weight": (rows, width),
+        "denoise_model.wpe.weight": (config["n_positions"], width),
+    }
     wide = {"attn.c_attn": (width, 3 * width), "attn.c_proj": (width, width)}
     wide |= {"mlp.c_fc": (width, 4 * width), "mlp.c_proj": (4 * width, width)}
     norms = ["denoise_model.ln_f"]
+
     for n in range(config["n_layer"]):
         layer = f"denoise_model.h.{n}."
         norms += [f"{layer}ln_1", f"{layer}ln_2"]
         for name, shape in wide.items():
             shapes |= {f"{layer}{name}.weight": shape, f"{layer}{name}.bias": shape[1:]}
+
     return shapes | {f"{norm}.{kind}": (width,) for norm in norms for kind in ("weight", "bias")}
 
 
@@ -423,7 +447,7 @@ class Published:
     shift: int = 0
 
     def weights(self, seed: int = 0) -> dict[str, torch.Tensor]:
-        """Random weights; the norms stay near one."""
+        """Random weights. The norms stay near one."""
         generator = torch.Generator().manual_seed(seed)
         weights = {}
         for name, shape in self.shapes(self.config).items():
@@ -441,7 +465,7 @@ class Published:
         return weights
 
     def denoiser(self, weights: dict[str, torch.Tensor]) -> Callable[[torch.LongTensor], torch.Tensor]:
-        """Ids (1, L) -> logits (1, L, V) of the clean tokens at their own positions; no other token exists."""
+        """Ids (1, L) -> logits (1, L, V) of the clean tokens at their own positions. No other token exists."""
 
         def logits_of(ids: torch.LongTensor) -> torch.Tensor:
             logits = self.logits(self.config, weights, ids[0])
@@ -457,12 +481,21 @@ def write_weights(folder: Path, weights: dict[str, torch.Tensor], num_files: int
     if num_files == 1:
         save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
         return
+
     names, weight_map = sorted(weights), {}
     for n in range(num_files):
         file = f"model-{n + 1:05d}-of-{num_files:05d}.safetensors"
         weight_map |= dict.fromkeys(names[n::num_files], file)
-        save_file({name: weights[name] for name in names[n::num_files]}, folder / file, metadata={"format": "pt"})
-    index = {"metadata": {"total_size": sum(x.nbytes for x in weights.values())}, "weight_map": weight_map}
+        save_file(
+            {name: weights[name] for name in names[n::num_files]},
+            folder / file,
+            metadata={"format": "pt"},
+        )
+
+    index = {
+        "metadata": {"total_size": sum(x.nbytes for x in weights.values())},
+        "weight_map": weight_map,
+    }
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
 
 

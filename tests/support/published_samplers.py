@@ -118,6 +118,7 @@ def llada_low_confidence(logits_of, ids, mask_token_id, steps, block_length=None
             count = share + 1 if n < rest else share
             p = row.look()
             row.reveal(surest(row.masks(begin, end), p, confidence, count), p)
+
     return row.result()
 
 
@@ -136,6 +137,7 @@ def dream(logits_of, ids, mask_token_id, steps, alg, share="dream", eps=1e-3):
     score = {"maskgit_plus": confidence, "topk_margin": margin, "entropy": negative_entropy}[alg]
     row = Row(logits_of, ids, mask_token_id)
     times = [1 - (1 - eps) * n / steps for n in range(steps + 1)]
+
     for n in range(steps):
         masks = row.masks()
         if share == "even":
@@ -146,8 +148,10 @@ def dream(logits_of, ids, mask_token_id, steps, alg, share="dream", eps=1e-3):
             count = len(masks)
         else:
             count = int(len(masks) * (1 - times[n + 1] / times[n]))
+
         p = row.look()
         row.reveal(surest(masks, p, score, count), p)
+
     return row.result()
 
 
@@ -170,6 +174,7 @@ def dilated(logits_of, ids, mask_token_id, steps, offset=0):
             break
         p = row.look()
         row.reveal(sorted(masks, key=rank)[: even_share(len(masks), steps - n)], p)
+
     return row.result()
 
 
@@ -191,6 +196,7 @@ def spaced(logits_of, ids, mask_token_id, steps, distance=None, score="entropy")
         if not masks:
             break
         p = row.look()
+
         if isinstance(score, str):
             costs = [-SURENESS[score](distribution) for distribution in p]
         else:
@@ -199,11 +205,14 @@ def spaced(logits_of, ids, mask_token_id, steps, distance=None, score="entropy")
         count = even_share(len(masks), steps - n)
         d = distance or math.ceil((max(masks) - min(masks) + 1) / count)
         taken = [min(masks, key=lambda i: (costs[i], i))]
+
         while len(taken) < count:
             gaps = {i: min(abs(i - j) for j in taken) for i in masks if i not in taken}
             d = min(d, max(gaps.values()))
             taken.append(min((i for i in gaps if gaps[i] >= d), key=lambda i: (costs[i], i)))
+
         row.reveal(taken, p)
+
     return row.result()
 
 
@@ -237,6 +246,7 @@ def fast_dllm_factor(logits_of, ids, mask_token_id, factor, block_length=None, g
                 if (n + 1) * (1 - confidence(p[order[n - 1]])) < factor:
                     count = n
             row.reveal(order[:count], p)
+
     return row.result()
 
 
@@ -256,6 +266,7 @@ def entropy_bounded(logits_of, ids, mask_token_id, gamma, score="entropy"):
             if sum(entropies) - max(entropies) <= gamma:
                 count = n
         row.reveal(order[:count], p)
+
     return row.result()
 
 
@@ -279,6 +290,7 @@ def klass(logits_of, ids, mask_token_id, confidence_threshold, kl_threshold, his
     row = Row(logits_of, ids, mask_token_id)
     before = None
     in_a_row = [0] * len(row.ids)
+
     for n in range(steps):
         masks = row.masks()
         if not masks:
@@ -287,6 +299,7 @@ def klass(logits_of, ids, mask_token_id, confidence_threshold, kl_threshold, his
         for i in masks:
             still = before is not None and divergence(p[i], before[i]) < kl_threshold
             in_a_row[i] = in_a_row[i] + 1 if still else 0
+
         before = p
 
         ready = [i for i in masks if in_a_row[i] >= history and confidence(p[i]) > confidence_threshold]
@@ -294,11 +307,21 @@ def klass(logits_of, ids, mask_token_id, confidence_threshold, kl_threshold, his
             ready = masks
         elif not ready:
             ready = surest(masks, p, confidence, even_share(len(masks), steps - n))
+
         row.reveal(ready, p)
+
     return row.result()
 
 
-def llada2_threshold(logits_of, ids, mask_token_id, threshold, steps, block_length=None, share="llada2"):
+def llada2_threshold(
+    logits_of,
+    ids,
+    mask_token_id,
+    threshold,
+    steps,
+    block_length=None,
+    share="llada2",
+):
     """LLaDA2.0's loop (inclusionAI; dLLM `pipelines/llada2/sampler.py`, diffusers `BlockRefinementScheduler`).
 
     Blocks are counted from the start of the row. Each has up to `steps` calls and none once it is full. When at least
@@ -315,13 +338,16 @@ def llada2_threshold(logits_of, ids, mask_token_id, threshold, steps, block_leng
             masks = row.masks(begin, end)
             if not masks:
                 break
+
             if share == "even":
                 count = even_share(len(masks), steps - n)
             else:
                 count = base + 1 if n < rest else base
+
             p = row.look()
             above = [i for i in masks if confidence(p[i]) > threshold]
             row.reveal(above if len(above) >= count else surest(masks, p, confidence, count), p)
+
     return row.result()
 
 
@@ -343,6 +369,7 @@ def llada21_edit(
     """
     row = Row(logits_of, ids, mask_token_id)
     given = [token != mask_token_id for token in row.ids] if given is None else [bool(flag) for flag in given]
+
     edit_sets = []
     for begin, end in spans(0, len(row.ids), block_length):
         full = 0
@@ -355,6 +382,7 @@ def llada21_edit(
 
             p = row.look()
             above = [i for i in masks if confidence(p[i]) > threshold]
+
             edits = []
             for i in range(begin, end):
                 changes = i not in masks and not given[i] and likeliest(p[i]) != row.ids[i]
@@ -368,6 +396,7 @@ def llada21_edit(
 
             if not masks and not edits:
                 break
+
     return *row.result(), edit_sets
 
 
@@ -419,6 +448,7 @@ def remdm_step_law(p_theta, ids, mask_token_id, alpha_s, alpha_t, sigma, given=(
         else:
             law[i] = np.multiply(p_theta[i], (alpha_s - (1 - sigma) * alpha_t) / (1 - alpha_t))
             law[i, mask_token_id] = (1 - alpha_s - sigma * alpha_t) / (1 - alpha_t)
+
     if law.min() < -1e-12:
         raise ValueError(f"sigma={sigma} is larger than sigma_max at alpha_s={alpha_s}, alpha_t={alpha_t}.")
     return law
@@ -435,6 +465,7 @@ def remdm_chain_law(table, alphas, sigmas, start=(MASK,) * L, given=()) -> list[
     law = np.zeros(len(STATES))
     law[state_index(np.array(start))] = 1
     laws = [law]
+
     for n, sigma in enumerate(sigmas):
         new = np.zeros_like(law)
         for s in np.flatnonzero(law):
@@ -445,8 +476,10 @@ def remdm_chain_law(table, alphas, sigmas, start=(MASK,) * L, given=()) -> list[
             for i in range(1, L):
                 after = np.multiply.outer(after, places[i])
             new += law[s] * after.ravel()
+
         law = new
         laws.append(law)
+
     return laws
 
 
@@ -471,6 +504,7 @@ def gibbs_law(conditionals, masked_again, given=()) -> np.ndarray:
             drawn = np.repeat(state[None], len(SEQUENCES), axis=0)
             drawn[:, list(scan)] = SEQUENCES[:, list(scan)]
             np.add.at(transition[s], state_index(drawn), conditionals[state_index(asked)] / len(scans))
+
     return transition
 
 

@@ -30,7 +30,13 @@ def with_noise(network, seed: int):
 
 def networks() -> dict[str, EDLMForMaskedDiffusion]:
     """One composite for every kind of energy, and one whose denoiser is conditioned on time."""
-    sizes = {"vocab_size": VOCABULARY, "hidden_dim": 16, "n_blocks": 2, "n_heads": 2, "model_length": 32}
+    sizes = {
+        "vocab_size": VOCABULARY,
+        "hidden_dim": 16,
+        "n_blocks": 2,
+        "n_heads": 2,
+        "model_length": 32,
+    }
     sizes |= {"mask_token_id": MASK, "dropout": 0.0, "cond_dim": 8}
 
     def denoiser(**changes):
@@ -57,7 +63,12 @@ def networks() -> dict[str, EDLMForMaskedDiffusion]:
 
 def prompts() -> dict[str, dict]:
     """Rows from nothing, a prompt, holes to fill, and rows of unequal length with padding on the right."""
-    holes = torch.tensor([[1, 2, MASK, MASK, 5, MASK, 7, 8, MASK, MASK], [MASK] * 5 + [3, 4, 5, MASK, 1]])
+    holes = torch.tensor(
+        [
+            [1, 2, MASK, MASK, 5, MASK, 7, 8, MASK, MASK],
+            [MASK] * 5 + [3, 4, 5, MASK, 1],
+        ]
+    )
     ragged = torch.tensor([[1, 2, 3, 4, 5, 6], [7, 8, 9, 0, 0, 0], [3, 0, 0, 0, 0, 0]])
     lengths = torch.tensor([6, 3, 1])
     return {
@@ -97,6 +108,7 @@ def samples() -> dict[str, list[list[int]]]:
         generator = torch.Generator().manual_seed(5)
         rows = network.generate(**inputs, **settings, generator=generator)
         found[f"{name} {prompt} {option}"] = rows.tolist()
+
     return found
 
 

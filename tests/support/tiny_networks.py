@@ -47,7 +47,14 @@ sizes(
 )
 sizes(GROUPS, "num_key_value_heads", "num_kv_heads", "linear_num_key_heads")
 sizes(HEAD, "head_dim", "attention_head_dim", "d_head", "dim_head", "mamba_head_dim", "mamba_d_head")
-sizes(HEAD, "linear_key_head_dim", "linear_value_head_dim", "v_head_dim", "qk_rope_head_dim", "qk_nope_head_dim")
+sizes(
+    HEAD,
+    "linear_key_head_dim",
+    "linear_value_head_dim",
+    "v_head_dim",
+    "qk_rope_head_dim",
+    "qk_nope_head_dim",
+)
 sizes(16, "q_lora_rank", "kv_lora_rank", "o_lora_rank")
 sizes(
     2 * HIDDEN,
@@ -166,6 +173,7 @@ def tiny_config(config_class: type[PreTrainedConfig], **changes) -> PreTrainedCo
         part = getattr(config_class(), name, None)
         if part is not None:
             chosen[name] = tiny_config(type(part), **changes).to_dict()
+
     chosen.update(SPECIAL.get(config_class.model_type, {}))
     return config_class(**chosen)
 
@@ -189,4 +197,5 @@ def tiny_network(model_class: type[nn.Module], config: PreTrainedConfig) -> nn.M
                 parameter.mul_(3)
                 if not parameter.any():  # projections that start at zero
                     parameter.normal_(std=0.1)
+
     return model

@@ -23,8 +23,19 @@ from edlm_hf.training import (
 
 def arguments(folder, cls=EDLMTrainingArguments, **changes) -> EDLMTrainingArguments:
     """Ten steps of eight rows on the CPU, no files."""
-    quiet = {"use_cpu": True, "report_to": "none", "disable_tqdm": True, "save_strategy": "no", "logging_steps": 1}
-    size = {"per_device_train_batch_size": 8, "per_device_eval_batch_size": 8, "max_steps": 10, "learning_rate": 1e-3}
+    quiet = {
+        "use_cpu": True,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "save_strategy": "no",
+        "logging_steps": 1,
+    }
+    size = {
+        "per_device_train_batch_size": 8,
+        "per_device_eval_batch_size": 8,
+        "max_steps": 10,
+        "learning_rate": 1e-3,
+    }
     return cls(str(folder), **(quiet | size | changes))
 
 
@@ -50,7 +61,13 @@ def denoiser_trainer(folder, model=None, rows=None, eval_rows=None, callbacks=No
     rows = random_blocks(32) if rows is None else rows
     model = model or tiny_denoiser()
     args = arguments(folder, MaskedDiffusionArguments, **changes)
-    return MaskedDiffusionTrainer(model, args, train_dataset=rows, eval_dataset=eval_rows, callbacks=callbacks)
+    return MaskedDiffusionTrainer(
+        model,
+        args,
+        train_dataset=rows,
+        eval_dataset=eval_rows,
+        callbacks=callbacks,
+    )
 
 
 def same(first: nn.Module, second: nn.Module) -> bool:
@@ -63,16 +80,24 @@ def trainer_of(kind: str, folder, rows, eval_rows=None, model=None, given=None, 
     sets = {"train_dataset": rows, "eval_dataset": eval_rows} | (given or {})
     if kind == "denoiser":
         model = tiny_denoiser() if model is None else model
-        return MaskedDiffusionTrainer(model, arguments(folder, MaskedDiffusionArguments, **changes), **sets)
+        return MaskedDiffusionTrainer(
+            model,
+            arguments(folder, MaskedDiffusionArguments, **changes),
+            **sets,
+        )
+
     if kind == "autoregressive":
         model = tiny_causal() if model is None else model
         return AutoregressiveTrainer(model, arguments(folder, **changes), **sets)
+
     if kind == "drafts":
         model = tiny_denoiser(draft_width=2) if model is None else model
         return DraftTrainer(model, arguments(folder, DraftArguments, **changes), **sets)
+
     if model is None:
         energy = randomised(EDLMEnergyModel(tiny_config()), seed=3)
         model = EDLMForMaskedDiffusion.from_components(tiny_denoiser(), energy, energy_type="nce")
+
     cheap = {"eval_max_denoising_steps": 4, "eval_num_candidates": 2, "num_negatives": 2}
     return EnergyTrainer(model, arguments(folder, EnergyArguments, **(cheap | changes)), **sets)
 

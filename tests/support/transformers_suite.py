@@ -20,7 +20,7 @@ PUBLISHED_START = MDLMPreTrainedModel._init_weights
 
 
 def upstream(module: str):
-    """A module of the suite; without the suite the tests that ask for it are skipped."""
+    """A module of the suite. Without the suite the tests that ask for it are skipped."""
     if not SUITE.exists():
         pytest.skip(
             f"{SUITE.name} is not there: run tests/transformers_suite/fetch.py (needs a package index)",
@@ -51,14 +51,20 @@ class Tester:
         self.parent, self.causal = parent, causal
 
     def get_config(self):
-        return tiny_config(causal=self.causal, pad_token_id=0, vocab_size=self.vocab_size, model_length=64)
+        return tiny_config(
+            causal=self.causal,
+            pad_token_id=0,
+            vocab_size=self.vocab_size,
+            model_length=64,
+        )
 
     def prepare_config_and_inputs_for_common(self):
         generator = torch.Generator().manual_seed(0)
         shape = (self.batch_size, self.seq_length)
         ids = torch.randint(1, self.vocab_size - 1, shape, generator=generator)
         if not self.causal:
-            ids[:, ::2] = self.vocab_size - 1  # masked positions, the only ones with something to predict
+            # Masked positions are the only ones with something to predict
+            ids[:, ::2] = self.vocab_size - 1
         return self.get_config(), {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 

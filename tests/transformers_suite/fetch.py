@@ -43,19 +43,22 @@ def download(folder: Path) -> Path:
     """The sdist of the installed transformers, in `folder`.
 
     Raises:
-        RuntimeError: pip could not get it; the message is pip's last error line.
+        RuntimeError: pip could not get it. The message is pip's last error line.
     """
     # Only transformers itself from source: its build requirements may come as wheels.
     command = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "--no-deps", "--retries", "1"]
     command += ["--no-binary", "transformers", "--dest", str(folder), f"transformers=={VERSION}"]
+
     try:
         result = subprocess.run(command, capture_output=True, text=True, timeout=300)
     except subprocess.TimeoutExpired:
         raise RuntimeError("pip download took more than 300 seconds") from None
+
     archives = list(folder.glob("transformers-*.tar.gz"))
     if result.returncode or not archives:
         errors = [line for line in result.stderr.splitlines() if line.strip()] or ["pip download left no sdist"]
         raise RuntimeError(next((line for line in reversed(errors) if line.startswith("ERROR")), errors[-1]))
+
     return archives[0]
 
 
@@ -72,6 +75,7 @@ def extract(archive: Path, package: Path) -> None:
             except KeyError:
                 raise RuntimeError(f"{archive.name} has no tests/{name}") from None
             (package / name).write_bytes(source.read())
+
     for name, text in STUBS.items():
         (package / name).parent.mkdir(exist_ok=True)
         (package / name).write_text(text)
@@ -117,6 +121,7 @@ def fetch_common_tests() -> None:
     if FOLDER.exists():
         print(f"transformers {VERSION} test-suite: present in {os.path.relpath(FOLDER)}")
         return
+
     CACHE.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=CACHE, prefix="fetch-") as scratch:
         try:
@@ -127,6 +132,7 @@ def fetch_common_tests() -> None:
             print(f"transformers {VERSION} test-suite: cannot be had, its tests will be skipped: {error}")
             return
         shutil.move(complete, FOLDER)
+
     print(f"transformers {VERSION} test-suite: fetched into {os.path.relpath(FOLDER)}")
 
 
