@@ -18,8 +18,9 @@ from edlm_hf.hidden_secrets import hide_in_values
 from edlm_hf.loading import load_causal, load_config, load_masked, load_tokenizer
 from edlm_hf.modeling.network_facts import longest_text
 from edlm_hf.processes import connected
+from edlm_hf.terminal import tell
 
-# Settings that only the bound of a sampler looks at, and discrete_nelbo at the first of them
+# Numbers that only the bound of a sampler looks at, and discrete_nelbo at the first of them
 BOUND_SETTINGS = ("num_steps", "num_candidates", "inner_copies", "energy_window")
 LIKELIHOOD_COLUMNS = (
     "metric",
@@ -190,22 +191,21 @@ def evaluate_model(
 
 
 def check_used(settings: EvaluationSettings, sampler_options: dict) -> None:
-    """Raise ValueError if an option of the sampler is given that no metric would look at."""
-    given = list(sampler_options)
-    for field in fields(settings):
-        if field.name in BOUND_SETTINGS and getattr(settings, field.name) != field.default:
-            given.append(field.name)
+    """Raise ValueError if a sampler is given that no metric would look at, and tell so of its numbers."""
+    if "sampler_bound" in settings.metrics:
+        return
+    metrics = ", ".join(settings.metrics)
+    if sampler_options:
+        raise ValueError(
+            f"{', '.join(sampler_options)} can only change sampler_bound, but metrics is {metrics}. Add sampler_bound."
+        )
 
     # T counts for the denoiser alone, too
-    if "sampler_bound" in settings.metrics:
-        given = []
-    elif "discrete_nelbo" in settings.metrics:
-        given = [name for name in given if name != "num_steps"]
-    if given:
-        raise ValueError(
-            f"{', '.join(given)} can only change sampler_bound, but metrics is {', '.join(settings.metrics)}. Add "
-            "sampler_bound."
-        )
+    unused = [name for name in BOUND_SETTINGS if name != "num_steps" or "discrete_nelbo" not in settings.metrics]
+    given = [field.name for field in fields(settings) if getattr(settings, field.name) != field.default]
+    ignored = [name for name in unused if name in given]
+    if ignored:
+        tell(f"{', '.join(ignored)} changes nothing: metrics is {metrics}, without sampler_bound.")
 
 
 def metric_options(settings: EvaluationSettings, metric: str, sampler_options: dict) -> dict:

@@ -132,7 +132,7 @@ def energy_of_another_denoiser(
 
 
 def new_drafter(parts: DraftModelArguments) -> edlm_hf.MDLMForMaskedLM:
-    """The denoiser with a new draft head.
+    """The denoiser with a draft head: its own where it has one of this width, else a new one.
 
     Raises:
         ValueError: no denoiser is given, it is not an MDLM, or the width is not positive.
@@ -142,5 +142,8 @@ def new_drafter(parts: DraftModelArguments) -> edlm_hf.MDLMForMaskedLM:
     denoiser = load_denoiser(parts.denoiser)
     if not isinstance(denoiser, edlm_hf.MDLMForMaskedLM):
         raise ValueError(f"{parts.denoiser} is not an MDLM denoiser, and only an MDLM can have a draft head.")
-    denoiser.add_draft_head(parts.draft_width)
+
+    # A head that is there goes on learning
+    if denoiser.config.draft_width != parts.draft_width:
+        denoiser.add_draft_head(parts.draft_width)
     return denoiser

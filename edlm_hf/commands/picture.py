@@ -24,6 +24,7 @@ class PictureOptions:
     )
     max_denoising_steps: int = option(8, min=1, old=("steps",), help="Denoising steps T.")
     num_candidates: int = option(8, min=1, old=("candidates",), help="Candidates k that an energy weighs.")
+    temperature: float | None = option(None, shown="the model's", help="Of the denoiser's distribution.")
     columns: int = option(COLUMNS, min=16, help="Letters of a line.")
     states: int | None = option(
         None,
@@ -44,6 +45,9 @@ def picture(options: PictureOptions, sampler: SamplerOptions, as_json: bool) -> 
 
     from edlm_hf.picture import make_picture
 
+    generation = sampler.arguments()
+    if options.temperature is not None:
+        generation["temperature"] = options.temperature
     drawn = make_picture(
         options.model,
         prompt=options.prompt,
@@ -55,7 +59,7 @@ def picture(options: PictureOptions, sampler: SamplerOptions, as_json: bool) -> 
         animate=options.animate,
         max_denoising_steps=options.max_denoising_steps,
         num_candidates=options.num_candidates,
-        **sampler.arguments(),
+        **generation,
     ).encode()
 
     write_atomically(options.output, drawn)

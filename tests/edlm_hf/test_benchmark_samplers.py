@@ -11,9 +11,11 @@ from published import randomised, tiny_config
 from typer.testing import CliRunner
 
 from edlm_hf import EDLMForMaskedDiffusion, MDLMForCausalLM, MDLMForMaskedLM
+from edlm_hf.benchmarks.parts import digest_of_source
 from edlm_hf.benchmarks.samplers import SamplerStudy, run_samplers
 from edlm_hf.benchmarks.samplers_report import markdown, worth
 from edlm_hf.benchmarks.samplers_settings import SAMPLERS, SamplerSettings, arms_of_line
+from edlm_hf.benchmarks.tables import signed, three_digits
 from edlm_hf.cli import app
 from edlm_hf.evaluation import autoregressive_nll, nelbo, sampler_bound
 from edlm_hf.markdown import code_span
@@ -318,3 +320,24 @@ def test_command_writes_and_prints(tmp_path):
     refused = CliRunner().invoke(app, [*command, "--sampler", "magic"])
     assert refused.exit_code == 1
     assert "must be one of" in refused.output
+
+
+def test_a_changed_vocabulary_is_read_again_and_a_moved_one_is_not(tmp_path):
+    words = tmp_path / "words.txt"
+    words.write_text("day night")
+    first = digest_of_source(str(words))
+
+    words.write_text("day sun")
+    assert digest_of_source(str(words)) != first
+
+    # The place does not matter, and names on the Hub are what they are
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "words.txt").write_text("day night")
+    assert digest_of_source(str(tmp_path / "elsewhere" / "words.txt")) == first
+    assert digest_of_source("owner/words") == "owner/words"
+
+
+def test_a_table_of_one_text_has_no_standard_error():
+    stored = {"value": 1.5, "standard_error": None, "num_samples": 1, "unit": "bits"}
+    assert three_digits("bits")({"bits": stored}) == "1.500 ± nan"
+    assert signed(stored) == "+1.500 ± nan"

@@ -5,6 +5,10 @@ import json
 import pytest
 import torch
 from published import randomised, tiny_config
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from transformers import PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
 from edlm_hf import EDLMForMaskedDiffusion, MDLMForCausalLM, MDLMForMaskedLM
@@ -168,7 +172,7 @@ def test_a_corpus_that_is_not_there_is_an_error(saved):
 
 
 # The keys of `settings` in files of results, which others read
-RECORDED = """model data metrics tokenizer split normalize length stride num_texts num_steps sampler_options
+RECORDED = """model text_column data metrics tokenizer split normalize length stride num_texts num_steps sampler_options
 num_candidates inner_copies energy_window num_samples batch_size seed dtype device"""
 
 
@@ -180,3 +184,65 @@ def test_names_of_0_1_0_are_known_and_results_keep_their_keys(saved):
     assert set(new["settings"]) == set(RECORDED.split())
     assert new["settings"]["normalize"] == "none"
     assert new["settings"]["data"] == str(folder / "texts.txt")
+
+
+def test_special_tokens_have_no_characters(saved):
+    # Blocks of whole documents end with an end token, which counts, but is no text
+    folder, denoiser, _, _ = saved
+    words = ["day", "night", "sun", "moon"]
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(WordLevel({word: i for i, word in enumerate([*words, "<|end|>", "<m>"])})),
+        bos_token="<|end|>",
+        eos_token="<|end|>",
+        mask_token="<m>",
+    )
+    tokenizer.backend_tokenizer.pre_tokenizer = Whitespace()
+    config = tiny_config(vocab_size=6, mask_token_id=5, bos_token_id=None, eos_token_id=None, model_length=8)
+    randomised(MDLMForMaskedLM(config)).save_pretrained(folder / "words")
+    tokenizer.save_pretrained(folder / "words")
+    (folder / "rows.jsonl").write_text('{"text": "day night"}\n{"text": "sun"}\n' * 4)
+
+    found = as_json("--model", folder / "words", "--dataset", folder / "rows.jsonl", "--num-samples", 2)
+    # Six tokens of the stream "day night / sun / day night / ..." in every block, the last of them cut short
+    texts = ["day night sun day", "night sun day night", "sun day night", "sun"]
+    assert found["num_characters"] == sum(map(len, texts))
+    assert found["num_tokens"] == 20 + 2 * len(texts)
+
+
+@pytest.mark.parametrize(
+    ("options", "names"),
+    [
+        (("--num-candidates", 8), "num_candidates changes nothing: metrics is nelbo"),
+        (("--num-steps", 7, "--inner-copies", 3), "num_steps, inner_copies changes nothing"),
+        (("--energy-window", 0.5, "--metrics", "discrete_nelbo"), "energy_window changes nothing"),
+        (("--num-steps", 7, "--metrics", "discrete_nelbo"), None),
+    ],
+)
+def test_numbers_of_a_sampler_that_no_metric_looks_at_are_told(saved, options, names):
+    folder, *_ = saved
+    result = call("--model", folder / "edlm", "--dataset", folder / "texts.txt", *options)
+    assert result.exit_code == 0
+    assert "changes nothing" not in result.stderr if names is None else names in result.stderr
+
+
+def test_windows_read_documents_as_blocks_do(saved):
+    # What spells the mask token stays text, and a missing document is empty
+    folder, *_ = saved
+    rows = ['{"text": "the [MASK] cat"}', '{"text": null}']
+    (folder / "rows.jsonl").write_text("\n".join(rows))
+    options = ("--model", folder / "edlm", "--dataset", folder / "rows.jsonl", "--no-normalize-text8")
+    blocks = as_json(*options)
+    windows = as_json(*options, "--stride", 8)
+    assert windows["num_tokens"] == blocks["num_tokens"] == len("the [MASK] cat")
+
+    result = call(*options, "--stride", 1, "--length", 1)
+    assert result.exit_code == 1 and "must be at least 2" in result.stderr
+
+
+def test_the_column_of_the_text_is_an_option(saved):
+    folder, *_ = saved
+    (folder / "rows.jsonl").write_text('{"body": "some words", "title": "one"}\n')
+    options = ("--model", folder / "edlm", "--dataset", folder / "rows.jsonl")
+    result = call(*options)
+    assert result.exit_code == 1 and "Give text_column, one of body, title" in result.stderr
+    assert as_json(*options, "--text-column", "body")["num_characters"] == len(" some words")

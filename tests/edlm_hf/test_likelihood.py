@@ -190,3 +190,20 @@ def test_the_bound_of_a_great_many_steps_is_that_of_continuous_time():
     bound = discrete_nelbo(tiny_denoiser(), texts, num_steps=10**9, **options)
     limit = nelbo(tiny_denoiser(), texts, **options)
     assert abs(bound.value - limit.value) < 5 * (bound.standard_error + limit.standard_error)
+
+
+@pytest.mark.parametrize("num_samples", [1, 2, 16])
+def test_more_noise_does_not_shrink_the_spread_over_texts(num_samples):
+    # At t = 1 all is masked, so that there is no noise
+    network, texts = model(), draws(60)
+    profile = h_profile(network, texts, times=(1.0,), num_samples=num_samples)
+    nats = nelbo_at_full_noise(network, texts)
+    expected = nats.std(unbiased=True) / len(texts) ** 0.5 / L
+    (entropy,) = profile.entropies
+    assert entropy.standard_error == pytest.approx(float(expected), rel=1e-5)
+    assert entropy.num_samples == len(texts)
+
+
+def nelbo_at_full_noise(network, texts) -> torch.Tensor:
+    """Nats of every text when one step reveals all of it: (n,)."""
+    return torch.tensor(discrete_nelbo(network, texts, num_steps=1, num_samples=2).sequence_nats)

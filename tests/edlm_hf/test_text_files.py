@@ -150,3 +150,63 @@ def test_a_character_that_lies_across_two_chunks_is_no_fault(tmp_path, monkeypat
     monkeypatch.setattr(text_files, "CHUNK", 4)
     (tmp_path / "a.txt").write_text("abc\u00e9def\u6771")
     assert fault_of_text(tmp_path / "a.txt") is None
+
+
+def test_the_fields_of_csv_files_are_read_as_they_are_written(tmp_path):
+    (tmp_path / "words.csv").write_text('text\nnull\nNA\n007\n"day, night"\n""\nlast\n')
+    assert texts_of(tmp_path / "words.csv") == ["null", "NA", "007", "day, night", "", "last"]
+
+    # The suffix is the last part of the name
+    (tmp_path / "rows.tsv_export.csv").write_text("text,number\nday,1\n")
+    assert texts_of(tmp_path / "rows.tsv_export.csv") == ["day"]
+
+
+@pytest.mark.parametrize("streaming", [False, True], ids=["whole", "streamed"])
+@pytest.mark.parametrize(
+    ("content", "fields"),
+    [("text\nhello, world\nbye, now\n", "1 fields.*has 2"), ("title,text\na,b,c,d\n", "2 fields.*has 4")],
+)
+def test_surplus_fields_of_csv_files_are_not_dropped(tmp_path, content, fields, streaming):
+    (tmp_path / "rows.csv").write_text(content)
+    with pytest.raises(ValueError, match=f"rows.csv: the header has {fields}.*in quotes"):
+        texts_of(tmp_path / "rows.csv", streaming=streaming)
+
+
+def test_a_folder_has_one_separator(tmp_path):
+    (tmp_path / "a.csv").write_text("text\nday\n")
+    (tmp_path / "b.tsv").write_text("text\nnight\n")
+    with pytest.raises(ValueError, match=r"holds .csv and .tsv files, but one kind is needed"):
+        texts_of(tmp_path)
+
+
+@pytest.mark.parametrize("streaming", [False, True], ids=["whole", "streamed"])
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"text": 5}', "column 'text' holds int.*strings. Write the texts"),
+        ('{"text": ["a"]}', "column 'text' holds [Ll]ist"),
+        ('{"text": 5, "title": "a"}', "column 'text' holds int.*Give text_column, one of title"),
+        ('{"number": 5}', "cannot tell which column is the text among number .int.*Write the texts"),
+    ],
+)
+def test_numbers_and_lists_are_no_texts(tmp_path, line, message, streaming):
+    (tmp_path / "rows.jsonl").write_text(line + "\n")
+    with pytest.raises(ValueError, match=message):
+        texts_of(tmp_path / "rows.jsonl", streaming=streaming)
+
+
+@pytest.mark.parametrize("streaming", [False, True], ids=["whole", "streamed"])
+def test_a_first_row_without_a_text_is_an_empty_document(tmp_path, streaming):
+    (tmp_path / "rows.jsonl").write_text('{"text": null}\n{"text": "day"}\n')
+    assert texts_of(tmp_path / "rows.jsonl", streaming=streaming) == [None, "day"]
+
+
+def test_files_without_rows_and_corpora_without_a_name_are_refused(tmp_path, monkeypatch):
+    (tmp_path / "rows.csv").write_text("text\n")
+    with pytest.raises(ValueError, match="rows.csv has no rows in split 'train'"):
+        texts_of(tmp_path / "rows.csv")
+
+    # Not the files of the folder that one stands in
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="name of the corpus is empty"):
+        texts_of("")

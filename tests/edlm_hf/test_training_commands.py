@@ -31,6 +31,7 @@ from edlm_hf.training import (
     EDLMTrainingArguments,
     EnergyArguments,
     MaskedDiffusionArguments,
+    MaskedDiffusionTrainer,
 )
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -257,6 +258,47 @@ def test_the_last_twentieth_of_a_file_is_for_evaluation_unless_another_is_given(
     with pytest.raises(ValueError, match="nothing to evaluate on: give --eval_dataset"):
         load_sets(data, choose_tokenizer(data, None))
     assert call("train-denoiser", file, "--length", 0).exit_code == 1
+
+
+@pytest.mark.parametrize(
+    ("names", "split"),
+    [
+        (("train", "validation", "test"), "validation"),
+        (("train", "test"), "test"),
+        (("train",), None),
+    ],
+)
+def test_a_folder_is_evaluated_on_validation_then_test_then_its_last_rows(tmp_path, recipe, names, split):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for number, name in enumerate(names):
+        (folder / f"{name}.txt").write_text("abc"[number] * 20 * 16)
+
+    file = recipe("denoiser", dataset=str(folder), eval_dataset=None, eval_blocks=None)
+    data, *_ = parse(train.train_denoiser, CLASSES["denoiser"][1], [file])
+    tokenizer = choose_tokenizer(data, None)
+    training, held_out = load_sets(data, tokenizer)
+    letters = {"validation": "b", "test": "abc"[len(names) - 1], None: "a"}
+    (letter,) = set(tokenizer.decode(held_out[0]["input_ids"][1:]).replace(" ", ""))
+    assert letter == letters[split]
+    assert (len(held_out) == 1) == (split is None)
+
+
+def test_a_split_that_plain_files_do_not_have_is_refused(recipe):
+    file = recipe("denoiser", eval_dataset=None)
+    result = call("train-denoiser", file, "--eval_split", "nosuch")
+    assert result.exit_code == 1 and "have no splits" in result.stderr
+
+
+def test_a_model_is_saved_before_its_evaluation_can_fail(tmp_path, recipe, monkeypatch):
+    def fail(*args, **kwargs):
+        raise ValueError("no evaluation today")
+
+    monkeypatch.setattr(MaskedDiffusionTrainer, "evaluate", fail)
+    result = call("train-denoiser", recipe("denoiser", save_strategy="no", max_steps=2))
+    assert result.exit_code == 1 and "no evaluation today" in result.stderr
+    model = MDLMForMaskedLM.from_pretrained(tmp_path / "denoiser")
+    assert (tmp_path / "denoiser" / "trainer_state.json").exists() and model.config.n_blocks == 2
 
 
 def test_old_names_of_flags_and_keys_are_taken_and_told(recipe, capsys):
