@@ -59,7 +59,9 @@ class LikelihoodEstimate(Estimate):
         if count is None:
             count = self.num_tokens
         if not isinstance(count, Real) or not 0 < count < math.inf:
-            raise ValueError(f"count is {count!r}, but it must be a positive number: the {unit}s in all texts together.")
+            raise ValueError(
+                f"count is {count!r}, but it must be a positive number: the {unit}s in all texts together."
+            )
 
         # nats/token * tokens/unit / log 2 = bits/unit
         tokens_per_unit = self.num_tokens / count
