@@ -7,7 +7,9 @@ import shutil
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from bare import BarePython
 from hub_client import fingerprint
 from huggingface_hub import ModelCard
@@ -766,3 +768,31 @@ def test_mistakes_are_told_and_nothing_is_made(hub, client, folder, tmp_path):
     code, out, _ = client(command, arguments=["push", "--help"])
     assert code == 0 and all(option in out for option in ("--private", "--revision", "--commit-message", "--json"))
     assert set(hub.repositories) == before
+
+
+@pytest.mark.parametrize(
+    ("facts", "message"),
+    [
+        ({"results": {"a": (None, None)}}, r"results of the card has 'a': \(None, None\), but every name has a pair"),
+        ({"results": {"a": 1.0}}, "results of the card has 'a': 1.0"),
+        ({"results": {"a": (torch.tensor(1.0), None)}}, "Call float"),
+        ({"results": {"a": (1.0, "x")}}, "results of the card has 'a'"),
+        ({"results": {1: (1.0, None)}}, "results of the card has 1"),
+        ({"results": [("a", 1.0)]}, "results of the card is"),
+        ({"license": ["mit"]}, r"license of the card is \['mit'\], but it must be a text"),
+        ({"data": {"a": 1}}, "data of the card is"),
+        ({"datasets": "abc"}, "datasets of the card is 'abc', but it must be a list of names"),
+        ({"language": 1}, "language of the card is 1"),
+    ],
+)
+def test_facts_of_another_kind_are_refused_where_they_are_given(facts, message):
+    with pytest.raises(ValueError, match=message):
+        CardFacts(**facts)
+
+
+def test_numbers_of_numpy_and_several_languages_are_facts():
+    facts = CardFacts(
+        results={"loss": (np.float32(1.5), np.float64(0.25)), "perplexity": (3, None)}, language=["en", "de"]
+    )
+    card = model_card("MDLMForMaskedLM", None, facts)
+    assert "| loss | 1.5 | 0.25 |" in card and ModelCard(card).data.language == ["en", "de"]
