@@ -213,7 +213,7 @@ def checkpoint_to_resume(parser: Flags, given: str | None) -> str | bool | None:
     word = str(given).lower()
     if word == "false":
         parser.error(
-            f"resume_from_checkpoint is {given}, but a run always goes on from the newest checkpoint in its output_dir. "
-            "Leave it out, and give another output_dir to begin anew."
+            f"resume_from_checkpoint is {given}, but a run always goes on from the newest checkpoint in its "
+            "output_dir. Leave it out, and give another output_dir to begin anew."
         )
     return True if word == "true" else given

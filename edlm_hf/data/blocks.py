@@ -56,14 +56,14 @@ def to_blocks(
             padding.
 
     Raises:
-        ValueError: arguments of other types, no column "text", an unknown style, a length without room for text, a special token
-            that the tokenizer does not have, or a corpus too short for a single row (for a stream, when
-            its end is reached).
+        ValueError: arguments of other types, no column "text", an unknown style, a length without room
+            for text, a special token that the tokenizer does not have, or a corpus too short for a single
+            row (for a stream, when its end is reached).
     """
     if not isinstance(dataset, Corpus):
         raise ValueError(
-            f"dataset is a {type(dataset).__name__}, but a corpus of load_corpus, or another Dataset or IterableDataset "
-            "of `datasets` with the column 'text', is needed. A list of texts: Dataset.from_dict({'text': texts})."
+            f"dataset is a {type(dataset).__name__}, but a corpus of load_corpus is needed, or another Dataset or "
+            "IterableDataset with the column 'text'. For a list of texts: Dataset.from_dict({'text': texts})."
         )
     check_tokenizer(tokenizer)
     length = given_whole_number("length", length, 1)

@@ -11,9 +11,9 @@ from published import tiny_config, tiny_gpt2
 from torch import nn
 from training import arguments, blocks, denoiser_trainer, logged, mean_and_error, random_blocks, same
 from transformers import (
-    ByT5Tokenizer,
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
+    ByT5Tokenizer,
     MraConfig,
     MraForMaskedLM,
     TrainingArguments,
