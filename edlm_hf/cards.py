@@ -6,6 +6,7 @@ repository in its examples is a placeholder, which a push fills in (`with_names`
 
 import re
 from dataclasses import dataclass, field
+from numbers import Real
 from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
@@ -32,7 +33,10 @@ class CardFacts:
         measured: on which data the results were measured, and how.
         limits: uses that it is not good for, besides the limits of every such model.
         license: the license of the weights, as the Hub spells it (`apache-2.0`, `mit`, ...).
-        language: the language of its texts (`en`, ...).
+        language: the language of its texts (`en`, ...), or several.
+
+    Raises:
+        ValueError: a fact is not of its kind.
     """
 
     data: str | None = None
@@ -42,7 +46,25 @@ class CardFacts:
     measured: str | None = None
     limits: str | None = None
     license: str | None = None
-    language: str | None = None
+    language: str | list[str] | None = None
+
+    def __post_init__(self):
+        for name in ("data", "command", "measured", "limits", "license"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, str):
+                raise ValueError(f"{name} of the card is {value!r}, but it must be a text, or None.")
+
+        # A text would be read as a list of letters
+        if self.datasets is not None and not is_list_of_texts(self.datasets):
+            raise ValueError(f"datasets of the card is {self.datasets!r}, but it must be a list of names.")
+        if self.language is not None and not isinstance(self.language, str) and not is_list_of_texts(self.language):
+            raise ValueError(f"language of the card is {self.language!r}, but it must be a text, or a list of texts.")
+
+        # What is measured, as the table of the card shows it
+        if not isinstance(self.results, dict):
+            raise ValueError(f"results of the card is {self.results!r}, but {{name: (value, error)}} is needed.")
+        for name, measurement in self.results.items():
+            check_measurement(name, measurement)
 
 
 @dataclass(frozen=True)
@@ -60,6 +82,24 @@ class ModelKind:
     auto_class: str | None
     task: str | None
     example: tuple[str, ...]
+
+
+def is_list_of_texts(value) -> bool:
+    """Whether a value is a list of texts. YAML has no tuples."""
+    return isinstance(value, list) and all(isinstance(text, str) for text in value)
+
+
+def check_measurement(name: str, measurement) -> None:
+    """Raise ValueError unless a measurement of a card is a number and its standard error, or None for that."""
+    is_pair = isinstance(measurement, (tuple, list)) and len(measurement) == 2
+    if is_pair and isinstance(name, str):
+        value, error = measurement
+        if isinstance(value, Real) and (error is None or isinstance(error, Real)):
+            return
+    raise ValueError(
+        f"results of the card has {name!r}: {measurement!r}, but every name has a pair (value, standard error) of "
+        "numbers, or (value, None). Call float() on a tensor."
+    )
 
 
 GENERATE = "rows = model.generate(max_denoising_steps=128)"

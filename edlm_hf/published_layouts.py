@@ -15,7 +15,9 @@ from dataclasses import dataclass, field
 import transformers
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from edlm_hf.modeling.generation_config_edlm import given_whole_number
 from edlm_hf.published_settings import (
+    check_numbers,
     settings_as_they_are,
     settings_of_llada,
     settings_of_llada_moe,
@@ -77,8 +79,10 @@ class Layout:
             published: config.json. rows: of the embedding, where the weights say so.
 
         Raises:
-            ValueError: the published network computes something else than the class.
+            ValueError: a number is not allowed, the mask token has no row, or the published network
+                computes something else than the class.
         """
+        check_numbers(published)
         try:
             settings = self.settings(published)
         except KeyError as missing:
@@ -87,6 +91,8 @@ class Layout:
             ) from None
         if rows is not None:
             settings["vocab_size"] = rows
+        if mask_token_id is not None:
+            check_mask_id(mask_token_id, settings.get("vocab_size"))
 
         # Unless they are named, the classes have special tokens of their own.
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
@@ -99,6 +105,16 @@ class Layout:
         settings["is_causal"] = False
         settings["use_cache"] = False
         return self.network_class().config_class(**settings)
+
+
+def check_mask_id(mask_token_id: int, rows: int | None) -> None:
+    """Raise ValueError unless the embedding, if the number of its rows is known, has a row for the mask token."""
+    mask = given_whole_number("mask_token_id", mask_token_id, 0)
+    if rows is not None and mask >= rows:
+        raise ValueError(
+            f"mask_token_id is {mask}, but the embedding has rows for the ids 0 to {rows - 1}. Give that of the "
+            "published model."
+        )
 
 
 def layout_of(published: dict, weights: Iterable[str]) -> Layout:

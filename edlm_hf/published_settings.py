@@ -1,8 +1,57 @@
 """Settings of published config.json files as arguments of the configurations of transformers."""
 
+import math
+from numbers import Real
+
+from edlm_hf.modeling.generation_config_edlm import given_whole_number
+
 # Settings of config.json that speak of the published code, or that are decided here
 NOT_OF_THE_NETWORK = ("architectures", "auto_map", "model_type", "transformers_version")
 NOT_OF_THE_NETWORK += ("dtype", "torch_dtype", "use_cache", "_name_or_path")
+
+# Settings of all families that are sizes and counts
+SIZES = ("d_model", "hidden_size", "n_embd", "n_heads", "num_attention_heads", "n_head", "n_kv_heads")
+SIZES += ("num_key_value_heads", "head_dim", "n_layers", "num_hidden_layers", "n_layer", "vocab_size", "embedding_size")
+SIZES += ("max_sequence_length", "max_position_embeddings", "n_positions", "num_experts", "mlp_hidden_size")
+SIZES += ("intermediate_size", "dense_intermediate_size", "expert_intermediate_size")
+
+
+def check_numbers(published: dict) -> None:
+    """Raise ValueError unless the sizes and numbers of a config.json are those of a network.
+
+    Settings that are missing or null are not checked here.
+    """
+    # 1. Sizes and counts are whole numbers
+    for name in SIZES:
+        if published.get(name) is not None:
+            given_whole_number(f"{name} of config.json", published[name], 1)
+
+    # 2. Numbers
+    rope = published.get("rope_parameters")
+    nested = rope.get("rope_theta") if isinstance(rope, dict) else None
+    numbers = {
+        "rope_theta": published.get("rope_theta", nested),
+        "rms_norm_eps": published.get("rms_norm_eps"),
+        "mlp_ratio": published.get("mlp_ratio"),
+    }
+    for name, value in numbers.items():
+        is_number = isinstance(value, Real) and not isinstance(value, bool)
+        if value is not None and not (is_number and 0 < value < math.inf):
+            raise ValueError(f"{name} of config.json is {value!r}, but it must be a positive number.")
+
+    # 3. A head has an equal part of the width, and the heads share those for keys and values equally
+    width = first_of(published, "d_model", "hidden_size", "n_embd")
+    heads = first_of(published, "n_heads", "num_attention_heads", "n_head")
+    kv_heads = first_of(published, "n_kv_heads", "num_key_value_heads")
+    if width and heads and published.get("head_dim") is None and width % heads:
+        raise ValueError(f"config.json has {heads} heads for a width of {width}, which does not divide by them.")
+    if heads and kv_heads and heads % kv_heads:
+        raise ValueError(f"config.json has {kv_heads} heads for keys and values, by which {heads} heads do not divide.")
+
+
+def first_of(published: dict, *names: str):
+    """The value of the first of the settings that is there, None if none is."""
+    return next((published[name] for name in names if published.get(name) is not None), None)
 
 
 def settings_as_they_are(published: dict) -> dict:
@@ -44,10 +93,15 @@ def settings_of_llada(published: dict) -> dict:
     vocabulary = published["vocab_size"]
     rows = published.get("embedding_size") or vocabulary
 
+    # 4. The ratio may be 4 or 4.0
+    hidden = published.get("mlp_hidden_size")
+    if hidden is None:
+        hidden = given_whole_number("mlp_ratio * d_model", exact(published["mlp_ratio"] * width), 1)
+
     settings = {
         "vocab_size": rows,
         "hidden_size": width,
-        "intermediate_size": published.get("mlp_hidden_size") or published["mlp_ratio"] * width,
+        "intermediate_size": hidden,
         "num_hidden_layers": published["n_layers"],
         "num_attention_heads": heads,
         "num_key_value_heads": kv_heads,
@@ -101,6 +155,11 @@ def settings_of_llada_moe(published: dict) -> dict:
     }
 
 
+def exact(value: float) -> float | int:
+    """64.0 -> 64. Other numbers as they are."""
+    return int(value) if value == int(value) else value
+
+
 def require(published: dict, name: str, *allowed) -> None:
     """Raise ValueError if a setting is there with a value that the class does not compute."""
     value = published.get(name)
@@ -112,4 +171,10 @@ def require(published: dict, name: str, *allowed) -> None:
         )
 
 
-__all__ = ["settings_as_they_are", "settings_of_llada", "settings_of_llada_moe", "settings_without_window"]
+__all__ = [
+    "check_numbers",
+    "settings_as_they_are",
+    "settings_of_llada",
+    "settings_of_llada_moe",
+    "settings_without_window",
+]

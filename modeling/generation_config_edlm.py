@@ -271,8 +271,15 @@ def whole_number_from(name: str, value, least: int) -> int | None:
     Raises:
         ValueError: it is anything else.
     """
-    if value is None:
-        return None
+    return None if value is None else given_whole_number(name, value, least)
+
+
+def given_whole_number(name: str, value, least: int) -> int:
+    """An integer of at least `least`.
+
+    Raises:
+        ValueError: it is anything else, None included.
+    """
     number = whole_number(value)
     if number is not None and least <= number <= LARGEST_INTEGER:
         return number

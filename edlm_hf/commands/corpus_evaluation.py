@@ -1,5 +1,6 @@
 """One model on one corpus: what `edlm evaluate` does."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 
@@ -12,7 +13,7 @@ from edlm_hf.data import block_rule, document_windows
 from edlm_hf.data.block_rules import evaluation_split
 from edlm_hf.data.corpus import Corpus
 from edlm_hf.data.encoder import Encoder
-from edlm_hf.evaluation import HProfile, LikelihoodEstimate
+from edlm_hf.evaluation import Estimate, HProfile, LikelihoodEstimate
 from edlm_hf.evaluation.texts import Texts, read_texts
 from edlm_hf.hidden_secrets import hide_in_values
 from edlm_hf.loading import load_causal, load_config, load_masked, load_tokenizer
@@ -95,6 +96,9 @@ class Evaluation:
 
     def bits_per_character(self, found: LikelihoodEstimate):
         """Bits per character. A metric that counts fewer tokens has their share of the characters."""
+        if not self.characters:
+            return Estimate(math.nan, math.nan, found.num_samples, "bits/character")
+
         share = self.characters * found.num_tokens / float(self.texts.counts.sum())
         return found.bits_per("character", share)
 

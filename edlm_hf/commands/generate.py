@@ -5,9 +5,9 @@ from pathlib import Path
 
 from edlm_hf.commands.shared import (
     MODEL_HELP,
-    PROMPT_HELP,
     SamplerOptions,
     check_output_file,
+    prompt_option,
     seed_of,
     without_none,
 )
@@ -28,7 +28,7 @@ class TextOptions:
 
     model: str = option(help=MODEL_HELP)
     tokenizer: str | None = option(None, help="Where it is not beside the model.")
-    prompt: str | None = option(None, help=PROMPT_HELP)
+    prompt: str | None = prompt_option()
     num_return_sequences: int = option(1, min=1, old=("samples",), help="How many texts.")
     max_new_tokens: int | None = option(None, min=1, help="Length of the continuation.")
     block_length: int | None = option(

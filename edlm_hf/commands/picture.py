@@ -5,7 +5,7 @@ from pathlib import Path
 
 import typer
 
-from edlm_hf.commands.shared import MODEL_HELP, PROMPT_HELP, SamplerOptions, check_output_file, seed_of
+from edlm_hf.commands.shared import MODEL_HELP, SamplerOptions, check_output_file, prompt_option, seed_of
 from edlm_hf.defaults import COLUMNS, MOST_ANIMATED_STATES, MOST_STATES
 from edlm_hf.files import to_json, write_atomically
 from edlm_hf.settings import device_option, option
@@ -18,7 +18,7 @@ class PictureOptions:
 
     model: str = option(help=MODEL_HELP)
     output: Path = option(help="SVG file to write.")
-    prompt: str | None = option(None, help=PROMPT_HELP)
+    prompt: str | None = prompt_option()
     max_new_tokens: int | None = option(
         None, min=0, shown="as many as a picture holds", help="Tokens that continue it."
     )

@@ -1,5 +1,6 @@
 """Options that several commands have."""
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,6 @@ from edlm_hf.settings import option
 from edlm_hf.terminal import tell
 
 MODEL_HELP = "Folder or Hub repository, or a checkpoint that ships (edlm-books)."
-PROMPT_HELP = "Text to continue; mask tokens in it are filled."
 # Times the number of processes it still fits into the 64 bits of torch's seeds
 LARGEST_SEED = 2**48
 
@@ -26,6 +26,26 @@ def seed_of(text: str) -> int:
     if not text.isdecimal() or int(text) > LARGEST_SEED:
         raise ValueError(f"{text!r} is not a whole number from 0 to {LARGEST_SEED}.")
     return int(text)
+
+
+def text_of(words: str) -> str:
+    """Return the text of a flag as it is.
+
+    Raises:
+        ValueError: its bytes were not UTF-8, so that a tokenizer cannot read it.
+    """
+    try:
+        words.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"The text is not UTF-8: character {error.start + 1} of {words!r} is none. Write it in UTF-8."
+        ) from None
+    return words
+
+
+def prompt_option() -> dataclasses.Field:
+    """The prompt of a command."""
+    return option(None, parser=text_of, help="Text to continue; mask tokens in it are filled.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,10 +126,10 @@ def without_none(options: dict) -> dict:
 
 __all__ = [
     "MODEL_HELP",
-    "PROMPT_HELP",
     "ResultFolder",
     "SamplerOptions",
     "check_output_file",
+    "prompt_option",
     "run_with_bar",
     "seed_of",
     "tell_missing_plots",

@@ -53,6 +53,11 @@ class DataArguments:
             if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}, but it must be at least 1.")
 
+        # A comparison with NaN is False
+        minutes = self.time_limit_minutes
+        if minutes is not None and not minutes >= 0:
+            raise ValueError(f"time_limit_minutes is {minutes}, but it must be at least 0. Leave it out for no limit.")
+
 
 @dataclass
 class ModelArguments:

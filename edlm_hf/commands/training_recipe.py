@@ -3,6 +3,8 @@
 import argparse
 import sys
 from collections.abc import Callable
+from types import NoneType, UnionType
+from typing import Union, get_args, get_origin, get_type_hints
 
 from transformers import HfArgumentParser, set_seed
 from transformers.hf_argparser import string_to_bool
@@ -37,6 +39,12 @@ class Flags(HfArgumentParser):
             formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         )
         self.options = {action.dest: action for action in self._actions}
+
+        # Name of an option -> the types that its values may have
+        self.kinds = {}
+        for of_options in classes:
+            hints = get_type_hints(of_options)
+            self.kinds.update((name, kinds_of(hint)) for name, hint in hints.items())
 
         # Two runs must not meet in a folder that nobody named
         self.options["output_dir"].required = True
@@ -94,6 +102,7 @@ def parse(command: Callable, classes: tuple[type, ...], arguments: list[str]) ->
     if unknown:
         parser.error(f"there is no {' '.join(unknown)}; --help lists the flags.")
     args = parsed[-1]
+    args.resume_from_checkpoint = checkpoint_to_resume(parser, args.resume_from_checkpoint)
 
     # 3. From here on nothing that writes down how it was called, such as a card or a logger, sees a secret
     named_as_secrets = [value for name, value in vars(args).items() if is_secret_name(name)]
@@ -171,9 +180,40 @@ def with_recipe(parser: Flags, file: str, arguments: list[str]) -> list[str]:
     defaults = {}
     for name, value in recipe.items():
         if name not in secrets:
-            defaults[name] = str(value) if isinstance(value, (int, float)) else value
+            check_kind(parser, file, name, value)
+            defaults[name] = value if isinstance(value, (list, dict, NoneType)) else str(value)
     parser.set_defaults(**defaults)
 
     # In front, so that a flag that was typed overrides the one of the recipe
     secret_flags = [f"--{name}={value}" for name, value in secrets.items()]
     return [*secret_flags, *arguments]
+
+
+def check_kind(parser: Flags, file: str, name: str, value) -> None:
+    """End the program if a line of a recipe holds a list, names with values or nothing where the option has none."""
+    # Text and numbers are for argparse to check, which converts them
+    if not isinstance(value, (list, dict, NoneType)) or type(value) in parser.kinds[name]:
+        return
+    if value is not None:
+        parser.error(f"{file} sets {name} to {value!r}, but it takes a single value; --help lists the flags.")
+
+    default = parser.get_default(name)
+    if default is not None:
+        parser.error(f"{file} gives {name} no value. Write one, or leave the line out, which means {default!r}.")
+
+
+def kinds_of(hint) -> set[type]:
+    """The types that a type hint names: `list[str] | None` -> {list, NoneType}."""
+    parts = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    return {get_origin(part) or part for part in parts}
+
+
+def checkpoint_to_resume(parser: Flags, given: str | None) -> str | bool | None:
+    """Read `resume_from_checkpoint`: a path, or True for the newest checkpoint of the folder."""
+    word = str(given).lower()
+    if word == "false":
+        parser.error(
+            f"resume_from_checkpoint is {given}, but a run always goes on from the newest checkpoint in its "
+            "output_dir. Leave it out, and give another output_dir to begin anew."
+        )
+    return True if word == "true" else given

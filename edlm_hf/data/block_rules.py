@@ -20,7 +20,7 @@ from typing import Literal
 import datasets
 from transformers import PreTrainedTokenizerBase
 
-from edlm_hf.data.blocks import to_blocks
+from edlm_hf.data.blocks import check_tokenizer, to_blocks
 from edlm_hf.data.corpus import Corpus, load_corpus
 from edlm_hf.data.protocols import PROTOCOLS
 from edlm_hf.modeling.generation_config_edlm import whole_number
@@ -141,8 +141,9 @@ def block_rule(
     """Decide what is not chosen. Arguments are as in `blocks_for`.
 
     Raises:
-        ValueError: `source` is not a text, or `length` not a whole number.
+        ValueError: `source` is not a text, `length` not a whole number, or `tokenizer` none of transformers.
     """
+    check_tokenizer(tokenizer)
     if not isinstance(source, str):
         raise ValueError(
             f"source is a {type(source).__name__}, but it must be the name of a protocol, of a dataset of the Hub, or "

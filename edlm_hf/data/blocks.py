@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from edlm_hf.data.corpus import Corpus, fingerprint
 from edlm_hf.data.encoder import Encoder
+from edlm_hf.modeling.generation_config_edlm import given_whole_number
 
 DOCUMENTS = 128  # tokenized at a time; their tokens are one piece
 PIECES = 4  # cut at a time
@@ -55,10 +56,17 @@ def to_blocks(
             padding.
 
     Raises:
-        ValueError: no column "text", an unknown style, a length without room for text, a special token
-            that the tokenizer does not have, or a corpus too short for a single row (for a stream, when
-            its end is reached).
+        ValueError: arguments of other types, no column "text", an unknown style, a length without room
+            for text, a special token that the tokenizer does not have, or a corpus too short for a single
+            row (for a stream, when its end is reached).
     """
+    if not isinstance(dataset, Corpus):
+        raise ValueError(
+            f"dataset is a {type(dataset).__name__}, but a corpus of load_corpus is needed, or another Dataset or "
+            "IterableDataset with the column 'text'. For a list of texts: Dataset.from_dict({'text': texts})."
+        )
+    check_tokenizer(tokenizer)
+    length = given_whole_number("length", length, 1)
     if style not in ("wrap", "crop"):
         raise ValueError(f"style={style!r} is unknown; use 'wrap' or 'crop'.")
     if dataset.column_names is not None and "text" not in dataset.column_names:
@@ -159,6 +167,15 @@ class Layout:
 def ceil_div(a: int, b: int) -> int:
     """a / b, rounded up."""
     return -(-a // b)
+
+
+def check_tokenizer(tokenizer) -> None:
+    """Raise ValueError unless `tokenizer` is one of transformers."""
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        raise ValueError(
+            f"tokenizer is a {type(tokenizer).__name__}, but a tokenizer of transformers is needed: "
+            "AutoTokenizer.from_pretrained(...), or edlm_hf.tokenization.text8_tokenizer()."
+        )
 
 
 def special_token(tokenizer: PreTrainedTokenizerBase, name: str, fallback: str) -> int:

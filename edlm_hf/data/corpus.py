@@ -64,10 +64,18 @@ def load_corpus(
         normalize: applied to every document last, for example `edlm_hf.tokenization.normalize_text8`.
 
     Raises:
-        ValueError: the name is unknown, the protocol has no such split, a folder has files of several
-            kinds, a file cannot be read (the message gives its fault), there are no rows, there is no
-            text column, it is not clear which one it is, or it holds something else than text.
+        ValueError: a name is not a text or is unknown, the protocol has no such split, a folder has
+            files of several kinds, a file cannot be read (the message gives its fault), there are no
+            rows, there is no text column, it is not clear which one it is, or it holds something else
+            than text.
     """
+    if not isinstance(name_or_path, (str, Path)):
+        raise ValueError(
+            f"name_or_path is {name_or_path!r}, but the name of a protocol, dataset, file or folder is needed."
+        )
+    if not isinstance(split, (str, datasets.NamedSplit, datasets.ReadInstruction)):
+        raise ValueError(f"split is {split!r}, but the name of one split is needed, such as 'train' or 'train[:1%]'.")
+
     protocol = PROTOCOLS.get(name_or_path)
     if protocol is None:
         dataset = load_files_or_repository(name_or_path, split, streaming)

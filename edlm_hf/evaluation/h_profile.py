@@ -67,7 +67,10 @@ def h_profile(
     Raises:
         ValueError: as `nelbo`, or a time outside (0, 1].
     """
-    times = tuple(float(t) for t in times)
+    try:
+        times = tuple(float(t) for t in times)
+    except (TypeError, ValueError):
+        raise ValueError(f"times is {times!r}, but several numbers in (0, 1] are needed, such as (0.5, 1.0).") from None
     if not times or not all(0 < t <= 1 for t in times):
         raise ValueError(f"times is {times}, but at least one is needed, all in (0, 1].")
 

@@ -16,6 +16,7 @@ from edlm_hf.evaluation.noising import Noised, Noising
 from edlm_hf.evaluation.scoring import LikelihoodEstimate, likelihood_estimate
 from edlm_hf.evaluation.step_costs import path_cost, step_cost
 from edlm_hf.evaluation.texts import read_texts
+from edlm_hf.modeling.generation_config_edlm import given_whole_number
 from edlm_hf.modeling.network_facts import device_of
 from edlm_hf.modeling.reverse_chain import ReverseProcess
 from edlm_hf.modeling.sampler_choice import PARAMETERS
@@ -189,8 +190,7 @@ def sampler_bound(
         ValueError: as `nelbo` and `generate()`, inner_copies < 1, do_sample=False, or a sampler that
             looks at the tokens it draws, of which no likelihood is known.
     """
-    if inner_copies < 1:
-        raise ValueError(f"inner_copies is {inner_copies}, but it must be at least 1.")
+    inner_copies = given_whole_number("inner_copies", inner_copies, 1)
     check_options(generation_options)
     options = generation_options | {
         "max_denoising_steps": num_steps,

@@ -93,10 +93,14 @@ def log_partition_bounds(energies: torch.Tensor) -> LogPartitionBounds:
         the jackknife for a single row.
 
     Raises:
-        ValueError: fewer than two energies, NaN or -inf, or no finite energy in a row.
+        ValueError: no real numbers, fewer than two of them, NaN or -inf, or no finite energy in a row.
     """
-    energies = torch.as_tensor(energies, device="cpu")
-    if energies.dim() not in (1, 2) or energies.shape[-1] < 2 or not len(energies):
+    try:
+        energies = torch.as_tensor(energies, device="cpu")
+    except (TypeError, ValueError, RuntimeError):
+        kind = type(energies).__name__
+        raise ValueError(f"energies is a {kind} that holds no numbers: give (n,) or (B, n) with n >= 2.") from None
+    if energies.is_complex() or energies.dim() not in (1, 2) or energies.shape[-1] < 2 or not len(energies):
         raise ValueError(f"energies has shape {tuple(energies.shape)}, but (n,) or (B, n) with n >= 2 is needed.")
 
     # A comparison with NaN is False, so that the first one finds it too

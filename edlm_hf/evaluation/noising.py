@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from edlm_hf.evaluation.texts import Texts
 from edlm_hf.modeling.devices import has_float64
-from edlm_hf.modeling.generation_config_edlm import whole_number
+from edlm_hf.modeling.generation_config_edlm import given_whole_number, whole_number
 from edlm_hf.modeling.masked_diffusion import NoiseSchedule
 from edlm_hf.modeling.positions import Positions
 from edlm_hf.modeling.samplers import Jump, Sampler, reveal_times
@@ -150,18 +150,17 @@ class Noising:
         seed: int,
         distributed: bool = False,
     ):
-        if num_samples < 1 or (num_samples > 1 and num_samples % 2):
-            raise ValueError(f"num_samples is {num_samples}, but it must be 1 or even (samples come in pairs).")
-        if batch_size < 1:
-            raise ValueError(f"batch_size is {batch_size}, but it must be at least 1.")
+        samples = whole_number(num_samples)
+        if samples is None or samples < 1 or (samples > 1 and samples % 2):
+            raise ValueError(f"num_samples is {num_samples!r}, but it must be 1 or even (samples come in pairs).")
         number = whole_number(seed)
         if number is None or number < 0:
             raise ValueError(f"seed is {seed!r}, but it must be a whole number of at least 0.")
 
         self.texts = texts
         self.schedule = schedule
-        self.num_samples = num_samples
-        self.batch_size = batch_size
+        self.num_samples = samples
+        self.batch_size = given_whole_number("batch_size", batch_size, 1)
         self.seed = number
         self.rank, self.world_size = rank_and_world_size() if distributed else (0, 1)
 

@@ -12,6 +12,7 @@ from edlm_hf.evaluation.scoring import LikelihoodEstimate, likelihood_estimate, 
 from edlm_hf.evaluation.step_costs import checked_energies, propose
 from edlm_hf.evaluation.texts import read_texts
 from edlm_hf.modeling.energies import Candidates
+from edlm_hf.modeling.generation_config_edlm import given_whole_number
 from edlm_hf.modeling.network_facts import device_of
 from edlm_hf.modeling.reverse_chain import ReverseProcess
 from edlm_hf.modeling.samplers import FirstHitting
@@ -55,8 +56,7 @@ def paper_nll(
     """
     if log_partition not in ("one", "lower", "upper"):
         raise ValueError(f"log_partition is {log_partition!r}, but it must be one of one, lower, upper.")
-    if partition_samples < 2:
-        raise ValueError(f"partition_samples is {partition_samples}, but it must be at least 2.")
+    partition_samples = given_whole_number("partition_samples", partition_samples, 2)
     check_options(generation_options)
 
     # No candidate is drawn, but with num_candidates=1 no energy would act

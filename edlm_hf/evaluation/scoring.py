@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from numbers import Real
 
 import torch
 from rich.console import Console
@@ -51,9 +52,19 @@ class LikelihoodEstimate(Estimate):
 
         Args:
             count: units in all texts together, one per token unless given.
+
+        Raises:
+            ValueError: `count` is not a positive number.
         """
+        if count is None:
+            count = self.num_tokens
+        if not isinstance(count, Real) or not 0 < count < math.inf:
+            raise ValueError(
+                f"count is {count!r}, but it must be a positive number: the {unit}s in all texts together."
+            )
+
         # nats/token * tokens/unit / log 2 = bits/unit
-        tokens_per_unit = self.num_tokens / (count or self.num_tokens)
+        tokens_per_unit = self.num_tokens / count
         scale = tokens_per_unit / math.log(2)
         return Estimate(
             value=self.value * scale,

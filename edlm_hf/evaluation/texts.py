@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
+from edlm_hf.modeling.generation_config_edlm import given_whole_number
 from edlm_hf.modeling.network_facts import longest_text, special_ids, vocabulary_size
 from edlm_hf.modeling.vocabulary import are_integers
 
@@ -54,32 +55,23 @@ def read_texts(
         raise ValueError(f"input_ids is a {type(input_ids).__name__}, but texts (n, L), or n lists of ids, are needed.")
     if len(input_ids) == 0:
         raise ValueError("There are no texts: input_ids is empty. Give at least one.")
-    numbers = range(len(input_ids)) if numbers is None else numbers
-    if len(numbers) != len(input_ids):
-        raise ValueError(f"There are {len(numbers)} numbers for {len(input_ids)} texts: give one for every text.")
-    check_same_shape("attention_mask", attention_mask, input_ids)
-    check_same_shape("scored", scored, input_ids)
+    numbers = range(len(input_ids)) if numbers is None else numbers_from(numbers, len(input_ids))
+
+    # n rows (L,) each, on the CPU: a text goes to the device with its batch
+    rows = [ids_of(row) for row in input_ids]
+    real = bools_of("attention_mask", attention_mask, rows)
+    given = bools_of("scored", scored, rows)
 
     # Special tokens do not count unless `scored` says so
     special = torch.tensor(sorted(special_ids(config)), dtype=torch.long, device="cpu")
     all_ids, all_scored = [], []
-    for i, row in enumerate(input_ids):
-        # (L,), on the CPU: a text goes to the device with its batch
-        row = ids_of(row)
-        if row.dim() != 1:
-            raise ValueError(f"input_ids has texts of shape {tuple(row.shape)}: give (n, L), or n lists of ids.")
-
+    for i, row in enumerate(rows):
         # Leave out the padding, on either side
-        real = torch.ones_like(row, dtype=torch.bool)
-        if attention_mask is not None:
-            real = torch.as_tensor(attention_mask[i], device="cpu").bool()
-        ids = row[real]
+        kept = torch.ones_like(row, dtype=torch.bool) if real is None else real[i]
+        ids = row[kept]
 
         # Which of the other tokens count
-        if scored is None:
-            counted = ~torch.isin(ids, special)
-        else:
-            counted = torch.as_tensor(scored[i], device="cpu").bool()[real]
+        counted = ~torch.isin(ids, special) if given is None else given[i][kept]
 
         # Every text is checked before a network sees the first one
         check_text(i, ids, counted, config)
@@ -88,11 +80,24 @@ def read_texts(
     return Texts(all_ids, all_scored, numbers)
 
 
-def ids_of(row) -> torch.LongTensor:
-    """The ids of a text as a tensor on the CPU.
+def numbers_from(numbers: Sequence[int], num_texts: int) -> list[int]:
+    """The numbers of the texts as integers of Python.
 
     Raises:
-        ValueError: they are not whole numbers.
+        ValueError: they are not one integer of at least 0 for every text.
+    """
+    if not hasattr(numbers, "__len__") or isinstance(numbers, (str, bytes, dict)):
+        raise ValueError(f"The numbers of the texts are {numbers!r}: give one for each of the {num_texts} texts.")
+    if len(numbers) != num_texts:
+        raise ValueError(f"There are {len(numbers)} numbers for {num_texts} texts: give one for every text.")
+    return [given_whole_number("The number of a text", number, 0) for number in numbers]
+
+
+def ids_of(row) -> torch.LongTensor:
+    """The ids of a text as a tensor (L,) on the CPU.
+
+    Raises:
+        ValueError: they are not whole numbers, or not in one row.
     """
     try:
         ids = torch.as_tensor(row, device="cpu")
@@ -103,16 +108,31 @@ def ids_of(row) -> torch.LongTensor:
     if not are_integers(ids) and (ids is None or ids.numel()):
         kind = type(row).__name__ if ids is None else f"{type(row).__name__} of {ids.dtype}"
         raise ValueError(f"input_ids has a text that is a {kind}, but token ids are whole numbers: tokenize it first.")
+    if ids.dim() != 1:
+        raise ValueError(f"input_ids has texts of shape {tuple(ids.shape)}: give (n, L), or n lists of ids.")
     return ids.long()
 
 
-def check_same_shape(name: str, mask, input_ids) -> None:
-    """Raise ValueError unless a mask is None or has one entry for every token."""
+def bools_of(name: str, mask, rows: list[torch.LongTensor]) -> list[torch.Tensor] | None:
+    """The mask `name` of n rows (L_i,) as bools of the same shapes. None stays None.
+
+    Raises:
+        ValueError: it does not have one entry for every token, or entries besides True and False, or 1 and 0.
+    """
     if mask is None:
-        return
-    lengths = [len(row) for row in mask]
-    if lengths != [len(row) for row in input_ids]:
+        return None
+    try:
+        flags = [torch.as_tensor(row, device="cpu") for row in mask]
+    except (TypeError, ValueError, RuntimeError):
+        kind = type(mask).__name__
+        raise ValueError(f"{name} is a {kind} that holds no 0 and 1: give (n, L), or n lists, of them.") from None
+    if [row.shape for row in flags] != [row.shape for row in rows]:
         raise ValueError(f"{name} and input_ids differ in shape: give one entry for every token.")
+
+    # NaN is neither
+    if not all(((row == 0) | (row == 1)).all() for row in flags):
+        raise ValueError(f"{name} has values besides 0 and 1 (False and True): give one of them for every token.")
+    return [row.bool() for row in flags]
 
 
 def check_text(i: int, ids: torch.Tensor, scored: torch.Tensor, config) -> None:
@@ -127,7 +147,6 @@ def check_text(i: int, ids: torch.Tensor, scored: torch.Tensor, config) -> None:
         raise ValueError(f"Text {i} holds the mask token ({mask_token_id}); a text to score is complete.")
 
     # The mask may be the id after the vocabulary
-    # The mask may lie behind the vocabulary
     vocab_size = vocabulary_size(config)
     if vocab_size is not None:
         end = max(vocab_size, (mask_token_id or 0) + 1)

@@ -14,6 +14,12 @@ from transformers import EvalPrediction
 
 from edlm_hf.evaluation.estimate import LARGEST_EXPONENT, ratio_estimate
 
+# A character of two bytes in UTF-8, which a tokenizer of characters may not know
+BEYOND_ASCII = "\u0416"
+
+# Metrics that the Trainer adds
+OF_THE_TRAINER = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
+
 
 class RowEvaluationMixin:
     """Evaluation over all processes. Its noise is a function of the seed and a row's number.
@@ -40,6 +46,24 @@ class RowEvaluationMixin:
     def summarise(self, rows: dict[str, torch.Tensor]) -> dict[str, float]:
         """Make metrics, `loss` among them, from the measurements (N,) of all rows."""
         raise NotImplementedError
+
+    def check_best_metric(self) -> None:
+        """Raise ValueError if `metric_for_best_model` names a metric that no evaluation gives.
+
+        Metrics of the user, and of several sets by their names, are known only after an evaluation.
+        """
+        name = self.args.metric_for_best_model
+        names_are_known = self.compute_own_metrics is None and not isinstance(self.eval_dataset, dict)
+        if name is None or not names_are_known:
+            return
+
+        # The metrics of four made-up rows, with a time in every quarter
+        values = torch.tensor([0.125, 0.375, 0.625, 0.875], dtype=torch.float64)
+        names = list(self.summarise(dict.fromkeys(self.measured, values)))
+        if self.args.prediction_loss_only:
+            names = ["loss", "loss_standard_error"]
+        if name.removeprefix("eval_") not in (*names, *OF_THE_TRAINER):
+            raise ValueError(f"metric_for_best_model is {name!r}, but an evaluation measures {', '.join(names)}.")
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
         """Metrics of the averaged weights on the evaluation data, see `summarise`."""
@@ -202,8 +226,13 @@ def whole_weights(model: nn.Module) -> Iterator[None]:
 
 
 def is_character_level(tokenizer) -> bool:
-    """Whether every token of a tokenizer, special ones aside, is a single character."""
+    """Whether every token of a tokenizer, special ones aside, is a single character, and no part of one."""
     if tokenizer is None:
+        return False
+
+    # Tokens of bytes look like characters, but one more character outside ASCII has several of them
+    once, twice = (len(tokenizer.tokenize(BEYOND_ASCII * count)) for count in (1, 2))
+    if twice - once > 1:
         return False
 
     vocabulary = set(tokenizer.get_vocab())

@@ -135,7 +135,12 @@ class EDLMTrainer(GlobalBatchMixin, RowEvaluationMixin, SavingMixin, ResumingMix
         """Freeze the weights that this trainer does not train. Here: none."""
 
     def train(self, *args, **kwargs):
-        """As usual. What an earlier trainer in this process froze is trainable again."""
+        """As usual. What an earlier trainer in this process froze is trainable again.
+
+        Raises:
+            ValueError: `metric_for_best_model` is not measured.
+        """
+        self.check_best_metric()
         if self.model is not None:
             thaw(self.model)
             self.freeze_rest(self.model)

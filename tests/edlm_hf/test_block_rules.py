@@ -160,3 +160,8 @@ def test_an_energy_of_the_checkpoint_that_ships_is_trained_on_its_kind_of_blocks
 def test_what_is_no_corpus_or_no_length_is_refused(source, length, message):
     with pytest.raises(ValueError, match=message):
         blocks_for(source, text8_tokenizer(), length=length)
+
+
+def test_rows_need_a_tokenizer():
+    with pytest.raises(ValueError, match="tokenizer is a NoneType, but a tokenizer of transformers"):
+        blocks_for("my.txt", None, length=3)

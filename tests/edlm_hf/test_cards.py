@@ -3,7 +3,9 @@
 import re
 import shlex
 
+import numpy as np
 import pytest
+import torch
 from huggingface_hub import ModelCard
 from published import tiny_denoiser
 from pushed_models import AUTO, FACTS, build, command, push_model
@@ -164,3 +166,31 @@ def test_saving_with_push_to_hub_pushes_our_card_and_keeps_the_one_here(hub, cli
     client(save_and_push, source=str(folder), target=str(tmp_path / "target"), repo_id="me/saved")
     assert hub["me/saved"].text("README.md") == "# Mine\n" == (tmp_path / "target" / "README.md").read_text()
     assert hub["me/saved"].messages[-1] == "Saved"
+
+
+@pytest.mark.parametrize(
+    ("facts", "message"),
+    [
+        ({"results": {"a": (None, None)}}, r"results of the card has 'a': \(None, None\), but every name has a pair"),
+        ({"results": {"a": 1.0}}, "results of the card has 'a': 1.0"),
+        ({"results": {"a": (torch.tensor(1.0), None)}}, "Call float"),
+        ({"results": {"a": (1.0, "x")}}, "results of the card has 'a'"),
+        ({"results": {1: (1.0, None)}}, "results of the card has 1"),
+        ({"results": [("a", 1.0)]}, "results of the card is"),
+        ({"license": ["mit"]}, r"license of the card is \['mit'\], but it must be a text"),
+        ({"data": {"a": 1}}, "data of the card is"),
+        ({"datasets": "abc"}, "datasets of the card is 'abc', but it must be a list of names"),
+        ({"language": 1}, "language of the card is 1"),
+    ],
+)
+def test_facts_of_another_kind_are_refused_where_they_are_given(facts, message):
+    with pytest.raises(ValueError, match=message):
+        CardFacts(**facts)
+
+
+def test_numbers_of_numpy_and_several_languages_are_facts():
+    facts = CardFacts(
+        results={"loss": (np.float32(1.5), np.float64(0.25)), "perplexity": (3, None)}, language=["en", "de"]
+    )
+    card = model_card("MDLMForMaskedLM", None, facts)
+    assert "| loss | 1.5 | 0.25 |" in card and ModelCard(card).data.language == ["en", "de"]

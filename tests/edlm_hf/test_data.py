@@ -550,3 +550,27 @@ def test_hub_datasets_by_id_with_or_without_a_configuration(hub):
         {"path": "someone/stories", "split": "test", "streaming": False},
         {"path": "someone/stories", "name": "long", "split": "train[:1%]", "streaming": False},
     ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"dataset": ["a", "b"]}, "dataset is a list, but a corpus of load_corpus.*from_dict"),
+        ({"dataset": {"train": corpus("a")}}, "dataset is a dict"),
+        ({"tokenizer": None}, "tokenizer is a NoneType, but a tokenizer of transformers"),
+        ({"length": None}, "length is None, but it must be a positive integer"),
+        ({"length": 2.5}, "length is 2.5"),
+        ({"length": True}, "length is True"),
+    ],
+)
+def test_blocks_are_made_of_a_corpus_a_tokenizer_and_a_whole_number(changes, message):
+    arguments = {"dataset": corpus("a b"), "tokenizer": text8_tokenizer(), "length": 2} | changes
+    with pytest.raises(ValueError, match=message):
+        to_blocks(**arguments, style="crop")
+
+
+def test_a_corpus_has_a_name_and_a_split():
+    with pytest.raises(ValueError, match="split is None, but the name of one split"):
+        load_corpus("text.txt", None)
+    with pytest.raises(ValueError, match="name_or_path is None"):
+        load_corpus(None)

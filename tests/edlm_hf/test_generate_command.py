@@ -165,3 +165,19 @@ def test_flags_and_keys_of_0_1_0_give_the_texts_of_the_new_ones(saved, command, 
 
     told = f"edlm generate: old names, which work until 0.3.0: {changes.replace('--', '')}"
     assert told_lines(old) == [told]
+
+
+@pytest.mark.parametrize("command_name", ["generate", "picture"])
+def test_a_prompt_that_is_not_utf_8_is_wrong_usage(command_name):
+    """Bytes of the command line that are not UTF-8 reach Python as surrogates."""
+    result = CliRunner().invoke(app, [command_name, "--model", "nothing-here", "--prompt", "ab\udcff"])
+    assert result.exit_code == 2
+    assert "not UTF-8" in result.stderr and "character 3" in result.stderr
+
+
+def test_a_prompt_of_a_file_of_options_is_read_like_that_of_the_flag(tmp_path):
+    (tmp_path / "options.yaml").write_text('prompt: "ab\\uDCFF"\n')
+    result = CliRunner().invoke(
+        app, ["generate", "--model", "nothing-here", "--config", str(tmp_path / "options.yaml")]
+    )
+    assert result.exit_code in (1, 2) and "not UTF-8" in result.stderr

@@ -1,5 +1,8 @@
 """Texts and arguments that likelihoods refuse, and devices, batches and padding that change none of them."""
 
+import math
+
+import numpy as np
 import pytest
 import torch
 from published import randomised, tiny_causal, tiny_config, tiny_denoiser, tiny_gpt2
@@ -144,3 +147,60 @@ def test_what_are_no_token_ids_is_refused(inputs, message):
 def test_a_seed_is_a_whole_number(seed):
     with pytest.raises(ValueError, match="must be a whole number of at least 0"):
         nelbo(tiny_denoiser(), [[3, 4]], seed=seed)
+
+
+@pytest.mark.parametrize("value", ["2", 2.0, 2.5, None, True, 0])
+@pytest.mark.parametrize("name", ["num_samples", "batch_size", "inner_copies"])
+def test_numbers_of_samples_rows_and_copies_are_whole_numbers(name, value):
+    with pytest.raises(ValueError, match=f"{name} is {value!r}, but it must be"):
+        sampler_bound(tiny_denoiser(), [[3, 4]], num_steps=2, num_candidates=1, **{name: value})
+
+
+def test_a_number_of_partition_samples_is_a_whole_number():
+    with pytest.raises(ValueError, match="partition_samples is 2.5, but it must be an integer of at least 2"):
+        paper_nll(tiny_denoiser(), [[3, 4]], partition_samples=2.5, log_partition="lower")
+
+
+@pytest.mark.parametrize("name", ["attention_mask", "scored"])
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        (torch.ones(2), "differ in shape"),
+        ([True, True], "differ in shape"),
+        (torch.ones(2, 2, 1), "differ in shape"),
+        (torch.full((2, 2), math.nan), "values besides 0 and 1"),
+        (torch.tensor([[0.3, 0.9], [1.0, 1.0]]), "values besides 0 and 1"),
+        ([[0, 3], [1, 1]], "values besides 0 and 1"),
+        ("yes", "holds no 0 and 1"),
+        (1, "holds no 0 and 1"),
+    ],
+)
+def test_a_mask_has_one_0_or_1_for_every_token(name, mask, message):
+    with pytest.raises(ValueError, match=message):
+        nelbo(tiny_denoiser(), [[3, 4], [5, 6]], **{name: mask})
+
+
+def test_a_mask_of_0_and_1_of_any_type_leaves_out_the_same_tokens():
+    options = {"num_samples": 2, "seed": 1}
+    expected = nelbo(tiny_denoiser(), [[3, 4], [5]], **options).value
+    for mask in ([[1, 1], [1, 0]], np.array([[True, True], [True, False]]), torch.tensor([[1.0, 1.0], [1.0, 0.0]])):
+        assert nelbo(tiny_denoiser(), [[3, 4], [5, 6]], mask, **options).value == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("numbers", [[0.5, 1.5], [0, -1], 3, "ab", [0]])
+def test_texts_are_numbered_by_whole_numbers(numbers):
+    with pytest.raises(ValueError, match="[Tt]he number of a text is|numbers of the texts are|There are 1 numbers"):
+        nelbo(tiny_denoiser(), [[3, 4], [5, 6]], text_numbers=numbers)
+
+
+@pytest.mark.parametrize("times", [0.5, "a", [None], [math.nan]])
+def test_times_are_several_numbers(times):
+    with pytest.raises(ValueError, match=r"times is .*, but .* in \(0, 1\]"):
+        h_profile(tiny_denoiser(), [[3, 4]], times=times)
+
+
+@pytest.mark.parametrize("count", [0, -3, math.nan, math.inf, "12"])
+def test_bits_are_per_a_positive_number_of_units(count):
+    found = nelbo(tiny_denoiser(), [[3, 4]], num_samples=2)
+    with pytest.raises(ValueError, match=f"count is {count!r}, but it must be a positive number: the characters"):
+        found.bits_per("character", count)

@@ -81,3 +81,9 @@ def test_rejected_candidates_have_the_weight_zero():
 def test_energies_without_a_log_z_are_refused(bad):
     with pytest.raises(ValueError, match="n >= 2|log Z does not exist"):
         log_partition_bounds(torch.tensor(bad))
+
+
+@pytest.mark.parametrize("energies", ["low", None, [["a"]], [[1.0], [1.0, 2.0]], torch.ones(3, dtype=torch.complex64)])
+def test_energies_are_numbers(energies):
+    with pytest.raises(ValueError, match="holds no numbers|n >= 2"):
+        log_partition_bounds(energies)

@@ -387,3 +387,41 @@ def test_tokenizer_of_dream_needs_no_code(tmp_path):
 def test_llada_moe_is_told_from_llada_by_its_settings():
     assert layout_of(LLADA_8B, ["model.transformer.wte.weight"]) is LLADA
     assert layout_of(PUBLISHED["LLaDA-MoE"].config, ["lm_head.weight"]).name == "LLaDA-MoE"
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("LLaDA", {"n_heads": "2"}, "n_heads of config.json is '2', but it must be a positive integer"),
+        ("LLaDA", {"n_heads": 3}, "3 heads for a width of 16"),
+        ("LLaDA", {"n_kv_heads": 3}, "heads"),
+        ("LLaDA", {"n_layers": 0}, "n_layers of config.json is 0"),
+        ("LLaDA", {"rope_theta": "x"}, "rope_theta of config.json is 'x', but it must be a positive number"),
+        ("LLaDA", {"rope_theta": 0}, "rope_theta of config.json is 0"),
+        ("LLaDA", {"mlp_hidden_size": None, "mlp_ratio": 1.3}, r"mlp_ratio \* d_model is 20.8"),
+        ("LLaDA", {"mlp_hidden_size": None, "mlp_ratio": "2"}, "mlp_ratio of config.json is '2'"),
+        ("LLaDA-MoE", {"num_attention_heads": "2"}, "num_attention_heads of config.json is '2'"),
+        ("Dream", {"hidden_size": 16.5}, "hidden_size of config.json is 16.5"),
+        ("DiffuGPT", {"n_head": 3}, "3 heads for a width of"),
+    ],
+)
+def test_numbers_that_no_network_has_are_refused_by_name(name, changes, message, tmp_path):
+    PUBLISHED[name].write(tmp_path, **changes)
+    with pytest.raises(ValueError, match=message):
+        load_published_denoiser(str(tmp_path), mask_token_id=MASK)
+
+
+@pytest.mark.parametrize("name", ["LLaDA", "DiffuGPT"])
+@pytest.mark.parametrize("mask", [99, -1, 2.5])
+def test_a_mask_token_has_a_row(name, mask, tmp_path):
+    PUBLISHED[name].write(tmp_path)
+    with pytest.raises(ValueError, match=f"mask_token_id is {mask}, but"):
+        load_published_denoiser(str(tmp_path), mask_token_id=mask)
+
+
+def test_a_ratio_may_be_written_as_a_float(tmp_path):
+    hidden = PUBLISHED["LLaDA"].config["mlp_hidden_size"]
+    ratio = hidden / PUBLISHED["LLaDA"].config["d_model"]
+    PUBLISHED["LLaDA"].write(tmp_path, mlp_hidden_size=None, mlp_ratio=ratio)
+    model = load_published_denoiser(str(tmp_path))
+    assert isinstance(ratio, float) and model.config.intermediate_size == hidden

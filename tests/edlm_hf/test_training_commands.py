@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 from pathlib import Path
 
 import datasets
@@ -409,3 +410,38 @@ def test_an_energy_of_few_blocks_starts_from_the_first_ones_of_the_denoiser(tmp_
     for energy, count in (("full", 4), ("head", 1)):
         with pytest.raises(ValueError, match=f"energy_blocks is {count} with energy='{energy}'"):
             new_energy(EnergyModelArguments(str(tmp_path), energy=energy, energy_blocks=count))
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ({"max_steps": [3]}, r"sets max_steps to \[3\], but it takes a single value"),
+        ({"length": {"a": 1}}, r"sets length to \{'a': 1\}, but it takes a single value"),
+        ({"dataset": ["a.txt", "b.txt"]}, "sets dataset to .* but it takes a single value"),
+        ({"max_steps": None}, "gives max_steps no value.*which means -1"),
+        ({"resume_from_checkpoint": False}, "always goes on from the newest checkpoint.*another output_dir"),
+    ],
+)
+def test_a_line_of_a_recipe_with_another_kind_of_value_is_named(tmp_path, capsys, line, message):
+    content = {"dataset": "a.txt", "output_dir": str(tmp_path), "use_cpu": True}
+    (tmp_path / "recipe.yaml").write_text(yaml.dump(content | line))
+    with pytest.raises(SystemExit, match="2"):
+        parse(*CLASSES["denoiser"], [str(tmp_path / "recipe.yaml")])
+    assert re.search(message, " ".join(capsys.readouterr().err.split()))
+
+
+def test_lists_and_names_with_values_of_a_recipe_reach_the_options_that_take_them(tmp_path):
+    content = {"dataset": "a.txt", "output_dir": str(tmp_path), "use_cpu": True, "length": None}
+    content |= {"report_to": ["none"], "label_names": ["labels"], "lr_scheduler_kwargs": {"num_cycles": 2}}
+    (tmp_path / "recipe.yaml").write_text(yaml.dump(content | {"resume_from_checkpoint": True}))
+
+    data, _, args = parse(*CLASSES["denoiser"], [str(tmp_path / "recipe.yaml")])
+    assert data.length is None and args.lr_scheduler_kwargs == {"num_cycles": 2}
+    assert args.label_names == ["labels"] and args.resume_from_checkpoint is True
+
+
+@pytest.mark.parametrize("minutes", ["-1", "nan"])
+def test_a_time_limit_is_not_negative(tmp_path, minutes):
+    flags = ["--dataset", "a.txt", "--output_dir", str(tmp_path), "--time_limit_minutes", minutes]
+    with pytest.raises(ValueError, match=r"time_limit_minutes is .*at least 0"):
+        parse(*CLASSES["denoiser"], flags)

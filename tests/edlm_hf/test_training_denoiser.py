@@ -13,6 +13,7 @@ from training import arguments, blocks, denoiser_trainer, logged, mean_and_error
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
+    ByT5Tokenizer,
     MraConfig,
     MraForMaskedLM,
     TrainingArguments,
@@ -395,3 +396,9 @@ def test_the_autoregressive_model_trains_and_evaluates_by_the_same_trainer(tmp_p
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "checkpoint-100")
     exact = autoregressive_nll(loaded, np.stack(rows["input_ids"]))
     assert metrics["eval_loss"] == pytest.approx(exact.value, abs=1e-6)
+
+
+def test_bits_are_not_per_character_where_tokens_are_bytes():
+    bytes_of_text = ByT5Tokenizer()
+    assert len(bytes_of_text.tokenize("é")) == 2
+    assert not is_character_level(bytes_of_text)

@@ -1,6 +1,7 @@
 """Options of transformers' Trainer: each is honoured, or refused by name."""
 
 import dataclasses
+import math
 import re
 from pathlib import Path
 
@@ -431,3 +432,34 @@ def test_metrics_that_are_none_are_refused(tmp_path):
     trainer = trainer_of("denoiser", tmp_path, random_blocks(8), random_blocks(8), given=given)
     with pytest.raises(ValueError, match="compute_metrics returned a NoneType"):
         trainer.evaluate()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"max_steps": 0}, "max_steps is 0, but it must be at least 1"),
+        ({"max_steps": -2}, "max_steps is -2"),
+        ({"max_steps": -1, "num_train_epochs": 0}, "num_train_epochs is 0"),
+        ({"max_steps": -1, "num_train_epochs": math.nan}, "num_train_epochs is nan"),
+        ({"lr_scheduler_kwargs": 3}, "lr_scheduler_kwargs is 3, but it must be names with values"),
+        ({"lr_scheduler_kwargs": "3"}, "lr_scheduler_kwargs is '3'"),
+    ],
+)
+def test_values_that_no_run_can_have_are_refused(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        arguments(tmp_path, **changes)
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "drafts"])
+def test_a_best_metric_that_is_not_measured_is_refused_before_training(tmp_path, kind):
+    options = {"eval_strategy": "steps", "eval_steps": 1, "max_steps": 1, "metric_for_best_model": "nosuch"}
+    trainer = trainer_of(kind, tmp_path, random_blocks(16), random_blocks(16), **options)
+    with pytest.raises(ValueError, match="metric_for_best_model is 'nosuch', but an evaluation measures loss|loss,"):
+        trainer.train()
+    assert trainer.state.global_step == 0
+
+    # Everything that is measured can be the metric
+    measured = [name for name in trainer.evaluate() if name.startswith("eval_")]
+    for name in measured:
+        trainer.args.metric_for_best_model = name
+        trainer.check_best_metric()

@@ -232,7 +232,7 @@ combine = edlm_hf.EDLMForMaskedDiffusion.from_components
         "Likelihoods",
         MODELS
         + """
-from edlm_hf.evaluation import autoregressive_nll, discrete_nelbo, nelbo, paper_nll, sampler_bound
+from edlm_hf.evaluation import autoregressive_nll, discrete_nelbo, h_profile, nelbo, paper_nll, sampler_bound
 """,
         (
             "nelbo(model, [])",
@@ -241,12 +241,21 @@ from edlm_hf.evaluation import autoregressive_nll, discrete_nelbo, nelbo, paper_
             "nelbo(model, [[1] * 17])",
             "nelbo(model, [[1, 2]], num_samples=3)",
             "nelbo(model, [[1, 2]], num_samples=0)",
+            "nelbo(model, [[1, 2]], num_samples='2')",
             "nelbo(model, [[1, 2]], batch_size=0)",
+            "nelbo(model, [[1, 2]], batch_size=2.5)",
+            "nelbo(model, [[1, 2]], text_numbers=[0.5])",
+            "nelbo(model, [[1, 2]], attention_mask=[1, 1])",
+            "nelbo(model, [[1, 2]], attention_mask=[[0.3, 0.9]])",
+            "nelbo(model, [[1, 2]]).bits_per('character', 0)",
+            "h_profile(model, [[1, 2]], times=0.5)",
+            "paper_nll(model, [[1, 2]], log_partition='lower', partition_samples=2.5)",
             "nelbo(model, [[1, 2]], attention_mask=[[0, 0]])",
             "nelbo(model, [[1, 2]], scored=[[True]])",
             "discrete_nelbo(model, [[1, 2]], num_steps=0)",
             "sampler_bound(model, [[1, 2]], num_steps=4, num_candidates=0)",
             "sampler_bound(model, [[1, 2]], num_steps=4, inner_copies=0)",
+            "sampler_bound(model, [[1, 2]], num_steps=4, inner_copies=1.5)",
             "sampler_bound(model, [[1, 2]], num_steps=4, sampler='low_confidence')",
             "sampler_bound(model, [[1, 2]], num_steps=4, sampler='edit', num_candidates=1)",
             "sampler_bound(model, [[1, 2]], num_steps=4, sampler='spaced', gamma=0.1)",
@@ -283,6 +292,9 @@ def train(network, texts, args=args):
             "EnergyTrainer(denoiser, EnergyArguments('out', **quiet), train_dataset=rows([1, 2]))",
             "EnergyArguments('out', nce_loss='hinge', **quiet)",
             "EnergyArguments('out', num_negatives=0, **quiet)",
+            "MaskedDiffusionArguments('out', **(quiet | {'max_steps': 0}))",
+            "MaskedDiffusionArguments('out', lr_scheduler_kwargs=3, **quiet)",
+            "train(denoiser, rows([1, 2]), MaskedDiffusionArguments('out', metric_for_best_model='accuracy', **quiet))",
         ),
     ),
     Section(
@@ -303,7 +315,11 @@ corpus = load_corpus("words.txt")
             "load_corpus('latin.txt')",
             "load_corpus('empty.txt')",
             "load_corpus('words.txt', text_column='content')",
+            "load_corpus('words.txt', None)",
+            "to_blocks(['a text'], tokenizer, 16)",
+            "to_blocks(corpus, None, 16)",
             "to_blocks(corpus, tokenizer, 0)",
+            "to_blocks(corpus, tokenizer, 2.5)",
             "to_blocks(corpus, tokenizer, 16, style='cut')",
             "to_blocks(corpus, tokenizer, 100_000, style='crop')",
         ),
@@ -315,6 +331,7 @@ corpus = load_corpus("words.txt")
 import shutil
 from pathlib import Path
 
+from edlm_hf.cards import CardFacts
 from edlm_hf.conversion import convert_lightning_checkpoint
 from transformers import AutoModelForMaskedLM
 
@@ -329,6 +346,8 @@ Path("text.ckpt").write_text("no checkpoint")
             "convert_lightning_checkpoint('empty.ckpt', 'whole')",
             "edlm_hf.MDLMForCausalLM.from_pretrained('whole')",
             "edlm_hf.checkpoint('edlm-novels')",
+            "CardFacts(results={'loss': 1.0})",
+            "CardFacts(license=['mit'])",
         ),
     ),
     Section(
@@ -354,6 +373,7 @@ Path("no-model").mkdir()
 Path("words.txt").write_text("it was a bright cold day in april\\n" * 9)
 Path("latin.txt").write_bytes(b"caf\\xe9 au lait\\n" * 9)
 Path("wrong.yaml").write_text("max_denoising_steps: many\\n")
+Path("list.yaml").write_text("dataset: words.txt\\noutput_dir: out\\nmax_steps: [3]\\n")
 """,
         (
             "generate",
@@ -384,6 +404,9 @@ Path("wrong.yaml").write_text("max_denoising_steps: many\\n")
             "train-denoiser --dataset words.txt",
             "train-denoiser --dataset words.txt --output_dir out --length 0",
             "train-denoiser --dataset words.txt --output_dir out --colour red",
+            "train-denoiser --dataset words.txt --output_dir out --time_limit_minutes -1",
+            "train-denoiser --dataset words.txt --output_dir out --resume_from_checkpoint False",
+            "train-denoiser list.yaml",
             "train-denoiser --dataset words.txt --output_dir out --model a --from_causal b",
             "train-energy --dataset words.txt --output_dir out",
             "train-energy --dataset words.txt --output_dir out --max_denoising_steps 8 --sampler top_k",
