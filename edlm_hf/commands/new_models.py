@@ -144,6 +144,6 @@ def new_drafter(parts: DraftModelArguments) -> edlm_hf.MDLMForMaskedLM:
         raise ValueError(f"{parts.denoiser} is not an MDLM denoiser, and only an MDLM can have a draft head.")
 
     # A head that is there goes on learning
-    if denoiser.config.draft_width != parts.draft_width:
+    if denoiser.draft_head is None or denoiser.config.draft_width != parts.draft_width:
         denoiser.add_draft_head(parts.draft_width)
     return denoiser

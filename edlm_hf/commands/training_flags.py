@@ -112,8 +112,8 @@ class DraftModelArguments:
     denoiser: str | None = field(
         default=None,
         metadata={
-            "help": "The trained denoiser that gets a new draft head, a folder or a repository of the Hub; of a "
-            "composite its denoiser. It is saved with the head."
+            "help": "The trained denoiser, a folder or a repository of the Hub; of a composite its denoiser. It gets a "
+            "draft head, or goes on with its own of this width, and is saved with it."
         },
     )
     draft_width: int = field(default=512, metadata={"help": "Width of the head."})

@@ -305,6 +305,14 @@ def test_the_command_saves_the_denoiser_of_a_composite_with_its_head(tmp_path, m
     assert drafter.config.draft_width == 8
     assert same(drafter.backbone, whole.denoiser.backbone)
 
+    # Trained further, it begins where it was; a head of another width begins anew
+    further = tmp_path / "further"
+    for width, is_known in ((8, True), (4, False)):
+        options = {"denoiser": folder, "draft_width": width, "output_dir": further / str(width)}
+        known = json.loads(call(**options, max_steps=1, learning_rate=1e-9, ema_decay=0.0).stdout)
+        is_same = known["eval_nll"] == pytest.approx(result["eval_nll"], abs=1e-3)
+        assert is_same == is_known
+
     start_token = torch.tensor([[AutoTokenizer.from_pretrained(folder).bos_token_id]])
     network = EDLMForMaskedDiffusion.from_components(drafter, causal)
     assert network.generate(start_token, max_new_tokens=15, sampler="speculative").shape == (1, 16)
