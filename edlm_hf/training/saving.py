@@ -16,6 +16,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy
 from transformers.utils import PushInProgress
 
+from edlm_hf.card_signatures import is_untouched
 from edlm_hf.hub import write_better_card
 from edlm_hf.pushing import push_folder
 from edlm_hf.training.pushing import push_checkpoint, push_in_background
@@ -50,6 +51,14 @@ class SavingMixin:
 
     def _save(self, output_dir=None, state_dict=None):
         """As usual. An adapter gets our card in place of PEFT's template."""
+        folder = Path(output_dir or self.args.output_dir)
+        is_adapter = hasattr(self.model, "peft_config")
+
+        # PEFT writes into a card of ours that is there, which would then pass for one that was edited
+        card = folder / "README.md"
+        if self.args.should_save and is_adapter and card.exists() and is_untouched(card.read_text(encoding="utf-8")):
+            card.unlink()
+
         complaints = ("Could not find a config file", "Unable to fetch remote file .* config.json")
         with warnings.catch_warnings():
             # PEFT looks for the base of an adapter on the Hub, also where it ships with this package
@@ -58,9 +67,7 @@ class SavingMixin:
             super()._save(output_dir, state_dict)
 
         if self.args.should_save:
-            is_adapter = hasattr(self.model, "peft_config")
             facts = getattr(self.model, "card_facts", None) if is_adapter else None
-            folder = Path(output_dir or self.args.output_dir)
             write_better_card(folder, facts, self.model.config)
 
     def create_model_card(self, *args, **kwargs):
