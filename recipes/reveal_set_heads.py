@@ -15,6 +15,7 @@ OUTPUT gets their state, from which a command that is repeated goes on, and resu
 denoiser's independent tokens on the same paths of the same texts, head by head, beside that of more steps.
 """
 
+import io
 import json
 import math
 from collections.abc import Iterator
@@ -233,9 +234,9 @@ class Study:
             "scheduler": self.scheduler.state_dict(),
             "curve": self.curve,
         }
-        part = path.with_suffix(".part")
-        torch.save(state, part)
-        part.replace(path)
+        content = io.BytesIO()
+        torch.save(state, content)
+        write_atomically(path, content.getvalue())
 
     def load(self, path: Path) -> None:
         """Take up the state that `save` has left."""

@@ -5,7 +5,14 @@ from pathlib import Path
 
 import typer
 
-from edlm_hf.commands.shared import MODEL_HELP, SamplerOptions, check_output_file, prompt_option, seed_of
+from edlm_hf.commands.shared import (
+    MODEL_HELP,
+    SamplerOptions,
+    check_output_file,
+    prompt_option,
+    seed_of,
+    without_none,
+)
 from edlm_hf.defaults import COLUMNS, MOST_ANIMATED_STATES, MOST_STATES
 from edlm_hf.files import to_json, write_atomically
 from edlm_hf.settings import device_option, option
@@ -45,9 +52,6 @@ def picture(options: PictureOptions, sampler: SamplerOptions, as_json: bool) -> 
 
     from edlm_hf.picture import make_picture
 
-    generation = sampler.arguments()
-    if options.temperature is not None:
-        generation["temperature"] = options.temperature
     drawn = make_picture(
         options.model,
         prompt=options.prompt,
@@ -59,7 +63,8 @@ def picture(options: PictureOptions, sampler: SamplerOptions, as_json: bool) -> 
         animate=options.animate,
         max_denoising_steps=options.max_denoising_steps,
         num_candidates=options.num_candidates,
-        **generation,
+        **without_none({"temperature": options.temperature}),
+        **sampler.arguments(),
     ).encode()
 
     write_atomically(options.output, drawn)

@@ -3,6 +3,7 @@
 A corpus is found by the name of a protocol, on the Hub, or in local files, and may be streamed.
 """
 
+import functools
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +27,15 @@ DOCUMENTS = 128
 # Types of columns
 TEXT = "string"
 NOTHING = "null"
+# As `datasets` calls them, and Python, of the values in a row
+TYPES = {
+    "string": TEXT,
+    "large_string": TEXT,
+    "string_view": TEXT,
+    "str": TEXT,
+    "null": NOTHING,
+    "NoneType": NOTHING,
+}
 
 Corpus = datasets.Dataset | datasets.IterableDataset
 
@@ -157,10 +167,15 @@ def splits_of(name_or_path: str) -> tuple[str, ...]:
     if files:
         return tuple(files) if Path(name_or_path).expanduser().is_dir() else ()
 
+    return splits_of_repository(**repository_arguments(name_or_path))
+
+
+@functools.cache
+def splits_of_repository(path: str, name: str | None) -> tuple[str, ...]:
+    """The splits of a dataset on the Hub, which is asked once in a process."""
     # The builder of a dataset that is in the cache knows its splits without the Hub
-    arguments = repository_arguments(name_or_path)
-    splits = datasets.load_dataset_builder(**arguments).info.splits
-    return tuple(splits or datasets.get_dataset_split_names(arguments["path"], arguments["name"]))
+    splits = datasets.load_dataset_builder(path, name).info.splits
+    return tuple(splits or datasets.get_dataset_split_names(path, name))
 
 
 def load_files_or_repository(name: str, split: str, streaming: bool) -> Corpus:
@@ -265,19 +280,16 @@ def column_types(dataset: Corpus) -> dict[str, str]:
 
     Some streams have no features, so that their first row says it.
     """
-    if dataset.features is None:
-        first_row = next(iter(dataset), {})
-        names = {"str": TEXT, "NoneType": NOTHING}
-        types = {column: type(value).__name__ for column, value in first_row.items()}
-        return {column: names.get(of_column, of_column) for column, of_column in types.items()}
-
     # A feature without a `dtype`, such as a list, is named by its class
-    types = {}
-    for column, feature in dataset.features.items():
-        dtype = getattr(feature, "dtype", None)
-        names = {"string": TEXT, "large_string": TEXT, "string_view": TEXT, "null": NOTHING}
-        types[column] = names.get(dtype, dtype or type(feature).__name__)
-    return types
+    if dataset.features is not None:
+        names = {
+            column: getattr(feature, "dtype", None) or type(feature).__name__
+            for column, feature in dataset.features.items()
+        }
+    else:
+        first_row = next(iter(dataset), {})
+        names = {column: type(value).__name__ for column, value in first_row.items()}
+    return {column: TYPES.get(name, name) for column, name in names.items()}
 
 
 def clean_texts(batch: dict[str, list], functions: list[Callable[[str], str]]) -> dict[str, list[str]]:

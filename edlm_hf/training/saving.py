@@ -54,10 +54,11 @@ class SavingMixin:
         folder = Path(output_dir or self.args.output_dir)
         is_adapter = hasattr(self.model, "peft_config")
 
-        # PEFT writes into a card of ours that is there, which would then pass for one that was edited
+        # PEFT writes into a card that is there. One of ours would then pass for edited
         card = folder / "README.md"
-        if self.args.should_save and is_adapter and card.exists() and is_untouched(card.read_text(encoding="utf-8")):
-            card.unlink()
+        kept = None
+        if self.args.should_save and is_adapter and card.exists():
+            kept = card.read_text(encoding="utf-8")
 
         complaints = ("Could not find a config file", "Unable to fetch remote file .* config.json")
         with warnings.catch_warnings():
@@ -66,6 +67,8 @@ class SavingMixin:
                 warnings.filterwarnings("ignore", message=f"{complaint} in edlm-")
             super()._save(output_dir, state_dict)
 
+        if kept is not None and is_untouched(kept):
+            card.write_text(kept, encoding="utf-8")
         if self.args.should_save:
             facts = getattr(self.model, "card_facts", None) if is_adapter else None
             write_better_card(folder, facts, self.model.config)
