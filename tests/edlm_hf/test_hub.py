@@ -7,7 +7,7 @@ import foreign_models as foreign
 import pytest
 import torch
 from bare import BarePython
-from published import tiny_causal, tiny_denoiser
+from published import seed, tiny_causal, tiny_denoiser
 from transformers import AutoModelForMaskedLM, GenerationMixin
 
 from edlm_hf import EDLMForMaskedDiffusion, MDLMForMaskedLM
@@ -59,10 +59,6 @@ def build(name, **changes):
     model_class, config_class = classes[name]
     torch.manual_seed(0)
     return model_class(config_class(pad_token_id=PAD, **changes)).train()
-
-
-def seed(n=0):
-    return torch.Generator().manual_seed(n)
 
 
 def prefer_ones(candidates, *_):

@@ -5,7 +5,7 @@ import json
 import published_samplers
 import pytest
 import torch
-from published import randomised
+from published import randomised, seed
 from published_networks import (
     END,
     LLADA_8B,
@@ -37,10 +37,6 @@ HOLES = torch.tensor([START, 3, MASK, 5, MASK, MASK, 7, MASK, 2])
 PROMPT = torch.tensor([START, 3, 9, 5])
 GREEDY = {"do_sample": False, "eos_token_id": None, "num_candidates": 1}
 build = EDLMForMaskedDiffusion.from_components
-
-
-def seed(n=0):
-    return torch.Generator().manual_seed(n)
 
 
 @pytest.fixture(scope="module", params=PUBLISHED)
@@ -292,9 +288,12 @@ def test_rows_without_a_token_are_never_drawn(tmp_path):
 
 def test_buffers_of_old_versions_are_left_out(tmp_path):
     weights = PUBLISHED["Dream"].write(tmp_path)
+    expected = load_published_denoiser(str(tmp_path)).state_dict()
     buffer = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(2)}
     write_weights(tmp_path, weights | buffer)
-    load_published_denoiser(str(tmp_path))
+    found = load_published_denoiser(str(tmp_path)).state_dict()
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
 
 
 @pytest.mark.parametrize(

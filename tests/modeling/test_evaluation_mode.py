@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 import torch
-from published import randomised, tiny_causal, tiny_config, tiny_denoiser, tiny_gpt2
+from published import randomised, seed, tiny_causal, tiny_config, tiny_denoiser, tiny_gpt2
 from transformers import BertConfig, BertForMaskedLM
 
 from edlm_hf import EDLMEnergyModel, EDLMForMaskedDiffusion
@@ -16,10 +16,6 @@ from edlm_hf.modeling.evaluation_mode import evaluating
 MASK = 12
 IDS = torch.tensor([[3, MASK, MASK, MASK], [5, 6, MASK, 4]])
 build = EDLMForMaskedDiffusion.from_components
-
-
-def seed(n=0):
-    return torch.Generator().manual_seed(n)
 
 
 def bert(**changes):

@@ -5,7 +5,7 @@ import copy
 import foreign_models as foreign
 import pytest
 import torch
-from published import randomised, tiny_causal, tiny_gpt2
+from published import randomised, seed, tiny_causal, tiny_gpt2
 from transformers import LlamaConfig, LlamaForCausalLM, PerceiverConfig, PerceiverForMaskedLM
 
 from edlm_hf import EDLMForMaskedDiffusion
@@ -34,10 +34,6 @@ def decoder(**changes):
     sizes |= {"intermediate_size": 16, "max_position_embeddings": 32, "pad_token_id": PAD}
     tokens = {"bos_token_id": None, "eos_token_id": None, "mask_token_id": MASK}
     return randomised(LlamaForCausalLM(LlamaConfig(**(sizes | tokens | changes))))
-
-
-def seed(n=0):
-    return torch.Generator().manual_seed(n)
 
 
 def test_shift_of_dream_is_known():

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from published import randomised, tiny_causal, tiny_config, tiny_denoiser, tiny_gpt2
+from published import randomised, seed, tiny_causal, tiny_config, tiny_denoiser, tiny_gpt2, with_ar
 from transformers import (
     BertConfig,
     BertForMaskedLM,
@@ -20,14 +20,6 @@ from edlm_hf.modeling.energies import Candidates
 
 MASK, PAD = 12, 11
 build = EDLMForMaskedDiffusion.from_components
-
-
-def seed(n=0):
-    return torch.Generator().manual_seed(n)
-
-
-def with_ar(**choices):
-    return build(tiny_denoiser(), tiny_causal(bos_token_id=10), **({"energy_type": "ar"} | choices))
 
 
 class Echo(torch.nn.Module):

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from published import randomised, tiny_causal, tiny_config, tiny_denoiser
+from published import randomised, seed, tiny_causal, tiny_config, tiny_denoiser
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     AutoModelForMaskedLM,
@@ -20,10 +20,6 @@ from edlm_hf import EDLMEnergyModel, EDLMForMaskedDiffusion, EDLMGenerationConfi
 
 MASK, PAD = 12, 11
 IDS = torch.tensor([[3, MASK, 4], [5, 6, MASK]])
-
-
-def seed(n=0):
-    return torch.Generator().manual_seed(n)
 
 
 def draws(model, **options):

@@ -4,21 +4,13 @@ import copy
 
 import pytest
 import torch
-from published import randomised, tiny_causal, tiny_config, tiny_denoiser
+from published import randomised, seed, tiny_config, tiny_denoiser, with_ar
 from transformers import AutoModel, BertConfig, BertForMaskedLM, GenerationConfig
 
 from edlm_hf import EDLMEnergyModel, EDLMForMaskedDiffusion, EDLMGenerationConfig
 
 MASK, PAD = 12, 11
 build = EDLMForMaskedDiffusion.from_components
-
-
-def seed(n=0):
-    return torch.Generator().manual_seed(n)
-
-
-def with_ar(**choices):
-    return build(tiny_denoiser(), tiny_causal(bos_token_id=10), **({"energy_type": "ar"} | choices))
 
 
 def test_numbers_of_numpy_and_torch_are_numbers():

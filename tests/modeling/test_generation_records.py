@@ -4,20 +4,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from published import tiny_causal, tiny_denoiser
+from published import seed, tiny_denoiser, with_ar
 
 from edlm_hf import EDLMForMaskedDiffusion
 
 MASK, PAD = 12, 11
 build = EDLMForMaskedDiffusion.from_components
-
-
-def seed(n=0):
-    return torch.Generator().manual_seed(n)
-
-
-def with_ar(**choices):
-    return build(tiny_denoiser(), tiny_causal(bos_token_id=10), **({"energy_type": "ar"} | choices))
 
 
 # Written down with version 0.1.0: a seed keeps its tokens.

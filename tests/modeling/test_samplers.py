@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from published import randomised, tiny_causal, tiny_denoiser
+from published import randomised, seed, tiny_causal, tiny_denoiser
 
 from edlm_hf import EDLMForMaskedDiffusion
 from edlm_hf.modeling.chain_state import State
@@ -28,10 +28,6 @@ FREE = torch.tensor(
         [0, 1, 0, 0, 0, 0, 0],
     ]
 ).bool()
-
-
-def seed(n=0):
-    return torch.Generator().manual_seed(n)
 
 
 def steps_of(sampler, free, schedule, seed_of_noise=0):

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from published import randomised, tiny_causal, tiny_config, tiny_denoiser
+from published import randomised, seed, tiny_causal, tiny_config, tiny_denoiser
 from tokenizers import Tokenizer, models
 from transformers import AutoModelForMaskedLM, BertConfig, BertForMaskedLM, PreTrainedTokenizerFast
 
@@ -37,10 +37,6 @@ def eager_denoiser():
     with torch.no_grad():
         model.get_output_embeddings().bias[list(ABSENT)] += 20
     return model
-
-
-def seed(n: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(n)
 
 
 def test_the_absent_ids_are_ranges_below_the_rows_of_the_model():

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from edlm_hf import MDLMConfig, MDLMForCausalLM, MDLMForMaskedLM
+from edlm_hf import EDLMForMaskedDiffusion, MDLMConfig, MDLMForCausalLM, MDLMForMaskedLM
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -53,3 +53,14 @@ def tiny_gpt2(**changes) -> GPT2LMHeadModel:
     return randomised(
         GPT2LMHeadModel(GPT2Config(**(sizes | {"bos_token_id": 11, "eos_token_id": 11} | changes))), seed=2
     )
+
+
+def with_ar(**choices) -> EDLMForMaskedDiffusion:
+    """A tiny composite with an autoregressive energy."""
+    choices = {"energy_type": "ar"} | choices
+    return EDLMForMaskedDiffusion.from_components(tiny_denoiser(), tiny_causal(bos_token_id=10), **choices)
+
+
+def seed(n: int = 0) -> torch.Generator:
+    """The `generator` of a call of `generate()`."""
+    return torch.Generator().manual_seed(n)
