@@ -1,96 +1,26 @@
-"""The shipped generate() against exact laws (invariants C1, C2, C5, C12, C13, C15, C18, C19).
+"""The shipped `generate()` against exact laws of its chain (invariants C1, C2, C5, C12, C13)."""
 
-Each law is sampled 200,000 times. The total variation distance of so many draws over 81 sequences is about
-0.6 sqrt(81 / N) / 2 = 0.006, and 0.012 is allowed.
-"""
-
-import itertools
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from exact import (
-    ABSENT,
-    MASK,
-    SEQUENCES,
-    STATES,
-    WINDOWS,
-    L,
-    TableCausalLM,
-    TableDenoiser,
-    WindowDenoiser,
-    blocks_law,
-    chain_law,
-    marginals,
-    one_at_a_time_law,
-    perturbed,
-    plain_step,
-    product_law,
-    random_joint,
-    random_windows,
-    state_index,
-    weighed_step,
-    window_index,
+from exact import MASK, L, TableCausalLM, chain_law, one_at_a_time_law, random_joint
+from exact_sampling import (
+    EMPTY,
+    JOINT,
+    PRODUCTS,
+    TV,
+    N,
+    distance,
+    frequencies,
+    model,
+    resampled_law,
+    sample,
+    table_energy,
 )
 
 from edlm_hf import EDLMForMaskedDiffusion
-
-N, TV = 200_000, 0.012
-JOINT = random_joint(seed=3)
-PROPOSAL = perturbed(marginals(JOINT), seed=1)
-# (256, 81) p_theta(x_0 | x_t)
-PRODUCTS = np.stack([product_law(PROPOSAL, s) for s in range(len(STATES))])
-# E(x_0, x_t), any function
-ENERGY = np.random.default_rng(8).normal(size=(len(STATES), len(SEQUENCES))) * 1.5
-EMPTY = torch.full((N, L), MASK)
-
-
-def table_energy(candidate_ids, noisy_ids, proposal_log_probs, attention_mask):
-    """The table of energies, after a check of what an energy is given."""
-    assert candidate_ids.shape[:2] == proposal_log_probs.shape
-    assert attention_mask.shape == noisy_ids.shape
-    visible = (noisy_ids != MASK).unsqueeze(1)
-    assert torch.equal(candidate_ids * visible, noisy_ids.unsqueeze(1) * visible.expand_as(candidate_ids))
-    assert (candidate_ids != MASK).all()
-    state, sequence = state_index(noisy_ids.numpy()), candidate_ids.numpy() @ (3 ** np.arange(L)[::-1])
-    expected = np.log(PRODUCTS[state[:, None], sequence])
-    assert np.abs(proposal_log_probs.numpy() - expected).max() < 1e-9
-    return torch.tensor(ENERGY[state[:, None], sequence])
-
-
-def model(proposal=PROPOSAL, energy=None, **choices):
-    return EDLMForMaskedDiffusion.from_components(
-        TableDenoiser(proposal),
-        energy,
-        mask_token_id=MASK,
-        **choices,
-    )
-
-
-def sample(network=None, ids=EMPTY, seed=0, **arguments):
-    network = model() if network is None else network
-    return network.generate(ids, generator=torch.Generator().manual_seed(seed), **arguments)
-
-
-def frequencies(sequences):
-    assert (sequences != MASK).all() and (sequences >= 0).all()
-    index = sequences.numpy() @ (3 ** np.arange(L)[::-1])
-    return np.bincount(index, minlength=81) / len(index)
-
-
-def distance(sequences, law):
-    assert abs(law.sum() - 1) < 1e-12
-    return np.abs(frequencies(sequences) - law).sum() / 2
-
-
-def resampled_law(k: int = 2, energies=ENERGY, temperature: float = 1.0) -> np.ndarray:
-    """p_2(x) = sum_y 2 p(x) p(y) w(x) / (w(x) + w(y)) at every state: (256, 81)."""
-    assert k == 2
-    w = np.exp(-energies / temperature)
-    return np.stack(
-        [2 * p * ((v[:, None] / (v[:, None] + v)) * p[None]).sum(1) for p, v in zip(PRODUCTS, w, strict=True)]
-    )
 
 
 @pytest.mark.parametrize("steps", [1, 2, 4, 7])
@@ -214,114 +144,6 @@ def test_first_hitting_uses_the_window_row_by_row():
     assert (out.num_denoiser_calls == L).all()
 
 
-@pytest.mark.parametrize("scope", ["sequence", "revealed"])
-def test_prompts_and_infilling_have_the_conditional_law(scope):
-    """Rows with different visible tokens in one batch: each has the law of its own chain (C15, C19)."""
-    patterns = [[0, MASK, MASK, 2], [MASK, MASK, 1, MASK], [MASK] * 4, [2, 1, 0, MASK], [1, 1, 1, 1]]
-    ids = torch.tensor(patterns).repeat(N, 1)
-    steps, tilted = 3, resampled_law()
-    energy = table_energy if scope == "sequence" else reveal_set_energy
-    tokens = sample(
-        ids=ids,
-        energy=energy,
-        num_candidates=2,
-        max_denoising_steps=steps,
-        energy_scope=scope,
-    )
-    assert torch.equal(tokens[ids != MASK], ids[ids != MASK])
-
-    for row, pattern in enumerate(patterns):
-        if scope == "sequence":
-            law = chain_law(tilted, steps, start=pattern)
-        else:
-            law = reveal_set_chain(steps, pattern)
-        assert distance(tokens[row :: len(patterns)], law) < TV
-
-
-REVEAL_ENERGY = np.random.default_rng(4).normal(size=(len(STATES), len(STATES)))  # E_S(x_s, x_t)
-
-
-def reveal_set_energy(candidate_ids, noisy_ids, proposal_log_probs, attention_mask):
-    before, after = state_index(noisy_ids.numpy()), state_index(candidate_ids.numpy())
-    return torch.tensor(REVEAL_ENERGY[before[:, None], after])
-
-
-def reveal_set_chain(steps, start):
-    """Law of the chain whose k = 2 candidates live on the reveal set alone, by enumeration."""
-    law = np.zeros(len(STATES))
-    law[state_index(np.array(start))] = 1
-    for n in range(steps, 0, -1):
-        new = np.zeros_like(law)
-        for s in np.flatnonzero(law):
-            masked = np.flatnonzero(STATES[s] == MASK)
-            for size in range(len(masked) + 1):
-                for chosen in itertools.combinations(masked, size):
-                    chance = (1 / n) ** size * (1 - 1 / n) ** (len(masked) - size)
-                    values = np.array(list(itertools.product(range(3), repeat=size)), dtype=int).reshape(
-                        3**size,
-                        size,
-                    )
-                    after = np.repeat(STATES[s][None], len(values), 0)
-                    after[:, list(chosen)] = values
-                    p = PROPOSAL[s][list(chosen), values].prod(-1) if size else np.ones(1)
-                    index = state_index(after)
-                    w = np.exp(-REVEAL_ENERGY[s, index])
-                    p2 = 2 * p * ((w[:, None] / (w[:, None] + w)) * p).sum(1) if size else p
-                    np.add.at(new, index, law[s] * chance * p2)
-
-        law = new
-
-    return law[state_index(SEQUENCES)]
-
-
-def test_reveal_set_of_everything_is_the_sequence_scope_bit_by_bit():
-    """One step reveals all masks (S = M): both scopes are the paper's EDLM (C18)."""
-    ids = EMPTY[:5000]
-    one, two = (
-        sample(ids=ids, energy=table_energy, num_candidates=4, max_denoising_steps=1, energy_scope=scope)
-        for scope in ("sequence", "revealed")
-    )
-    assert torch.equal(one, two)
-
-
-def test_single_revealed_position_needs_no_energy_where_marginals_are_exact():
-    """The optimal reveal-set energy of one position is constant when the proposal's marginals are exact (C18)."""
-    network = model(marginals(JOINT))
-
-    def optimal(candidate_ids, noisy_ids, proposal_log_probs, attention_mask):
-        out = []
-        for noisy, candidates, log_p in zip(noisy_ids, candidate_ids, proposal_log_probs, strict=True):
-            state = noisy.numpy()
-            given = JOINT[((state == MASK) | (SEQUENCES == state)).all(-1)].sum()
-            fits = [((c == MASK) | (SEQUENCES == c)).all(-1) for c in candidates.numpy()]
-            out.append(-torch.tensor([np.log(JOINT[f].sum() / given) for f in fits]) + log_p)
-        return torch.stack(out)
-
-    out = sample(
-        network,
-        ids=EMPTY[:200],
-        energy=optimal,
-        sampler="first_hitting",
-        energy_scope="revealed",
-        num_candidates=5,
-        return_dict_in_generate=True,
-    )
-    assert (out.effective_sample_size - 5).abs().max() < 1e-9
-    assert out.energies.abs().max() < 1e-9
-
-
-def test_rows_are_independent_of_each_other():
-    """Two kinds of rows in one batch: no covariance between neighbours, laws as alone (C15)."""
-    ids = torch.tensor([[MASK] * 4, [MASK, 0, MASK, MASK]]).repeat(N, 1)
-    tokens = sample(ids=ids, energy=table_energy, num_candidates=2, max_denoising_steps=2)
-    tilted = resampled_law()
-    assert distance(tokens[::2], chain_law(tilted, 2)) < TV
-    assert distance(tokens[1::2], chain_law(tilted, 2, start=[MASK, 0, MASK, MASK])) < TV
-    first, second = tokens[::2].double(), tokens[1::2].double()
-    correlation = np.corrcoef(torch.cat([first, second[:, [0, 2, 3]]], 1).T.numpy())[:4, 4:]
-    assert np.abs(correlation).max() < 5 / np.sqrt(N)
-
-
 def test_permuting_candidates_changes_no_energy_and_no_law():
     p_ar = 0.6 * JOINT + 0.4 * random_joint(seed=11)
     network = model(energy=TableCausalLM(p_ar), energy_type="ar")
@@ -375,83 +197,3 @@ def test_number_of_calls_is_the_number_of_steps_that_reveal_something(steps):
     in_window = (steps - steps // 2 + 1) * (1 - (1 - 1 / steps) ** length)
     assert abs(out.num_energy_calls.double().mean() / in_window - 1) < 0.02
     torch.testing.assert_close(out.tokens_per_forward, length / out.num_denoiser_calls)
-
-
-# ------------------------------------------------------------------------- rows of unequal length, in blocks
-
-WINDOW_TABLE = random_windows(seed=5)
-WINDOW_ENERGY = np.random.default_rng(6).normal(size=(WINDOWS, WINDOWS)) * 1.5
-# With three new tokens a model of four sees the first three texts whole, and of the others what fits.
-PROMPTS = [(), (1,), (MASK,), (2, 0), (0, 1, 2), (1, MASK, 0, 2)]
-
-
-def window_energy(candidate_ids, noisy_ids, proposal_log_probs, attention_mask):
-    real = attention_mask.bool()
-    noisy = window_index(torch.where(real, noisy_ids, ABSENT).numpy())
-    candidates = window_index(torch.where(real.unsqueeze(1), candidate_ids, ABSENT).numpy())
-    return torch.tensor(WINDOW_ENERGY[noisy[:, None], candidates])
-
-
-def padded_rows(prompts, side):
-    """Ids and attention mask of texts with padding, which is a token like any other, on the left, right or both."""
-    width = max(map(len, prompts)) + (side == "both")
-    ids, mask = torch.full((len(prompts), width), 2), torch.zeros(len(prompts), width, dtype=torch.long)
-    for i, prompt in enumerate(prompts):
-        begin = {"left": width - len(prompt), "right": 0, "both": (width - len(prompt)) // 2}[side]
-        ids[i, begin : begin + len(prompt)] = torch.tensor(prompt, dtype=torch.long)
-        mask[i, begin : begin + len(prompt)] = 1
-    return ids, mask
-
-
-def check_law_of_row(tokens, real, law, count):
-    """The texts (count, width) have a law, within twice the noise of so many draws."""
-    texts, found = torch.unique(tokens[:, real], dim=0, return_counts=True)
-    frequencies = {tuple(text.tolist()): n.item() / count for text, n in zip(texts, found, strict=True)}
-    assert abs(sum(law.values()) - 1) < 1e-9 and set(frequencies) <= set(law)
-    distance = sum(abs(frequencies.get(text, 0) - p) for text, p in law.items()) / 2
-    assert distance < 0.6 * (len(law) / count) ** 0.5
-
-
-@pytest.mark.parametrize("side", ["left", "right", "both"])
-@pytest.mark.parametrize("weighed", [None, "sequence", "revealed"])
-def test_rows_of_unequal_length_have_the_law_they_have_alone(side, weighed):
-    """In blocks, where some fit the model and others do not."""
-    count, options = 30_000, {"max_new_tokens": 3, "block_length": 2, "max_denoising_steps": 2}
-    law_of_step = plain_step
-    if weighed is not None:
-        law_of_step = weighed_step(WINDOW_ENERGY, weighed)
-        options |= {"energy": window_energy, "num_candidates": 2, "energy_scope": weighed}
-
-    network = EDLMForMaskedDiffusion.from_components(WindowDenoiser(WINDOW_TABLE))
-    ids, mask = padded_rows(PROMPTS, side)
-    tokens = sample(network, ids.repeat(count, 1), attention_mask=mask.repeat(count, 1), **options)
-
-    for i, prompt in enumerate(PROMPTS):
-        law = blocks_law(prompt, 3, 2, 2, WINDOW_TABLE, law_of_step)
-        real = torch.cat([mask[i].bool(), torch.ones(3, dtype=torch.bool)])
-        check_law_of_row(tokens[i :: len(PROMPTS)], real, law, count)
-
-
-def test_rows_that_reveal_one_token_at_a_time_have_the_law_they_have_alone():
-    count = 30_000
-    network = EDLMForMaskedDiffusion.from_components(WindowDenoiser(WINDOW_TABLE))
-    ids, mask = padded_rows(PROMPTS, "right")
-    options = {"max_new_tokens": 3, "block_length": 2, "sampler": "first_hitting"}
-    tokens = sample(network, ids.repeat(count, 1), attention_mask=mask.repeat(count, 1), **options)
-
-    for i, prompt in enumerate(PROMPTS):
-        law = blocks_law(prompt, 3, 2, None, WINDOW_TABLE, plain_step)
-        real = torch.cat([mask[i].bool(), torch.ones(3, dtype=torch.bool)])
-        check_law_of_row(tokens[i :: len(PROMPTS)], real, law, count)
-
-
-@pytest.mark.parametrize("options", [{"max_denoising_steps": 3}, {"sampler": "first_hitting"}])
-def test_likeliest_tokens_of_a_row_do_not_depend_on_its_neighbours(options):
-    network = EDLMForMaskedDiffusion.from_components(WindowDenoiser(WINDOW_TABLE))
-    options = options | {"max_new_tokens": 5, "block_length": 2, "do_sample": False}
-    prompts = [prompt for prompt in itertools.product(range(MASK + 1), repeat=3)] + [(0,), (1,), (2, 1), (MASK, 0)]
-    ids, mask = padded_rows(prompts, "right")
-    together = network.generate(ids, attention_mask=mask, **options)
-    for i, prompt in enumerate(prompts):
-        alone = network.generate(torch.tensor([prompt]), **options)[0]
-        assert torch.equal(together[i, torch.cat([mask[i].bool(), torch.ones(5, dtype=torch.bool)])], alone)

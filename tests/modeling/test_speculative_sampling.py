@@ -10,7 +10,8 @@ import math
 import numpy as np
 import pytest
 import torch
-from exact import MASK, L, TableCausalLM, TableDenoiser, V, WindowDenoiser, random_windows
+from exact import MASK, L, TableCausalLM, TableDenoiser, V
+from exact_windows import WindowDenoiser, random_windows
 from speculation import (
     DENOISERS,
     EMPTY,
