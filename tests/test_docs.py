@@ -13,6 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import page_commands
 import pages
 import pytest
 import yaml
@@ -328,7 +329,7 @@ def test_commands_that_exist_are_accepted(tmp_path, monkeypatch):
     ):
         block = pages.Block(tmp_path, 1, "bash", (), command)
         for words in pages.commands(block):
-            pages.check(words)
+            page_commands.check(words)
 
 
 @pytest.mark.parametrize("page", PROSE, ids=lambda page: page.name)
