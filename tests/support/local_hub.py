@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from published import GOLDEN, randomised, tiny_gpt2
-from published_networks import PUBLISHED, Published
+from published_families import PUBLISHED, Published
 from published_tokenizers import ALL_BYTES, write_fast, write_slow
 from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
