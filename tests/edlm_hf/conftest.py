@@ -1,10 +1,17 @@
-"""A Hub on this machine, a process that takes it for the Hub, and one that does not have this package."""
+"""A Hub on this machine, processes with and without this package, and folders of models."""
+
+import shutil
 
 import pytest
 from bare import BarePython
 from hub_client import HubClient
 from hub_server import HubServer
+from model_folders import write_model
+from published import tiny_config
 from pushed_models import TOKENIZER, build
+
+from edlm_hf import MDLMForMaskedLM
+from edlm_hf.tokenization import text8_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -32,3 +39,33 @@ def folder(tmp_path):
     build("nce").save_pretrained(tmp_path / "model")
     TOKENIZER.save_pretrained(tmp_path / "model")
     return tmp_path / "model"
+
+
+@pytest.fixture
+def denoiser_folder(tmp_path):
+    """The folder of a denoiser with its tokenizer."""
+    tokenizer = text8_tokenizer(12, start_token=False)
+    MDLMForMaskedLM(tiny_config(vocab_size=len(tokenizer))).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Folders of small models with their tokenizer, by kind."""
+    home = tmp_path_factory.mktemp("models")
+    return {kind: write_model(kind, home / kind) for kind in ("mdlm", "causal", "edlm", "bert", "whole-bert")}
+
+
+@pytest.fixture
+def damaged(folders, tmp_path):
+    """A function that copies a model and damages the copy."""
+
+    def make(kind, damage):
+        folder = tmp_path / "model"
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(folders[kind], folder)
+        damage(folder)
+        return folder
+
+    return make

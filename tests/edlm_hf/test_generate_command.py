@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from command_line import call, generating
 from published import randomised, tiny_causal, tiny_config
 from typer.testing import CliRunner
 
@@ -181,3 +182,69 @@ def test_a_prompt_of_a_file_of_options_is_read_like_that_of_the_flag(tmp_path):
         app, ["generate", "--model", "nothing-here", "--config", str(tmp_path / "options.yaml")]
     )
     assert result.exit_code in (1, 2) and "not UTF-8" in result.stderr
+
+
+def test_generate_fills_masks_and_keeps_the_rest(denoiser_folder):
+    arguments = generating(denoiser_folder, "ab[MASK]d", 3, 4)
+    result = call(*arguments, "--num-return-sequences", 2, "--seed", 1, "--json")
+    assert result.exit_code == 0, result.output
+    texts = json.loads(result.stdout)
+    assert len(texts) == 2
+    assert all(len(text) == 7 and text[:2] == "ab" and text[3] == "d" for text in texts)
+    assert call(*arguments, "--num-return-sequences", 2, "--seed", 1, "--json").stdout == result.stdout
+
+
+def test_what_is_not_said_is_as_the_model_is_set_to_and_texts_begin_with_its_start_token(
+    tmp_path,
+    monkeypatch,
+):
+    tokenizer = text8_tokenizer(12, start_token=True)
+    network = MDLMForMaskedLM(
+        tiny_config(
+            vocab_size=len(tokenizer),
+            bos_token_id=tokenizer.bos_token_id,
+        )
+    )
+    network.generation_config.update(max_denoising_steps=3, energy_window=0.5)
+    network.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    seen, real = [], MDLMForMaskedLM.generate
+    monkeypatch.setattr(
+        MDLMForMaskedLM,
+        "generate",
+        lambda *args, **given: seen.append(given) or real(*args, **given),
+    )
+    result = call("generate", "--model", tmp_path, "--num-return-sequences", 2, "--json")
+
+    assert result.exit_code == 0, result.output
+    assert seen[0]["input_ids"].tolist() == [[27], [27]]
+    assert not {"max_denoising_steps", "energy_window", "num_candidates", "block_length"} & set(seen[0])
+    assert call("generate", "--model", tmp_path, "--max-denoising-steps", 5, "--max-new-tokens", 4).exit_code == 0
+    assert seen[1]["max_denoising_steps"] == 5 and seen[1]["max_new_tokens"] == 4
+
+
+def test_a_sampler_and_its_parameters_are_those_of_generate(denoiser_folder, monkeypatch):
+    seen, real = [], MDLMForMaskedLM.generate
+    monkeypatch.setattr(
+        MDLMForMaskedLM,
+        "generate",
+        lambda *args, **given: seen.append(given) or real(*args, **given),
+    )
+    arguments = [*generating(denoiser_folder, "ab", 6, 3), "--json"]
+    parameters = ["--sampler-option", "distance=2", "--sampler-option", "score=random"]
+    result = call(*arguments, "--sampler", "spaced", *parameters)
+    assert result.exit_code == 0, result.output
+
+    given = {name: seen[0].get(name) for name in ("sampler", "distance", "score", "max_denoising_steps")}
+    assert given == {"sampler": "spaced", "distance": 2, "score": "random", "max_denoising_steps": 3}
+    for option in ("remasking-window=0.2,0.8", "eta=0.1", "corrector_sweeps=1"):
+        assert call(*arguments, "--sampler", "remdm", "--sampler-option", option).exit_code == 0
+    assert seen[1]["remasking_window"] == (0.2, 0.8) and seen[3]["corrector_sweeps"] == 1
+
+
+def test_a_text_longer_than_the_model_is_generated_block_after_block(denoiser_folder):
+    arguments = [*generating(denoiser_folder, "ab", 20, 2), "--json"]
+    too_long = call(*arguments)
+    assert too_long.exit_code == 1 and "block_length" in too_long.stderr
+    (text,) = json.loads(call(*arguments, "--block-length", 5).stdout)
+    assert len(text) == 22 and text.startswith("ab")

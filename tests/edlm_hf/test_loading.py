@@ -1,60 +1,16 @@
-"""Models and tokenizers by name: any masked language model, and one sentence for what cannot be loaded."""
-
-import logging
-import shutil
-from pathlib import Path
+"""Models by name: any masked language model generates, is trained and loads again."""
 
 import pytest
 import torch
-from model_folders import (
-    OTHERS,
-    TOKENIZER,
-    as_folder,
-    change,
-    cut,
-    other_network,
-    put,
-    remove,
-    write_model,
-)
-from transformers import AutoTokenizer
-from typer.testing import CliRunner
+from command_line import call, lines_of
+from model_folders import OTHERS, TOKENIZER, other_network, write_model
 
 from edlm_hf import EDLMForMaskedDiffusion, MDLMForMaskedLM
-from edlm_hf.cli import app
 from edlm_hf.commands import train
-from edlm_hf.errors import explanation, writing
 from edlm_hf.loading import load_causal, load_denoiser, load_masked, load_with_tokenizer
 from edlm_hf.loading_errors import is_repository_name
 from edlm_hf.tokenization import text8_tokenizer
 from edlm_hf.training import MaskedDiffusionArguments, MaskedDiffusionTrainer
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    home = tmp_path_factory.mktemp("models")
-    return {kind: write_model(kind, home / kind) for kind in ("mdlm", "causal", "edlm", "bert", "whole-bert")}
-
-
-@pytest.fixture
-def damaged(folders, tmp_path):
-    """A function that copies a model and damages the copy."""
-
-    def make(kind, damage):
-        folder = tmp_path / "model"
-        shutil.rmtree(folder, ignore_errors=True)
-        shutil.copytree(folders[kind], folder)
-        damage(folder)
-        return folder
-
-    return make
-
-
-def call(*arguments, env=None):
-    return CliRunner().invoke(app, list(map(str, arguments)), env=env)
-
-
-# ------------------------------------------------------------------------------------- any masked language model
 
 
 @pytest.mark.parametrize("kind", OTHERS)
@@ -172,9 +128,6 @@ def test_a_network_that_sees_what_it_predicts_is_not_causal(folders):
         load_causal(str(folders["bert"]))
 
 
-# ------------------------------------------------------------------------------------- tokenizers of other models
-
-
 @pytest.mark.parametrize("kind", ["mdlm", "edlm", "bert"])
 def test_a_tokenizer_with_another_mask_is_refused(folders, tmp_path, kind):
     text8_tokenizer(16, start_token=False).save_pretrained(tmp_path / "other")  # its mask is 27
@@ -194,197 +147,6 @@ def test_a_tokenizer_with_another_mask_is_refused(folders, tmp_path, kind):
     assert "has id 27, but the model masks with id 28" in evaluated.stderr
     with pytest.raises(ValueError, match="has id 27"):
         load_with_tokenizer(str(model), str(tmp_path / "other"))
-
-
-# ------------------------------------------------------------------------------------- files that cannot be read
-
-DAMAGES = {
-    "weights cut": (cut("model.safetensors"), "model.safetensors is damaged or cut: it has"),
-    "weights empty": (cut("model.safetensors", 0), "model.safetensors is empty"),
-    "weights longer": (put("model.safetensors", b"\x02" + bytes(7) + b"{}more"), "it has 14 bytes, but needs 10"),
-    "weights of nothing": (put("model.safetensors", b"abc"), "too few for its header"),
-    "weights a pointer": (put("model.safetensors", b"version https://git-lfs.github.com/spec"), "pointer of Git LFS"),
-    "weights a folder": (as_folder("model.safetensors"), "model.safetensors cannot be read"),
-    "weights missing": (remove("model.safetensors"), "no file named model.safetensors"),
-    "configuration cut": (cut("config.json"), "config.json is damaged: it is not JSON"),
-    "configuration a list": (put("config.json", b"[1]"), "does not hold names with values"),
-    "configuration nested": (put("config.json", b"[" * 99_999), "config.json is damaged"),
-    "configuration missing": (remove("config.json"), "config.json"),
-    "type unknown": (change("config.json", model_type="foo", auto_map={}), "foo"),
-    "dtype unknown": (change("config.json", dtype="float99"), "The configuration of"),
-    "vocabulary a text": (change("config.json", vocab_size="29"), "vocab_size"),
-    "heads of another": (change("config.json", n_heads=3, num_attention_heads=3), "multiple"),
-    "code a number": (change("config.json", auto_map=5), "The configuration of"),
-    "generation cut": (put("generation_config.json", b"{"), "generation_config.json is damaged"),
-    "tokenizer cut": (cut("tokenizer.json"), "tokenizer.json is damaged"),
-    "tokenizer empty": (put("tokenizer.json", b"{}"), "The tokenizer of"),
-    "tokenizer of another kind": (change("tokenizer.json", model={"type": "foo"}), "The tokenizer of"),
-    "length a text": (change("tokenizer_config.json", model_max_length="x"), "model_max_length is 'x'"),
-    "index without names": (put("model.safetensors.index.json", b"[]"), "index.json is damaged"),
-    "an adapter": (lambda f: (remove("config.json")(f), put("adapter_config.json", b"{}")(f)), "is an adapter"),
-}
-
-
-@pytest.mark.parametrize("kind", ["mdlm", "edlm", "bert"])
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_what_cannot_be_loaded_is_named_in_one_sentence(damaged, kind, damage, capfd):
-    do, words = DAMAGES[damage]
-    folder = damaged(kind, do)
-    with pytest.raises(ValueError) as error:
-        load_with_tokenizer(str(folder))
-    line = explanation(error.value)
-    assert any(word in line for word in words.split("|")) and str(folder) in line and len(line) < 700, line
-    assert "[transformers]" not in capfd.readouterr().err
-
-
-@pytest.mark.parametrize(
-    "values",
-    [{"max_new_tokens": "many"}, {"top_k": "x"}, {"eos_token_id": "x"}, {"temperature": -1}, {"sampler": "foo"}],
-    ids=str,
-)
-def test_wrong_values_in_generation_config_are_found_when_it_is_loaded(damaged, values):
-    folder = damaged("edlm", change("generation_config.json", **values))
-    name = next(iter(values))
-    with pytest.raises(ValueError, match=f"{folder}/generation_config.json cannot be used: {name} is "):
-        load_masked(str(folder))
-
-
-@pytest.mark.parametrize(
-    ("kind", "values"),
-    [
-        ("mdlm", {"vocab_size": 40, "mask_token_id": 39}),
-        ("mdlm", {"hidden_dim": 16}),
-        ("edlm", {"cond_dim": 6}),
-        ("bert", {"vocab_size": 40}),
-        ("bert", {"hidden_size": 16}),
-        ("causal", {"model_length": 99, "hidden_dim": 16}),
-    ],
-)
-def test_weights_of_other_sizes_are_named_with_both(damaged, kind, values):
-    folder = str(damaged(kind, change("config.json", **values)))
-    with pytest.raises(ValueError, match=r"do not fit config.json: [\w.]+ has the shape \(.*\), where the .* says \("):
-        load_causal(folder) if kind == "causal" else load_masked(folder)
-
-
-def test_a_file_in_place_of_a_folder_is_named(folders):
-    for name in ("config.json", "model.safetensors"):
-        with pytest.raises(ValueError, match=f"{name} is a file, but a folder is needed"):
-            load_masked(str(folders["mdlm"] / name))
-
-
-COMMANDS = {
-    "generate": ("--model", "{}"),
-    "evaluate": ("--model", "{}", "--dataset", "text8"),
-    "train-denoiser": ("--model", "{}", "--dataset", "d", "--output_dir", "{}/out", "--use_cpu"),
-    "train-autoregressive": ("--model", "{}", "--dataset", "d", "--output_dir", "{}/out", "--use_cpu"),
-    "train-energy": ("--denoiser", "{}", "--dataset", "d", "--output_dir", "{}/out", "--use_cpu"),
-    "train-drafts": ("--denoiser", "{}", "--dataset", "d", "--output_dir", "{}/out", "--use_cpu"),
-    "benchmark quality": ("--model", "{}", "--dataset", "text8", "--output", "{}/out"),
-    "push": ("{}", "me/model"),
-}
-
-
-def lines_of(told) -> list[str]:
-    """What was told on stderr, without the bars of transformers, which the program switches off."""
-    return [line for line in told.stderr.splitlines() if line and "Loading weights" not in line]
-
-
-@pytest.mark.parametrize("command", COMMANDS)
-@pytest.mark.parametrize("damage", ["weights cut", "generation cut", "tokenizer cut"])
-def test_every_command_fails_in_one_line(damaged, command, damage):
-    kind = "causal" if command == "train-autoregressive" else "mdlm"
-    folder = damaged(kind, DAMAGES[damage][0])
-    told = call(*command.split(), *(argument.format(folder) for argument in COMMANDS[command]))
-    lines = lines_of(told)
-    assert told.exit_code == 1 and not told.stdout, (told.output, told.exception)
-    assert len(lines) == 1 and lines[0].startswith(f"edlm {command}: ") and str(folder) in lines[0], lines
-
-
-def test_the_traceback_is_there_for_who_asks_for_it(damaged):
-    folder = damaged("mdlm", cut("config.json"))
-    told = call("generate", "--model", folder, env={"EDLM_TRACEBACK": "1"})
-    assert isinstance(told.exception, ValueError)
-    assert "config.json is damaged" in str(told.exception)
-
-
-def test_what_transformers_warns_of_appears_when_loading_went_well(folders, damaged):
-    logger, seen = logging.getLogger("transformers.modeling_utils"), []
-    handler = logging.Handler()
-    handler.emit = lambda record: seen.append(record.getMessage())
-    logging.getLogger("transformers").addHandler(handler)
-
-    def warn(folder):
-        logger.warning("look at this")
-        (Path(folder) / "config.json").read_text()
-        return AutoTokenizer.from_pretrained(folder)
-
-    try:
-        from edlm_hf.loading import load
-
-        load(warn, str(folders["mdlm"]))
-        assert seen == ["look at this"]
-        with pytest.raises(ValueError):
-            load(warn, str(damaged("mdlm", remove("tokenizer.json"))))
-        assert seen == ["look at this"]
-    finally:
-        logging.getLogger("transformers").removeHandler(handler)
-
-
-# ------------------------------------------------------------------------------------- machines that are too small
-
-
-@pytest.mark.parametrize(
-    "error",
-    [
-        MemoryError(),
-        RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: 8 bytes"),
-        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB."),
-    ],
-    ids=lambda error: type(error).__name__,
-)
-def test_too_little_memory_is_one_line(monkeypatch, error):
-    def fail(**options):
-        raise error
-
-    monkeypatch.setattr("edlm_hf.demo.run_demo", fail)
-    told = call("demo")
-    assert told.exit_code == 1 and told.stderr.startswith("edlm demo: There is not enough memory: ")
-    assert len(told.stderr.splitlines()) == 1
-
-
-def test_an_interruption_is_exit_code_130(monkeypatch):
-    def interrupt(**options):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("edlm_hf.demo.run_demo", interrupt)
-    told = call("demo")
-    assert told.exit_code == 130 and told.stderr == "edlm demo: interrupted.\n"
-
-
-def test_a_package_that_an_option_needs_is_named(tmp_path, folders):
-    text = tmp_path / "text.txt"
-    text.write_text("the cat sat on a mat " * 20)
-    small = "--dataset", text, "--style", "crop", "--use_cpu", "--disable_tqdm", "true", "--output_dir", tmp_path / "o"
-    told = call("train-denoiser", "--model", folders["mdlm"], *small, "--report_to", "clearml")
-    assert told.exit_code == 1 and "clearml" in told.stderr.splitlines()[-1], (told.stderr, told.exception)
-
-
-@pytest.mark.parametrize(
-    "error",
-    [
-        OSError(28, "No space left on device"),
-        RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 27200 vs 27092"),
-        RuntimeError("basic_ios::clear: iostream error"),
-    ],
-    ids=lambda error: str(error)[:20],
-)
-def test_a_full_disk_is_named_whatever_the_library_says(tmp_path, error):
-    with pytest.raises(OSError, match=rf"{tmp_path}/new cannot be written: .* kB of its disk are free.*Make room"):
-        with writing(tmp_path / "new"):
-            raise error
-    with pytest.raises(RuntimeError, match="a mistake"):
-        with writing(tmp_path):
-            raise RuntimeError("a mistake")
 
 
 def test_commands_of_training_take_what_they_load_from_one_place():
