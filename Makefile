@@ -45,7 +45,7 @@ nightly: $(VENV)/installed-demo $(VENV)/installed-diffusers $(VENV)/installed-lm
 # Without such a device all of it is skipped. DEVICE=mps takes an Apple GPU, DEVICE=cpu tries the tests themselves.
 gpu: DEVICE ?= cuda
 gpu: $(VENV)/installed-test
-	EDLM_DEVICE=$(DEVICE) $(BIN)/pytest -rs tests/test_devices.py tests/gpu
+	EDLM_DEVICE=$(DEVICE) $(BIN)/pytest -rs tests/devices tests/gpu
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

@@ -1,4 +1,4 @@
-"""What needs the speed or the compiler of a real device: `make gpu`, with tests/test_devices.py."""
+"""What needs the speed or the compiler of a real device: `make gpu`, with tests/devices."""
 
 import json
 

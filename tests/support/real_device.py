@@ -1,6 +1,6 @@
 """A device of this machine, named by EDLM_DEVICE, with what fake_device.py has: the tests of devices run on either.
 
-EDLM_DEVICE=cuda pytest tests/test_devices.py   # as `make gpu` does
+EDLM_DEVICE=cuda pytest tests/devices   # as `make gpu` does
 """
 
 import contextlib
