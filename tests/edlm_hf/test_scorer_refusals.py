@@ -2,6 +2,7 @@
 
 import pytest
 from scorers import letters, tiny_scorer
+from transformers.utils.logging import warning_once
 
 from edlm_hf.evaluation.scorer import EDLMScorer
 
@@ -40,6 +41,7 @@ def test_requests_that_cannot_be_answered_are_refused():
 
 
 def test_an_energy_that_takes_no_part_is_told(caplog):
+    warning_once.cache_clear()
     tiny_scorer(energy=True)
     assert "bound=nelbo is that of the denoiser alone" in caplog.text
     caplog.clear()
