@@ -4,6 +4,7 @@ import math
 
 import datasets
 import numpy as np
+import pytest
 import torch
 from published import randomised, tiny_causal, tiny_config, tiny_denoiser
 from torch import nn
@@ -19,6 +20,10 @@ from edlm_hf.training import (
     MaskedDiffusionArguments,
     MaskedDiffusionTrainer,
 )
+
+KINDS = ["denoiser", "autoregressive", "energy"]
+KIND = pytest.mark.parametrize("kind", KINDS)
+KIND_OR_DRAFTS = pytest.mark.parametrize("kind", [*KINDS, "drafts"])
 
 
 def arguments(folder, cls=EDLMTrainingArguments, **changes) -> EDLMTrainingArguments:
