@@ -1,7 +1,8 @@
 """Evaluations of the trainers: which rows they reach, what they measure, and metrics of the user."""
 
+import numpy as np
 import pytest
-from training import KIND, KINDS, random_blocks, rows_with_prompts, trainer_of
+from training import KIND, KIND_OR_DRAFTS, KINDS, random_blocks, rows_with_prompts, trainer_of
 
 
 @KIND
@@ -118,3 +119,21 @@ def test_a_best_metric_that_is_not_measured_is_refused_before_training(tmp_path,
     for name in measured:
         trainer.args.metric_for_best_model = name
         trainer.check_best_metric()
+
+
+def test_an_evaluation_of_no_rows_is_refused(tmp_path):
+    trainer = trainer_of("denoiser", tmp_path, random_blocks(8), random_blocks(8).select([]))
+    with pytest.raises(ValueError, match="There are no rows to evaluate"):
+        trainer.evaluate()
+
+
+@KIND_OR_DRAFTS
+def test_the_batch_size_of_an_evaluation_changes_nothing(tmp_path, kind):
+    rows = rows_with_prompts(11)
+    found = []
+    for size in (11, 4, 1):
+        trainer = trainer_of(kind, tmp_path, rows, rows, per_device_eval_batch_size=size)
+        found.append(trainer.predict(rows).predictions)
+    assert len(found[0]) == 11 and np.ptp(found[0], axis=0).max() > 0.1
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(found[2], found[0], rtol=1e-5, atol=1e-5)

@@ -1,5 +1,4 @@
-"""Rows as users bring them: labels and masks, padding, collators of others; and what does not depend on the division
-of rows into batches: noise, losses, gradients, evaluation."""
+"""Rows as users bring them: labels and masks of what counts, padding, and rows in which nothing counts."""
 
 import math
 
@@ -7,26 +6,13 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from published import tiny_causal, tiny_config, tiny_denoiser, tiny_gpt2
+from published import tiny_causal, tiny_config
 from torch.nn.functional import cross_entropy
-from training import blocks, logged, mean_and_error, random_blocks, rows_with_prompts, trainer_of
-from transformers import (
-    DataCollatorForLanguageModeling,
-    DataCollatorForSeq2Seq,
-    DataCollatorWithFlattening,
-    DataCollatorWithPadding,
-    default_data_collator,
-)
+from training import KIND, KIND_OR_DRAFTS, logged, mean_and_error, rows_with_prompts, trainer_of
 
-from edlm_hf import EDLMForMaskedDiffusion, MDLMForMaskedLM
+from edlm_hf import MDLMForMaskedLM
 from edlm_hf.evaluation import autoregressive_nll, discrete_nelbo, nelbo, sampler_bound
-from edlm_hf.tokenization import text8_tokenizer
 from edlm_hf.training import DataCollatorForBlocks
-from edlm_hf.training.row_noise import row_uniforms
-
-KINDS = ["denoiser", "autoregressive", "energy"]
-KIND = pytest.mark.parametrize("kind", KINDS)
-KIND_OR_DRAFTS = pytest.mark.parametrize("kind", [*KINDS, "drafts"])
 
 
 def batch_of(*rows, **changes) -> dict[str, torch.Tensor]:
@@ -35,9 +21,6 @@ def batch_of(*rows, **changes) -> dict[str, torch.Tensor]:
 
 def scored(rows) -> list[list[bool]]:
     return [[label != -100 for label in row["labels"]] for row in rows]
-
-
-# --------------------------------------------------------------------------------------------------------------- labels
 
 
 def test_tokens_with_the_label_minus_100_are_context():
@@ -184,100 +167,6 @@ def test_evaluation_counts_what_training_counts(tmp_path, kind):
     ]
 
 
-# ----------------------------------------------------------------------------------------------------------- collators
-
-
-class CompletionOnly:
-    """Pads as the collator of TRL does, and makes labels of its `completion_mask`."""
-
-    def __call__(self, rows):
-        ids, labels = ([torch.tensor(row["input_ids"]) for row in rows] for _ in range(2))
-        for label, row in zip(labels, rows, strict=True):
-            label[torch.tensor(row["completion_mask"]) == 0] = -100
-        ids, labels, mask = (
-            torch.nn.utils.rnn.pad_sequence(x, batch_first=True, padding_value=value)
-            for x, value in ((ids, 27), (labels, -100), ([torch.ones_like(x) for x in ids], 0))
-        )
-        return {"input_ids": ids, "labels": labels, "attention_mask": mask}
-
-
-def collators(tokenizer):
-    return {
-        "language modelling": DataCollatorForLanguageModeling(tokenizer, mlm=False),
-        "padding": DataCollatorWithPadding(tokenizer),
-        "default": default_data_collator,
-        "sequence to sequence": DataCollatorForSeq2Seq(tokenizer),
-        "completion only": CompletionOnly(),
-    }
-
-
-@KIND
-@pytest.mark.parametrize("name", list(collators(text8_tokenizer())))
-def test_collators_of_others_give_what_ours_gives(tmp_path, kind, name):
-    """Rows of equal or unequal length, with or without labels, as each of them can take."""
-    sizes = {"vocab_size": 29, "mask_token_id": 28, "pad_token_id": 27}
-    tokenizer = text8_tokenizer(12)
-    tokenizer.padding_side = "left" if name == "padding" else "right"
-
-    def run(collator):
-        model = tiny_causal(**sizes) if kind == "autoregressive" else tiny_denoiser(**sizes)
-        if kind == "energy":
-            torch.manual_seed(0)
-            model = EDLMForMaskedDiffusion.from_components(model, energy_type="nce")
-
-        rows = rows_with_prompts(vocabulary=27)
-        if name in ("language modelling", "padding"):
-            rows = rows.remove_columns("labels")
-        if name == "default":
-            rows = random_blocks(16, vocabulary=27)
-        if name == "completion only":
-            masks = [[int(label != -100) for label in labels] for labels in rows["labels"]]
-            rows = rows.remove_columns("labels").add_column("completion_mask", masks)
-
-        trainer = trainer_of(kind, tmp_path, rows, rows, model, {"data_collator": collator}, max_steps=3)
-        trainer.train()
-        return logged(trainer), trainer.evaluate()["eval_loss"]
-
-    (ours, measured), (theirs, found) = run(None), run(collators(tokenizer)[name])
-    assert theirs == pytest.approx(ours, abs=1e-6) and 0.1 < min(ours)
-    assert found == pytest.approx(measured, abs=1e-6)
-
-
-class Masking:
-    """Masks tokens and says so nowhere."""
-
-    def __call__(self, rows):
-        ids = torch.tensor(np.stack([row["input_ids"] for row in rows]))
-        return {"input_ids": ids.index_fill(1, torch.tensor([2]), 12), "labels": ids}
-
-
-class Replacing(Masking):
-    def __call__(self, rows):
-        batch = super().__call__(rows)
-        return batch | {"input_ids": batch["input_ids"].masked_fill(batch["input_ids"] == 12, 3)}
-
-
-@KIND
-@pytest.mark.parametrize(
-    "collator, message",
-    [
-        (DataCollatorForLanguageModeling(text8_tokenizer()), "DataCollatorForLanguageModeling with mlm=True"),
-        (DataCollatorWithFlattening(), "several texts in a row would see each other"),
-        (Masking(), "mask token 12|label of token 2 of a row"),
-        (Replacing(), "label of token 2 of a row is .*, but the token is 3"),
-        (lambda rows: {"labels": torch.zeros(1, 2)}, "The collator gives labels, but a batch needs input_ids"),
-        (lambda rows: [row["input_ids"] for row in rows], "The collator gives list, but a batch needs input_ids"),
-        (
-            lambda rows: {"input_ids": torch.zeros(2, 3).long(), "labels": torch.zeros(1, 3).long()},
-            "1 rows of labels for 2 of input_ids",
-        ),
-    ],
-)
-def test_collators_whose_batches_mean_something_else_are_refused(tmp_path, kind, collator, message):
-    with pytest.raises(ValueError, match=message):
-        trainer_of(kind, tmp_path, random_blocks(8), given={"data_collator": collator}).train()
-
-
 @KIND_OR_DRAFTS
 def test_a_step_in_which_nothing_counts_is_refused(tmp_path, kind):
     ids = [[1, 2, 3]] * 8
@@ -286,12 +175,6 @@ def test_a_step_in_which_nothing_counts_is_refused(tmp_path, kind):
     with pytest.raises(ValueError, match="Nothing counts in step 1: its 8 rows are padding, special"):
         trainer.train()
     with pytest.raises(ValueError, match="Nothing counts in the 8 rows of the evaluation"):
-        trainer.evaluate()
-
-
-def test_an_evaluation_of_no_rows_is_refused(tmp_path):
-    trainer = trainer_of("denoiser", tmp_path, random_blocks(8), random_blocks(8).select([]))
-    with pytest.raises(ValueError, match="There are no rows to evaluate"):
         trainer.evaluate()
 
 
@@ -314,134 +197,3 @@ def test_rows_in_which_nothing_counts_weigh_nothing(tmp_path, kind):
     trainer = trainer_of(kind, tmp_path, Dataset.from_list([*empty, *empty, without[0]]), max_steps=2)
     trainer.train()
     assert max(logged(trainer)) > 0
-
-
-# ------------------------------------------------------------------------------------------------ the division of rows
-
-
-def test_numbers_of_a_row_do_not_depend_on_other_rows_and_padding():
-    key = 42, 0, 7
-    shift, scalars, wide, wider = row_uniforms(key, range(6), (), (9,), (9, 2))
-    again, few, narrow, narrower = row_uniforms(key, [5, 2], (), (4,), (4, 2))
-    assert shift == again and torch.equal(few, scalars[[5, 2]])
-    assert torch.equal(narrow, wide[[5, 2], :4]) and torch.equal(narrower, wider[[5, 2], :4])
-
-
-def test_numbers_of_other_keys_rows_and_shapes_are_others():
-    drawn = [
-        value
-        for key in ((0, 0, 1), (0, 0, 2), (1, 0, 1), (0, 1))
-        for part in row_uniforms(key, range(3), (), (40,), (40,))
-        for value in part.flatten().tolist()
-    ]
-    assert len(set(drawn)) == len(drawn)
-
-
-def test_numbers_of_rows_are_uniform_and_independent():
-    (_, drawn) = row_uniforms((3, 0, 5), range(400), (500,))
-    flat = drawn.flatten()
-    assert 0 <= flat.min() and flat.max() < 1
-    assert flat.mean() == pytest.approx(0.5, abs=4 * (1 / 12 / len(flat)) ** 0.5)
-    for a, b in ((drawn[1:], drawn[:-1]), (drawn[:, 1:], drawn[:, :-1])):
-        correlation = np.corrcoef(a.flatten(), b.flatten())[0, 1]
-        assert abs(correlation) < 4 / a.numel() ** 0.5
-
-
-def losses_and_weights(kind, folder, rows, size, steps, model=None, **changes):
-    changes = {"max_steps": 2, "optim": "sgd", "learning_rate": 0.1, "ema_decay": 0} | changes
-    division = {"per_device_train_batch_size": size, "gradient_accumulation_steps": steps}
-    trainer = trainer_of(kind, folder, rows, model=model, **division, **changes)
-    trainer.train()
-    return logged(trainer), torch.cat([weight.detach().flatten() for weight in trainer.model.parameters()]), trainer
-
-
-@KIND_OR_DRAFTS
-@pytest.mark.parametrize("size, steps", [(2, 4), (1, 8), (4, 2)])
-def test_rows_of_unequal_length_have_one_loss_and_gradient_however_they_are_divided(
-    tmp_path,
-    kind,
-    size,
-    steps,
-):
-    empty = [{"input_ids": [5, 6], "labels": [-100, -100]}] * 3
-    rows = Dataset.from_list([*rows_with_prompts(13), *empty])
-    whole, weights, _ = losses_and_weights(kind, tmp_path, rows, 8, 1)
-    parts, others, trainer = losses_and_weights(kind, tmp_path, rows, size, steps)
-    assert parts == pytest.approx(whole, abs=1e-6)
-    torch.testing.assert_close(others, weights, rtol=0, atol=1e-6)
-    assert trainer.rows_per_step == 8
-
-
-@KIND_OR_DRAFTS
-def test_a_short_last_batch_has_one_loss_however_it_is_divided(tmp_path, kind):
-    """Eleven rows in two steps: of eight and of three, or of two and one."""
-    rows, options = rows_with_prompts(11), {"max_steps": -1, "num_train_epochs": 1}
-    whole, weights, trainer = losses_and_weights(kind, tmp_path, rows, 8, 1, **options)
-    assert trainer.rows_per_step == 3 and len(whole) == 2
-    parts, others, _ = losses_and_weights(kind, tmp_path, rows, 2, 4, **options)
-    assert parts == pytest.approx(whole, abs=1e-6)
-    torch.testing.assert_close(others, weights, rtol=0, atol=1e-6)
-
-
-def test_a_causal_model_that_averages_by_itself_is_weighed_by_its_tokens(tmp_path):
-    def model():
-        found = tiny_gpt2(resid_pdrop=0, embd_pdrop=0, attn_pdrop=0)
-        found.accepts_loss_kwargs = False
-        return found
-
-    rows = rows_with_prompts(16, vocabulary=11)
-    whole, weights, trainer = losses_and_weights("autoregressive", tmp_path, rows, 8, 1, model())
-    assert not trainer.model_accepts_loss_kwargs
-
-    parts, others, _ = losses_and_weights("autoregressive", tmp_path, rows, 1, 8, model())
-    assert parts == pytest.approx(whole, abs=1e-6)
-    torch.testing.assert_close(others, weights, rtol=0, atol=1e-6)
-
-
-@KIND_OR_DRAFTS
-def test_padding_on_either_side_changes_no_loss(tmp_path, kind):
-    rows = list(rows_with_prompts(8))
-    padded = {"left": [], "right": []}
-    for row in rows:
-        missing = 12 - len(row["input_ids"])
-        for side, found in padded.items():
-            fill = (lambda x, p: p + x) if side == "left" else (lambda x, p: x + p)
-            found.append(
-                {
-                    "input_ids": fill(row["input_ids"], [7] * missing),
-                    "labels": fill(row["labels"], [-100] * missing),
-                    "attention_mask": fill([1] * len(row["input_ids"]), [0] * missing),
-                }
-            )
-
-    bare, *others = (
-        losses_and_weights(kind, tmp_path, Dataset.from_list(found), 4, 2)[0]
-        for found in (rows, padded["left"], padded["right"])
-    )
-    assert others[0] == pytest.approx(bare, abs=1e-6) and others[1] == pytest.approx(bare, abs=1e-6)
-
-
-@KIND_OR_DRAFTS
-def test_the_batch_size_of_an_evaluation_changes_nothing(tmp_path, kind):
-    rows = rows_with_prompts(11)
-    found = []
-    for size in (11, 4, 1):
-        trainer = trainer_of(kind, tmp_path, rows, rows, per_device_eval_batch_size=size)
-        found.append(trainer.predict(rows).predictions)
-    assert len(found[0]) == 11 and np.ptp(found[0], axis=0).max() > 0.1
-    np.testing.assert_allclose(found[1], found[0], rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(found[2], found[0], rtol=1e-5, atol=1e-5)
-
-
-def test_texts_have_the_noise_of_their_numbers():
-    texts = blocks(np.random.default_rng(0).integers(0, 12, (6, 8)))["input_ids"]
-    model, options = tiny_denoiser(), {"num_samples": 2, "seed": 3}
-    whole = nelbo(model, texts, **options).sequence_nats
-    part = nelbo(model, texts[2:5], text_numbers=[2, 3, 4], **options).sequence_nats
-    assert part == pytest.approx(whole[2:5], abs=1e-5)
-
-    one = {"num_samples": 1, "seed": 3, "num_steps": 4}  # times on a lattice over the texts
-    whole, part = discrete_nelbo(model, texts, **one), discrete_nelbo(model, texts[4:], text_numbers=(4, 5), **one)
-    assert part.sequence_nats == pytest.approx(whole.sequence_nats[4:], abs=1e-5)
-    with pytest.raises(ValueError, match="2 numbers for 6 texts"):
-        nelbo(model, texts, text_numbers=[0, 1])
