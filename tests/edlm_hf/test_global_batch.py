@@ -4,7 +4,7 @@ import pytest
 import torch
 from datasets import Dataset
 from published import tiny_gpt2
-from training import KIND_OR_DRAFTS, logged, rows_with_prompts, trainer_of
+from training import KIND_OR_DRAFTS, denoiser_trainer, logged, rows_with_prompts, trainer_of
 
 
 def losses_and_weights(kind, folder, rows, size, steps, model=None, **changes):
@@ -79,3 +79,17 @@ def test_padding_on_either_side_changes_no_loss(tmp_path, kind):
         for found in (rows, padded["left"], padded["right"])
     )
     assert others[0] == pytest.approx(bare, abs=1e-6) and others[1] == pytest.approx(bare, abs=1e-6)
+
+
+@pytest.mark.parametrize("accumulation", [2, 4])
+def test_accumulated_steps_are_those_of_the_whole_batch(tmp_path, accumulation):
+    runs = []
+    for parts in (1, accumulation):
+        trainer = denoiser_trainer(
+            tmp_path, per_device_train_batch_size=8 // parts, gradient_accumulation_steps=parts, max_steps=6
+        )
+        trainer.train()
+        runs.append((logged(trainer), logged(trainer, "grad_norm")))
+
+    assert runs[0][0] == pytest.approx(runs[1][0], rel=1e-5)
+    assert runs[0][1] == pytest.approx(runs[1][1], rel=1e-4)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from published import tiny_causal, tiny_denoiser
+from published import tiny_causal, tiny_config, tiny_denoiser
 from training import KIND, logged, random_blocks, rows_with_prompts, trainer_of
 from transformers import (
     DataCollatorForLanguageModeling,
@@ -15,6 +15,44 @@ from transformers import (
 
 from edlm_hf import EDLMForMaskedDiffusion
 from edlm_hf.tokenization import text8_tokenizer
+from edlm_hf.training import DataCollatorForBlocks
+
+
+def test_blocks_of_small_integers_become_int64_with_padding_and_labels():
+    config = tiny_config(bos_token_id=11, eos_token_id=[10], pad_token_id=9)
+    rows = [
+        {"input_ids": np.array([11, 3, 4, 10], np.uint8)},
+        {"input_ids": [11, 5], "attention_mask": [1, 1]},
+    ]
+    batch = DataCollatorForBlocks(config)(rows)
+    assert batch["input_ids"].tolist() == [[11, 3, 4, 10], [11, 5, 9, 9]]
+    assert batch["labels"].tolist() == [[-100, 3, 4, -100], [-100, 5, -100, -100]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1, 1], [1, 1, 0, 0]]
+    assert {x.dtype for x in batch.values()} == {torch.int64}
+
+
+def test_without_special_ids_every_token_is_modelled_and_full_blocks_have_no_attention_mask():
+    batch = DataCollatorForBlocks(tiny_config())([{"input_ids": [0, 1, 0]}])
+    assert batch["labels"].tolist() == [[0, 1, 0]] and "attention_mask" not in batch
+
+
+def test_texts_of_a_causal_model_with_a_start_token_begin_with_it():
+    collate = DataCollatorForBlocks(tiny_config(causal=True, bos_token_id=11))
+    collate([{"input_ids": [11, 1]}])
+    with pytest.raises(ValueError, match="begins with token 1.*start token 11"):
+        collate([{"input_ids": [11, 1]}, {"input_ids": [1, 2]}])
+
+
+def test_rows_that_no_text_of_the_model_can_have_are_refused():
+    collate = DataCollatorForBlocks(tiny_config(pad_token_id=12))
+    collate([{"input_ids": [1, 2]}, {"input_ids": [3]}])  # padding may be the mask token
+    for row, message in (
+        ([1, 12], "mask token 12"),
+        ([1, 13], "ids from 1 to 13"),
+        ([-1, 2], "ids from -1 to 2"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            collate([{"input_ids": row}])
 
 
 class CompletionOnly:

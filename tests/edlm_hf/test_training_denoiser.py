@@ -1,4 +1,4 @@
-"""Trainers of the denoiser and of the autoregressive baseline: known minima, averages, checkpoints, interruptions."""
+"""Trainers of the denoiser and of the autoregressive baseline: known minima, models that are taken, interruptions."""
 
 import math
 import shutil
@@ -10,28 +10,11 @@ from exact import MASK, SEQUENCES, TableDenoiser, V, marginals, random_joint
 from published import tiny_config, tiny_gpt2
 from torch import nn
 from training import arguments, blocks, denoiser_trainer, logged, mean_and_error, random_blocks, same
-from transformers import (
-    AutoModelForCausalLM,
-    AutoModelForMaskedLM,
-    ByT5Tokenizer,
-    MraConfig,
-    MraForMaskedLM,
-    TrainingArguments,
-)
+from transformers import AutoModelForCausalLM, MraConfig, MraForMaskedLM, TrainingArguments
 
 from edlm_hf import EDLMForMaskedDiffusion, MDLMConfig, MDLMForCausalLM, MDLMForMaskedLM
-from edlm_hf.evaluation import autoregressive_nll, nelbo
-from edlm_hf.tokenization import add_mask_token, text8_tokenizer
-from edlm_hf.training import (
-    AutoregressiveTrainer,
-    DataCollatorForBlocks,
-    ExponentialMovingAverage,
-    last_complete_checkpoint,
-    trainer_denoiser,
-)
-from edlm_hf.training.row_evaluation import is_character_level
-
-# --------------------------------------------------------------------------------------------------------- right target
+from edlm_hf.evaluation import autoregressive_nll
+from edlm_hf.training import AutoregressiveTrainer, last_complete_checkpoint, trainer_denoiser
 
 
 class Exact(TableDenoiser):
@@ -104,46 +87,6 @@ def test_thirty_two_blocks_are_learnt_to_the_entropy_of_choosing_one(tmp_path):
     assert metrics["eval_perplexity"] == pytest.approx(math.exp(metrics["eval_loss"]))
     assert metrics["eval_bits_per_token"] == pytest.approx(metrics["eval_loss"] / math.log(2))
     assert 0 < metrics["eval_loss_standard_error"] < 0.02
-
-
-# ------------------------------------------------------------------------------------------------------------- collator
-
-
-def test_blocks_of_small_integers_become_int64_with_padding_and_labels():
-    config = tiny_config(bos_token_id=11, eos_token_id=[10], pad_token_id=9)
-    rows = [
-        {"input_ids": np.array([11, 3, 4, 10], np.uint8)},
-        {"input_ids": [11, 5], "attention_mask": [1, 1]},
-    ]
-    batch = DataCollatorForBlocks(config)(rows)
-    assert batch["input_ids"].tolist() == [[11, 3, 4, 10], [11, 5, 9, 9]]
-    assert batch["labels"].tolist() == [[-100, 3, 4, -100], [-100, 5, -100, -100]]
-    assert batch["attention_mask"].tolist() == [[1, 1, 1, 1], [1, 1, 0, 0]]
-    assert {x.dtype for x in batch.values()} == {torch.int64}
-
-
-def test_without_special_ids_every_token_is_modelled_and_full_blocks_have_no_attention_mask():
-    batch = DataCollatorForBlocks(tiny_config())([{"input_ids": [0, 1, 0]}])
-    assert batch["labels"].tolist() == [[0, 1, 0]] and "attention_mask" not in batch
-
-
-def test_texts_of_a_causal_model_with_a_start_token_begin_with_it():
-    collate = DataCollatorForBlocks(tiny_config(causal=True, bos_token_id=11))
-    collate([{"input_ids": [11, 1]}])
-    with pytest.raises(ValueError, match="begins with token 1.*start token 11"):
-        collate([{"input_ids": [11, 1]}, {"input_ids": [1, 2]}])
-
-
-def test_rows_that_no_text_of_the_model_can_have_are_refused():
-    collate = DataCollatorForBlocks(tiny_config(pad_token_id=12))
-    collate([{"input_ids": [1, 2]}, {"input_ids": [3]}])  # padding may be the mask token
-    for row, message in (
-        ([1, 12], "mask token 12"),
-        ([1, 13], "ids from 1 to 13"),
-        ([-1, 2], "ids from -1 to 2"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            collate([{"input_ids": row}])
 
 
 def test_models_and_arguments_of_another_kind_are_refused(tmp_path):
@@ -239,96 +182,6 @@ def test_special_tokens_are_never_masked_and_never_counted(tmp_path):
     assert (ids[:, 0] == 11).all() and (ids[:, 5] == 10).all() and (ids == 12).any()
 
 
-# ------------------------------------------------------------------------------------------------ averaging, evaluation
-
-
-def test_the_average_warms_up_and_then_decays():
-    model = nn.Linear(1, 1, bias=False)
-    average, weights = ExponentialMovingAverage(0.5), [1.0, 2.0, 4.0, 8.0]
-    state = lambda step: type("State", (), {"global_step": step})  # noqa: E731
-    nn.init.constant_(model.weight, weights[0])
-    average.on_train_begin(None, state(0), None, model=model)
-    expected = weights[0]
-
-    for step, weight in enumerate(weights[1:], 1):
-        nn.init.constant_(model.weight, weight)
-        average.on_step_end(None, state(step), None, model=model)
-        decay = min(0.5, (1 + step) / (10 + step))
-        expected = decay * expected + (1 - decay) * weight
-
-    with average.applied(model):
-        assert model.weight.item() == pytest.approx(expected)
-    assert model.weight.item() == weights[-1]
-    with pytest.raises(ValueError, match=r"ema_decay is 1.*\[0, 1\)"):
-        ExponentialMovingAverage(1)
-
-
-def test_a_checkpoint_holds_the_averaged_model_and_agrees_with_the_evaluation(tmp_path):
-    rows = random_blocks(8)
-    trainer = denoiser_trainer(
-        tmp_path,
-        rows=rows,
-        eval_rows=rows,
-        save_strategy="steps",
-        save_steps=10,
-    )
-    trainer.train()
-    metrics = trainer.evaluate()
-    loaded = AutoModelForMaskedLM.from_pretrained(tmp_path / "checkpoint-10").eval()
-    assert not same(loaded, trainer.model)
-    with trainer.averaged_weights():
-        assert same(loaded, trainer.model)
-
-    bound = nelbo(loaded, np.stack(rows["input_ids"]), num_samples=2, seed=trainer.args.seed)
-    assert metrics["eval_loss"] == pytest.approx(bound.value, abs=1e-6)
-    trainer.save_model(tmp_path / "final")
-    assert same(loaded, AutoModelForMaskedLM.from_pretrained(tmp_path / "final"))
-
-
-def test_evaluation_reaches_the_last_row_where_training_drops_incomplete_batches(tmp_path):
-    rows = random_blocks(11)
-    trainer = denoiser_trainer(
-        tmp_path,
-        rows=rows,
-        eval_rows=rows,
-        dataloader_drop_last=True,
-        eval_num_samples=1,
-    )
-    found = trainer.predict(rows).predictions
-    assert len(found) == 11 and (found[:, trainer.measured.index("tokens")] == 12).all()
-    assert math.isfinite(trainer.evaluate()["eval_loss"])
-    assert trainer.args.dataloader_drop_last
-
-
-def test_without_an_average_the_present_weights_are_evaluated_and_saved(tmp_path):
-    trainer = denoiser_trainer(tmp_path, ema_decay=0, save_strategy="steps", save_steps=10)
-    trainer.train()
-    assert same(AutoModelForMaskedLM.from_pretrained(tmp_path / "checkpoint-10"), trainer.model)
-
-
-def test_the_best_model_is_the_averaged_one(tmp_path):
-    rows = random_blocks(8)
-    trainer = denoiser_trainer(
-        tmp_path, rows=rows, eval_rows=rows, save_strategy="steps", save_steps=5, eval_strategy="steps", eval_steps=5,
-        load_best_model_at_end=True, metric_for_best_model="loss",
-    )  # fmt: skip
-    trainer.train()
-    best = AutoModelForMaskedLM.from_pretrained(trainer.state.best_model_checkpoint)
-    assert same(best, trainer.model)
-    assert trainer.evaluate()["eval_loss"] == pytest.approx(trainer.state.best_metric)
-
-
-def test_bits_are_per_character_where_tokens_are_characters():
-    assert is_character_level(text8_tokenizer())
-    assert not is_character_level(None)
-    words = add_mask_token(text8_tokenizer(start_token=False))
-    words.add_tokens(["ab"])
-    assert not is_character_level(words)
-
-
-# --------------------------------------------------------------------------------------------------------- interruption
-
-
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_a_resumed_run_continues_bitwise(tmp_path, accumulation):
     """With dropout, shuffled rows, several epochs and an average."""
@@ -355,23 +208,6 @@ def test_a_resumed_run_continues_bitwise(tmp_path, accumulation):
     assert all(torch.equal(a, b) for a, b in zip(resumed.average.shadow, whole.average.shadow, strict=True))
 
 
-@pytest.mark.parametrize("accumulation", [2, 4])
-def test_accumulated_steps_are_those_of_the_whole_batch(tmp_path, accumulation):
-    runs = []
-    for parts in (1, accumulation):
-        trainer = denoiser_trainer(
-            tmp_path, per_device_train_batch_size=8 // parts, gradient_accumulation_steps=parts, max_steps=6
-        )
-        trainer.train()
-        runs.append((logged(trainer), logged(trainer, "grad_norm")))
-
-    assert runs[0][0] == pytest.approx(runs[1][0], rel=1e-5)
-    assert runs[0][1] == pytest.approx(runs[1][1], rel=1e-4)
-
-
-# ------------------------------------------------------------------------------------------------------- autoregressive
-
-
 def test_the_autoregressive_model_trains_and_evaluates_by_the_same_trainer(tmp_path):
     torch.manual_seed(0)
     rows = np.random.default_rng(0).integers(0, 2, (64, 12))
@@ -396,9 +232,3 @@ def test_the_autoregressive_model_trains_and_evaluates_by_the_same_trainer(tmp_p
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "checkpoint-100")
     exact = autoregressive_nll(loaded, np.stack(rows["input_ids"]))
     assert metrics["eval_loss"] == pytest.approx(exact.value, abs=1e-6)
-
-
-def test_bits_are_not_per_character_where_tokens_are_bytes():
-    bytes_of_text = ByT5Tokenizer()
-    assert len(bytes_of_text.tokenize("é")) == 2
-    assert not is_character_level(bytes_of_text)

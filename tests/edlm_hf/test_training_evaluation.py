@@ -1,8 +1,14 @@
 """Evaluations of the trainers: which rows they reach, what they measure, and metrics of the user."""
 
+import math
+
 import numpy as np
 import pytest
-from training import KIND, KIND_OR_DRAFTS, KINDS, random_blocks, rows_with_prompts, trainer_of
+from training import KIND, KIND_OR_DRAFTS, KINDS, denoiser_trainer, random_blocks, rows_with_prompts, trainer_of
+from transformers import ByT5Tokenizer
+
+from edlm_hf.tokenization import add_mask_token, text8_tokenizer
+from edlm_hf.training.row_evaluation import is_character_level
 
 
 @KIND
@@ -137,3 +143,32 @@ def test_the_batch_size_of_an_evaluation_changes_nothing(tmp_path, kind):
     assert len(found[0]) == 11 and np.ptp(found[0], axis=0).max() > 0.1
     np.testing.assert_allclose(found[1], found[0], rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(found[2], found[0], rtol=1e-5, atol=1e-5)
+
+
+def test_evaluation_reaches_the_last_row_where_training_drops_incomplete_batches(tmp_path):
+    rows = random_blocks(11)
+    trainer = denoiser_trainer(
+        tmp_path,
+        rows=rows,
+        eval_rows=rows,
+        dataloader_drop_last=True,
+        eval_num_samples=1,
+    )
+    found = trainer.predict(rows).predictions
+    assert len(found) == 11 and (found[:, trainer.measured.index("tokens")] == 12).all()
+    assert math.isfinite(trainer.evaluate()["eval_loss"])
+    assert trainer.args.dataloader_drop_last
+
+
+def test_bits_are_per_character_where_tokens_are_characters():
+    assert is_character_level(text8_tokenizer())
+    assert not is_character_level(None)
+    words = add_mask_token(text8_tokenizer(start_token=False))
+    words.add_tokens(["ab"])
+    assert not is_character_level(words)
+
+
+def test_bits_are_not_per_character_where_tokens_are_bytes():
+    bytes_of_text = ByT5Tokenizer()
+    assert len(bytes_of_text.tokenize("é")) == 2
+    assert not is_character_level(bytes_of_text)
