@@ -1,50 +1,25 @@
-"""Training of energies: what they start from, what they learn, what they leave alone, what they weigh."""
+"""Training of energies: what they start from, what they learn, what they leave alone, and their checkpoints."""
 
 import itertools
 import math
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
+from energy_training import WAY, energy_trainer, new_energy
 from exact import MASK, SEQUENCES, STATES, L, TableDenoiser, V, agrees, marginals, product_law
 from peft import LoraConfig, get_peft_model
-from published import randomised, tiny_causal, tiny_config, tiny_denoiser
-from torch import nn
-from training import arguments, blocks, logged, mean_and_error, random_blocks
+from published import tiny_causal, tiny_config, tiny_denoiser
+from training import arguments, blocks, logged, random_blocks
 from transformers import AutoModelForMaskedLM
 
 from edlm_hf import EDLMEnergyModel, EDLMForMaskedDiffusion, MDLMConfig, MDLMForMaskedLM
 from edlm_hf.evaluation import discrete_nelbo, sampler_bound
 from edlm_hf.training import LORA_MODULES_TO_SAVE, LORA_TARGET_MODULES, EnergyArguments, EnergyTrainer
-from edlm_hf.training.memory import sizes_in_bytes
-from edlm_hf.training.objectives import ranking_nce_loss
-
-WAYS = {
-    "full": {},
-    "lora": {"energy_weights": "shared", "energy_adapter_rank": 2},
-    "head": {"energy_weights": "shared"},
-}
-WAY = pytest.mark.parametrize("way", WAYS)
-
-
-def new_energy(way="full", seed=0, denoiser=None, **options) -> EDLMForMaskedDiffusion:
-    torch.manual_seed(seed)
-    denoiser = tiny_denoiser() if denoiser is None else denoiser
-    return EDLMForMaskedDiffusion.from_components(denoiser, energy_type="nce", **WAYS[way], **options)
-
-
-def energy_trainer(folder, model, rows=None, eval_rows=None, **changes) -> EnergyTrainer:
-    args = arguments(folder, EnergyArguments, **changes)
-    rows = random_blocks(32) if rows is None else rows
-    return EnergyTrainer(model, args, train_dataset=rows, eval_dataset=eval_rows)
 
 
 def states(model) -> dict[str, torch.Tensor]:
     return {name: weight.clone() for name, weight in model.state_dict().items()}
-
-
-# ------------------------------------------------------------------------------------------------------------ the start
 
 
 @WAY
@@ -82,9 +57,6 @@ def test_every_trainable_part_has_a_gradient_within_two_steps(tmp_path, way, los
     assert seen == {name for name, _ in model.energy_model.named_parameters()}
 
 
-# --------------------------------------------------------------------------------------------------------- the denoiser
-
-
 class Dropping(MDLMForMaskedLM):
     """A denoiser that notes the mode in which it is called."""
 
@@ -107,54 +79,6 @@ def test_negatives_come_from_the_frozen_denoiser_in_eval_mode(tmp_path, way):
     assert model.energy_model.training  # the energy itself drops out
 
 
-def test_a_shared_energy_leaves_the_proposals_bare():
-    model, denoiser = new_energy("lora"), tiny_denoiser()
-    for parameter in model.energy_model.parameters():
-        nn.init.normal_(parameter, std=0.5)
-    noisy = torch.tensor([[3, 12, 5, 0, 12, 7]])
-
-    with torch.no_grad():
-        energy = model.energy(noisy.masked_fill(noisy == 12, 4).unsqueeze(1), noisy)
-        assert torch.equal(model(noisy).logits, denoiser(noisy).logits)
-        model.energy_model.get_submodule("blocks.1.mlp.2").up.zero_()
-        assert (model.energy(noisy.masked_fill(noisy == 12, 4).unsqueeze(1), noisy) - energy).abs() > 1e-4
-        model.denoiser.backbone.blocks[0].mlp[0].weight.mul_(2)  # one set of weights
-        assert (model.energy(noisy.masked_fill(noisy == 12, 4).unsqueeze(1), noisy) - energy).abs() > 1e-3
-
-
-def test_calls_of_a_shared_energy_from_several_threads_do_not_meet():
-    model = new_energy("lora")
-    for parameter in model.energy_model.parameters():
-        nn.init.normal_(parameter, std=0.5)
-    noisy = torch.tensor([[3, 12, 5, 0, 12, 7]])
-    candidates = noisy.masked_fill(noisy == 12, 4).unsqueeze(1)
-    with torch.no_grad():
-        expected = model.energy(candidates, noisy), model(noisy).logits
-
-    @torch.no_grad()
-    def call(i):
-        return model.energy(candidates, noisy) if i % 2 == 0 else model(noisy).logits
-
-    with ThreadPoolExecutor(4) as pool:
-        assert all(torch.equal(found, expected[i % 2]) for i, found in enumerate(pool.map(call, range(40))))
-
-
-@WAY
-def test_shared_ways_add_a_tenth_of_the_denoiser_to_it_and_a_head(way):
-    config = MDLMConfig(
-        vocab_size=29,
-        hidden_dim=128,
-        cond_dim=16,
-        n_blocks=6,
-        n_heads=4,
-        model_length=64,
-    )
-    sizes = sizes_in_bytes(new_energy(way, denoiser=MDLMForMaskedLM(config)))
-    assert sizes["energy_overhead"] > 1.9 if way == "full" else sizes["energy_overhead"] <= 1.1
-    assert sizes["head_bytes"] == 4 * (2 * 128 * 128 + 128 + 2 * (128 * 128 + 128) + 128)
-    assert sizes["bytes"] <= (2.1 if way == "full" else 1.1) * sizes["denoiser_bytes"] + sizes["head_bytes"]
-
-
 def test_energies_that_are_no_network_are_refused(tmp_path):
     model = EDLMForMaskedDiffusion.from_components(tiny_denoiser(), tiny_causal(bos_token_id=10))
     with pytest.raises(ValueError, match="energy_type is 'ar'.*only 'nce'"):
@@ -173,9 +97,6 @@ def test_energies_that_are_no_network_are_refused(tmp_path):
         EnergyTrainer(new_energy(), arguments(tmp_path), train_dataset=random_blocks(8))
     with pytest.raises(ValueError, match="energy_adapter_rank is 2 with energy_weights='own'"):
         new_energy(energy_adapter_rank=2)
-
-
-# ------------------------------------------------------------------------------------------------------- what is learnt
 
 
 def pairs_of_all_states(joint, table):
@@ -228,103 +149,6 @@ def test_a_trained_energy_approaches_the_analytic_one_on_a_short_chain(tmp_path)
     start = 2 * math.log(2) * L / (L + 1)  # of E = 0; without masks there is nothing to tell
     assert correlation > 0.9
     assert optimum < reached < optimum + 0.2 * (start - optimum)
-
-
-# --------------------------------------------------------------------------------------------------------- what it sees
-
-
-class Watched(EDLMEnergyModel):
-    def forward(self, candidate_ids, noisy_ids, **kwargs):
-        self.seen.append((candidate_ids, noisy_ids))
-        return super().forward(candidate_ids, noisy_ids, **kwargs)
-
-
-@pytest.mark.parametrize("scope", ["sequence", "revealed"])
-def test_pairs_of_either_scope(tmp_path, scope):
-    energy = Watched(tiny_config(bos_token_id=11))
-    energy.seen = []
-    denoiser = tiny_denoiser(bos_token_id=11)
-    model = EDLMForMaskedDiffusion.from_components(
-        denoiser,
-        energy,
-        energy_type="nce",
-        energy_scope=scope,
-    )
-    ids = np.random.default_rng(0).integers(0, 11, (16, 12))
-    ids[:, 0] = 11
-    trainer = energy_trainer(tmp_path, model, blocks(ids), max_steps=20, num_negatives=2)
-    trainer.train()
-    candidates, noisy = (torch.cat(x) for x in zip(*energy.seen, strict=True))
-    positive, negative = candidates[:, 0], candidates[:, 1:]
-    masked, hidden = noisy == 12, positive == 12
-    assert candidates.shape == (160, 3, 12) and (noisy[:, 0] == 11).all()
-    assert (candidates == noisy.unsqueeze(1))[~masked.unsqueeze(1).expand_as(candidates)].all()
-    assert ((negative == 12) == hidden.unsqueeze(1)).all()
-
-    rows = {tuple(row) for row in ids.tolist()}
-    complete = [tuple(row) for row in positive[~hidden.any(-1)].tolist()]
-    assert len(complete) > 10 and set(complete) <= rows
-
-    share = (masked & ~hidden).sum() / masked.sum()
-    assert share == 1 if scope == "sequence" else 0.4 < share < 0.6
-    assert hidden[~masked].sum() == 0
-
-
-@pytest.mark.parametrize("scope", ["sequence", "revealed"])
-@pytest.mark.parametrize("sampler", ["ancestral", "dilated", "spaced"])
-def test_the_ranking_loss_of_a_step_is_the_bound_of_the_sampler(tmp_path, scope, sampler):
-    """-log(k w_1) per step against the change of `sampler_bound` by the energy: 4 standard errors, 1 in 10,000."""
-    T, k, copies = 3, 4, 32
-    energy = randomised(EDLMEnergyModel(tiny_config()), seed=3)
-    for weight in energy.energy_head.parameters():
-        weight.data *= 6
-    model = EDLMForMaskedDiffusion.from_components(
-        tiny_denoiser(),
-        energy,
-        energy_type="nce",
-        energy_scope=scope,
-    )
-    ids = torch.tensor(np.stack(random_blocks(8)["input_ids"])).long()
-    trainer = energy_trainer(
-        tmp_path, model, num_negatives=k - 1, nce_loss="ranking", max_denoising_steps=T, sampler=sampler
-    )
-    many, losses, changes = ids.repeat(copies, 1), [], []
-    shapes = (len(many),), many.shape, (len(many),), (*many.shape, k if scope == "sequence" else k - 1)
-
-    for seed in range(16):
-        noise = torch.Generator().manual_seed(seed)
-        uniforms = [torch.rand(shape, generator=noise) for shape in shapes]
-        with torch.no_grad():
-            found = trainer.energies(trainer.model, {"input_ids": many, "labels": many}, *uniforms)
-        losses.append(float(ranking_nce_loss(*found).mean()) - math.log(k))
-        options = {
-            "num_steps": T,
-            "num_samples": copies,
-            "seed": seed,
-            "batch_size": 64,
-            "energy_scope": scope,
-        }
-        options |= {"sampler": sampler, **({"score": "random"} if sampler == "spaced" else {})}
-        ours = sampler_bound(model, ids, num_candidates=k, **options).sequence_nats
-        theirs = sampler_bound(model, ids, num_candidates=1, **options).sequence_nats
-        changes.append(float(np.mean(np.subtract(ours, theirs))) / T)
-
-    (loss, error), (change, spread) = mean_and_error(losses), mean_and_error(changes)
-    assert abs(loss - change) < 4 * math.hypot(error, spread)
-    assert change > 5 * math.hypot(error, spread)  # else any loss would do
-
-
-def test_pairs_are_those_of_samplers_that_see_masks_alone(tmp_path):
-    model = EDLMForMaskedDiffusion.from_components(tiny_denoiser(), energy_type="nce")
-    with pytest.raises(ValueError, match="top_k.*looks at the proposal.*dilated"):
-        energy_trainer(tmp_path, model, sampler="top_k", max_denoising_steps=4)
-    with pytest.raises(ValueError, match="sampler is 'dilated'.*Pass the T"):
-        energy_trainer(tmp_path, model, sampler="dilated")
-    with pytest.raises(ValueError, match="must be one of ancestral"):
-        energy_trainer(tmp_path, model, sampler="dilatet", max_denoising_steps=4)
-
-
-# ---------------------------------------------------------------------------------------------- evaluation, checkpoints
 
 
 @WAY
