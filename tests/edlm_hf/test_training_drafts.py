@@ -1,24 +1,17 @@
-"""The trainer of draft heads: where it cuts, its loss by hand, what it learns, and that drafts are accepted for it."""
+"""The trainer of draft heads: where it cuts, its loss by hand, what it learns, and what it refuses."""
 
 import copy
-import json
-import random
 
-import datasets
 import numpy as np
 import pytest
 import torch
 from published import tiny_causal, tiny_denoiser
 from torch import nn
-from training import arguments, blocks, denoiser_trainer, logged, random_blocks, same, trainer_of
-from transformers import AutoModelForMaskedLM, AutoTokenizer
+from training import arguments, blocks, logged, random_blocks, trainer_of
 from transformers.modeling_outputs import CausalLMOutput
-from typer.testing import CliRunner
 
-from edlm_hf import EDLMForMaskedDiffusion, MDLMConfig, MDLMForMaskedLM
-from edlm_hf.cli import app
-from edlm_hf.tokenization import text8_tokenizer
-from edlm_hf.training import DraftArguments, DraftTrainer, MaskedDiffusionTrainer
+from edlm_hf import EDLMForMaskedDiffusion, MDLMConfig
+from edlm_hf.training import DraftArguments, DraftTrainer
 from edlm_hf.training.objectives import drafts_after
 
 MASK = 12
@@ -26,9 +19,6 @@ MASK = 12
 
 def flags(text: str) -> list[bool]:
     return [letter == "x" for letter in text]
-
-
-# ---------------------------------------------------------------------------------------------------------------- cuts
 
 
 @pytest.mark.parametrize(
@@ -51,9 +41,6 @@ def test_a_round_begins_anywhere_before_a_token_that_counts(modelled, draft_leng
             uniforms = torch.tensor([(cut + within) / count], dtype=torch.float64)
             found = drafts_after(torch.tensor([flags(modelled)]), uniforms, draft_length)
             assert [x[0].tolist() for x in found] == [flags(masked[cut]), flags(drafted[cut])]
-
-
-# ------------------------------------------------------------------------------------------------------------ the loss
 
 
 @torch.no_grad()
@@ -150,9 +137,6 @@ def test_a_new_head_has_the_loss_of_none_and_training_changes_the_head_alone(tmp
     assert logged(other) == pytest.approx(logged(trainer), abs=1e-6)
 
 
-# ----------------------------------------------------------------------------------------------------- what it learns
-
-
 def chain(seed: int = 0) -> np.ndarray:
     """The chances T[u, v] that token v follows u, each of a few likely ones."""
     weights = np.exp(2 * np.random.default_rng(seed).normal(size=(MASK, MASK)))
@@ -244,112 +228,6 @@ def test_a_markov_chain_is_learnt_to_its_entropy_and_more_drafts_are_accepted(tm
         assert accepted_drafts(denoiser, follows) > without + 0.5
 
 
-# ------------------------------------------------------------------------------------------------ folders and refusals
-
-
-def test_a_folder_holds_the_denoiser_with_the_averaged_head_and_a_run_goes_on_from_it(tmp_path):
-    options = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4}
-    rows = random_blocks(32)
-    whole = trainer_of("drafts", tmp_path / "whole", rows, **options)
-    whole.train()
-    whole.save_model()
-    loaded = MDLMForMaskedLM.from_pretrained(tmp_path / "whole")
-    with whole.averaged_weights():
-        assert same(loaded, whole.model)
-
-    again = trainer_of("drafts", tmp_path / "whole", rows, **options)
-    again.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-2"))
-    assert same(again.model, whole.model)
-
-
-def test_the_command_saves_the_denoiser_of_a_composite_with_its_head(tmp_path, monkeypatch):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    words = random.Random(0).choices(["the", "cat", "sat", "on", "a", "mat"], k=2000)
-    (tmp_path / "text.txt").write_text(" ".join(words))
-
-    # A composite with its tokenizer
-    tokenizer = text8_tokenizer(16)
-    special = {name: getattr(tokenizer, name) for name in ("mask_token_id", "bos_token_id", "pad_token_id")}
-    sizes = special | {"vocab_size": len(tokenizer), "model_length": 16}
-    causal = tiny_causal(**sizes)
-    whole = EDLMForMaskedDiffusion.from_components(tiny_denoiser(**sizes), causal)
-    whole.save_pretrained(tmp_path / "whole")
-    tokenizer.save_pretrained(tmp_path / "whole")
-
-    def call(**options):
-        flags = [f"--{name}={value}" for name, value in options.items()]
-        common = ["--use_cpu", "--report_to=none", "--disable_tqdm=true", "--style=crop", "--json"]
-        return CliRunner().invoke(
-            app,
-            ["train-drafts", f"--dataset={tmp_path / 'text.txt'}", *flags, *common],
-        )
-
-    folder = tmp_path / "drafts"
-    start = {"denoiser": tmp_path / "whole", "draft_width": 8, "output_dir": folder}
-    called = call(
-        **start,
-        max_steps=40,
-        learning_rate=0.05,
-        per_device_train_batch_size=16,
-        ema_decay=0.9,
-    )
-    assert called.exit_code == 0, called.output
-
-    result = json.loads(called.stdout)
-    assert result["class"] == "MDLMForMaskedLM" and result["steps"] == 40
-    assert result["eval_nll_change"] < -5 * result["eval_nll_change_standard_error"] < 0
-    assert "nll_without_head" in (folder / "README.md").read_text()
-
-    # The denoiser is what it was, and drafts for its target
-    drafter = AutoModelForMaskedLM.from_pretrained(folder)
-    assert drafter.config.draft_width == 8
-    assert same(drafter.backbone, whole.denoiser.backbone)
-
-    # Trained further, it begins where it was; a head of another width begins anew
-    further = tmp_path / "further"
-    for width, is_known in ((8, True), (4, False)):
-        options = {"denoiser": folder, "draft_width": width, "output_dir": further / str(width)}
-        known = json.loads(call(**options, max_steps=1, learning_rate=1e-9, ema_decay=0.0).stdout)
-        is_same = known["eval_nll"] == pytest.approx(result["eval_nll"], abs=1e-3)
-        assert is_same == is_known
-
-    start_token = torch.tensor([[AutoTokenizer.from_pretrained(folder).bos_token_id]])
-    network = EDLMForMaskedDiffusion.from_components(drafter, causal)
-    assert network.generate(start_token, max_new_tokens=15, sampler="speculative").shape == (1, 16)
-
-    causal.save_pretrained(tmp_path / "causal")
-    called = call(
-        **(start | {"output_dir": tmp_path / "of-target"}),
-        autoregressive=tmp_path / "causal",
-        max_steps=2,
-    )
-    assert called.exit_code == 0, called.output
-
-    result = json.loads(called.stdout)
-    assert 0 < result["eval_refused"] <= result["eval_refused_without_head"] < 1
-
-    told = call(output_dir=tmp_path / "other")
-    assert told.exit_code == 1 and "Give denoiser" in told.stderr
-    told = call(denoiser=tmp_path / "whole", output_dir=tmp_path / "other", draft_width=0)
-    assert told.exit_code == 1 and "width of a draft head is 0" in told.stderr
-
-
-def test_more_training_of_the_denoiser_leaves_its_head_alone(tmp_path):
-    trainer = trainer_of(
-        "denoiser",
-        tmp_path,
-        random_blocks(16),
-        model=tiny_denoiser(draft_width=2),
-        max_steps=1,
-    )
-    assert isinstance(trainer, MaskedDiffusionTrainer)
-    assert not any(weight.requires_grad for weight in trainer.model.draft_head.parameters())
-    before = copy.deepcopy(trainer.model)
-    trainer.train()
-    assert same(trainer.model.draft_head, before.draft_head)
-    assert not same(trainer.model.backbone, before.backbone)
-
-
 def test_what_has_no_head_cannot_be_trained(tmp_path):
     for model in (
         tiny_denoiser(),
@@ -362,29 +240,3 @@ def test_what_has_no_head_cannot_be_trained(tmp_path):
         arguments(tmp_path, DraftArguments, draft_length=1)
     with pytest.raises(ValueError, match="neftune_noise_alpha is 5"):
         arguments(tmp_path, DraftArguments, neftune_noise_alpha=5)
-
-
-@pytest.mark.parametrize("kind", ["drafts", "energy"])
-def test_a_later_trainer_in_the_same_process_trains_the_denoiser(tmp_path, kind):
-    before = trainer_of(kind, tmp_path / "first", random_blocks(8)).model
-    denoiser = before.denoiser if kind == "energy" else before
-    chosen = denoiser.backbone.vocab_embed
-    assert not any(weight.requires_grad for weight in denoiser.backbone.parameters())
-
-    later = denoiser_trainer(tmp_path / "later", denoiser, max_steps=1)
-    # The first one may still train
-    assert not any(weight.requires_grad for weight in denoiser.backbone.parameters())
-    weights = copy.deepcopy(denoiser)
-    later.train()
-    assert all(weight.requires_grad for weight in denoiser.backbone.parameters())
-    assert not torch.equal(chosen.embedding, weights.backbone.vocab_embed.embedding)
-
-
-def test_what_a_user_froze_stays_frozen_in_later_trainers(tmp_path):
-    denoiser = tiny_denoiser(draft_width=2)
-    denoiser.backbone.blocks[0].requires_grad_(False)
-    trainer_of("drafts", tmp_path / "first", random_blocks(8), model=denoiser)
-    denoiser_trainer(tmp_path / "later", denoiser, max_steps=1).train()
-    of_backbone = dict(denoiser.backbone.named_parameters())
-    frozen = {name for name, weight in of_backbone.items() if not weight.requires_grad}
-    assert frozen == {name for name in of_backbone if name.startswith("blocks.0.")}
