@@ -69,3 +69,10 @@ def damaged(folders, tmp_path):
         return folder
 
     return make
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_text("the cat sat on a mat " * 400)
+    return path

@@ -1,43 +1,18 @@
-"""The folder of a run: nobody else works in it, and training goes on from what is whole, bit by bit."""
+"""A run goes on from the newest checkpoint that is whole, bit by bit, also after it was killed."""
 
-import errno
-import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
 
 import pytest
 import torch
-from filelock import FileLock
 from killing import check_killed_runs
 from published import tiny_config
-from python_path import python_path
 from safetensors.torch import load_file
+from short_runs import train
 from training import denoiser_trainer, random_blocks
 
 from edlm_hf import MDLMForMaskedLM
-from edlm_hf.commands import training_run
-from edlm_hf.commands.train import train_denoiser
 from edlm_hf.training import last_complete_checkpoint
-from edlm_hf.training.folder_lock import FolderLock
 from edlm_hf.training.whole_checkpoints import MANIFEST, fault_of_checkpoint
-
-FLAGS = """--normalize_text8 --style crop --start_token --length 16 --hidden_dim 8 --cond_dim 4 --n_blocks 1 --n_heads 2
---max_steps 12 --save_steps 4 --eval_blocks 4 --ema_decay 0.9 --dropout 0.1 --use_cpu --report_to none
---disable_tqdm true --learning_rate 1e-2""".split()
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory):
-    path = tmp_path_factory.mktemp("text") / "text.txt"
-    path.write_text("the cat sat on a mat " * 400)
-    return path
-
-
-def train(text, folder, *more) -> dict:
-    return train_denoiser(["--dataset", str(text), "--output_dir", str(folder), *FLAGS, *map(str, more)])
 
 
 @pytest.fixture(scope="module")
@@ -61,82 +36,6 @@ def check_equal(folder, unbroken):
     ours, theirs = (load_file(x / "model.safetensors") for x in (folder, unbroken))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
-
-# -------------------------------------------------------------------------------------------------------------- locks
-
-
-def test_a_second_run_in_a_folder_ends_at_once_and_says_who_is_there(text, tmp_path):
-    with FolderLock(tmp_path / "run"):
-        with pytest.raises(
-            ValueError, match=rf"Another run works in .*run \(process {os.getpid()} on .*another output"
-        ):
-            train(text, tmp_path / "run")
-    assert not (tmp_path / "run" / "recipe.json").exists()
-    train(text, tmp_path / "run", "--max_steps", 1)
-
-
-def test_runs_that_begin_at_the_same_time_do_not_take_each_others_identity(text, tmp_path, monkeypatch):
-    """The second begins while the first makes its blocks: before there is a recipe or a checkpoint."""
-    load_sets, refused = training_run.load_sets, []
-
-    def meanwhile(*args):
-        monkeypatch.setattr(training_run, "load_sets", load_sets)
-        with pytest.raises(ValueError, match="Another run works in"):
-            train(text, tmp_path / "run", "--learning_rate", "0.5")
-        refused.append(True)
-        return load_sets(*args)
-
-    monkeypatch.setattr(training_run, "load_sets", meanwhile)
-    train(text, tmp_path / "run")
-    assert refused
-    assert json.loads((tmp_path / "run/recipe.json").read_text())["learning_rate"] == 1e-2
-
-
-def test_trainers_in_python_keep_each_other_out_too(tmp_path):
-    trainer = denoiser_trainer(tmp_path, MDLMForMaskedLM(tiny_config()), max_steps=1)
-    with FolderLock(tmp_path):
-        with pytest.raises(ValueError, match="Another run works in"):
-            trainer.train()
-    trainer.train()
-
-
-def test_the_lock_of_a_process_that_was_killed_is_free(tmp_path):
-    script = "import sys, time\nfrom edlm_hf.training.folder_lock import FolderLock\n"
-    script += f"with FolderLock({str(tmp_path)!r}):\n    print('held', flush=True)\n    time.sleep(600)"
-    here = os.environ | {"PYTHONPATH": python_path()}
-    process = subprocess.Popen(
-        [sys.executable, "-c", script],
-        stdout=subprocess.PIPE,
-        text=True,
-        env=here,
-    )
-    assert process.stdout.readline() == "held\n"
-    with pytest.raises(ValueError, match=f"process {process.pid} on"):
-        FolderLock(tmp_path).__enter__()
-
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    with FolderLock(tmp_path):
-        pass
-
-
-@pytest.mark.parametrize("error", [NotImplementedError(), OSError(errno.ENOLCK, "no locks")], ids=["none", "refused"])
-def test_a_file_system_without_locks_is_said_and_used(tmp_path, monkeypatch, caplog, error):
-    def acquire(self):
-        raise error
-
-    monkeypatch.setattr(FileLock, "acquire", acquire)
-    with FolderLock(tmp_path):
-        assert "has no locks: make sure that one run works in it alone" in caplog.text
-
-
-def test_a_folder_that_cannot_be_written_is_an_error_of_the_system(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(OSError):
-        FolderLock(tmp_path / "file").__enter__()
-
-
-# -------------------------------------------------------------------------------------------------- whole checkpoints
 
 PARTS = ("model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "present_weights.safetensors")
 PARTS += ("trainer_state.json", "config.json")
@@ -268,9 +167,6 @@ def test_a_finished_run_whose_model_was_damaged_is_written_again(text, half, unb
     (half / "model.safetensors").write_bytes(b"cut")
     assert train(text, half)["steps"] == 12
     check_equal(half, unbroken)
-
-
-# --------------------------------------------------------------------------------------------------------------- kills
 
 
 def test_three_runs_that_are_killed_end_as_if_they_had_not_been(tmp_path):
