@@ -1,7 +1,8 @@
-"""A Hub on this machine, processes with and without this package, and folders of models."""
+"""A Hub on this machine, processes with and without this package, folders of models, texts and caches."""
 
 import shutil
 
+import datasets
 import pytest
 from bare import BarePython
 from hub_client import HubClient
@@ -31,6 +32,20 @@ def client(hub, tmp_path_factory):
 @pytest.fixture(scope="module")
 def without_package(tmp_path_factory):
     return BarePython(tmp_path_factory.mktemp("home"))
+
+
+@pytest.fixture
+def dataset_cache(tmp_path, monkeypatch):
+    """Nothing is read from or left in the user's cache of datasets."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def quiet_datasets(dataset_cache):
+    """Datasets with a cache of their own, without progress bars."""
+    datasets.disable_progress_bars()
+    yield
+    datasets.enable_progress_bars()
 
 
 @pytest.fixture
@@ -73,6 +88,7 @@ def damaged(folders, tmp_path):
 
 @pytest.fixture(scope="module")
 def text(tmp_path_factory):
+    """A file with one sentence many times."""
     path = tmp_path_factory.mktemp("text") / "text.txt"
     path.write_text("the cat sat on a mat " * 400)
     return path
