@@ -1,9 +1,11 @@
 """A Hub on this machine, processes with and without this package, folders of models, texts and caches."""
 
+import random
 import shutil
 
 import datasets
 import pytest
+import yaml
 from bare import BarePython
 from hub_client import HubClient
 from hub_server import HubServer
@@ -92,3 +94,26 @@ def text(tmp_path_factory):
     path = tmp_path_factory.mktemp("text") / "text.txt"
     path.write_text("the cat sat on a mat " * 400)
     return path
+
+
+@pytest.fixture
+def recipe(tmp_path, dataset_cache):
+    """A recipe on a made-up text: a function that writes it with changes."""
+    words, draw = ["the", "cat", "sat", "on", "a", "mat"], random.Random(0)
+    (tmp_path / "train.txt").write_text(" ".join(draw.choices(words, k=2000)))
+    (tmp_path / "validation.txt").write_text(" ".join(draw.choices(words, k=300)))
+    common = {
+        "dataset": str(tmp_path / "train.txt"), "eval_dataset": str(tmp_path / "validation.txt"),
+        "normalize_text8": True, "style": "crop", "start_token": True, "length": 16, "eval_blocks": 20,
+        "max_steps": 12, "per_device_train_batch_size": 16, "learning_rate": 3e-3, "logging_steps": 4,
+        "save_steps": 4, "report_to": "none", "use_cpu": True, "disable_tqdm": True,
+    }  # fmt: skip
+    sizes = {"hidden_dim": 32, "cond_dim": 8, "n_blocks": 2, "n_heads": 2, "dropout": 0.0}
+
+    def write(kind, **changes):
+        file = tmp_path / f"{kind}.yaml"
+        values = common | (sizes if kind != "energy" else {}) | {"output_dir": str(tmp_path / kind)} | changes
+        file.write_text(yaml.safe_dump(values))
+        return str(file)
+
+    return write

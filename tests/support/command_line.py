@@ -1,5 +1,7 @@
 """The program `edlm` in the process of a test: calls, its commands, and what it prints."""
 
+import json
+
 from typer.main import get_command
 from typer.testing import CliRunner
 
@@ -40,3 +42,9 @@ def refused(result, words):
 def lines_of(told) -> list[str]:
     """What was told on stderr, without the bars of transformers, which the program switches off."""
     return [line for line in told.stderr.splitlines() if line and "Loading weights" not in line]
+
+
+def result_of(call_result) -> dict:
+    """The result of a command with `--json` that did not fail."""
+    assert call_result.exit_code == 0, call_result.output
+    return json.loads(call_result.stdout)  # nothing else is on stdout
