@@ -3,8 +3,8 @@
     python recipes/curves.py RUNS OUTPUT
 
 RUNS holds prose-cpu-autoregressive, prose-cpu-denoiser and prose-cpu-energy, and where they were trained the same
-with -continued and -third, and prose-cpu-drafts. OUTPUT gets training.json and training.png, in which the drafts are
-not drawn.
+with -continued, -third and -fourth, and prose-cpu-drafts. OUTPUT gets training.json and training.png, in which the
+drafts are not drawn.
 """
 
 import json
@@ -79,7 +79,7 @@ def main():
         kinds.append(DRAFTS)
     logs = {kind: log_of(runs / f"prose-cpu-{kind}") for kind in kinds}
     for kind in LIKELIHOODS:
-        for stage in ("continued", "third"):
+        for stage in ("continued", "third", "fourth"):
             run = runs / f"prose-cpu-{kind}-{stage}"
             if run.exists():
                 logs[kind] += following(logs[kind], log_of(run))

@@ -12,7 +12,8 @@ reveal set, E = -log q(x_S | x_t) + log p_theta(x_S | x_t), whose weights need n
 
 The heads differ by their seeds alone and learn from the same steps of `spaced` on the training texts, each text once.
 OUTPUT gets their state, from which a command that is repeated goes on, and results.json: the gain over the
-denoiser's independent tokens on the same paths of the same texts, head by head, beside that of more steps.
+denoiser's independent tokens on the same paths of the same texts, head by head, beside that of as many more steps of
+`spaced` as take the seconds of a head.
 """
 
 import io
@@ -268,53 +269,81 @@ def train(study: Study, blocks, batch_size: int, path: Path, save_steps: int) ->
 
 
 @torch.no_grad()
-def time_share(study: Study, texts: torch.LongTensor, repeats: int = 5) -> float:
-    """Seconds of one pass of a head over all of S, of those of a call of the denoiser.
+def calls_of_a_draw(study: Study, texts: torch.LongTensor, repeats: int = 5) -> float:
+    """Calls of the denoiser that take as long as a head takes to draw texts (R, L), at least.
 
-    It is the least that a head costs: its tokens are drawn one after the other.
+    Its tokens are drawn one after the other: L - 1 passes of one token. The tokens before it are not counted, which a
+    cache would hold, nor is the draw itself.
     """
     reader = study.reader
     revealed = next(reader.paths(texts))
-    embeddings = reader.embeddings(revealed)
+    one_token = RevealSet(*(part[:, :1] for part in revealed))
+    everywhere = torch.ones_like(texts, dtype=torch.bool)
     masked = torch.full_like(texts, reader.config.mask_token_id)
     timesteps = torch.zeros(len(texts))
 
-    seconds = {"head": [], "denoiser": []}
+    seconds = {"token": [], "denoiser": []}
     for _ in range(repeats):
         start = perf_counter()
-        study.heads[0](revealed, embeddings)
+        for _ in range(16):
+            corrected = study.heads[0](one_token, reader.embeddings(one_token))
+            reader.nats(corrected, one_token)
         middle = perf_counter()
-        reader.denoiser.hidden_at(torch.ones_like(texts, dtype=torch.bool), masked, timesteps=timesteps)
-        seconds["head"].append(middle - start)
+        reader.denoiser(input_ids=masked, timesteps=timesteps, logits_at=everywhere)
         seconds["denoiser"].append(perf_counter() - middle)
-    return min(seconds["head"]) / min(seconds["denoiser"])
+        seconds["token"].append((middle - start) / 16)
+
+    num_tokens = texts.shape[-1] - 1
+    return num_tokens * min(seconds["token"]) / min(seconds["denoiser"])
+
+
+def nats_of_spaced(model, rows: list[list[int]], num_steps: int, batch_size: int) -> torch.Tensor:
+    """-log p of every text (R,) under `spaced`, without a head."""
+    bound = sampler_bound(
+        model,
+        rows,
+        sampler="spaced",
+        score="entropy",
+        num_steps=num_steps,
+        num_candidates=1,
+        batch_size=batch_size,
+    )
+    return torch.tensor(bound.sequence_nats)
 
 
 def measure(study: Study, model, tokenizer, rows: list[list[int]], num_steps: int, batch_size: int) -> dict:
-    """Gains in bits per character over independent tokens, and those of `spaced` with more steps."""
+    """Gains over `spaced` with T steps in bits per character, ± over texts: of the heads, and of more steps.
+
+    Of as many more steps as fit into the seconds of a draw by a head, for one text and for a batch, and paired on the
+    same texts.
+    """
     texts = torch.tensor(rows)
     characters = [len(tokenizer.decode(row[1:])) for row in rows]
     parts = [study.gains(part) for part in texts.split(batch_size)]
-    of_heads = [torch.cat(of_seed) / math.log(2) for of_seed in zip(*parts, strict=True)]
+    bits_of_heads = [torch.cat(of_seed) / math.log(2) for of_seed in zip(*parts, strict=True)]
+    bits_of_mean = torch.stack(bits_of_heads).mean(0)
 
-    # Of each head with the error over texts, and their mean with both errors
-    found = {}
-    for seed, gains in enumerate(of_heads):
-        found[f"head, seed {seed}"] = ratio_estimate(gains, characters, "bits/character")
-    found["heads, mean over seeds"] = ratio_estimate(torch.stack(of_heads).mean(0), characters, "bits/character")
-    spread = mean_estimate([found[f"head, seed {seed}"].value for seed in range(len(of_heads))], "bits/character")
+    # Of each head, and of the mean over heads
+    found = {f"head, seed {seed}": bits for seed, bits in enumerate(bits_of_heads)}
+    found["heads"] = bits_of_mean
 
-    # What more steps give, on the same texts
-    options = {"sampler": "spaced", "score": "entropy", "num_candidates": 1, "batch_size": batch_size}
-    nats = {}
-    for steps in (num_steps, num_steps + 1, num_steps + num_steps // 2, 2 * num_steps):
-        nats[steps] = torch.tensor(sampler_bound(model, rows, num_steps=steps, **options).sequence_nats)
-    for steps in list(nats)[1:]:
-        saved = (nats[num_steps] - nats[steps]) / math.log(2)
-        found[f"spaced, T = {steps}"] = ratio_estimate(saved, characters, "bits/character")
+    # Of the steps that take as long
+    nats = nats_of_spaced(model, rows, num_steps, batch_size)
+    calls = {size: calls_of_a_draw(study, texts[:size]) for size in (1, batch_size)}
+    steps = {size: num_steps + math.floor(of_draw) for size, of_draw in calls.items()}
+    for size, as_long in steps.items():
+        saved = (nats - nats_of_spaced(model, rows, as_long, batch_size)) / math.log(2)
+        found[f"more steps, batch {size}"] = saved
+        found[f"heads - more steps, batch {size}"] = bits_of_mean - saved
 
-    gains = {name: estimate.to_dict() for name, estimate in found.items()}
-    return {"gains": gains, "standard_error_over_seeds": spread.standard_error}
+    gains = {name: ratio_estimate(bits, characters, "bits/character") for name, bits in found.items()}
+    of_seeds = [gains[f"head, seed {seed}"].value for seed in range(len(bits_of_heads))]
+    return {
+        "calls_of_a_draw": {f"batch {size}": value for size, value in calls.items()},
+        "num_steps_as_long": {f"batch {size}": value for size, value in steps.items()},
+        "gains": {name: estimate.to_dict() for name, estimate in gains.items()},
+        "standard_error_over_seeds": mean_estimate(of_seeds, "bits/character").standard_error,
+    }
 
 
 def run(
@@ -350,7 +379,6 @@ def run(
         "parameters_of_a_head": sum(p.numel() for p in study.heads[0].parameters()),
         "num_texts": len(rows),
         "dataset": dataset,
-        "seconds_of_a_head_per_call_of_the_denoiser": time_share(study, torch.tensor(rows[:1])),
         **measure(study, composite, tokenizer, rows, num_steps, batch_size),
         "curve": [[round(value, 4) for value in row] for row in study.curve],
     }

@@ -49,11 +49,11 @@ def recipe(command: str, name: str) -> str:
     return f"{TRAIN} {command} recipes/{name}.yaml"
 
 
-def once_more(command: str, kind: str, seed: int) -> str:
-    """The command by which a continued network of the books goes on again."""
+def once_more(command: str, kind: str, stage: str, next_stage: str, flags: str) -> str:
+    """The command by which a continued network of the books goes on again, from one of its stages to the next."""
     recipe_of_kind = recipe(command, f"prose_cpu/{kind}_continued")
     run = f"prose-cpu-{kind}"
-    return f"{recipe_of_kind} --model {run}-continued --output_dir {run}-third --seed {seed} --learning_rate 3e-3"
+    return f"{recipe_of_kind} --model {run}-{stage} --output_dir {run}-{next_stage} {flags}"
 
 
 PLANNED = {"sampler": "spaced", "max_denoising_steps": 16}
@@ -70,13 +70,14 @@ PROSE_CAUSAL = (
     "python recipes/tokenizer.py",
     recipe("train-autoregressive", "prose_cpu/autoregressive"),
     recipe("train-autoregressive", "prose_cpu/autoregressive_continued"),
-    once_more("train-autoregressive", "autoregressive", seed=7),
+    once_more("train-autoregressive", "autoregressive", "continued", "third", "--seed 7 --learning_rate 3e-3"),
 )
 PROSE_ENERGY = (
     *PROSE_CAUSAL,
     recipe("train-denoiser", "prose_cpu/denoiser"),
     recipe("train-denoiser", "prose_cpu/denoiser_continued"),
-    once_more("train-denoiser", "denoiser", seed=8),
+    once_more("train-denoiser", "denoiser", "continued", "third", "--seed 8 --learning_rate 3e-3"),
+    once_more("train-denoiser", "denoiser", "third", "fourth", "--seed 9 --learning_rate 1.5e-3 --max_steps 1800"),
     recipe("train-drafts", "prose_cpu/drafts"),
     recipe("train-energy", "prose_cpu/energy"),
 )

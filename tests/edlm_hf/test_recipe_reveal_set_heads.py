@@ -149,6 +149,23 @@ def test_heads_learn_that_all_letters_of_a_text_are_equal(folder, tmp_path):
     assert gains["head, seed 0"] != gains["head, seed 1"]
     assert found["training_tokens"] == 80 * 8 * 8 and len(found["curve"]) == 80
 
+    # What is left when the steps are paid for that take as long
+    mean = (gains["head, seed 0"]["value"] + gains["head, seed 1"]["value"]) / 2
+    assert gains["heads"]["value"] == pytest.approx(mean)
+    for batch in ("batch 1", "batch 8"):
+        assert found["num_steps_as_long"][batch] == 2 + int(found["calls_of_a_draw"][batch])
+        left = gains["heads"]["value"] - gains[f"more steps, {batch}"]["value"]
+        assert gains[f"heads - more steps, {batch}"]["value"] == pytest.approx(left)
+
+
+def test_more_steps_gain_what_their_bound_says(model, texts):
+    rows = texts.tolist()
+    nats = [recipe.nats_of_spaced(model, rows, num_steps, batch_size=2) for num_steps in (2, 4)]
+    options = {"sampler": "spaced", "score": "entropy", "num_candidates": 1}
+    bounds = [sampler_bound(model, texts, num_steps=num_steps, **options) for num_steps in (2, 4)]
+    for of_texts, bound in zip(nats, bounds, strict=True):
+        assert of_texts.tolist() == pytest.approx(bound.sequence_nats, rel=1e-5)
+
 
 def test_a_training_that_was_cut_short_goes_on_bit_by_bit(folder, tmp_path, monkeypatch):
     whole = call(folder, tmp_path / "whole", max_steps=10)
