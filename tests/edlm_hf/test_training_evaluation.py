@@ -116,7 +116,7 @@ def test_metrics_that_are_none_are_refused(tmp_path):
 def test_a_best_metric_that_is_not_measured_is_refused_before_training(tmp_path, kind):
     options = {"eval_strategy": "steps", "eval_steps": 1, "max_steps": 1, "metric_for_best_model": "nosuch"}
     trainer = trainer_of(kind, tmp_path, random_blocks(16), random_blocks(16), **options)
-    with pytest.raises(ValueError, match="metric_for_best_model is 'nosuch', but an evaluation measures loss|loss,"):
+    with pytest.raises(ValueError, match="metric_for_best_model is 'nosuch', but an evaluation measures .*loss"):
         trainer.train()
     assert trainer.state.global_step == 0
 

@@ -64,7 +64,10 @@ def test_blocks_of_ragged_rows_can_be_weighed_by_themselves(energy_type):
 
 @pytest.mark.parametrize("energy_type", ["ar", "coar"])
 def test_next_block_can_be_weighed_by_itself(energy_type):
-    """T = 1 reveals a block at once: an AR energy on the reveal set alone is exact and gives the AR law (section 5)."""
+    """T = 1 reveals a block at once, which an AR energy of the reveal set can weigh, and no other steps.
+
+    The law that this gives is tested in test_generate_exact_reveal_sets.py.
+    """
     model, steps = with_ar(energy_type=energy_type), {"max_denoising_steps": 1, "block_length": 2}
     out = model.generate(
         torch.tensor([[3, 1, 4]]).repeat(50, 1),
@@ -77,13 +80,9 @@ def test_next_block_can_be_weighed_by_itself(energy_type):
     )
     assert out.energies.shape == (2, 50, 3)
 
-    noisy = torch.nn.functional.pad(out.sequences[:, :5], (0, 2), value=MASK)
-    first = torch.nn.functional.pad(torch.tensor([[3, 1, 4]]), (0, 4), value=MASK).repeat(50, 1)
-    log_theta = model(first).logits[:, 3:5, :12].log_softmax(-1)
-    log_ar = model.energy_model(torch.tensor([[10, 3, 1, 4]]).repeat(50, 1)).logits[:, -1, :12].log_softmax(-1)
+    assert torch.isfinite(out.energies).all() and out.energies.std() > 0
+    assert (out.sequences < MASK).all()
 
-    assert torch.isfinite(log_theta).all()
-    assert torch.isfinite(log_ar).all()
-    assert noisy.shape == (50, 7)
+    first = torch.nn.functional.pad(torch.tensor([[3, 1, 4]]), (0, 4), value=MASK).repeat(50, 1)
     with pytest.raises(ValueError, match="needs every step to reveal the next tokens"):
         model.generate(first, energy_scope="revealed", max_denoising_steps=3, generator=seed())
