@@ -114,8 +114,6 @@ class Handler(BaseHTTPRequestHandler):
             return None
         return repository
 
-    # ------------------------------------------------------------------------------------------------------ reading
-
     def do_HEAD(self):
         self.do_GET()
 
@@ -176,8 +174,6 @@ class Handler(BaseHTTPRequestHandler):
             ETag=f'"{blob(content)}"',
             Content_Type="application/octet-stream",
         )
-
-    # ------------------------------------------------------------------------------------------------------ writing
 
     def do_POST(self):
         path = urlsplit(self.path).path
