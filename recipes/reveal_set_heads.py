@@ -43,6 +43,8 @@ from edlm_hf.modeling.vocabulary import suppress_impossible
 
 LOG_EVERY = 25
 WARMUP = 50
+# Passes of one token that are timed together, since one is short
+PASSES = 16
 
 
 class RevealSet(NamedTuple):
@@ -285,13 +287,13 @@ def calls_of_a_draw(study: Study, texts: torch.LongTensor, repeats: int = 5) -> 
     seconds = {"token": [], "denoiser": []}
     for _ in range(repeats):
         start = perf_counter()
-        for _ in range(16):
+        for _ in range(PASSES):
             corrected = study.heads[0](one_token, reader.embeddings(one_token))
             reader.nats(corrected, one_token)
         middle = perf_counter()
         reader.denoiser(input_ids=masked, timesteps=timesteps, logits_at=everywhere)
         seconds["denoiser"].append(perf_counter() - middle)
-        seconds["token"].append((middle - start) / 16)
+        seconds["token"].append((middle - start) / PASSES)
 
     num_tokens = texts.shape[-1] - 1
     return num_tokens * min(seconds["token"]) / min(seconds["denoiser"])
@@ -328,11 +330,11 @@ def measure(study: Study, model, tokenizer, rows: list[list[int]], num_steps: in
     found["heads"] = bits_of_mean
 
     # Of the steps that take as long
-    nats = nats_of_spaced(model, rows, num_steps, batch_size)
     calls = {size: calls_of_a_draw(study, texts[:size]) for size in (1, batch_size)}
     steps = {size: num_steps + math.floor(of_draw) for size, of_draw in calls.items()}
+    nats = {T: nats_of_spaced(model, rows, T, batch_size) for T in {num_steps, *steps.values()}}
     for size, as_long in steps.items():
-        saved = (nats - nats_of_spaced(model, rows, as_long, batch_size)) / math.log(2)
+        saved = (nats[num_steps] - nats[as_long]) / math.log(2)
         found[f"more steps, batch {size}"] = saved
         found[f"heads - more steps, batch {size}"] = bits_of_mean - saved
 
