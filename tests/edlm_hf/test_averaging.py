@@ -54,9 +54,14 @@ def test_a_checkpoint_holds_the_averaged_model_and_agrees_with_the_evaluation(tm
 
 
 def test_without_an_average_the_present_weights_are_evaluated_and_saved(tmp_path):
-    trainer = denoiser_trainer(tmp_path, ema_decay=0, save_strategy="steps", save_steps=10)
+    rows = random_blocks(8)
+    trainer = denoiser_trainer(tmp_path, rows=rows, eval_rows=rows, ema_decay=0, save_strategy="steps", save_steps=10)
     trainer.train()
-    assert same(AutoModelForMaskedLM.from_pretrained(tmp_path / "checkpoint-10"), trainer.model)
+    loaded = AutoModelForMaskedLM.from_pretrained(tmp_path / "checkpoint-10").eval()
+    assert same(loaded, trainer.model)
+
+    bound = nelbo(loaded, np.stack(rows["input_ids"]), num_samples=2, seed=trainer.args.seed)
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(bound.value, abs=1e-6)
 
 
 def test_the_best_model_is_the_averaged_one(tmp_path):
