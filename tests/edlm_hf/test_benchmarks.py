@@ -12,6 +12,7 @@ from exact import (
     TableCausalLM,
     TableDenoiser,
     chain_law,
+    distance,
     marginals,
     perturbed,
     product_law,
@@ -43,14 +44,6 @@ def sample(num_steps, ids=None, **arguments):
     generator = torch.Generator().manual_seed(0)
     denoiser = TableDenoiser(PROPOSAL)
     return sample_published(denoiser, ids, MASK, num_steps, generator=generator, float64=True, **arguments)
-
-
-def distance(sequences, distribution):
-    """Total variation between samples and a distribution over SEQUENCES."""
-    assert abs(distribution.sum() - 1) < 1e-12
-    index = sequences.numpy() @ (3 ** np.arange(L)[::-1])
-    frequencies = np.bincount(index, minlength=81) / len(index)
-    return np.abs(frequencies - distribution).sum() / 2
 
 
 def autoregressive_log_probs() -> np.ndarray:

@@ -5,15 +5,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from exact import MASK, L, TableCausalLM, chain_law, one_at_a_time_law, random_joint
+from exact import MASK, L, TableCausalLM, chain_law, distance, frequencies, one_at_a_time_law, random_joint
 from exact_sampling import (
     EMPTY,
     JOINT,
     PRODUCTS,
     TV,
     N,
-    distance,
-    frequencies,
     model,
     resampled_law,
     sample,

@@ -5,14 +5,13 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from exact import MASK, SEQUENCES, STATES, chain_law, marginals, state_index
+from exact import MASK, SEQUENCES, STATES, chain_law, distance, marginals, state_index
 from exact_sampling import (
     EMPTY,
     JOINT,
     PROPOSAL,
     TV,
     N,
-    distance,
     model,
     resampled_law,
     sample,

@@ -5,8 +5,8 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from exact import MASK, chain_law
-from exact_sampling import TV, N, distance, resampled_law, sample, table_energy
+from exact import MASK, chain_law, distance
+from exact_sampling import TV, N, resampled_law, sample, table_energy
 from exact_windows import (
     ABSENT,
     WINDOWS,

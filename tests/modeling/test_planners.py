@@ -8,7 +8,7 @@ import numpy as np
 import published_samplers
 import pytest
 import torch
-from exact import MASK, SEQUENCES, L, TableDenoiser, marginals, perturbed, random_joint, state_index
+from exact import MASK, SEQUENCES, L, TableDenoiser, distance, marginals, perturbed, random_joint, state_index
 from hashed import LENGTH, HashedDenoiser
 from hashed import MASK as HASHED_MASK
 
@@ -69,11 +69,6 @@ def nats_of(options, texts=TEXTS, **more):
         "num_steps": options.get("max_denoising_steps")
     }
     return sampler_bound(model(), texts, batch_size=1024, **options, **more)
-
-
-def distance(tokens, law):
-    index = tokens.numpy() @ (3 ** np.arange(L)[::-1])
-    return np.abs(np.bincount(index, minlength=81) / len(index) - law).sum() / 2
 
 
 def table_energy(candidate_ids, noisy_ids, proposal_log_probs, attention_mask):

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from autoregressive_energies import by_definition, shapes_read
 from cached_networks import (
     LENGTH,
     ORDINARY,
@@ -10,9 +11,7 @@ from cached_networks import (
     SIZES,
     VOCAB,
     build,
-    by_definition,
     candidates,
-    shapes_read,
     with_energy,
 )
 from checkpointing import switch_checkpointing

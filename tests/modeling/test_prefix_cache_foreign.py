@@ -4,14 +4,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from autoregressive_energies import by_definition, shapes_read
 from cached_networks import (
     LENGTH,
     PROMPT,
     SIZES,
     build,
-    by_definition,
     candidates,
-    shapes_read,
     with_energy,
 )
 from torch import nn

@@ -8,37 +8,16 @@ from exact import (
     SEQUENCES,
     STATES,
     L,
-    TableDenoiser,
-    marginals,
-    perturbed,
+    distance,
     product_law,
-    random_joint,
     state_index,
 )
+from exact_sampling import PROPOSAL, TV, N, model, sample
 from published_samplers import gibbs_law, remdm_chain_law, remdm_loop_alpha, remdm_sigma
 
-from edlm_hf import EDLMForMaskedDiffusion
 from edlm_hf.evaluation import sampler_bound
 
-N, TV = 200_000, 0.012
-JOINT = random_joint(seed=3)
-TABLE = perturbed(marginals(JOINT), seed=1)
 STEPS = 5
-
-
-def model(table=TABLE):
-    return EDLMForMaskedDiffusion.from_components(TableDenoiser(table), mask_token_id=MASK)
-
-
-def sample(ids=None, seed=0, table=TABLE, **options):
-    ids = torch.full((N, L), MASK) if ids is None else ids
-    return model(table).generate(ids, generator=torch.Generator().manual_seed(seed), **options)
-
-
-def distance(tokens, law):
-    assert abs(law.sum() - 1) < 1e-12
-    index = tokens.numpy() @ (3 ** np.arange(L)[::-1])
-    return np.abs(np.bincount(index, minlength=81) / len(index) - law).sum() / 2
 
 
 def remdm_law(kind, eta, window, start=(MASK,) * L, given=()):
@@ -56,7 +35,7 @@ def remdm_law(kind, eta, window, start=(MASK,) * L, given=()):
         sigma = remdm_sigma(kind, alphas[n + 1], alphas[n], eta, times[n], high, low)
         sigmas.append(sigma if low < times[n] <= high and alphas[n] > 0 else 0.0)
 
-    return remdm_chain_law(TABLE, alphas, sigmas, start, given)[-1][state_index(SEQUENCES)]
+    return remdm_chain_law(PROPOSAL, alphas, sigmas, start, given)[-1][state_index(SEQUENCES)]
 
 
 CASES = [
@@ -76,7 +55,7 @@ def test_remdm_has_its_enumerated_law(kind, eta, window):
     assert distance(sample(**options), remdm_law(kind, eta, window)) < TV
 
     start = (MASK, 1, MASK, MASK)
-    tokens = sample(torch.tensor([start]).repeat(N, 1), **options)
+    tokens = sample(ids=torch.tensor([start]).repeat(N, 1), **options)
     assert (tokens[:, 1] == 1).all()
     assert distance(tokens, remdm_law(kind, eta, window, start, given=(1,))) < TV
 
@@ -85,8 +64,8 @@ def test_remdm_has_its_enumerated_law(kind, eta, window):
 def test_remdm_without_remasking_is_ancestral_bit_by_bit(remasking):
     ids = torch.full((500, L), MASK)
     for steps in (1, 3, 7, 100):
-        ancestral = sample(ids, max_denoising_steps=steps)
-        remdm = sample(ids, sampler="remdm", remasking=remasking, eta=0.0, max_denoising_steps=steps)
+        ancestral = sample(ids=ids, max_denoising_steps=steps)
+        remdm = sample(ids=ids, sampler="remdm", remasking=remasking, eta=0.0, max_denoising_steps=steps)
         assert torch.equal(remdm, ancestral)
 
 
@@ -103,7 +82,7 @@ def test_remdm_keeps_the_bound_valid_and_loose():
 @pytest.mark.parametrize("sweeps", [0.5, 1, 3])
 def test_the_corrector_has_its_enumerated_law(sweeps):
     """One position at a time, after the deterministic planner that fills the masks."""
-    products = np.stack([product_law(TABLE, s) for s in range(len(STATES))])
+    products = np.stack([product_law(PROPOSAL, s) for s in range(len(STATES))])
     base = {"sampler": "dilated", "offset": 0, "max_denoising_steps": 2}
     found = sampler_bound(model(), torch.tensor(SEQUENCES), num_steps=2, sampler="dilated", offset=0)
     law = np.zeros(len(STATES))
@@ -118,8 +97,8 @@ def test_a_corrector_keeps_prompts_and_takes_the_steps_of_every_row():
     ids = torch.tensor([[MASK] * 4, [0, 1, 2, MASK], [2, 2, 2, 2]])
     options = {"corrector_sweeps": 2.0, "max_denoising_steps": 3, "return_dict_in_generate": True}
     for sampler in ("dilated", "spaced", "low_confidence", "edit", "entropy_bound", "first_hitting", "remdm"):
-        out = sample(ids, sampler=sampler, **options)
-        plain = sample(ids, sampler=sampler, max_denoising_steps=3, return_dict_in_generate=True)
+        out = sample(ids=ids, sampler=sampler, **options)
+        plain = sample(ids=ids, sampler=sampler, max_denoising_steps=3, return_dict_in_generate=True)
         assert torch.equal(out.sequences[1, :3], ids[1, :3])
         assert torch.equal(out.sequences[2], ids[2])
         assert (out.sequences != MASK).all()
@@ -139,7 +118,7 @@ def test_the_corrector_counts_the_log_probabilities_of_the_last_draw():
     options = {"corrector_sweeps": 5.0, "output_log_probs": True, "output_history": True}
     for sampler in ("spaced", "edit", "low_confidence"):
         out = sample(
-            ids,
+            ids=ids,
             sampler=sampler,
             max_denoising_steps=4,
             return_dict_in_generate=True,

@@ -3,9 +3,9 @@
 import pytest
 import torch
 import transformers as hf
-from exact import MASK, SEQUENCES, TableCausalLM, TableDenoiser
+from exact import MASK, SEQUENCES, TableCausalLM, TableDenoiser, distance
 from published import tiny_causal, tiny_denoiser
-from speculation import DENOISERS, EMPTY, P_AR, TV, N, combine, conditional, distance, model, sample
+from speculation import DENOISERS, EMPTY, P_AR, TV, N, combine, conditional, model, sample
 from speculative_networks import LENGTH, MASK_ID, PROMPTS, SIZES, VOCABULARY
 
 from edlm_hf.evaluation import sampler_bound

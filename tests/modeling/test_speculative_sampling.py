@@ -10,7 +10,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from exact import MASK, L, TableCausalLM, TableDenoiser, V
+from exact import MASK, L, TableCausalLM, TableDenoiser, V, distance
 from exact_windows import WindowDenoiser, random_windows
 from speculation import (
     DENOISERS,
@@ -21,7 +21,6 @@ from speculation import (
     changed,
     combine,
     conditional,
-    distance,
     model,
     random_head,
     sample,

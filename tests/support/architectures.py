@@ -21,6 +21,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch  # noqa: E402
 import transformers  # noqa: E402
+from autoregressive_energies import by_definition, shapes_read  # noqa: E402
 from published import tiny_denoiser  # noqa: E402
 from tiny_networks import LENGTH, VOCABULARY, tiny_config, tiny_network  # noqa: E402
 from torch import nn  # noqa: E402
@@ -31,7 +32,6 @@ from transformers.models.auto.modeling_auto import (  # noqa: E402
 
 from edlm_hf import EDLMForMaskedDiffusion  # noqa: E402
 from edlm_hf.evaluation import nelbo  # noqa: E402
-from edlm_hf.modeling.network_facts import accepts, start_token  # noqa: E402
 from edlm_hf.modeling.network_probes import sees_padding  # noqa: E402
 
 PAGE = Path(__file__).parents[2] / "docs" / "architectures.md"
@@ -265,40 +265,6 @@ def check_energy(network: nn.Module) -> str:
     return "prompt read once" if reads_once else ""
 
 
-@torch.no_grad()
-def by_definition(
-    model: EDLMForMaskedDiffusion,
-    ids: torch.Tensor,
-    noisy: torch.Tensor,
-) -> torch.Tensor:
-    """log p_theta(x_0|x_t) - log p_AR(x_0) (B, k), the causal model reading whole texts without a cache."""
-    network = model.energy_model
-    start = start_token(network.config)
-    text = ids.flatten(0, 1)
-    if start is not None:
-        text = nn.functional.pad(text, (1, 0), value=start)
-
-    # Without a start token the first token is context, which is visible here.
-    options = {"use_cache": False} if accepts(network, "use_cache") else {}
-    logits = network(input_ids=text[:, :-1], return_dict=True, **options).logits[..., :MASK].float()
-    log_ar = logits.log_softmax(-1).gather(-1, text[:, 1:, None]).sum((-2, -1)).view(ids.shape[:2])
-
-    log_theta = (
-        model(noisy)
-        .logits[..., :MASK]
-        .log_softmax(-1)
-        .unsqueeze(1)
-        .expand(
-            -1,
-            ids.shape[1],
-            -1,
-            -1,
-        )
-    )
-    log_theta = log_theta.gather(-1, ids.unsqueeze(-1)).squeeze(-1)
-    return (log_theta * (noisy == MASK).unsqueeze(1)).sum(-1) - log_ar
-
-
 def check_padded_energies(model: EDLMForMaskedDiffusion) -> None:
     """Energies of padded rows are those of the rows alone."""
     ids, real = padded(left=True)
@@ -311,16 +277,6 @@ def check_padded_energies(model: EDLMForMaskedDiffusion) -> None:
         kept = real[row].bool()
         alone = model.energy(candidates[row : row + 1, :, kept], noisy[row : row + 1, kept])
         compare("energies of padded rows", energies[row : row + 1], alone)
-
-
-def shapes_read(network: nn.Module) -> list[tuple[int, int]]:
-    """A list that grows by the shape of the ids of every call."""
-    shapes = []
-    network.register_forward_pre_hook(
-        lambda m, a, k: shapes.append(tuple(k["input_ids"].shape)),
-        with_kwargs=True,
-    )
-    return shapes
 
 
 # -- Texts

@@ -130,30 +130,3 @@ def candidates(rows: int = 2, prompt: int = PROMPT) -> tuple[torch.Tensor, torch
     noisy = ids[:, 0].clone()
     noisy[:, prompt:] = MASK
     return ids, noisy
-
-
-@torch.no_grad()
-def by_definition(
-    model: EDLMForMaskedDiffusion,
-    ids: torch.Tensor,
-    noisy: torch.Tensor,
-) -> torch.Tensor:
-    """-log p_AR(x_0) + log p_theta(x_0|x_t), the causal model reading whole texts without a cache."""
-    text = nn.functional.pad(ids, (1, 0)).flatten(0, 1)  # the start token is 0
-    logits = model.energy_model(input_ids=text[:, :-1], use_cache=False).logits[..., :MASK]
-    log_ar = logits.log_softmax(-1).gather(-1, text[:, 1:, None]).view(ids.shape).sum(-1)
-
-    log_theta = model(noisy).logits[..., :MASK].log_softmax(-1)
-    log_theta = log_theta[:, None].expand(-1, ids.shape[1], -1, -1)
-    log_theta = log_theta.gather(-1, ids[..., None]).squeeze(-1)
-    return (log_theta * (noisy == MASK)[:, None]).sum(-1) - log_ar
-
-
-def shapes_read(network: nn.Module) -> list[tuple[int, int]]:
-    """A list that grows by the shape of the ids of every call."""
-    shapes = []
-    network.register_forward_pre_hook(
-        lambda m, a, k: shapes.append(tuple(k["input_ids"].shape)),
-        with_kwargs=True,
-    )
-    return shapes

@@ -55,6 +55,20 @@ def perturbed(table: np.ndarray, seed: int, scale: float = 0.5) -> np.ndarray:
     return other / other.sum(-1, keepdims=True)
 
 
+def frequencies(tokens: torch.Tensor) -> np.ndarray:
+    """Shares (V^n,) of all sequences of n tokens among sampled ones (N, n), which are without masks."""
+    assert tokens.min() >= 0 and tokens.max() < V
+    n = tokens.shape[1]
+    index = tokens.numpy() @ (V ** np.arange(n)[::-1])
+    return np.bincount(index, minlength=V**n) / len(index)
+
+
+def distance(tokens: torch.Tensor, law: np.ndarray) -> float:
+    """Total variation of sampled sequences (N, n) and a law (V^n,)."""
+    assert abs(law.sum() - 1) < 1e-12
+    return np.abs(frequencies(tokens) - law).sum() / 2
+
+
 def product_law(table: np.ndarray, s: int) -> np.ndarray:
     """p_theta(x_0 | state s) over SEQUENCES for a table of marginals: (81,)."""
     masked = STATES[s] == MASK

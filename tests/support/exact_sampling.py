@@ -58,17 +58,6 @@ def sample(network=None, ids=EMPTY, seed=0, **arguments):
     return network.generate(ids, generator=torch.Generator().manual_seed(seed), **arguments)
 
 
-def frequencies(sequences):
-    assert (sequences != MASK).all() and (sequences >= 0).all()
-    index = sequences.numpy() @ (3 ** np.arange(L)[::-1])
-    return np.bincount(index, minlength=81) / len(index)
-
-
-def distance(sequences, law):
-    assert abs(law.sum() - 1) < 1e-12
-    return np.abs(frequencies(sequences) - law).sum() / 2
-
-
 def resampled_law(k: int = 2, energies=ENERGY, temperature: float = 1.0) -> np.ndarray:
     """p_2(x) = sum_y 2 p(x) p(y) w(x) / (w(x) + w(y)) at every state: (256, 81)."""
     assert k == 2

@@ -60,13 +60,6 @@ def sample(network, ids=None, seed=0, **options):
     return network.generate(ids, generator=generator, sampler="speculative", **options)
 
 
-def distance(tokens, law):
-    """Total variation of sequences (N, n) over three tokens and a law (3^n,)."""
-    assert tokens.min() >= 0 and tokens.max() < V and abs(law.sum() - 1) < 1e-12
-    index = tokens.numpy() @ (V ** np.arange(tokens.shape[1])[::-1])
-    return np.abs(np.bincount(index, minlength=len(law)) / len(index) - law).sum() / 2
-
-
 def conditional(prompt, new, joint=P_AR):
     """The law of `new` tokens after a prompt: (3^new,)."""
     begins = (SEQUENCES[:, : len(prompt)] == np.array(prompt, dtype=int)).all(-1)
