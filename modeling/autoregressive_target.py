@@ -39,6 +39,12 @@ class NextTokens:
         columns = self.first[rows] + number
         return self.logits_of(self.features[rows, columns])
 
+    def states(self, number: torch.LongTensor) -> torch.Tensor:
+        """Features (R, ...) of every row at its position `number` (R,), counted from 0."""
+        rows = torch.arange(len(self.first), device=self.first.device)
+        columns = self.first + number.to(self.first.device)
+        return self.features[rows, columns]
+
 
 @dataclass(frozen=True)
 class Reading:
@@ -200,6 +206,13 @@ class AutoregressiveTarget:
 
         # Rows that the denoiser does not have are left out, and those that the model lacks put in
         return nn.functional.pad(logits, (0, self.vocab_size - num_rows), value=-torch.inf)
+
+
+def hidden_size_of(causal_lm: nn.Module) -> int | None:
+    """The size of the states of a target that drafts can read, None for a model that is not one of ours."""
+    if not hasattr(causal_lm, "projection"):
+        return None
+    return causal_lm.config.hidden_size
 
 
 def rolled_back(

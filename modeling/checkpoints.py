@@ -8,7 +8,9 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from .configuration_mdlm import MDLMConfig
 
 # The projection of a model with a head, which a trunk lacks
-HEAD_KEYS = r"(output_layer\.linear\.(weight|bias)|draft_head\.(enter|leave)\.(weight|bias))$"
+HEAD_KEYS = (
+    r"(output_layer\.linear\.(weight|bias)|(draft_head|first_draft)\.(enter|leave)\.(weight|bias)|first_draft\.shares)$"
+)
 
 # Keys that a message names
 NUM_EXAMPLES = 8

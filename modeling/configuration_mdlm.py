@@ -67,6 +67,8 @@ class MDLMConfig(PreTrainedConfig):
             drawn.
         causal: the paper's autoregressive baseline: causal attention, no conditioning.
         draft_width: width of the denoiser's `draft_head` (draft_head.py), 0 for none.
+        draft_target_dim: hidden size of the autoregressive model whose states its `first_draft`
+            reads, 0 for none.
         noise_schedule: `loglinear`, `cosine`, `cosinesqr`, `geometric` or `linear`.
         noise_schedule_params: keyword arguments of the schedule (`eps`, or `sigma_min` and
             `sigma_max`).
@@ -99,6 +101,7 @@ class MDLMConfig(PreTrainedConfig):
     absent_token_ids: list[list[int]] | None = None
     causal: bool = False
     draft_width: int = 0
+    draft_target_dim: int = 0
     noise_schedule: str = "loglinear"
     noise_schedule_params: dict[str, float | int] | None = None
 
@@ -139,6 +142,11 @@ class MDLMConfig(PreTrainedConfig):
             raise ValueError(
                 f"draft_width is {self.draft_width} with causal={self.causal}, but it must be 0 (no head), or at least "
                 "1 for a denoiser: a causal model drafts nothing."
+            )
+        if self.draft_target_dim < 0 or (self.draft_target_dim and not self.draft_width):
+            raise ValueError(
+                f"draft_target_dim is {self.draft_target_dim} with draft_width={self.draft_width}, but it must be 0, "
+                "or the hidden size of an autoregressive model beside a draft_width of at least 1."
             )
 
         # The schedule checks its own parameters

@@ -8,7 +8,7 @@ from transformers.modeling_outputs import MaskedLMOutput
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_mdlm import MDLMConfig
-from .draft_head import DraftHead, DraftHeadMixin
+from .draft_head import DraftHeadMixin
 from .fill_mask import register_fill_mask
 from .generation_edlm import EDLMGenerationConfig, MaskedDiffusionGenerationMixin
 from .masked_diffusion import subs_cross_entropy
@@ -33,9 +33,8 @@ class MDLMForMaskedLM(DraftHeadMixin, MDLMHeadedModel, MaskedDiffusionGeneration
                 "MDLMForCausalLM (AutoModelForCausalLM) for the autoregressive baseline, or set causal=False."
             )
         super().__init__(config)
-        self.draft_head = None
+        self.make_draft_heads()
         if config.draft_width:
-            self.draft_head = DraftHead(config.hidden_dim, config.draft_width)
             self.post_init()
 
     @classmethod
@@ -75,6 +74,7 @@ class MDLMForMaskedLM(DraftHeadMixin, MDLMHeadedModel, MaskedDiffusionGeneration
         inputs_embeds: torch.Tensor | None = None,
         logits_at: torch.Tensor | None = None,
         previous_ids: torch.LongTensor | None = None,
+        target_hidden: torch.Tensor | None = None,
         **kwargs,
     ) -> MaskedLMOutput:
         """Raw logits (B, L, V), with one for the mask token.
@@ -89,15 +89,22 @@ class MDLMForMaskedLM(DraftHeadMixin, MDLMHeadedModel, MaskedDiffusionGeneration
             logits_at: (B, L) bool, the N positions whose logits (N, V) are wanted, all unless given.
             previous_ids: (N, 2) the two tokens before these, by which the draft head corrects the
                 logits (`hidden_of_drafts`).
+            target_hidden: (B, G) the target's states before the first of these positions of every row,
+                by which the logits of that one are corrected instead (`hidden_of_first_drafts`).
 
         Raises:
-            ValueError: both `labels` and `logits_at`, `previous_ids` without a draft head, or what
-                the trunk refuses.
+            ValueError: both `labels` and `logits_at`, `previous_ids` or `target_hidden` without the
+                head that reads them, or what the trunk refuses.
         """
         if labels is not None and logits_at is not None:
             raise ValueError("The loss of labels needs all logits: give labels or logits_at, not both.")
         if previous_ids is not None and self.draft_head is None:
             raise ValueError("previous_ids needs a draft head: call add_draft_head(width), or leave it out.")
+        if target_hidden is not None and (self.first_draft is None or previous_ids is None or logits_at is None):
+            raise ValueError(
+                "target_hidden needs logits_at, previous_ids and a head of the first draft: call "
+                "add_first_draft(target_dim), or leave it out."
+            )
         outputs = self.backbone(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -112,7 +119,14 @@ class MDLMForMaskedLM(DraftHeadMixin, MDLMHeadedModel, MaskedDiffusionGeneration
         if logits_at is not None:
             hidden_states = hidden_states[logits_at]
         if previous_ids is not None:
-            hidden_states = self.hidden_of_drafts(hidden_states, previous_ids)
+            corrected = self.hidden_of_drafts(hidden_states, previous_ids)
+            if target_hidden is not None:
+                # (N,): the first position of every row
+                is_first = (logits_at.cumsum(-1) == 1)[logits_at]
+                rows = logits_at.any(-1)
+                of_first = (hidden_states[is_first], previous_ids[is_first], target_hidden[rows])
+                corrected[is_first] = self.hidden_of_first_drafts(*of_first).to(corrected)
+            hidden_states = corrected
         logits = self.get_output_embeddings()(hidden_states)
 
         loss = None

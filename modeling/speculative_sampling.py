@@ -8,13 +8,10 @@ Chen et al., arXiv 2302.01318).
 Shapes: R rows, L positions, N rows that go on, V vocabulary.
 """
 
-import dataclasses
-from dataclasses import dataclass
-
 import torch
 
 from .confidence import likeliest_tokens
-from .draft_head import tokens_before
+from .drafter import Drafter, Runs
 from .energies import Energy
 from .generation_config_edlm import EDLMGenerationConfig
 from .generation_records import Records
@@ -72,43 +69,10 @@ def accept_or_replace(
     return tokens, accepted
 
 
-@dataclass(frozen=True)
-class Runs:
-    """Positions that are consecutive in every row, counted from 0 in their row.
-
-    Args:
-        count: (R,) the positions of a row.
-        first: (R,) the column of the first one.
-        offset: (R,) the number of the first one among the positions of all rows.
-    """
-
-    count: torch.LongTensor
-    first: torch.LongTensor
-    offset: torch.LongTensor
-
-    @classmethod
-    def of(cls, flags: torch.Tensor) -> "Runs":
-        """The positions of a mask (R, L) bool."""
-        count = flags.sum(-1)
-        first = flags.long().argmax(-1)
-        offset = count.cumsum(0) - count
-        return cls(count, first, offset)
-
-    def at(self, rows: torch.LongTensor, number: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Rows and columns (N,) of position `number` of some `rows` (N,)."""
-        return rows, self.first[rows] + number
-
-    def numbers(self, rows: torch.LongTensor, number: int) -> torch.LongTensor:
-        """The numbers (N,) of these positions among those of all rows."""
-        return self.offset[rows] + number
-
-
 class SpeculativeSampling:
     """One round of speculative sampling, for a step whose window is the next n + 1 masks of a row.
 
-    1. Draft x_1 .. x_n ~ q in one call of the denoiser. Its marginals p_theta(. | x_t) are
-       independent of each other. With a draft head (draft_head.py) x_i knows the two tokens before
-       it: x_1 ~ p_theta(. | x_t), then x_i ~ q_i(. | x_{i-1}, x_{i-2}) from left to right.
+    1. Draft x_1 .. x_n ~ q in one call of the denoiser (drafter.py).
     2. Compute p_AR(. | x_<i) at all n + 1 positions, in one call.
     3. From the left, accept x_i or replace it. The first one that is replaced ends the round. If all
        are accepted, draw one token more from p_AR.
@@ -124,10 +88,7 @@ class SpeculativeSampling:
         self.is_greedy = process.config.do_sample is False
         records.begin_drafts()
 
-        # The denoiser if it has a draft head
-        denoiser = getattr(process.model, "denoiser", process.model)
-        has_head = getattr(denoiser, "draft_head", None) is not None
-        self.drafter = denoiser if has_head else None
+        self.drafter = Drafter(process, noise, records.batch_size)
 
     def __call__(
         self,
@@ -147,7 +108,7 @@ class SpeculativeSampling:
         windows = Runs.of(window)
         count = windows.count
         is_draft = window & (window.cumsum(-1) < count.unsqueeze(1))
-        drafts, drafted = self.draft(rows, proposal, Positions(is_draft), windows)
+        drafts, drafted = self.drafter.draft(rows, proposal, Positions(is_draft), windows)
 
         # 2. p_AR at the window. `given` (R,) says whose first token belongs to the prompt.
         given = ~self.records.state.fillable[rows, 0]
@@ -189,65 +150,8 @@ class SpeculativeSampling:
         num_drafts = is_draft.sum(-1)
         num_accepted = is_filled.sum(-1) - 1
         self.records.keep_drafts(step, num_drafts, num_accepted)
+        self.drafter.keep_states(rows, target, num_accepted)
         return ids
-
-    def draft(
-        self,
-        rows: torch.Tensor,
-        proposal: Proposal,
-        where: Positions,
-        windows: Runs,
-    ) -> tuple[torch.LongTensor, Proposal]:
-        """Texts (R, L) with drafts at some positions, the first ones of `windows`, and their q."""
-        uniforms = None if self.is_greedy else self.noise.per_draw(rows, where, 1)
-        if self.drafter is not None:
-            return self.draft_in_turn(proposal, where, windows, uniforms)
-
-        # All at once
-        if self.is_greedy:
-            tokens = proposal.likeliest(where)
-        else:
-            tokens, _ = proposal.sample(uniforms, where)
-        return where.put(proposal.ids, tokens.flatten()), proposal
-
-    def draft_in_turn(
-        self,
-        proposal: Proposal,
-        where: Positions,
-        windows: Runs,
-        uniforms: torch.Tensor | None,
-    ) -> tuple[torch.LongTensor, Proposal]:
-        """`draft` with a head: from left to right, each draft from q_i(. | x_{i-1}, x_{i-2}).
-
-        Args:
-            uniforms: (n, 1) of all n drafts, None for the likeliest tokens.
-        """
-        # The corrected hidden states stand in the proposal, which gives log q afterwards
-        texts = proposal.ids.clone()
-        drafts = Runs.of(where.flags)
-        drafted = dataclasses.replace(proposal, hidden=proposal.hidden.clone())
-        going = torch.arange(len(texts), device=texts.device)  # (N,)
-        for number in range(int(drafts.count.max())):
-            going = going[number < drafts.count[going]]
-            at = drafts.at(going, number)
-
-            # The tokens before the first draft are visible to the denoiser
-            numbers = windows.numbers(going, number)
-            if number > 0:
-                before = tokens_before(texts, *at, proposal.config.mask_token_id)
-                hidden = self.drafter.hidden_of_drafts(drafted.hidden[numbers], before)
-                drafted.hidden[numbers] = hidden.to(drafted.hidden)
-
-            # x_i from its logits (N, V)
-            logits = drafted.processed(numbers)
-            if uniforms is None:
-                texts[at] = likeliest_tokens(logits)
-            else:
-                draft_numbers = drafts.numbers(going, number)
-                of_numbers = uniforms[draft_numbers.to(uniforms.device)]
-                tokens, _ = sample_categorical(logits, of_numbers)
-                texts[at] = tokens.squeeze(1)
-        return texts, drafted
 
     def decide(
         self,

@@ -2,12 +2,14 @@
 
 import copy
 
+from torch import nn
 from transformers import PreTrainedModel
 
 import edlm_hf
 from edlm_hf.commands.training_flags import DataArguments, DraftModelArguments, EnergyModelArguments, ModelArguments
 from edlm_hf.energy_adapters import energy_lora
 from edlm_hf.loading import load_denoiser, load_energy
+from edlm_hf.modeling.autoregressive_target import hidden_size_of
 from edlm_hf.modeling.network_facts import longest_text, num_ids
 from edlm_hf.modeling.vocabulary import absent_ids
 from edlm_hf.tokenization import vocabulary_rows
@@ -131,8 +133,8 @@ def energy_of_another_denoiser(
     return model
 
 
-def new_drafter(parts: DraftModelArguments) -> edlm_hf.MDLMForMaskedLM:
-    """The denoiser with a draft head: its own where it has one of this width, else a new one.
+def new_drafter(parts: DraftModelArguments, target: nn.Module | None) -> edlm_hf.MDLMForMaskedLM:
+    """The denoiser with a draft head for a target: its own where it has one of these sizes, else a new one.
 
     Raises:
         ValueError: no denoiser is given, it is not an MDLM, or the width is not positive.
@@ -146,4 +148,9 @@ def new_drafter(parts: DraftModelArguments) -> edlm_hf.MDLMForMaskedLM:
     # A head that is there goes on learning
     if denoiser.draft_head is None or denoiser.config.draft_width != parts.draft_width:
         denoiser.add_draft_head(parts.draft_width)
+
+    # The first draft reads the states of a target that has some
+    target_dim = None if target is None else hidden_size_of(target)
+    if target_dim and denoiser.config.draft_target_dim != target_dim:
+        denoiser.add_first_draft(target_dim)
     return denoiser

@@ -79,12 +79,11 @@ def train_drafts(arguments: list[str]) -> dict:
     data, parts, args = parse(train_drafts, classes, arguments)
 
     # The denoiser is held as it is, and the head reads its hidden states
-    model = new_drafter(parts)
+    target = None if parts.autoregressive is None else load_causal(parts.autoregressive)
+    model = new_drafter(parts, target)
     tokenizer = choose_tokenizer(data, parts.denoiser)
     fit_to_tokenizer(model, tokenizer)
-    trainer = DraftTrainer
-    if parts.autoregressive is not None:
-        trainer = partial(DraftTrainer, target=load_causal(parts.autoregressive))
+    trainer = partial(DraftTrainer, target=target)
     return run(trainer, model, (data, parts, args), tokenizer)
 
 

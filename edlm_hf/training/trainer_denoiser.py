@@ -70,9 +70,11 @@ class MaskedDiffusionTrainer(EDLMTrainer):
         check_denoiser(model)
         model = super().prepare_model(as_masked_diffusion(model, tokenizer))
 
-        # A draft head has no part in this loss: `DraftTrainer` trains it
-        if getattr(model, "draft_head", None) is not None:
-            model.draft_head.requires_grad_(False)
+        # Draft heads have no part in this loss: `DraftTrainer` trains them
+        for name in ("draft_head", "first_draft"):
+            head = getattr(model, name, None)
+            if head is not None:
+                head.requires_grad_(False)
 
         parameters = model.config.noise_schedule_params or {}
         self.schedule = make_schedule(model.config.noise_schedule, **parameters)

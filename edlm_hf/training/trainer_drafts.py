@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from edlm_hf.evaluation.estimate import mean_estimate
-from edlm_hf.modeling.autoregressive_target import AutoregressiveTarget
+from edlm_hf.modeling.autoregressive_target import AutoregressiveTarget, hidden_size_of
 from edlm_hf.modeling.draft_head import tokens_before
 from edlm_hf.modeling.masked_diffusion import make_schedule
 from edlm_hf.modeling.network_facts import num_ids
@@ -60,9 +60,13 @@ class DraftTrainer(EDLMTrainer):
     The cut is the end of a prompt, and what follows is what `sampler="speculative"` drafts. Only the
     head is trained, averaged and changed.
 
+    A model whose `first_draft` reads the states of the target (`add_first_draft(target_dim)`) learns
+    that draft too. To the loss of a row come the one at the cut c, and the one of C alone, which needs
+    no denoiser, as a mean over the positions before the cut (`FirstDraft`).
+
     `evaluate()` gives the loss, -log q_i of the text's tokens as `nll`, with a target the chance
-    `refused`, each of them `..._without_head` too, and the differences `..._change`, which are
-    negative for a head that helps.
+    `refused`, and with a `first_draft` that of the first one, `first_refused`. Each of them is there
+    `..._without_head` too, and the differences `..._change`, which are negative for a head that helps.
 
     The arguments are those of `EDLMTrainer`, with `DraftArguments`. The model is an
     `MDLMForMaskedLM` with a head (`add_draft_head`).
@@ -73,7 +77,7 @@ class DraftTrainer(EDLMTrainer):
 
     Raises:
         ValueError: as in `EDLMTrainer`, or the model has no head, or FSDP, or the target lacks
-            tokens of the denoiser.
+            tokens of the denoiser, or its states are not those that the `first_draft` reads.
     """
 
     arguments_class = DraftArguments
@@ -81,6 +85,7 @@ class DraftTrainer(EDLMTrainer):
     def __init__(self, *args, target: nn.Module | None = None, **kwargs):
         self.target = target
         super().__init__(*args, **kwargs)
+        self.learns_first = target is not None and self.model.first_draft is not None
         names = ("loss", *self.measures())
         self.measured = (*names, *(f"{name}_without_head" for name in self.measures()), "tokens")
         if target is not None:
@@ -88,6 +93,8 @@ class DraftTrainer(EDLMTrainer):
             self.reader.prepare(num_ids(self.model), text_length=1)
             self.reader.scorer.excluded_rows(num_ids(target), torch.device("cpu"))  # has all tokens
             target.requires_grad_(False).eval().to(self.args.device)
+        if self.learns_first:
+            check_states(target, self.model.config.draft_target_dim)
 
         # The loss is divided by the items of the whole step: the Trainer must not average it again
         self.model_accepts_loss_kwargs = True
@@ -110,17 +117,21 @@ class DraftTrainer(EDLMTrainer):
 
     def measures(self) -> tuple[str, ...]:
         """What is measured of drafts beside the loss."""
-        return ("nll",) if self.target is None else ("nll", "refused")
+        of_target = () if self.target is None else ("refused",)
+        return "nll", *of_target, *(("first_refused",) if self.learns_first else ())
 
     def freeze_rest(self, model):
-        """Freeze all but the head."""
+        """Freeze all but the head, and the one of the first draft where there is a target to read."""
         freeze(model)
         thaw(model.draft_head)
         model.draft_head.requires_grad_(True)
+        if model.first_draft is not None:
+            thaw(model.first_draft)
+            model.first_draft.requires_grad_(self.target is not None)
 
     def items(self, labels):
         """Rows that can be cut, (B, 1) bool."""
-        return draft_cuts(labels != CONTEXT_LABEL).any(-1, keepdim=True)
+        return draft_cuts(self.modelled(labels)).any(-1, keepdim=True)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The mean of the losses of the rows of the step, each with one cut."""
@@ -147,65 +158,139 @@ class DraftTrainer(EDLMTrainer):
             model: the denoiser, wrapped or not.
             inputs: a batch of the collator.
             cut_uniforms: (B,) that decide the cuts.
-            with_head: q is that of the head, or without it the denoiser's own.
+            with_head: q is that of the heads, or without them the denoiser's own.
 
         Returns:
-            (B,) `loss`, `nll`, with a target `refused`, and `tokens`, the number of drafts.
+            (B,) `loss`, `nll`, with a target `refused`, of a first draft that learns `first_refused`,
+            and `tokens`, the number of drafts after the first one.
         """
         clean = inputs["input_ids"]  # (B, L)
-        modelled = inputs["labels"] != CONTEXT_LABEL
-        mask_token_id = self.model.config.mask_token_id
+        modelled = self.modelled(inputs["labels"])
+        masked, later = drafts_after(modelled, cut_uniforms, self.args.draft_length)
 
-        # 1. x_t: masks from the cut on
-        masked, drafted = drafts_after(modelled, cut_uniforms, self.args.draft_length)
-        noisy = clean.masked_fill(masked, mask_token_id)
+        # The drafts, of which the first stands at the cut
+        is_first = masked & (masked.cumsum(-1) == 1)
+        drafted = later | is_first if self.learns_first else later
+        states = None if self.target is None else self.target_states(clean)
+        first_states = None
+        if self.learns_first:
+            first_states = states_before(states, *every_row(is_first))
+        logits = self.logits(model, inputs, masked, drafted, first_states, with_head)  # (N, V)
 
+        # (B,) means of values (B, L) over the drafts after the first one
+        num_later = later.sum(-1)
+
+        def mean(values: torch.Tensor) -> torch.Tensor:
+            return values.masked_fill(~later, 0).sum(-1) / num_later.clamp_min(1)
+
+        nll = mean(masked_token_losses(logits, clean, drafted, self.model.config.mask_token_id))
+        of_rows = {"loss": nll, "nll": nll, "tokens": num_later}
+        if self.target is None:
+            return of_rows
+
+        # (B, L): what the target refuses, and for a first draft that learns what it refuses of it
+        refused, losses = self.losses(logits, states, drafted)
+        of_rows |= {"loss": mean(losses), "refused": mean(refused)}
+        if self.learns_first:
+            of_rows["first_refused"] = refused.masked_fill(~is_first, 0).sum(-1)
+            of_rows["loss"] += losses.masked_fill(~is_first, 0).sum(-1)
+            of_rows["loss"] += self.losses_of_target(clean, modelled & ~masked, states)
+        return of_rows
+
+    def modelled(self, labels: torch.LongTensor) -> torch.Tensor:
+        """The tokens (B, L) bool that count. A first draft reads the target two columns before it."""
+        modelled = labels != CONTEXT_LABEL
+        if self.learns_first:
+            modelled[:, :2] = False
+        return modelled
+
+    def logits(
+        self,
+        model,
+        inputs: dict,
+        masked: torch.Tensor,
+        drafted: torch.Tensor,
+        first_states: torch.Tensor | None,
+        with_head: bool,
+    ) -> torch.Tensor:
+        """Logits (N, V) at the drafts, of the frozen denoiser and of the heads.
+
+        Args:
+            masked, drafted: (B, L) bool.
+            first_states: (B, G) of the target before the first draft of every row.
+        """
         # The time of x_t is the one at which the forward process masks this share
+        modelled = self.modelled(inputs["labels"])
         num_masked = (masked & modelled).sum(-1)
         share = num_masked / modelled.sum(-1).clamp_min(1)
         t = self.schedule.time(share)
 
-        # 2. Logits (N, V) at the drafts, of the frozen denoiser and of the head, which sees the
-        #    tokens (N, 2) before them. The Trainer has put both in train mode.
+        # The tokens (N, 2) before the drafts
+        clean = inputs["input_ids"]
+        mask_token_id = self.model.config.mask_token_id
+        before = tokens_before(clean, *drafted.nonzero(as_tuple=True), mask_token_id)
+
+        # The Trainer has put both in train mode
         self.model.backbone.eval()
-        before = None
-        if with_head:
-            before = tokens_before(clean, *drafted.nonzero(as_tuple=True), mask_token_id)
-        logits = model(
-            input_ids=noisy,
+        return model(
+            input_ids=clean.masked_fill(masked, mask_token_id),
             attention_mask=inputs.get("attention_mask"),
             timesteps=self.schedule.total(t).float(),
             logits_at=drafted,
-            previous_ids=before,
+            previous_ids=before if with_head else None,
+            target_hidden=first_states if with_head else None,
         ).logits
 
-        # 3. (B,) means of values (N,)
-        num_drafts = drafted.sum(-1)
+    def losses(
+        self,
+        logits: torch.Tensor,
+        states: torch.Tensor,
+        drafted: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The chances that the target refuses drafts, and their losses: (B, L) each, 0 elsewhere.
 
-        def mean(values: torch.Tensor) -> torch.Tensor:
-            nothing = torch.zeros(drafted.shape, dtype=values.dtype, device=values.device)
-            at_drafts = nothing.masked_scatter(drafted, values)
-            return at_drafts.sum(-1) / num_drafts.clamp_min(1)
+        Args:
+            logits: (N, V) of q at the drafts (B, L) bool.
+            states: (B, L, G) of `target_states`.
+        """
+        # log p and log q (N, V), both over the tokens that the denoiser can emit. The target gives
+        # a token in the column before it.
+        rows, columns = drafted.nonzero(as_tuple=True)
+        with torch.no_grad():
+            log_p = self.reader.logits(states[rows, columns - 1]).float().log_softmax(-1)
+        allowed = logits.float().masked_fill(log_p == -torch.inf, -torch.inf)
+        log_q = allowed.log_softmax(-1)
 
-        losses = masked_token_losses(logits, clean, drafted, mask_token_id)  # (B, L)
-        nll = losses.sum(-1) / num_drafts.clamp_min(1)
-        of_rows = {"loss": nll, "nll": nll, "tokens": num_drafts}
-        if self.target is not None:
-            # log p and log q (N, V), both over the tokens that the denoiser can emit
-            log_p = self.target_log_probs(clean, drafted)
-            allowed = logits.float().masked_fill(log_p == -torch.inf, -torch.inf)
-            log_q = allowed.log_softmax(-1)
-            refused, divergence = draft_losses(log_q, log_p)
-            of_rows |= {"loss": mean(refused + KL_SHARE * divergence), "refused": mean(refused)}
-        return of_rows
+        refused, divergence = draft_losses(log_q, log_p)
+        losses = refused + KL_SHARE * divergence
+        nothing = torch.zeros(drafted.shape, dtype=losses.dtype, device=losses.device)
+        return nothing.masked_scatter(drafted, refused), nothing.masked_scatter(drafted, losses)
+
+    def losses_of_target(
+        self,
+        clean: torch.LongTensor,
+        drafted: torch.Tensor,
+        states: torch.Tensor,
+    ) -> torch.Tensor:
+        """(B,) means of the loss of C alone, the expert that needs no denoiser, at positions (B, L)."""
+        model = self.model
+        rows, columns = drafted.nonzero(as_tuple=True)
+        before = tokens_before(clean, rows, columns, model.config.mask_token_id)
+
+        # C(f, x_{i-1}, x_{i-2}), and its logits (N, V)
+        with self.accelerator.autocast():
+            of_target = model.first_draft.of_target(states_before(states, rows, columns), model.embeddings_of(before))
+            logits = model.get_output_embeddings()(of_target)
+
+        _, losses = self.losses(logits, states, drafted)
+        return losses.sum(-1) / drafted.sum(-1).clamp_min(1)
 
     @torch.no_grad()
-    def target_log_probs(self, clean: torch.LongTensor, drafted: torch.Tensor) -> torch.Tensor:
-        """log p_AR(. | x_<i) (N, V) at the drafts (B, L), each read off the column before it."""
-        rows, columns = drafted.nonzero(as_tuple=True)
-        features, _ = self.reader.scorer.read(clean)
-        logits = self.reader.logits(features[rows, columns - 1])
-        return logits.float().log_softmax(-1)
+    def target_states(self, clean: torch.LongTensor) -> torch.Tensor:
+        """The target's last hidden states (B, L, G), or its logits where it has no trunk of ours."""
+        with self.accelerator.autocast():
+            states, _ = self.reader.scorer.read(clean)
+        return states
 
     def evaluate_rows(self, inputs, numbers):
         key = (self.args.seed, EVALUATION)
@@ -229,10 +314,38 @@ class DraftTrainer(EDLMTrainer):
         # Means over texts, since the loss is a mean of means
         metrics = {}
         for name, values in found.items():
-            unit = "share of drafts" if name.startswith("refused") else "nats/token"
+            unit = "share of drafts" if "refused" in name else "nats/token"
             estimate = mean_estimate(values, unit)
             metrics.update(with_error(name, estimate))
         return metrics
+
+
+def every_row(is_first: torch.Tensor) -> tuple[torch.LongTensor, torch.LongTensor]:
+    """Rows and columns (B,) of the one position of every row of (B, L) bool, 0 where it has none."""
+    rows = torch.arange(len(is_first), device=is_first.device)
+    return rows, is_first.long().argmax(-1)
+
+
+def states_before(
+    states: torch.Tensor,
+    rows: torch.LongTensor,
+    columns: torch.LongTensor,
+) -> torch.Tensor:
+    """The states (N, G) by which the target gave the tokens before N places: two columns before them."""
+    return states[rows, (columns - 2).clamp_min(0)]
+
+
+def check_states(target: nn.Module, target_dim: int) -> None:
+    """Raise ValueError unless the states of the target have the size that a first draft reads."""
+    size = hidden_size_of(target)
+    if size == target_dim:
+        return
+    has = "gives no states that a draft could read" if size is None else f"has states of {size} numbers"
+    advice = "add_draft_head(width)" if size is None else f"add_first_draft({size})"
+    raise ValueError(
+        f"The first draft of the denoiser reads states of {target_dim} numbers, but the target, a "
+        f"{type(target).__name__}, {has}. Give the denoiser a new head: {advice}."
+    )
 
 
 __all__ = ["DraftArguments", "DraftTrainer"]

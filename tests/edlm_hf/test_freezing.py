@@ -10,19 +10,21 @@ from training import denoiser_trainer, random_blocks, same, trainer_of
 from edlm_hf.training import MaskedDiffusionTrainer
 
 
-def test_more_training_of_the_denoiser_leaves_its_head_alone(tmp_path):
+def test_more_training_of_the_denoiser_leaves_its_draft_heads_alone(tmp_path):
     trainer = trainer_of(
         "denoiser",
         tmp_path,
         random_blocks(16),
-        model=tiny_denoiser(draft_width=2),
+        model=tiny_denoiser(draft_width=2, draft_target_dim=7),
         max_steps=1,
     )
     assert isinstance(trainer, MaskedDiffusionTrainer)
-    assert not any(weight.requires_grad for weight in trainer.model.draft_head.parameters())
+    for head in (trainer.model.draft_head, trainer.model.first_draft):
+        assert not any(weight.requires_grad for weight in head.parameters())
     before = copy.deepcopy(trainer.model)
     trainer.train()
     assert same(trainer.model.draft_head, before.draft_head)
+    assert same(trainer.model.first_draft, before.first_draft)
     assert not same(trainer.model.backbone, before.backbone)
 
 

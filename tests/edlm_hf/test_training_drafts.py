@@ -5,13 +5,14 @@ import copy
 import numpy as np
 import pytest
 import torch
-from published import tiny_causal, tiny_denoiser
+from published import tiny_causal, tiny_denoiser, tiny_gpt2
 from torch import nn
 from training import arguments, blocks, logged, random_blocks, trainer_of
 from transformers.modeling_outputs import CausalLMOutput
 
 from edlm_hf import EDLMForMaskedDiffusion, MDLMConfig
 from edlm_hf.training import DraftArguments, DraftTrainer
+from edlm_hf.training.collators import CONTEXT_LABEL
 from edlm_hf.training.objectives import drafts_after
 
 MASK = 12
@@ -107,6 +108,96 @@ def test_the_loss_of_a_target_is_how_often_it_refuses(tmp_path):
         assert found["refused"][row] == pytest.approx(np.mean(refused), abs=1e-5)
         loss = np.mean(refused) + 0.3 * np.mean(divergences)
         assert found["loss"][row] == pytest.approx(loss, abs=1e-5)
+
+
+@torch.no_grad()
+def test_the_first_draft_learns_at_the_cut_and_its_own_expert_before_it(tmp_path):
+    """By hand: the draft at the cut after the state two columns before, and C alone from the third token on."""
+    causal = tiny_causal()
+    denoiser = tiny_denoiser(draft_width=2, draft_target_dim=16)
+    trainer = trainer_of("drafts", tmp_path, random_blocks(8), None, denoiser, {"target": causal}, draft_length=3)
+    clean = torch.tensor([[3, 1, 4, 1, 5, 9, 2], [2, 6, 5, 3, 5, 8, 1]])
+    labels = clean.clone()
+    labels[:, 0] = CONTEXT_LABEL
+    inputs, uniforms = {"input_ids": clean, "labels": labels}, torch.tensor([0.5, 0.9])
+    found = trainer.measure(denoiser.eval(), inputs, uniforms)
+    without_head = trainer.measure(denoiser, inputs, uniforms, with_head=False)
+
+    # The drafts after the first one do not know it. It begins after two tokens
+    trainer.learns_first = False
+    labels[:, :2] = CONTEXT_LABEL
+    later = trainer.measure(denoiser, inputs, uniforms)
+    torch.testing.assert_close(found["refused"], later["refused"])
+    assert torch.equal(found["tokens"], later["tokens"])
+
+    def losses(hidden, row, i):
+        """Of the token i of a row, by the hidden state (1, H) of its draft."""
+        p_logits, q_logits = causal(input_ids=clean).logits[row, i - 1].clone(), denoiser.projection()(hidden)[0]
+        q_logits[MASK:] = p_logits[MASK:] = -torch.inf
+        p, q = p_logits.softmax(-1)[:MASK], q_logits.softmax(-1)[:MASK]
+        refused = float((p - q).clamp_min(0).sum())
+        return refused, refused + 0.3 * float((p * (p / q).log()).sum())
+
+    states, embedding = causal.backbone(input_ids=clean).last_hidden_state, denoiser.get_input_embeddings()
+    for row, cut in enumerate([4, 5]):
+        noisy = clean[row : row + 1].clone()
+        noisy[:, cut:] = MASK
+        hidden = denoiser.hidden_at(noisy == MASK, noisy)[:1]
+        before = embedding(clean[row, [cut - 1, cut - 2]])[None]
+        of_first = losses(denoiser.first_draft(hidden, states[row, cut - 2, None], before), row, cut)
+
+        alone = []
+        for i in range(2, cut):
+            before = embedding(clean[row, [i - 1, i - 2]])[None]
+            alone.append(losses(denoiser.first_draft.of_target(states[row, i - 2, None], before), row, i)[1])
+
+        assert found["first_refused"][row] == pytest.approx(of_first[0], abs=1e-5)
+        assert without_head["first_refused"][row] == pytest.approx(losses(hidden, row, cut)[0], abs=1e-5)
+        expected = float(later["loss"][row]) + of_first[1] + np.mean(alone)
+        assert found["loss"][row] == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_first_draft_that_reads_its_target_is_refused_less(tmp_path):
+    """A target that draws its token by the one two before it: its state knows what the two tokens say together."""
+    causal = tiny_causal(bos_token_id=0)
+    with torch.no_grad():
+        causal.get_output_embeddings().weight.mul_(4)
+    denoiser = tiny_denoiser(draft_width=64)
+    denoiser.add_first_draft(16)
+    rows = random_blocks(600)
+    options = {"max_steps": 150, "per_device_train_batch_size": 32, "learning_rate": 0.01, "ema_decay": 0.9}
+    trainer = trainer_of("drafts", tmp_path, rows, random_blocks(200), denoiser, {"target": causal}, **options)
+    trainer.train()
+    found = trainer.evaluate()
+
+    error = found["eval_first_refused_change_standard_error"]
+    assert found["eval_first_refused_change"] < -0.1 - 4 * error
+    changed = {name for name, weight in denoiser.named_parameters() if weight.requires_grad}
+    assert changed == {f"draft_head.{name}" for name, _ in denoiser.draft_head.named_parameters()} | {
+        f"first_draft.{name}" for name, _ in denoiser.first_draft.named_parameters()
+    }
+
+
+def test_without_its_target_a_first_draft_stays_as_it_is(tmp_path):
+    denoiser = tiny_denoiser(draft_width=2, draft_target_dim=16)
+    before = copy.deepcopy(denoiser.first_draft.state_dict())
+    trainer = trainer_of("drafts", tmp_path, random_blocks(32), random_blocks(8), denoiser, max_steps=3)
+    trainer.train()
+    assert all(torch.equal(weight, before[name]) for name, weight in denoiser.first_draft.state_dict().items())
+    assert "eval_first_refused" not in trainer.evaluate()
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        (lambda: tiny_causal(), "states of 7 numbers, but the target, a MDLMForCausalLM, has states of 16 numbers"),
+        (lambda: tiny_gpt2(vocab_size=13), "a GPT2LMHeadModel, gives no states that a draft could read"),
+    ],
+)
+def test_a_target_with_other_states_is_refused(tmp_path, target, message):
+    denoiser = tiny_denoiser(draft_width=2, draft_target_dim=7)
+    with pytest.raises(ValueError, match=message):
+        trainer_of("drafts", tmp_path, random_blocks(8), None, denoiser, {"target": target()})
 
 
 def test_a_target_of_fewer_tokens_is_refused(tmp_path):

@@ -109,7 +109,9 @@ def test_without_a_head_nothing_of_it_is_saved(tmp_path):
 def test_a_head_is_saved_and_loaded_with_its_denoiser_alone_and_in_a_composite(tmp_path):
     denoiser = tiny_denoiser()
     denoiser.add_draft_head(2)
-    torch.nn.init.normal_(denoiser.draft_head.leave.weight)
+    denoiser.add_first_draft(16)
+    for head in (denoiser.draft_head, denoiser.first_draft):
+        torch.nn.init.normal_(head.leave.weight)
     denoiser.save_pretrained(tmp_path / "denoiser")
     loaded = AutoModelForMaskedLM.from_pretrained(tmp_path / "denoiser")
     assert same(denoiser, loaded)
@@ -141,9 +143,8 @@ def test_a_trunk_goes_without_the_head_and_a_head_may_start_new_on_a_trunk(tmp_p
 
 def test_an_energy_starts_from_a_denoiser_with_a_head(tmp_path):
     for weights in ("own", "shared"):
-        whole = EDLMForMaskedDiffusion.from_components(
-            tiny_denoiser(draft_width=2), energy_type="nce", energy_weights=weights
-        )
+        denoiser = tiny_denoiser(draft_width=2, draft_target_dim=7)
+        whole = EDLMForMaskedDiffusion.from_components(denoiser, energy_type="nce", energy_weights=weights)
         assert not any("draft" in name for name, _ in whole.energy_model.named_parameters())
         whole.save_pretrained(tmp_path / weights)
         assert same(whole, AutoModelForMaskedLM.from_pretrained(tmp_path / weights))
@@ -152,7 +153,7 @@ def test_an_energy_starts_from_a_denoiser_with_a_head(tmp_path):
 @torch.no_grad()
 @pytest.mark.parametrize("vocab_size", [20, 13])
 def test_another_vocabulary_leaves_the_head_as_it_is(tmp_path, vocab_size):
-    denoiser = tiny_denoiser(draft_width=2)
+    denoiser = tiny_denoiser(draft_width=2, draft_target_dim=7)
     before = denoiser(IDS, logits_at=AT, previous_ids=PAIRS).logits
     denoiser.resize_token_embeddings(vocab_size, mean_resizing=False)
     after = denoiser(IDS, logits_at=AT, previous_ids=PAIRS).logits
