@@ -43,8 +43,6 @@ from edlm_hf.modeling.vocabulary import suppress_impossible
 
 LOG_EVERY = 25
 WARMUP = 50
-# Passes of one token that are timed together, since one is short
-PASSES = 16
 
 
 class RevealSet(NamedTuple):
@@ -89,19 +87,61 @@ class RevealSetHead(nn.Module):
         # What stands before token j is token j - 1, and nothing before the first
         before = torch.roll(embeddings, 1, dims=1)
         before[:, 0] = 0
-        places_before = torch.roll(revealed.places, 1, dims=1)
-        places_before[:, 0] = self.place_before.num_embeddings - 1
-
-        # (R, n, 2H) -> (R, n, width)
-        inputs = [nn.functional.layer_norm(part, part.shape[-1:]) for part in (revealed.hidden, before)]
-        entered = self.enter(torch.cat(inputs, dim=-1))
-        entered = entered + self.place(revealed.places) + self.place_before(places_before)
+        entered = self.entered(revealed.hidden, before, revealed.places, self.places_before(revealed.places))
 
         # Token j sees the tokens up to j - 1. Padding comes last, where nobody sees it
         n = entered.shape[1]
         later = torch.ones(n, n, dtype=torch.bool, device=entered.device).triu(1)
         inner = self.trunk(entered, mask=later, is_causal=True)
         return revealed.hidden + self.leave(inner).to(revealed.hidden.dtype)
+
+    def entered(
+        self,
+        hidden: torch.Tensor,
+        before: torch.Tensor,
+        places: torch.LongTensor,
+        places_before: torch.LongTensor,
+    ) -> torch.Tensor:
+        """What the trunk reads (R, n, width), of hidden states and tokens before (R, n, H) and places (R, n)."""
+        inputs = [nn.functional.layer_norm(part, part.shape[-1:]) for part in (hidden, before)]
+        entered = self.enter(torch.cat(inputs, dim=-1))
+        return entered + self.place(places) + self.place_before(places_before)
+
+    def places_before(self, places: torch.LongTensor) -> torch.LongTensor:
+        """Where the tokens before (R, n) stand, the last number of all for none."""
+        places_before = torch.roll(places, 1, dims=1)
+        places_before[:, 0] = self.place_before.num_embeddings - 1
+        return places_before
+
+    def corrected(self, hidden: torch.Tensor, entered: torch.Tensor, caches: list["Cache"]) -> torch.Tensor:
+        """Hidden states (R, 1, H) of the next token alone, after those that `caches` hold."""
+        inner = entered  # (R, 1, width)
+        for layer, cache in zip(self.trunk.layers, caches, strict=True):
+            inner = inner + cache.attend(layer.self_attn, layer.norm1(inner))
+            inner = inner + layer.linear2(layer.activation(layer.linear1(layer.norm2(inner))))
+        return hidden + self.leave(self.trunk.norm(inner)).to(hidden.dtype)
+
+
+class Cache:
+    """Keys and values of one layer for up to n tokens, which come one after the other."""
+
+    def __init__(self, num_rows: int, n: int, attention: nn.MultiheadAttention):
+        shape = (num_rows, attention.num_heads, n, attention.head_dim)
+        self.keys, self.values = torch.empty(shape), torch.empty(shape)
+        self.count = 0
+
+    def attend(self, attention: nn.MultiheadAttention, inputs: torch.Tensor) -> torch.Tensor:
+        """The attention of the next token (R, 1, width) to itself and all before it."""
+        projected = nn.functional.linear(inputs, attention.in_proj_weight, attention.in_proj_bias)
+        parts = projected.view(len(inputs), 3, attention.num_heads, 1, attention.head_dim)
+        query, key, value = parts.unbind(1)  # (R, heads, 1, width / heads)
+
+        self.keys[:, :, self.count] = key[:, :, 0]
+        self.values[:, :, self.count] = value[:, :, 0]
+        self.count += 1
+        seen = slice(0, self.count)
+        found = nn.functional.scaled_dot_product_attention(query, self.keys[:, :, seen], self.values[:, :, seen])
+        return attention.out_proj(found.view(inputs.shape))
 
 
 class Reader:
@@ -158,6 +198,36 @@ class Reader:
     def embeddings(self, revealed: RevealSet) -> torch.Tensor:
         """(R, n, H) of the tokens at S."""
         return self.denoiser.get_input_embeddings()(revealed.tokens).detach().float()
+
+    @torch.no_grad()
+    def draw(self, head: RevealSetHead, revealed: RevealSet, uniforms: torch.Tensor) -> torch.LongTensor:
+        """Tokens (R, n) of S by a head, one after the other.
+
+        Args:
+            revealed: whose tokens play no part.
+            uniforms: (R, n), one for every token.
+        """
+        num_rows, n = revealed.places.shape
+        places_before = head.places_before(revealed.places)
+        caches = [Cache(num_rows, n, layer.self_attn) for layer in head.trunk.layers]
+        embedding = self.denoiser.get_input_embeddings()
+        project = self.denoiser.get_output_embeddings()
+
+        drawn = torch.empty_like(revealed.tokens)
+        before = torch.zeros_like(revealed.hidden[:, :1])
+        for j in range(n):
+            now = slice(j, j + 1)
+            hidden = revealed.hidden[:, now]
+            entered = head.entered(hidden, before, revealed.places[:, now], places_before[:, now])
+            corrected = head.corrected(hidden, entered, caches)
+
+            # The token of a row is where its uniform falls among the cumulative chances
+            logits = suppress_impossible(project(corrected[:, 0]).float(), self.config)
+            cumulative = logits.softmax(-1).cumsum(-1)
+            threshold = uniforms[:, now] * cumulative[:, -1:]
+            drawn[:, now] = torch.searchsorted(cumulative, threshold, right=True)
+            before = embedding(drawn[:, now])
+        return drawn
 
     def nats(self, hidden: torch.Tensor, revealed: RevealSet) -> torch.Tensor:
         """-log q of the text at S by hidden states (R, n, H): (N,), row by row."""
@@ -271,32 +341,27 @@ def train(study: Study, blocks, batch_size: int, path: Path, save_steps: int) ->
 
 
 @torch.no_grad()
-def calls_of_a_draw(study: Study, texts: torch.LongTensor, repeats: int = 5) -> float:
-    """Calls of the denoiser that take as long as a head takes to draw texts (R, L), at least.
+def calls_of_a_draw(study: Study, texts: torch.LongTensor, repeats: int = 3) -> float:
+    """Calls of the denoiser that take as long as a head takes to draw texts (R, L), in all T steps together.
 
-    Its tokens are drawn one after the other: L - 1 passes of one token. The tokens before it are not counted, which a
-    cache would hold, nor is the draw itself.
+    The best of some repetitions of either, in turn. What a step takes beside its call is not counted.
     """
     reader = study.reader
-    revealed = next(reader.paths(texts))
-    one_token = RevealSet(*(part[:, :1] for part in revealed))
+    reveal_sets = list(reader.paths(texts))
     everywhere = torch.ones_like(texts, dtype=torch.bool)
     masked = torch.full_like(texts, reader.config.mask_token_id)
     timesteps = torch.zeros(len(texts))
 
-    seconds = {"token": [], "denoiser": []}
+    seconds = {"draw": [], "denoiser": []}
     for _ in range(repeats):
         start = perf_counter()
-        for _ in range(PASSES):
-            corrected = study.heads[0](one_token, reader.embeddings(one_token))
-            reader.nats(corrected, one_token)
+        for revealed in reveal_sets:
+            reader.draw(study.heads[0], revealed, torch.rand(revealed.tokens.shape))
         middle = perf_counter()
         reader.denoiser(input_ids=masked, timesteps=timesteps, logits_at=everywhere)
         seconds["denoiser"].append(perf_counter() - middle)
-        seconds["token"].append((middle - start) / PASSES)
-
-    num_tokens = texts.shape[-1] - 1
-    return num_tokens * min(seconds["token"]) / min(seconds["denoiser"])
+        seconds["draw"].append(middle - start)
+    return min(seconds["draw"]) / min(seconds["denoiser"])
 
 
 def nats_of_spaced(model, rows: list[list[int]], num_steps: int, batch_size: int) -> torch.Tensor:

@@ -138,6 +138,39 @@ def test_padding_of_other_rows_changes_no_token(model):
     torch.testing.assert_close(of_both[0, :2], of_one[0])
 
 
+def test_tokens_are_drawn_from_the_distribution_that_gives_their_likelihood(model):
+    """40,000 draws of the same reveal set of two: every pair within five standard deviations, or four draws.
+
+    One of the 784 pairs is further off in less than 1 of 100 cases.
+    """
+    reader = recipe.Reader(model, num_steps=2)
+    head = trained_head()
+    one = reader.padded(
+        torch.randn(2, 16, generator=torch.Generator().manual_seed(0)),
+        torch.zeros(1, LENGTH, dtype=torch.long),
+        torch.isin(torch.arange(LENGTH), torch.tensor([2, 5])).unsqueeze(0),
+    )
+    many = recipe.RevealSet(*(part.expand(40_000, *part.shape[1:]) for part in one))
+    uniforms = torch.rand(40_000, 2, generator=torch.Generator().manual_seed(1))
+    drawn = reader.draw(head, many, uniforms)
+
+    # log q of all pairs of the 27 letters
+    size = model.config.vocab_size
+    pairs = torch.cartesian_prod(torch.arange(size), torch.arange(size))
+    all_pairs = recipe.RevealSet(
+        one.hidden.expand(len(pairs), -1, -1), pairs, one.places.expand_as(pairs), one.present.expand_as(pairs)
+    )
+    with torch.no_grad():
+        corrected = head(all_pairs, reader.embeddings(all_pairs))
+        chances = (-reader.nats(corrected, all_pairs).view(-1, 2).sum(-1)).exp()
+    assert float(chances.sum()) == pytest.approx(1, abs=1e-4)
+
+    frequencies = torch.bincount(drawn[:, 0] * size + drawn[:, 1], minlength=len(pairs)) / 40_000
+    allowed = 5 * (chances / 40_000).sqrt() + 4 / 40_000
+    assert ((frequencies - chances).abs() <= allowed).all()
+    assert torch.equal(reader.draw(head, many, uniforms), drawn)
+
+
 def test_heads_learn_that_all_letters_of_a_text_are_equal(folder, tmp_path):
     found = call(folder, tmp_path, max_steps=80)
     gains = found["gains"]
