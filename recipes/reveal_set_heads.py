@@ -19,6 +19,7 @@ denoiser's independent tokens on the same paths of the same texts, head by head,
 import io
 import json
 import math
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from time import perf_counter
@@ -29,12 +30,14 @@ import typer
 from torch import nn
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
+from edlm_hf.benchmarks.report import environment
 from edlm_hf.benchmarks.text_sets import load_blocks
 from edlm_hf.checkpoints import locate
 from edlm_hf.data import blocks_for
 from edlm_hf.evaluation import sampler_bound
 from edlm_hf.evaluation.estimate import mean_estimate, ratio_estimate
 from edlm_hf.files import write_atomically
+from edlm_hf.hidden_secrets import hide_in_command
 from edlm_hf.modeling.mdlm_blocks import ZeroLinear
 from edlm_hf.modeling.network_facts import longest_text
 from edlm_hf.modeling.positions import Positions
@@ -333,11 +336,16 @@ def train(study: Study, blocks, batch_size: int, path: Path, save_steps: int) ->
 
         # The gain of the heads over the last steps, in nats a token
         if step % LOG_EVERY == 0:
-            plain, *of_heads = torch.tensor(study.curve[-LOG_EVERY:]).mean(0).tolist()
+            plain, *of_heads = mean_of(torch.tensor(study.curve[-LOG_EVERY:]))
             gains = ", ".join(f"{plain - nats:+.4f}" for nats in of_heads)
             print(f"step {step}: {plain:.3f} nats/token, less by the heads: {gains}", flush=True)
         if step % save_steps == 0 or step == study.max_steps:
             study.save(path)
+
+
+def mean_of(part: torch.Tensor) -> list[float]:
+    """Nats a token over some steps (n, 1 + seeds): of the denoiser and of every head."""
+    return [round(value, 4) for value in part.mean(0).tolist()]
 
 
 @torch.no_grad()
@@ -381,8 +389,8 @@ def nats_of_spaced(model, rows: list[list[int]], num_steps: int, batch_size: int
 def measure(study: Study, model, tokenizer, rows: list[list[int]], num_steps: int, batch_size: int) -> dict:
     """Gains over `spaced` with T steps in bits per character, ± over texts: of the heads, and of more steps.
 
-    Of as many more steps as fit into the seconds of a draw by a head, for one text and for a batch, and paired on the
-    same texts.
+    Of as many more steps as take the seconds of a draw by a head, rounded down and up, for one text and for a batch.
+    They are paired on the same texts.
     """
     texts = torch.tensor(rows)
     characters = [len(tokenizer.decode(row[1:])) for row in rows]
@@ -395,19 +403,20 @@ def measure(study: Study, model, tokenizer, rows: list[list[int]], num_steps: in
     found["heads"] = bits_of_mean
 
     # Of the steps that take as long
-    calls = {size: calls_of_a_draw(study, texts[:size]) for size in (1, batch_size)}
-    steps = {size: num_steps + math.floor(of_draw) for size, of_draw in calls.items()}
-    nats = {T: nats_of_spaced(model, rows, T, batch_size) for T in {num_steps, *steps.values()}}
-    for size, as_long in steps.items():
-        saved = (nats[num_steps] - nats[as_long]) / math.log(2)
-        found[f"more steps, batch {size}"] = saved
-        found[f"heads - more steps, batch {size}"] = bits_of_mean - saved
+    calls = {f"batch {size}": calls_of_a_draw(study, texts[:size]) for size in (1, batch_size)}
+    rounded = {rounding(of_draw) for of_draw in calls.values() for rounding in (math.floor, math.ceil)}
+    plain = nats_of_spaced(model, rows, num_steps, batch_size)
+    for more in sorted(rounded - {0}):
+        saved = (plain - nats_of_spaced(model, rows, num_steps + more, batch_size)) / math.log(2)
+        found[f"T = {num_steps + more}"] = saved
+        found[f"heads - T = {num_steps + more}"] = bits_of_mean - saved
 
+    bound = ratio_estimate(plain / math.log(2), characters, "bits/character")
     gains = {name: ratio_estimate(bits, characters, "bits/character") for name, bits in found.items()}
     of_seeds = [gains[f"head, seed {seed}"].value for seed in range(len(bits_of_heads))]
     return {
-        "calls_of_a_draw": {f"batch {size}": value for size, value in calls.items()},
-        "num_steps_as_long": {f"batch {size}": value for size, value in steps.items()},
+        "bound_without_a_head": bound.to_dict(),
+        "calls_of_a_draw": calls,
         "gains": {name: estimate.to_dict() for name, estimate in gains.items()},
         "standard_error_over_seeds": mean_estimate(of_seeds, "bits/character").standard_error,
     }
@@ -439,6 +448,7 @@ def run(
 
     test = load_blocks(dataset, tokenizer, composite.config, length)
     rows = test.rows(num_texts)
+    command = " ".join(["python", *hide_in_command(sys.argv)])
     result = {
         "num_steps": num_steps,
         "training_steps": len(study.curve),
@@ -446,8 +456,9 @@ def run(
         "parameters_of_a_head": sum(p.numel() for p in study.heads[0].parameters()),
         "num_texts": len(rows),
         "dataset": dataset,
+        "environment": environment(torch.device("cpu")) | {"command": command},
         **measure(study, composite, tokenizer, rows, num_steps, batch_size),
-        "curve": [[round(value, 4) for value in row] for row in study.curve],
+        "curve": [mean_of(part) for part in torch.tensor(study.curve).split(LOG_EVERY)],
     }
     write_atomically(output / "results.json", (json.dumps(result) + "\n").encode())
     for name, gain in result["gains"].items():

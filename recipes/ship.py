@@ -63,7 +63,7 @@ of_prose = partial(
     Shipped,
     data="506 public-domain books, first published 1850-1928, of the collection mlschmitt/classic-books-markdown (nine "
     "others are the validation and test splits), as they are printed, in 4,096 tokens of a byte-level BPE.",
-    limits="The models of this family took 277 minutes together on two CPU cores: they show what the method does and "
+    limits="The models of this family took 302 minutes together on two CPU cores: they show what the method does and "
     "are no good writers. They know the English of books from 1850 to 1928, and the opinions of those books.",
 )
 PROSE_CAUSAL = (
@@ -79,6 +79,8 @@ PROSE_ENERGY = (
     once_more("train-denoiser", "denoiser", "continued", "third", "--seed 8 --learning_rate 3e-3"),
     once_more("train-denoiser", "denoiser", "third", "fourth", "--seed 9 --learning_rate 1.5e-3 --max_steps 1800"),
     recipe("train-drafts", "prose_cpu/drafts"),
+    f"{recipe('train-drafts', 'prose_cpu/drafts')} --denoiser prose-cpu-drafts --output_dir prose-cpu-drafts-second "
+    "--seed 10 --max_steps 1500",
     recipe("train-energy", "prose_cpu/energy"),
 )
 
