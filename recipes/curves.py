@@ -3,7 +3,7 @@
     python recipes/curves.py RUNS OUTPUT
 
 RUNS holds prose-cpu-autoregressive, prose-cpu-denoiser and prose-cpu-energy, and where they were trained the same
-with -continued, -third and -fourth, and prose-cpu-drafts. OUTPUT gets training.json and training.png, in which the
+with -continued, -third and -fourth, and prose-cpu-drafts with -second. OUTPUT gets training.json and training.png, in which the
 drafts are not drawn.
 """
 
@@ -16,6 +16,7 @@ from edlm_hf.benchmarks.figures import light_frame, new_figure, save_figure
 from edlm_hf.training import last_complete_checkpoint
 
 LIKELIHOODS = ("autoregressive", "denoiser")
+STAGES = ("second", "continued", "third", "fourth")
 ENERGY = "energy"
 DRAFTS = "drafts"
 MEASURED = "eval_bits_per_token"
@@ -78,8 +79,8 @@ def main():
     if (runs / f"prose-cpu-{DRAFTS}").exists():
         kinds.append(DRAFTS)
     logs = {kind: log_of(runs / f"prose-cpu-{kind}") for kind in kinds}
-    for kind in LIKELIHOODS:
-        for stage in ("continued", "third", "fourth"):
+    for kind in kinds:
+        for stage in STAGES:
             run = runs / f"prose-cpu-{kind}-{stage}"
             if run.exists():
                 logs[kind] += following(logs[kind], log_of(run))
