@@ -88,6 +88,11 @@ class AutoregressiveTarget:
 
         self.last: Reading | None = None
 
+    @property
+    def hidden_size(self) -> int | None:
+        """As `hidden_size_of` the model."""
+        return hidden_size_of(self.causal_lm)
+
     def read(
         self,
         rows: torch.LongTensor,

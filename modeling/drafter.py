@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import torch
 
-from .autoregressive_target import NextTokens, hidden_size_of
 from .confidence import likeliest_tokens
 from .draft_head import tokens_before
 from .masked_diffusion import sample_categorical
@@ -70,8 +69,7 @@ class Drafter:
         # (B, G), of the rows (B,) that have some
         self.reads_states = False
         if has_head and getattr(denoiser, "first_draft", None) is not None:
-            target_dim = hidden_size_of(process.target.causal_lm)
-            self.reads_states = denoiser.config.draft_target_dim == target_dim
+            self.reads_states = process.target.hidden_size == denoiser.config.draft_target_dim
         self.states: torch.Tensor | None = None
         self.has_state = torch.zeros(batch_size, dtype=torch.bool)
 
@@ -151,11 +149,8 @@ class Drafter:
         corrected = self.denoiser.hidden_of_first_drafts(hidden[has_state], before[has_state], states)
         return hidden.index_copy(0, has_state.nonzero()[:, 0].to(hidden.device), corrected.to(hidden))
 
-    def keep_states(self, rows: torch.LongTensor, target: NextTokens, number: torch.LongTensor) -> None:
-        """Keep the states by which the target gave position `number` (R,) of `rows` (R,), their last tokens."""
-        if not self.reads_states:
-            return
-        states = target.states(number).to(rows.device)
+    def keep_states(self, rows: torch.LongTensor, states: torch.Tensor) -> None:
+        """Keep the states (R, G) by which the target gave the last tokens of `rows` (R,)."""
         if self.states is None:
             self.states = states.new_zeros(len(self.has_state), states.shape[-1])
         self.states[rows] = states

@@ -150,7 +150,8 @@ class SpeculativeSampling:
         num_drafts = is_draft.sum(-1)
         num_accepted = is_filled.sum(-1) - 1
         self.records.keep_drafts(step, num_drafts, num_accepted)
-        self.drafter.keep_states(rows, target, num_accepted)
+        if self.drafter.reads_states:
+            self.drafter.keep_states(rows, target.states(num_accepted).to(rows.device))
         return ids
 
     def decide(

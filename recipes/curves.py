@@ -3,8 +3,8 @@
     python recipes/curves.py RUNS OUTPUT
 
 RUNS holds prose-cpu-autoregressive, prose-cpu-denoiser and prose-cpu-energy, and where they were trained the same
-with -continued, -third and -fourth, and prose-cpu-drafts with -second. OUTPUT gets training.json and training.png, in which the
-drafts are not drawn.
+with -continued, -third and -fourth, and prose-cpu-drafts with -second. OUTPUT gets training.json
+and training.png, in which the drafts are not drawn.
 """
 
 import json
