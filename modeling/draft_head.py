@@ -190,7 +190,8 @@ class DraftHeadMixin:
         """The hidden states (N, H) of the first drafts of a round.
 
         Args:
-            hidden, previous_ids: as in `hidden_of_drafts`.
+            hidden: (N, H) of `hidden_at`.
+            previous_ids: (N, 2) as in `hidden_of_drafts`.
             target_hidden: (N, G) the target's states where it gave the tokens before, 0 for none.
         """
         embeddings = self.embeddings_of(previous_ids)

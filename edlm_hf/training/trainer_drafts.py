@@ -85,7 +85,6 @@ class DraftTrainer(EDLMTrainer):
     def __init__(self, *args, target: nn.Module | None = None, **kwargs):
         self.target = target
         super().__init__(*args, **kwargs)
-        self.learns_first = target is not None and self.model.first_draft is not None
         names = ("loss", *self.measures())
         self.measured = (*names, *(f"{name}_without_head" for name in self.measures()), "tokens")
         if target is not None:
@@ -93,8 +92,6 @@ class DraftTrainer(EDLMTrainer):
             self.reader.prepare(num_ids(self.model), text_length=1)
             self.reader.scorer.excluded_rows(num_ids(target), torch.device("cpu"))  # has all tokens
             target.requires_grad_(False).eval().to(self.args.device)
-        if self.learns_first:
-            check_states(target, self.model.config.draft_target_dim)
 
         # The loss is divided by the items of the whole step: the Trainer must not average it again
         self.model_accepts_loss_kwargs = True
@@ -112,6 +109,7 @@ class DraftTrainer(EDLMTrainer):
 
         parameters = model.config.noise_schedule_params or {}
         self.schedule = make_schedule(model.config.noise_schedule, **parameters)
+        self.learns_first = reads_states(model, self.target)
         self.freeze_rest(model)
         return model
 
@@ -121,13 +119,13 @@ class DraftTrainer(EDLMTrainer):
         return "nll", *of_target, *(("first_refused",) if self.learns_first else ())
 
     def freeze_rest(self, model):
-        """Freeze all but the head, and the one of the first draft where there is a target to read."""
+        """Freeze all but the head, and the one of the first draft where it reads the target."""
         freeze(model)
         thaw(model.draft_head)
         model.draft_head.requires_grad_(True)
         if model.first_draft is not None:
             thaw(model.first_draft)
-            model.first_draft.requires_grad_(self.target is not None)
+            model.first_draft.requires_grad_(self.learns_first)
 
     def items(self, labels):
         """Rows that can be cut, (B, 1) bool."""
@@ -216,7 +214,8 @@ class DraftTrainer(EDLMTrainer):
         """Logits (N, V) at the drafts, of the frozen denoiser and of the heads.
 
         Args:
-            masked, drafted: (B, L) bool.
+            masked: (B, L) bool.
+            drafted: (B, L) bool.
             first_states: (B, G) of the target before the first draft of every row.
         """
         # The time of x_t is the one at which the forward process masks this share
@@ -335,17 +334,22 @@ def states_before(
     return states[rows, (columns - 2).clamp_min(0)]
 
 
-def check_states(target: nn.Module, target_dim: int) -> None:
-    """Raise ValueError unless the states of the target have the size that a first draft reads."""
-    size = hidden_size_of(target)
-    if size == target_dim:
-        return
-    has = "gives no states that a draft could read" if size is None else f"has states of {size} numbers"
-    advice = "add_draft_head(width)" if size is None else f"add_first_draft({size})"
-    raise ValueError(
-        f"The first draft of the denoiser reads states of {target_dim} numbers, but the target, a "
-        f"{type(target).__name__}, {has}. Give the denoiser a new head: {advice}."
-    )
+def reads_states(model: nn.Module, target: nn.Module | None) -> bool:
+    """Whether the first draft of a denoiser reads this target. Without states to read it stays as it is.
+
+    Raises:
+        ValueError: it reads states of another size.
+    """
+    size = None if target is None else hidden_size_of(target)
+    if size is None or model.first_draft is None:
+        return False
+    target_dim = model.config.draft_target_dim
+    if size != target_dim:
+        raise ValueError(
+            f"The first draft of the denoiser reads states of {target_dim} numbers, but the target, a "
+            f"{type(target).__name__}, has states of {size}. Give the denoiser a new one: add_first_draft({size})."
+        )
+    return True
 
 
 __all__ = ["DraftArguments", "DraftTrainer"]

@@ -96,6 +96,15 @@ def test_the_command_saves_the_denoiser_of_a_composite_with_its_head(tmp_path, m
 
     result = json.loads(called.stdout)
     assert 0 < result["eval_refused"] <= result["eval_refused_without_head"] < 1
+    assert MDLMForMaskedLM.from_pretrained(tmp_path / "of-target").config.draft_target_dim == 16
+
+    # A head that is there stays, and gets a first draft that reads the target
+    options = {"denoiser": folder, "draft_width": 8, "output_dir": tmp_path / "first"}
+    called = call(**options, autoregressive=tmp_path / "causal", max_steps=1, learning_rate=1e-9, ema_decay=0.0)
+    first = MDLMForMaskedLM.from_pretrained(tmp_path / "first")
+    torch.testing.assert_close(first.draft_head.leave.weight, drafter.draft_head.leave.weight)
+    found = json.loads(called.stdout)
+    assert found["eval_first_refused"] == pytest.approx(found["eval_first_refused_without_head"], abs=1e-3)
 
     told = call(output_dir=tmp_path / "other")
     assert told.exit_code == 1 and "Give denoiser" in told.stderr
