@@ -68,7 +68,7 @@ class MDLMConfig(PreTrainedConfig):
         causal: the paper's autoregressive baseline: causal attention, no conditioning.
         draft_width: width of the denoiser's `draft_head` (draft_head.py), 0 for none.
         draft_target_dim: hidden size of the autoregressive model whose states its `first_draft`
-            reads, 0 for none.
+            reads, 0 for none, as without a head.
         noise_schedule: `loglinear`, `cosine`, `cosinesqr`, `geometric` or `linear`.
         noise_schedule_params: keyword arguments of the schedule (`eps`, or `sigma_min` and
             `sigma_max`).
@@ -116,6 +116,8 @@ class MDLMConfig(PreTrainedConfig):
         if self.mask_token_id is None:
             self.mask_token_id = self.vocab_size - 1
         self.noise_schedule = canonical_schedule_name(self.noise_schedule)
+        if self.draft_width == 0:
+            self.draft_target_dim = 0
         super().__post_init__(**kwargs)
 
         # Published files store `return_dict: false`, which would turn every output into a tuple.
@@ -143,10 +145,10 @@ class MDLMConfig(PreTrainedConfig):
                 f"draft_width is {self.draft_width} with causal={self.causal}, but it must be 0 (no head), or at least "
                 "1 for a denoiser: a causal model drafts nothing."
             )
-        if self.draft_target_dim < 0 or (self.draft_target_dim and not self.draft_width):
+        if self.draft_target_dim < 0:
             raise ValueError(
-                f"draft_target_dim is {self.draft_target_dim} with draft_width={self.draft_width}, but it must be 0, "
-                "or the hidden size of an autoregressive model beside a draft_width of at least 1."
+                f"draft_target_dim is {self.draft_target_dim}, but it must be the hidden size of an autoregressive "
+                "model, or 0 for none."
             )
 
         # The schedule checks its own parameters

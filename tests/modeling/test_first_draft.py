@@ -9,7 +9,7 @@ from speculation import combine, sample
 from speculative_networks import CAUSAL, LENGTH, MASK_ID, PROMPTS, RAGGED, VOCABULARY
 from transformers import AutoModelForMaskedLM
 
-from edlm_hf import MDLMForMaskedLM, MDLMModel
+from edlm_hf import MDLMConfig, MDLMForMaskedLM, MDLMModel
 
 IDS = torch.tensor([[3, 12, 5, 0, 12, 12], [1, 2, 12, 12, 12, 12]])
 AT = torch.tensor([[False, True, False, False, True, False], [False, False, False, False, False, True]])
@@ -74,9 +74,16 @@ def test_sizes_without_a_meaning_are_refused():
         tiny_denoiser().add_first_draft(7)
     with pytest.raises(ValueError, match="target_dim is 0, but it must be the hidden size of the target"):
         tiny_denoiser(draft_width=2).add_first_draft(0)
-    for sizes in ({"draft_target_dim": 7}, {"draft_target_dim": -1, "draft_width": 2}):
-        with pytest.raises(ValueError, match="draft_target_dim is .*beside a draft_width of at least 1"):
-            tiny_config(**sizes)
+    with pytest.raises(ValueError, match="draft_target_dim is -1, but it must be the hidden size"):
+        tiny_config(draft_target_dim=-1, draft_width=2)
+
+
+def test_a_configuration_without_a_head_is_one_without_a_first_draft():
+    """So that the sizes of a denoiser with both may be those of a causal model with `draft_width` at 0."""
+    sizes = tiny_config(draft_width=2, draft_target_dim=7).to_dict()
+    config = MDLMConfig(**sizes | {"causal": True, "draft_width": 0})
+    assert config.draft_target_dim == 0
+    assert MDLMForMaskedLM(MDLMConfig(**sizes | {"draft_width": 0})).first_draft is None
 
 
 def test_it_is_saved_and_loaded_and_starts_new_on_a_trunk(tmp_path):
