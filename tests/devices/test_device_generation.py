@@ -69,7 +69,7 @@ def test_all_options_give_the_tokens_of_the_cpu(accelerator, rules, name):
         check_same_tokens(accelerator, on_cpu, on_device, num_candidates=2, max_denoising_steps=3, **options, **RAGGED)
 
 
-@pytest.mark.parametrize("name", ["ar", "gpt2", "coar"])
+@pytest.mark.parametrize("name", ["ar", "drafts", "gpt2", "coar"])
 def test_speculative_sampling_gives_the_tokens_of_the_cpu(accelerator, rules, name):
     on_cpu, on_device = both(accelerator, name)
     options = {"sampler": "speculative", "draft_length": 2}

@@ -51,6 +51,7 @@ MODELS = {
     "mdlm": lambda: build(tiny_denoiser()),
     "time": lambda: build(tiny_denoiser(time_conditioning=True)),
     "ar": lambda: build(tiny_denoiser(), tiny_causal(bos_token_id=10)),
+    "drafts": lambda: build(tiny_denoiser(draft_width=4, draft_target_dim=16), tiny_causal(bos_token_id=10)),
     "gpt2": lambda: build(tiny_denoiser(), tiny_gpt2()),
     "coar": lambda: build(tiny_denoiser(), tiny_causal(bos_token_id=10), energy_type="coar"),
     "nce": lambda: build(tiny_denoiser(), nce()),
