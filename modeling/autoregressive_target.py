@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from .causal_log_probs import TokenScorer
+from .causal_log_probs import TokenScorer, hidden_size_of
 from .causal_texts import StartToken
 from .configuration_edlm import EDLMConfig
 from .masked_diffusion import at_least_float32
@@ -40,7 +40,7 @@ class NextTokens:
         return self.logits_of(self.features[rows, columns])
 
     def states(self, number: torch.LongTensor) -> torch.Tensor:
-        """Features (R, ...) of every row at its position `number` (R,), counted from 0."""
+        """Features (R, ...) of every row at its position `number` (R,)."""
         rows = torch.arange(len(self.first), device=self.first.device)
         columns = self.first + number.to(self.first.device)
         return self.features[rows, columns]
@@ -90,7 +90,7 @@ class AutoregressiveTarget:
 
     @property
     def hidden_size(self) -> int | None:
-        """As `hidden_size_of` the model."""
+        """Of the states, None where these are logits."""
         return hidden_size_of(self.causal_lm)
 
     def read(
@@ -211,13 +211,6 @@ class AutoregressiveTarget:
 
         # Rows that the denoiser does not have are left out, and those that the model lacks put in
         return nn.functional.pad(logits, (0, self.vocab_size - num_rows), value=-torch.inf)
-
-
-def hidden_size_of(causal_lm: nn.Module) -> int | None:
-    """The size of the states of a target that drafts can read, None for a model that is not one of ours."""
-    if not hasattr(causal_lm, "projection"):
-        return None
-    return causal_lm.config.hidden_size
 
 
 def rolled_back(

@@ -124,6 +124,18 @@ def count_up_to_last(flags: torch.Tensor) -> int:
     return int(numbers[-1]) + 1 if len(numbers) else 0
 
 
+def has_trunk(causal_lm: nn.Module) -> bool:
+    """Whether a causal model is one of ours, whose hidden states can be read without logits."""
+    return hasattr(causal_lm, "projection")
+
+
+def hidden_size_of(causal_lm: nn.Module | None) -> int | None:
+    """The size of the hidden states of a causal model that drafts can read, None where they cannot."""
+    if causal_lm is None or not has_trunk(causal_lm):
+        return None
+    return causal_lm.config.hidden_size
+
+
 class TokenScorer:
     """Scores tokens under a causal language model without the logits of a whole batch.
 
@@ -141,7 +153,7 @@ class TokenScorer:
 
     def __init__(self, causal_lm: nn.Module, never_emitted: torch.Tensor):
         self.causal_lm = causal_lm
-        self.has_trunk = hasattr(causal_lm, "projection")
+        self.has_trunk = has_trunk(causal_lm)
         self.network = causal_lm.backbone if self.has_trunk else causal_lm
         self.never_emitted = never_emitted
 

@@ -17,15 +17,37 @@ from .network_facts import on_device_of
 from .projection import precision_of
 
 
-class DraftHead(nn.Module):
+class Correction(nn.Module):
+    """B silu(A [norm x, norm y, ..]) of some vectors, where norm makes the mean 0 and the variance 1.
+
+    B starts at zero: an untrained head changes nothing.
+
+    Args:
+        input_dim: numbers of all vectors together.
+        hidden_dim: H.
+        width: W.
+    """
+
+    def __init__(self, input_dim: int, hidden_dim: int, width: int):
+        super().__init__()
+        self.enter = nn.Linear(input_dim, width)  # A
+        self.leave = ZeroLinear(width, hidden_dim, bias=False)  # B
+
+    def correction(self, *vectors: torch.Tensor) -> torch.Tensor:
+        """(N, H) of the vectors (N, ...)."""
+        dtype = precision_of(self.enter, vectors[0].dtype)
+        normed = [nn.functional.layer_norm(vector, vector.shape[-1:]).to(dtype) for vector in vectors]
+        entered = self.enter(torch.cat(normed, dim=-1))
+        return self.leave(nn.functional.silu(entered))
+
+
+class DraftHead(Correction):
     """The hidden state of a draft, corrected by the tokens before it.
 
     h_i' = h_i + B silu(A [norm h_i, norm e(x_{i-1}), norm e(x_{i-2})])
 
     h_i is the denoiser's hidden state before the projection to the vocabulary, e(x) its embedding of
-    a token, and norm makes the mean 0 and the variance 1. B starts at zero, so that a head that was
-    not trained changes nothing. Drafts that depend on earlier drafts are those of Hydra (arXiv
-    2402.05109).
+    a token. Drafts that depend on earlier drafts are those of Hydra (arXiv 2402.05109).
 
     Args:
         hidden_dim: H.
@@ -35,9 +57,7 @@ class DraftHead(nn.Module):
     TOKENS_BEFORE = 2
 
     def __init__(self, hidden_dim: int, width: int):
-        super().__init__()
-        self.enter = nn.Linear((1 + self.TOKENS_BEFORE) * hidden_dim, width)  # A
-        self.leave = ZeroLinear(width, hidden_dim, bias=False)  # B
+        super().__init__((1 + self.TOKENS_BEFORE) * hidden_dim, hidden_dim, width)
 
     def forward(self, hidden: torch.Tensor, embeddings: torch.Tensor) -> torch.Tensor:
         """Corrected hidden states (N, H).
@@ -46,18 +66,10 @@ class DraftHead(nn.Module):
             hidden: (N, H).
             embeddings: (N, 2, H) of the token before each position, and of the one before that.
         """
-        # [h_i, e(x_{i-1}), e(x_{i-2})], each normalised by itself: (N, 3, H)
-        dtype = precision_of(self.enter, hidden.dtype)
-        inputs = torch.cat([hidden.unsqueeze(1), embeddings.to(hidden)], dim=1)
-        inputs = nn.functional.layer_norm(inputs, inputs.shape[-1:])
-
-        # (N, 3H) -> (N, W) -> (N, H)
-        entered = self.enter(inputs.flatten(1).to(dtype))
-        inner = nn.functional.silu(entered)
-        return hidden + self.leave(inner).to(hidden.dtype)
+        return hidden + self.correction(hidden, *embeddings.unbind(1)).to(hidden.dtype)
 
 
-class FirstDraft(nn.Module):
+class FirstDraft(Correction):
     """The hidden state of the first draft of a round, corrected by what the target has read.
 
     h_i' = a h_i + b C(f, x_{i-1}, x_{i-2}),  C = B silu(A [norm f, norm e(x_{i-1}), norm e(x_{i-2})])
@@ -66,7 +78,7 @@ class FirstDraft(nn.Module):
     tokens before that one. Drafts from the target's states are those of EAGLE (arXiv 2401.15077).
     Logits are linear in h', so that the draft is a product of experts: of the denoiser, which sees
     x_{i-1} and the masks after it, and of C, which learns alone, at every position of a text. a and b
-    are numbers that start at 1, and B starts at zero.
+    are numbers that start at 1.
 
     Args:
         hidden_dim: H.
@@ -75,9 +87,7 @@ class FirstDraft(nn.Module):
     """
 
     def __init__(self, hidden_dim: int, target_dim: int, width: int):
-        super().__init__()
-        self.enter = nn.Linear(target_dim + DraftHead.TOKENS_BEFORE * hidden_dim, width)  # A
-        self.leave = ZeroLinear(width, hidden_dim, bias=False)  # B
+        super().__init__(target_dim + DraftHead.TOKENS_BEFORE * hidden_dim, hidden_dim, width)
         self.shares = nn.Parameter(torch.ones(2))  # a and b
 
     def forward(
@@ -90,24 +100,19 @@ class FirstDraft(nn.Module):
 
         Args:
             hidden: (N, H).
-            target_hidden: (N, G), 0 where the target has read nothing.
-            embeddings: (N, 2, H) of the token before each position, and of the one before that.
+            target_hidden: (N, G).
+            embeddings: (N, 2, H) as in `DraftHead`.
         """
-        # C learns alone: the few first drafts of a step would only disturb it
-        expert = self.of_target(target_hidden, embeddings).detach().to(hidden)
+        # C learns alone. Its gradient is 0 here and not absent, since DDP looks for its weights
+        expert = self.of_target(target_hidden, embeddings).to(hidden)
+        if expert.requires_grad:
+            expert.register_hook(torch.zeros_like)
         of_denoiser, of_target = self.shares.to(hidden)
         return of_denoiser * hidden + of_target * expert
 
     def of_target(self, target_hidden: torch.Tensor, embeddings: torch.Tensor) -> torch.Tensor:
         """C (N, H), the expert that needs no denoiser."""
-        # [f, e(x_{i-1}), e(x_{i-2})], each normalised by itself: (N, G + 2H)
-        dtype = precision_of(self.enter, target_hidden.dtype)
-        parts = [target_hidden, *embeddings.unbind(1)]
-        inputs = [nn.functional.layer_norm(part, part.shape[-1:]).to(dtype) for part in parts]
-
-        # (N, G + 2H) -> (N, W) -> (N, H)
-        entered = self.enter(torch.cat(inputs, dim=-1))
-        return self.leave(nn.functional.silu(entered))
+        return self.correction(target_hidden, *embeddings.unbind(1))
 
 
 class DraftHeadMixin:
@@ -122,14 +127,16 @@ class DraftHeadMixin:
             initialization.ones_(module.shares)
 
     def make_draft_heads(self) -> None:
-        """New heads as the configuration has them."""
-        width = self.config.draft_width
-        target_dim = self.config.draft_target_dim
-        self.draft_head = DraftHead(self.config.hidden_dim, width) if width else None
-        self.first_draft = FirstDraft(self.config.hidden_dim, target_dim, width) if target_dim else None
+        """The heads that the configuration has."""
+        sizes = self.config
+        self.draft_head = self.first_draft = None
+        if sizes.draft_width:
+            self.draft_head = DraftHead(sizes.hidden_dim, sizes.draft_width)
+        if sizes.draft_target_dim:
+            self.first_draft = FirstDraft(sizes.hidden_dim, sizes.draft_target_dim, sizes.draft_width)
 
     def add_draft_head(self, width: int) -> None:
-        """Give the denoiser a new head, in place of one that it may have.
+        """Give the denoiser a new head.
 
         Raises:
             ValueError: the width is not positive.
@@ -142,7 +149,7 @@ class DraftHeadMixin:
         self.start(self.draft_head)
 
     def add_first_draft(self, target_dim: int) -> None:
-        """Let the first draft of a round read the target, too, by a new head of the same width.
+        """Let the first draft of a round read the target, by a new head of the same width.
 
         Args:
             target_dim: G, the hidden size of the target.
@@ -150,15 +157,13 @@ class DraftHeadMixin:
         Raises:
             ValueError: there is no draft head, or the size is not positive.
         """
-        width = self.config.draft_width
-        if not width:
-            raise ValueError(
-                "A first draft that reads the target needs a draft head: call add_draft_head(width) first."
-            )
+        if self.draft_head is None:
+            raise ValueError("A first draft that reads its target needs a draft head: call add_draft_head(width).")
         if target_dim < 1:
             raise ValueError(f"target_dim is {target_dim}, but it must be the hidden size of the target, at least 1.")
-        self.config.draft_target_dim = target_dim
-        self.first_draft = FirstDraft(self.config.hidden_dim, target_dim, width)
+        sizes = self.config
+        sizes.draft_target_dim = target_dim
+        self.first_draft = FirstDraft(sizes.hidden_dim, target_dim, sizes.draft_width)
         self.start(self.first_draft)
 
     def start(self, head: nn.Module) -> None:
@@ -170,6 +175,7 @@ class DraftHeadMixin:
         self,
         hidden: torch.Tensor,
         previous_ids: torch.LongTensor,
+        target_hidden: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """The hidden states (N, H) of drafts after the tokens before them.
 
@@ -177,26 +183,12 @@ class DraftHeadMixin:
             hidden: (N, H) of `hidden_at`.
             previous_ids: (N, 2) the token before each draft and the one before that, the mask token
                 where a text begins.
-        """
-        hidden, embeddings = on_device_of(self.draft_head, hidden, self.embeddings_of(previous_ids))
-        return self.draft_head(hidden, embeddings)
-
-    def hidden_of_first_drafts(
-        self,
-        hidden: torch.Tensor,
-        previous_ids: torch.LongTensor,
-        target_hidden: torch.Tensor,
-    ) -> torch.Tensor:
-        """The hidden states (N, H) of the first drafts of a round.
-
-        Args:
-            hidden: (N, H) of `hidden_at`.
-            previous_ids: (N, 2) as in `hidden_of_drafts`.
-            target_hidden: (N, G) the target's states where it gave the tokens before, 0 for none.
+            target_hidden: (N, G) for first drafts, the target's states where it gave the tokens before.
         """
         embeddings = self.embeddings_of(previous_ids)
-        inputs = on_device_of(self.first_draft, hidden, target_hidden, embeddings)
-        return self.first_draft(*inputs)
+        if target_hidden is None:
+            return self.draft_head(*on_device_of(self.draft_head, hidden, embeddings))
+        return self.first_draft(*on_device_of(self.first_draft, hidden, target_hidden, embeddings))
 
     def embeddings_of(self, previous_ids: torch.LongTensor) -> torch.Tensor:
         """(N, 2, H) of tokens (N, 2)."""

@@ -52,7 +52,7 @@ class Drafter:
 
     The marginals p_theta(. | x_t) of the denoiser are independent of each other. With a draft head
     (draft_head.py) x_i ~ q_i(. | x_{i-1}, x_{i-2}) from left to right, but x_1, whose tokens before are
-    visible, is still the denoiser's own. With a head of the first draft, q_1 is corrected by the state
+    visible, is the denoiser's own. With a head of the first draft, q_1 is corrected by the state
     of the target where it gave the token before, in the round before. The first round has no such state.
     """
 
@@ -65,10 +65,10 @@ class Drafter:
         has_head = getattr(denoiser, "draft_head", None) is not None
         self.denoiser = denoiser if has_head else None
 
-        # Whether the first draft reads the states of this target. Those of the last tokens are
-        # (B, G), of the rows (B,) that have some
+        # Whether the first draft reads this target, whose states at the last tokens are (B, G), of
+        # the rows (B,) that have some
         self.reads_states = False
-        if has_head and getattr(denoiser, "first_draft", None) is not None:
+        if getattr(denoiser, "first_draft", None) is not None:
             self.reads_states = process.target.hidden_size == denoiser.config.draft_target_dim
         self.states: torch.Tensor | None = None
         self.has_state = torch.zeros(batch_size, dtype=torch.bool)
@@ -141,13 +141,14 @@ class Drafter:
         hidden: torch.Tensor,
         before: torch.LongTensor,
     ) -> torch.Tensor:
-        """Hidden states (N, H) of the first drafts of some `rows` (N,), corrected where there is a state."""
+        """Hidden states (N, H) of the first drafts of `rows` (N,), corrected where there is a state."""
         has_state = self.has_state[rows.cpu()]
         if not bool(has_state.any()):
             return hidden
         states = self.states[rows[has_state]]
-        corrected = self.denoiser.hidden_of_first_drafts(hidden[has_state], before[has_state], states)
-        return hidden.index_copy(0, has_state.nonzero()[:, 0].to(hidden.device), corrected.to(hidden))
+        corrected = self.denoiser.hidden_of_drafts(hidden[has_state], before[has_state], states)
+        hidden[has_state] = corrected.to(hidden)
+        return hidden
 
     def keep_states(self, rows: torch.LongTensor, states: torch.Tensor) -> None:
         """Keep the states (R, G) by which the target gave the last tokens of `rows` (R,)."""

@@ -90,7 +90,7 @@ class MDLMForMaskedLM(DraftHeadMixin, MDLMHeadedModel, MaskedDiffusionGeneration
             previous_ids: (N, 2) the two tokens before these, by which the draft head corrects the
                 logits (`hidden_of_drafts`).
             target_hidden: (B, G) the target's states before the first of these positions of every row,
-                by which the logits of that one are corrected instead (`hidden_of_first_drafts`).
+                by which the logits of that one are corrected instead.
 
         Raises:
             ValueError: both `labels` and `logits_at`, `previous_ids` or `target_hidden` without the
@@ -125,7 +125,7 @@ class MDLMForMaskedLM(DraftHeadMixin, MDLMHeadedModel, MaskedDiffusionGeneration
                 is_first = (logits_at.cumsum(-1) == 1)[logits_at]
                 rows = logits_at.any(-1)
                 of_first = (hidden_states[is_first], previous_ids[is_first], target_hidden[rows])
-                corrected[is_first] = self.hidden_of_first_drafts(*of_first).to(corrected)
+                corrected[is_first] = self.hidden_of_drafts(*of_first).to(corrected)
             hidden_states = corrected
         logits = self.get_output_embeddings()(hidden_states)
 

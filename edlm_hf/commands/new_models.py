@@ -9,7 +9,7 @@ import edlm_hf
 from edlm_hf.commands.training_flags import DataArguments, DraftModelArguments, EnergyModelArguments, ModelArguments
 from edlm_hf.energy_adapters import energy_lora
 from edlm_hf.loading import load_denoiser, load_energy
-from edlm_hf.modeling.autoregressive_target import hidden_size_of
+from edlm_hf.modeling.causal_log_probs import hidden_size_of
 from edlm_hf.modeling.network_facts import longest_text, num_ids
 from edlm_hf.modeling.vocabulary import absent_ids
 from edlm_hf.tokenization import vocabulary_rows
@@ -150,7 +150,7 @@ def new_drafter(parts: DraftModelArguments, target: nn.Module | None) -> edlm_hf
         denoiser.add_draft_head(parts.draft_width)
 
     # The first draft reads the states of a target that has some
-    target_dim = None if target is None else hidden_size_of(target)
+    target_dim = hidden_size_of(target)
     if target_dim and denoiser.config.draft_target_dim != target_dim:
         denoiser.add_first_draft(target_dim)
     return denoiser

@@ -1,12 +1,14 @@
 """Training of a denoiser's draft head, whose drafts an autoregressive model is to accept."""
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
 from edlm_hf.evaluation.estimate import mean_estimate
-from edlm_hf.modeling.autoregressive_target import AutoregressiveTarget, hidden_size_of
+from edlm_hf.modeling.autoregressive_target import AutoregressiveTarget
+from edlm_hf.modeling.causal_log_probs import hidden_size_of
 from edlm_hf.modeling.draft_head import tokens_before
 from edlm_hf.modeling.masked_diffusion import make_schedule
 from edlm_hf.modeling.network_facts import num_ids
@@ -46,6 +48,33 @@ class DraftArguments(EDLMTrainingArguments):
             )
 
 
+class Round(NamedTuple):
+    """A cut of every row, and what is drafted after it: (B, L) bool each.
+
+    Args:
+        modelled: the tokens that count.
+        masked: all from the cut on.
+        first: the first draft, at the cut, if it learns. Nothing otherwise.
+        later: the drafts after the first one.
+        states: (B, L, G) of the target, which has read the text, None without one.
+    """
+
+    modelled: torch.Tensor
+    masked: torch.Tensor
+    first: torch.Tensor
+    later: torch.Tensor
+    states: torch.Tensor | None
+
+    @property
+    def drafted(self) -> torch.Tensor:
+        """All drafts."""
+        return self.first | self.later
+
+    def states_before(self) -> torch.Tensor:
+        """The states (B, L, G) by which the target gave the tokens before, two columns before each place."""
+        return self.states.roll(2, dims=1)
+
+
 class DraftTrainer(EDLMTrainer):
     """Trains the drafts of a round, by the text's own tokens or by the model that is to accept them.
 
@@ -77,7 +106,8 @@ class DraftTrainer(EDLMTrainer):
 
     Raises:
         ValueError: as in `EDLMTrainer`, or the model has no head, or FSDP, or the target lacks
-            tokens of the denoiser, or its states are not those that the `first_draft` reads.
+            tokens of the denoiser, or its states have another size than those that the
+            `first_draft` reads.
     """
 
     arguments_class = DraftArguments
@@ -162,37 +192,41 @@ class DraftTrainer(EDLMTrainer):
             (B,) `loss`, `nll`, with a target `refused`, of a first draft that learns `first_refused`,
             and `tokens`, the number of drafts after the first one.
         """
-        clean = inputs["input_ids"]  # (B, L)
+        drawn = self.draw_round(inputs, cut_uniforms)
+        return self.measure_round(model, inputs, drawn, with_head)
+
+    def draw_round(self, inputs: dict, cut_uniforms: torch.Tensor) -> Round:
+        """The cuts (B,) that the uniforms decide, and what the target has read."""
         modelled = self.modelled(inputs["labels"])
         masked, later = drafts_after(modelled, cut_uniforms, self.args.draft_length)
+        first = masked & (masked.cumsum(-1) == 1) & self.learns_first
+        states = None if self.target is None else self.target_states(inputs["input_ids"])
+        return Round(modelled, masked, first, later, states)
 
-        # The drafts, of which the first stands at the cut
-        is_first = masked & (masked.cumsum(-1) == 1)
-        drafted = later | is_first if self.learns_first else later
-        states = None if self.target is None else self.target_states(clean)
-        first_states = None
-        if self.learns_first:
-            first_states = states_before(states, *every_row(is_first))
-        logits = self.logits(model, inputs, masked, drafted, first_states, with_head)  # (N, V)
+    def measure_round(self, model, inputs: dict, drawn: Round, with_head: bool) -> dict[str, torch.Tensor]:
+        """`measure` after given cuts."""
+        clean = inputs["input_ids"]  # (B, L)
+        logits = self.logits(model, inputs, drawn, with_head)  # (N, V)
 
         # (B,) means of values (B, L) over the drafts after the first one
-        num_later = later.sum(-1)
+        num_later = drawn.later.sum(-1)
 
         def mean(values: torch.Tensor) -> torch.Tensor:
-            return values.masked_fill(~later, 0).sum(-1) / num_later.clamp_min(1)
+            return values.masked_fill(~drawn.later, 0).sum(-1) / num_later.clamp_min(1)
 
-        nll = mean(masked_token_losses(logits, clean, drafted, self.model.config.mask_token_id))
+        nll = mean(masked_token_losses(logits, clean, drawn.drafted, self.model.config.mask_token_id))
         of_rows = {"loss": nll, "nll": nll, "tokens": num_later}
         if self.target is None:
             return of_rows
 
         # (B, L): what the target refuses, and for a first draft that learns what it refuses of it
-        refused, losses = self.losses(logits, states, drafted)
+        refused, losses = self.losses(logits, drawn.states, drawn.drafted)
         of_rows |= {"loss": mean(losses), "refused": mean(refused)}
         if self.learns_first:
-            of_rows["first_refused"] = refused.masked_fill(~is_first, 0).sum(-1)
-            of_rows["loss"] += losses.masked_fill(~is_first, 0).sum(-1)
-            of_rows["loss"] += self.losses_of_target(clean, modelled & ~masked, states)
+            of_rows["first_refused"] = refused.masked_fill(~drawn.first, 0).sum(-1)
+            of_rows["loss"] += losses.masked_fill(~drawn.first, 0).sum(-1)
+        if self.learns_first and with_head:
+            of_rows["loss"] += self.losses_of_target(clean, drawn)
         return of_rows
 
     def modelled(self, labels: torch.LongTensor) -> torch.Tensor:
@@ -202,42 +236,33 @@ class DraftTrainer(EDLMTrainer):
             modelled[:, :2] = False
         return modelled
 
-    def logits(
-        self,
-        model,
-        inputs: dict,
-        masked: torch.Tensor,
-        drafted: torch.Tensor,
-        first_states: torch.Tensor | None,
-        with_head: bool,
-    ) -> torch.Tensor:
-        """Logits (N, V) at the drafts, of the frozen denoiser and of the heads.
-
-        Args:
-            masked: (B, L) bool.
-            drafted: (B, L) bool.
-            first_states: (B, G) of the target before the first draft of every row.
-        """
+    def logits(self, model, inputs: dict, drawn: Round, with_head: bool) -> torch.Tensor:
+        """Logits (N, V) at the drafts, of the frozen denoiser and of the heads."""
         # The time of x_t is the one at which the forward process masks this share
-        modelled = self.modelled(inputs["labels"])
-        num_masked = (masked & modelled).sum(-1)
-        share = num_masked / modelled.sum(-1).clamp_min(1)
+        num_masked = (drawn.masked & drawn.modelled).sum(-1)
+        share = num_masked / drawn.modelled.sum(-1).clamp_min(1)
         t = self.schedule.time(share)
 
-        # The tokens (N, 2) before the drafts
+        # What the heads read: the tokens (N, 2) before the drafts, and the target's states (B, G)
+        # before the first one
         clean = inputs["input_ids"]
         mask_token_id = self.model.config.mask_token_id
-        before = tokens_before(clean, *drafted.nonzero(as_tuple=True), mask_token_id)
+        heads_read = {}
+        if with_head:
+            places = drawn.drafted.nonzero(as_tuple=True)
+            heads_read["previous_ids"] = tokens_before(clean, *places, mask_token_id)
+        if with_head and self.learns_first:
+            elsewhere = ~drawn.first.unsqueeze(-1)
+            heads_read["target_hidden"] = drawn.states_before().masked_fill(elsewhere, 0).sum(1)
 
         # The Trainer has put both in train mode
         self.model.backbone.eval()
         return model(
-            input_ids=clean.masked_fill(masked, mask_token_id),
+            input_ids=clean.masked_fill(drawn.masked, mask_token_id),
             attention_mask=inputs.get("attention_mask"),
             timesteps=self.schedule.total(t).float(),
-            logits_at=drafted,
-            previous_ids=before if with_head else None,
-            target_hidden=first_states if with_head else None,
+            logits_at=drawn.drafted,
+            **heads_read,
         ).logits
 
     def losses(
@@ -265,23 +290,18 @@ class DraftTrainer(EDLMTrainer):
         nothing = torch.zeros(drafted.shape, dtype=losses.dtype, device=losses.device)
         return nothing.masked_scatter(drafted, refused), nothing.masked_scatter(drafted, losses)
 
-    def losses_of_target(
-        self,
-        clean: torch.LongTensor,
-        drafted: torch.Tensor,
-        states: torch.Tensor,
-    ) -> torch.Tensor:
-        """(B,) means of the loss of C alone, the expert that needs no denoiser, at positions (B, L)."""
+    def losses_of_target(self, clean: torch.LongTensor, drawn: Round) -> torch.Tensor:
+        """(B,) means of the loss of C alone, the expert that needs no denoiser, over the places before the cut."""
         model = self.model
-        rows, columns = drafted.nonzero(as_tuple=True)
-        before = tokens_before(clean, rows, columns, model.config.mask_token_id)
+        drafted = drawn.modelled & ~drawn.masked
+        before = tokens_before(clean, *drafted.nonzero(as_tuple=True), model.config.mask_token_id)
 
         # C(f, x_{i-1}, x_{i-2}), and its logits (N, V)
         with self.accelerator.autocast():
-            of_target = model.first_draft.of_target(states_before(states, rows, columns), model.embeddings_of(before))
+            of_target = model.first_draft.of_target(drawn.states_before()[drafted], model.embeddings_of(before))
             logits = model.get_output_embeddings()(of_target)
 
-        _, losses = self.losses(logits, states, drafted)
+        _, losses = self.losses(logits, drawn.states, drafted)
         return losses.sum(-1) / drafted.sum(-1).clamp_min(1)
 
     @torch.no_grad()
@@ -296,8 +316,9 @@ class DraftTrainer(EDLMTrainer):
         _, cut_uniforms = self.uniforms(key, numbers, ())
 
         # The same cuts with and without the head, so that the change has a small error
-        of_rows = self.measure(self.model, inputs, cut_uniforms)
-        without_head = self.measure(self.model, inputs, cut_uniforms, with_head=False)
+        drawn = self.draw_round(inputs, cut_uniforms)
+        of_rows = self.measure_round(self.model, inputs, drawn, with_head=True)
+        without_head = self.measure_round(self.model, inputs, drawn, with_head=False)
         return of_rows | {f"{name}_without_head": without_head[name] for name in self.measures()}
 
     def summarise(self, rows):
@@ -319,28 +340,13 @@ class DraftTrainer(EDLMTrainer):
         return metrics
 
 
-def every_row(is_first: torch.Tensor) -> tuple[torch.LongTensor, torch.LongTensor]:
-    """Rows and columns (B,) of the one position of every row of (B, L) bool, 0 where it has none."""
-    rows = torch.arange(len(is_first), device=is_first.device)
-    return rows, is_first.long().argmax(-1)
-
-
-def states_before(
-    states: torch.Tensor,
-    rows: torch.LongTensor,
-    columns: torch.LongTensor,
-) -> torch.Tensor:
-    """The states (N, G) by which the target gave the tokens before N places: two columns before them."""
-    return states[rows, (columns - 2).clamp_min(0)]
-
-
 def reads_states(model: nn.Module, target: nn.Module | None) -> bool:
     """Whether the first draft of a denoiser reads this target. Without states to read it stays as it is.
 
     Raises:
         ValueError: it reads states of another size.
     """
-    size = None if target is None else hidden_size_of(target)
+    size = hidden_size_of(target)
     if size is None or model.first_draft is None:
         return False
     target_dim = model.config.draft_target_dim

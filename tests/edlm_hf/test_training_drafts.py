@@ -158,7 +158,6 @@ def test_the_first_draft_learns_at_the_cut_and_its_own_expert_before_it(tmp_path
 
 
 def test_a_first_draft_that_reads_its_target_is_refused_less(tmp_path):
-    """A target that draws its token by the one two before it: its state knows what the two tokens say together."""
     causal = tiny_causal(bos_token_id=0)
     with torch.no_grad():
         causal.get_output_embeddings().weight.mul_(4)

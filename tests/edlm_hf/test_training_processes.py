@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
@@ -30,7 +31,7 @@ from edlm_hf.training.trainer_denoiser import MaskedDiffusionArguments
 
 
 def runs(folder, rows: int, steps: int) -> dict[str, list[dict]]:
-    """What four runs of three steps log, each followed by an evaluation of eleven rows, all of unequal length.
+    """What five runs of three steps log, each followed by an evaluation of eleven rows, all of unequal length.
 
     `rows` of a process in each of `steps`, and that many in a batch of the evaluation.
     """
@@ -42,12 +43,14 @@ def runs(folder, rows: int, steps: int) -> dict[str, list[dict]]:
     energy = EDLMForMaskedDiffusion.from_components(
         tiny_denoiser(), energy_type="nce", energy_weights="shared", energy_adapter_rank=2
     )
+    reads_target = partial(DraftTrainer, target=tiny_causal())
 
     for name, trainer_class, args_class, model in (
         ("denoiser", MaskedDiffusionTrainer, MaskedDiffusionArguments, tiny_denoiser()),
         ("autoregressive", AutoregressiveTrainer, MaskedDiffusionArguments, tiny_causal()),
         ("energy", EnergyTrainer, EnergyArguments, energy),
         ("drafts", DraftTrainer, DraftArguments, tiny_denoiser(draft_width=2)),
+        ("first draft", reads_target, DraftArguments, tiny_denoiser(draft_width=2, draft_target_dim=16)),
     ):
         args = arguments(folder, args_class, **options)
         trainer = trainer_class(model, args, train_dataset=training, eval_dataset=evaluation)

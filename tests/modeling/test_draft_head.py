@@ -6,6 +6,7 @@ import pytest
 import torch
 from published import randomised, tiny_causal, tiny_config, tiny_denoiser
 from safetensors.torch import load_file
+from training import same
 from transformers import AutoModelForMaskedLM
 
 from edlm_hf import EDLMForMaskedDiffusion, MDLMForMaskedLM, MDLMModel
@@ -14,11 +15,6 @@ from edlm_hf.modeling.draft_head import tokens_before
 IDS = torch.tensor([[3, 12, 5, 0, 12, 7]])
 AT = torch.tensor([[False, True, False, False, True, False]])
 PAIRS = torch.tensor([[3, 12], [0, 5]])
-
-
-def same(first, second):
-    assert first.state_dict().keys() == second.state_dict().keys()
-    return all(torch.equal(x, second.state_dict()[name]) for name, x in first.state_dict().items())
 
 
 @torch.no_grad()

@@ -62,8 +62,8 @@ def test_code_beside_a_checkpoint_is_the_modelling_code_alone(tmp_path):
         (MDLMModel, 95),
         (MDLMForCausalLM, 100),
         (EDLMEnergyModel, 105),
-        (MDLMForMaskedLM, 326),
-        (EDLMForMaskedDiffusion, 461),
+        (MDLMForMaskedLM, 325),
+        (EDLMForMaskedDiffusion, 460),
     ],
 )
 def test_a_network_without_diffusion_brings_no_code_of_samplers(model_class, most_kilobytes):
