@@ -47,7 +47,7 @@ class InfillingStudy(Study):
     def paragraphs(self, source: str) -> list[Paragraph]:
         """The paragraphs of a set of texts with their hidden words, the start token in front of each."""
         chosen = hide_words(
-            load_paragraphs(source, self.tokenizer),
+            load_paragraphs(source, self.tokenizer, self.settings.text_column),
             self.tokenizer,
             count=self.settings.num_paragraphs,
             num_words=self.settings.num_words,

@@ -56,6 +56,9 @@ class NetworkSettings:
         help="A protocol, a dataset of the Hub, files, or name=source; repeat for more.",
     )
     autoregressive: str | None = option(None, help="AR model, the energy of EDLM-AR.")
+    text_column: str | None = option(
+        None, shown="text, or the only one", help="Column of files and datasets that are not a protocol."
+    )
     batch_size: int = option(16, help="Rows per batch.")
     dtype: str = dtype_option()
     device: str = device_option()

@@ -153,6 +153,7 @@ class Study:
             "config": self.mdlm.config,
             "length": self.length,
             "style": style,
+            "text_column": self.settings.text_column,
         }
         return [load_blocks(source, self.tokenizer, **options) for source in self.settings.data]
 
@@ -209,12 +210,17 @@ class Study:
         if not self.settings.vocabulary:
             return None
         _, source = named_source(self.settings.vocabulary)
-        return digest_of_source(source)
+        digest = digest_of_source(source)
+
+        # Another column of the same files has other words
+        column = self.settings.text_column
+        return digest if column is None else f"{digest}, column {column}"
 
     @functools.cached_property
     def vocabulary(self) -> frozenset[str]:
         """The words of the training split of a corpus."""
-        corpus = load_texts(self.settings.vocabulary, self.tokenizer, split="train")
+        settings = self.settings
+        corpus = load_texts(settings.vocabulary, self.tokenizer, split="train", text_column=settings.text_column)
         return vocabulary_of(corpus["text"])
 
 

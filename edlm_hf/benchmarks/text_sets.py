@@ -1,7 +1,5 @@
-"""Sets of texts by name: a corpus in the alphabet of the tokenizer, cut into blocks of equal
-length."""
+"""Sets of texts by name: a corpus in the alphabet of the tokenizer, cut into blocks of equal length."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,8 +13,7 @@ from edlm_hf.tokenization import normalize_text8
 
 
 class TextSet(NamedTuple):
-    """Blocks `input_ids` of equal length, with the start token in front where the models have
-    one."""
+    """Blocks `input_ids` of equal length, with the start token in front where the models have one."""
 
     name: str
     blocks: Dataset
@@ -45,18 +42,24 @@ def named_source(text: str) -> tuple[str, str]:
     return Path(text).stem, text
 
 
-def load_texts(text: str, tokenizer: PreTrainedTokenizerBase, split: str | None = None) -> Dataset:
+def load_texts(
+    text: str,
+    tokenizer: PreTrainedTokenizerBase,
+    split: str | None = None,
+    text_column: str | None = None,
+) -> Dataset:
     """Load the corpus of `source` or `name=source`.
 
-    A set that is named after a protocol is cleaned like it, and the text8 alphabet is applied where
-    the tokenizer has no other characters. The split is the evaluation split of the protocol, or
-    "test", unless given.
+    A set that is named after a protocol is cleaned like it, and the text8 alphabet is applied where the tokenizer has
+    no other characters.
+
+    Args:
+        split: the evaluation split of the protocol, or "test", unless given.
+        text_column: of `load_corpus`. A protocol knows its own.
     """
     _, source = named_source(text)
     rule = block_rule(source, tokenizer)
-    if not split:
-        split = evaluation_split(source)
-    return rule.load(source, split, clean=cleaning_of(text))
+    return rule.load(source, split or evaluation_split(source), **reading_of(text, text_column))
 
 
 def load_blocks(
@@ -65,22 +68,34 @@ def load_blocks(
     config,
     length: int,
     style: str | None = None,
+    text_column: str | None = None,
 ) -> TextSet:
     """Load the corpus of `source` or `name=source` as in `load_texts`, and cut it into blocks of `length` tokens.
 
     Args:
         style: of `block_rule`.
+        text_column: of `load_texts`.
     """
     name, source = named_source(text)
     rule = block_rule(source, tokenizer, config, length=length, style=style)
-    corpus = rule.load(source, evaluation_split(source), clean=cleaning_of(text))
+    corpus = rule.load(source, evaluation_split(source), **reading_of(text, text_column))
     return TextSet(name, rule.cut(corpus, tokenizer))
 
 
-def load_paragraphs(text: str, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+def load_paragraphs(
+    text: str,
+    tokenizer: PreTrainedTokenizerBase,
+    text_column: str | None = None,
+) -> list[str]:
     """The paragraphs of all documents of `source` or `name=source`, cleaned as in `load_texts`."""
     _, source = named_source(text)
-    corpus = load_corpus(source, evaluation_split(source), normalize=cleaning_of(text))
+    reading = reading_of(text, text_column)
+    corpus = load_corpus(
+        source,
+        evaluation_split(source),
+        normalize=reading["clean"],
+        text_column=reading["text_column"],
+    )
 
     # A document has its paragraphs between blank lines
     paragraphs = []
@@ -93,12 +108,16 @@ def load_paragraphs(text: str, tokenizer: PreTrainedTokenizerBase) -> list[str]:
     return paragraphs
 
 
-def cleaning_of(text: str) -> Callable[[str], str] | None:
-    """The cleaning of the protocol after which `name=source` is named. A protocol itself is cleaned when it loads."""
+def reading_of(text: str, text_column: str | None) -> dict:
+    """Arguments of `BlockRule.load` for a set of texts: how its documents are cleaned, and in which column they are."""
     name, source = named_source(text)
-    if name not in PROTOCOLS or source == name:
-        return None
-    return PROTOCOLS[name].clean
+
+    # A protocol itself is cleaned when it loads, and knows its column
+    cleaned_like = PROTOCOLS.get(name) if name != source else None
+    return {
+        "clean": None if cleaned_like is None else cleaned_like.clean,
+        "text_column": None if source in PROTOCOLS else text_column,
+    }
 
 
 __all__ = ["TextSet", "load_blocks", "load_paragraphs", "load_texts", "named_source"]

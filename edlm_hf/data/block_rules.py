@@ -102,6 +102,7 @@ def blocks_for(
     style: Literal["wrap", "crop"] | None = None,
     start_token: bool | None = None,
     normalize_text8: bool | None = None,
+    text_column: str | None = None,
 ) -> Corpus:
     """Load a corpus and cut it into the rows that a model is trained and measured on.
 
@@ -115,6 +116,7 @@ def blocks_for(
         style: `crop` or `wrap`, as in `to_blocks`.
         start_token: begin cropped rows with the start token.
         normalize_text8: write the text in the alphabet of text8.
+        text_column: of `load_corpus`.
     """
     rule = block_rule(
         source,
@@ -125,7 +127,7 @@ def blocks_for(
         start_token=start_token,
         normalize_text8=normalize_text8,
     )
-    return rule.cut(rule.load(source, split), tokenizer)
+    return rule.cut(rule.load(source, split, text_column=text_column), tokenizer)
 
 
 def block_rule(

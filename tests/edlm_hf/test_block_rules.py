@@ -8,9 +8,9 @@ import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from edlm_hf import EDLMForMaskedDiffusion, MDLMConfig, MDLMForMaskedLM, checkpoint
-from edlm_hf.benchmarks.settings import NetworkSettings
+from edlm_hf.benchmarks.settings import NetworkSettings, StudySettings
 from edlm_hf.benchmarks.study import Study
-from edlm_hf.benchmarks.text_sets import load_blocks
+from edlm_hf.benchmarks.text_sets import load_blocks, load_paragraphs, reading_of
 from edlm_hf.commands.corpus_evaluation import load_texts
 from edlm_hf.commands.evaluate import EvaluationSettings
 from edlm_hf.commands.training_data import choose_tokenizer, load_sets
@@ -85,6 +85,39 @@ def test_training_evaluation_and_benchmarks_cut_a_file_into_the_same_blocks(kind
 
     assert load_blocks(str(file), tokenizer, model.config, 24).blocks["input_ids"][:] == expected
     assert blocks_for(str(file), tokenizer, model.config)["input_ids"][:] == expected
+
+
+def test_every_command_reads_the_column_that_is_given(tmp_path):
+    folder = model_folder("sub-words", tmp_path / "model")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = MDLMForMaskedLM.from_pretrained(folder)
+    only_bodies, both = tmp_path / "bodies.parquet", str(tmp_path / "both.parquet")
+    datasets.Dataset.from_dict({"text": [TEXT, TEXT[:100]]}).to_parquet(only_bodies)
+    datasets.Dataset.from_dict({"title": ["Tyger", "Lamb"], "body": [TEXT, TEXT[:100]]}).to_parquet(both)
+
+    expected = blocks_for(str(only_bodies), tokenizer, model.config)["input_ids"][:]
+    assert blocks_for(both, tokenizer, model.config, text_column="body")["input_ids"][:] == expected
+
+    data = DataArguments(both, eval_dataset=both, text_column="body")
+    training, held_out = load_sets(data, choose_tokenizer(data, folder))
+    assert training["input_ids"][:].tolist() == held_out["input_ids"][:].tolist() == expected
+
+    settings = EvaluationSettings(model=folder, dataset=both, device="cpu", text_column="body")
+    measured, _ = load_texts(settings, tokenizer, model.config)
+    assert measured[: len(expected)] == expected
+
+    # Without the flag, a benchmark says that it is missing. A protocol beside the file knows its own column
+    options = {"model": folder, "data": (both,), "vocabulary": both, "device": "cpu"}
+    without = Study(StudySettings(**options), tmp_path / "study")
+    with pytest.raises(ValueError, match="text_column, one of title, body"):
+        assert without.texts
+    of_bodies = Study(StudySettings(**options, text_column="body"), tmp_path / "study")
+    of_titles = Study(StudySettings(**options, text_column="title"), tmp_path / "study")
+    assert of_bodies.texts[0].blocks["input_ids"][:] == expected
+    assert of_titles.vocabulary == {"tyger", "lamb"} and "night" in of_bodies.vocabulary
+    assert of_titles.vocabulary_digest != of_bodies.vocabulary_digest
+    assert load_paragraphs(both, tokenizer, "title") == ["Tyger", "Lamb"]
+    assert reading_of("text8", "body")["text_column"] is None
 
 
 def test_a_study_cuts_every_set_as_its_model_is_sampled(tmp_path, monkeypatch):
