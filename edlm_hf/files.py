@@ -3,7 +3,8 @@
 import json
 import math
 import os
-import tempfile
+import secrets
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -13,17 +14,28 @@ LFS_POINTER = b"version https://git-lfs"
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file beside its destination, then move it there: nobody ever reads half of it."""
-    # In the same folder: only within a disk does os.replace move in one step
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    """Write a file beside its destination, then move it there: nobody ever reads half of it.
+
+    A link stays a link to the file that is written, and a file that is replaced keeps its permissions. A pipe or a
+    device is written into.
+    """
+    # 1. What cannot be replaced. `/dev/stdout` leads to a file that somebody has open
+    if path.exists() and not path.is_file() or path.absolute().parts[1:2] in (("dev",), ("proc",)):
+        with open(path, "wb") as stream:
+            stream.write(content)
+        return
+
+    # 2. In the same folder as the file: only within a disk does os.replace move in one step
+    path = Path(os.path.realpath(path))
+    temporary = path.with_name(f".{path.name[:100]}.{secrets.token_hex(4)}")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with open(temporary, "xb") as file:
             file.write(content)
-        # mkstemp makes files that only their owner may read
-        os.chmod(temporary, 0o644)
+        if path.exists():
+            shutil.copymode(path, temporary)
         os.replace(temporary, path)
     except BaseException:
-        os.unlink(temporary)
+        temporary.unlink(missing_ok=True)
         raise
 
 
@@ -104,16 +116,27 @@ def fault_of_archive(path: Path) -> str | None:
     return None
 
 
+class OptionLoader(yaml.SafeLoader):
+    """Makes texts, numbers, lists and dictionaries only, and refuses a key that is given twice."""
+
+    def construct_mapping(self, node, deep=False):
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        twice = sorted({key for key in keys if keys.count(key) > 1})
+        if twice:
+            raise yaml.YAMLError(f"{', '.join(twice)} is given twice, leave one of both out")
+        return super().construct_mapping(node, deep)
+
+
 def read_options(path: str | Path) -> dict:
     """Read a YAML file of lines `option: value`.
 
     Raises:
         ValueError: it cannot be read, or is something else.
     """
-    # safe_load makes texts, numbers, lists and dictionaries only. An empty file is no options
+    # An empty file is no options
     try:
         with open(path, encoding="utf-8") as file:
-            options = yaml.safe_load(file) or {}
+            options = yaml.load(file, OptionLoader) or {}
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ValueError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
 

@@ -216,6 +216,14 @@ def insert_token(tokenizer: PreTrainedTokenizerBase, token: str, index: int) -> 
     tokenizer._tokenizer = Tokenizer.from_str(json.dumps(state))
 
 
+def num_end_tokens(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Count the special tokens that a tokenizer puts behind a text: 1 for BERT, 0 for GPT-2."""
+    ids = tokenizer("a")["input_ids"]
+    text = tokenizer("a", add_special_tokens=False)["input_ids"]
+    starts = [i for i in range(len(ids)) if ids[i : i + len(text)] == text]
+    return len(ids) - starts[0] - len(text) if starts else 0
+
+
 def vocabulary_rows(tokenizer: PreTrainedTokenizerBase) -> int:
     """Count the rows of a model that has one for every id: more than `len(tokenizer)` where the ids have holes."""
     return 1 + max(tokenizer.get_vocab().values())
@@ -229,6 +237,7 @@ __all__ = [
     "check_mask_token",
     "is_text8",
     "normalize_text8",
+    "num_end_tokens",
     "text8_tokenizer",
     "train_subword_tokenizer",
     "vocabulary_rows",

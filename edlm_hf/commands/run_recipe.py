@@ -1,19 +1,26 @@
 """What makes a run another one, in a file beside its checkpoints."""
 
+import hashlib
 import json
 from dataclasses import fields
 from pathlib import Path
 
+import datasets
 from transformers import TrainingArguments
 
 from edlm_hf.commands.training_data import has_held_out_rows
+from edlm_hf.data.corpus import Corpus
 from edlm_hf.files import fault_of, to_json
 from edlm_hf.hidden_secrets import hide_in_values
 from edlm_hf.old_names import OLD_NAMES
 
+COMPARED_ROWS = 64  # of the training rows, to find out whether they are the same
+
 RECIPE = "recipe.json"  # beside the checkpoints of a run: what it is
 # Of the training arguments, what makes a run another one; where and how often something is written does not
-SHAPING = ("learning_rate", "weight_decay", "lr_scheduler_type", "warmup_steps", "seed")
+SHAPING = ("learning_rate", "weight_decay", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "seed")
+SHAPING += ("optim", "optim_args", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "data_seed")
+SHAPING += ("neftune_noise_alpha", "train_sampling_strategy", "dataloader_drop_last")
 READING = ("json", "time_limit_minutes", "eval_dataset", "eval_split", "eval_blocks", "attn_implementation")
 READING += ("eval_num_samples", "eval_num_candidates", "eval_max_denoising_steps")
 
@@ -40,6 +47,17 @@ def recipe_of(parsed: tuple) -> dict:
     # 3. As it comes back from a file, so that both can be compared: tuples are lists there
     chosen = {name: value for name, value in found.items() if name not in READING}
     return json.loads(to_json(hide_in_values(chosen)))
+
+
+def description_of_rows(rows: Corpus) -> str | None:
+    """The number of rows, and a hash of some of them at even distances. None for a stream."""
+    if not isinstance(rows, datasets.Dataset):
+        return None
+    count = min(COMPARED_ROWS, len(rows))
+    chosen = [i * len(rows) // count for i in range(count)]
+    ids = [[int(token) for token in row] for row in rows[chosen]["input_ids"]]
+    digest = hashlib.sha256(json.dumps(ids).encode()).hexdigest()
+    return f"{len(rows)} rows with hash {digest[:12]}"
 
 
 def check_same_run(folder: str, recipe: dict) -> None:

@@ -9,6 +9,7 @@ from edlm_hf.commands.generate import TextOptions
 from edlm_hf.commands.progress import running
 from edlm_hf.loading import load_with_tokenizer
 from edlm_hf.streaming import StepStreamer, TerminalDiffusionStreamer
+from edlm_hf.tokenization import num_end_tokens
 from edlm_hf.visualization import Trajectory, trajectories
 
 
@@ -97,6 +98,12 @@ def prompt_inputs(
     longest = network.config.max_position_embeddings
     if text.prompt is not None:
         inputs = dict(tokenizer([text.prompt], return_tensors="pt"))
+        saved = network.generation_config
+        length = inputs["input_ids"].shape[1]
+        if options.get("max_new_tokens") or saved.max_new_tokens or (saved.max_length or 0) > length:
+            # New tokens follow the text, not an end token that the tokenizer puts behind it
+            kept = length - num_end_tokens(tokenizer)
+            inputs = {name: value[:, :kept] for name, value in inputs.items()}
     elif start is not None:
         inputs = {"input_ids": torch.tensor([[start]])}
 

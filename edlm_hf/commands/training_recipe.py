@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Callable
+from enum import Enum
 from types import NoneType, UnionType
 from typing import Union, get_args, get_origin, get_type_hints
 
@@ -102,6 +103,8 @@ def parse(command: Callable, classes: tuple[type, ...], arguments: list[str]) ->
     if unknown:
         parser.error(f"there is no {' '.join(unknown)}; --help lists the flags.")
     args = parsed[-1]
+    if not args.output_dir:
+        parser.error("output_dir is empty. Give a folder, which may be a new one.")
     args.resume_from_checkpoint = checkpoint_to_resume(parser, args.resume_from_checkpoint)
 
     # 3. From here on nothing that writes down how it was called, such as a card or a logger, sees a secret
@@ -181,12 +184,22 @@ def with_recipe(parser: Flags, file: str, arguments: list[str]) -> list[str]:
     for name, value in recipe.items():
         if name not in secrets:
             check_kind(parser, file, name, value)
-            defaults[name] = value if isinstance(value, (list, dict, NoneType)) else str(value)
+            defaults[name] = default_of(value, parser.kinds.get(name, set()))
     parser.set_defaults(**defaults)
 
     # In front, so that a flag that was typed overrides the one of the recipe
     secret_flags = [f"--{name}={value}" for name, value in secrets.items()]
     return [*secret_flags, *arguments]
+
+
+def default_of(value, kinds: set[type]):
+    """The value of a line as argparse takes it. YAML reads `no` as false, also where an option has it for a word."""
+    if isinstance(value, (list, dict, NoneType)):
+        return value
+    words = [word.value for kind in kinds if issubclass(kind, Enum) for word in kind]
+    if value is False and "no" in words:
+        return "no"
+    return str(value)
 
 
 def check_kind(parser: Flags, file: str, name: str, value) -> None:

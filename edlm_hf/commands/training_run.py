@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, TrainerCallback, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 
 from edlm_hf.cards import CardFacts
-from edlm_hf.commands.run_recipe import RECIPE, check_same_run, recipe_of
+from edlm_hf.commands.run_recipe import RECIPE, check_same_run, description_of_rows, recipe_of
 from edlm_hf.commands.training_data import load_sets
 from edlm_hf.commands.training_flags import DataArguments
 from edlm_hf.commands.training_report import training_report
@@ -56,6 +56,9 @@ def train(trainer_class: type[EDLMTrainer], model: PreTrainedModel, parsed: tupl
     checkpoint = starting_point(args, recipe)
     with args.main_process_first(desc="making blocks"):
         training, blocks = load_sets(data, tokenizer)
+    recipe |= {"training_rows": description_of_rows(training)}
+    if checkpoint is not None:
+        check_same_run(str(Path(checkpoint).parent), recipe)
     if args.process_index == 0:
         write_recipe(args.output_dir, recipe, is_new=checkpoint is None)
 
@@ -78,6 +81,11 @@ def train(trainer_class: type[EDLMTrainer], model: PreTrainedModel, parsed: tupl
         trainer.restore(checkpoint)
     else:
         trainer.train(resume_from_checkpoint=checkpoint)
+    if trainer.state.global_step == 0:
+        raise ValueError(
+            f"Not one step was trained: {data.dataset} does not fill a batch of {recipe['rows_per_step']} rows of "
+            f"{data.length} tokens. Give more text, or a smaller per_device_train_batch_size."
+        )
 
     result = {"class": type(model).__name__, "output_dir": args.output_dir} | sizes_in_bytes(model)
     result |= {

@@ -5,6 +5,7 @@ A corpus is found by the name of a protocol, on the Hub, or in local files, and 
 
 import functools
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from edlm_hf.data.file_faults import fault_of_text
 from edlm_hf.data.files import find_files, kind_of, reading
 from edlm_hf.data.protocols import PROTOCOLS, Protocol
 from edlm_hf.errors import one_line, why_not_written
+from edlm_hf.terminal import tell
 
 # Bytes of a file that are checked before it is streamed
 CHECKED_BYTES = 2**20
@@ -85,6 +87,8 @@ def load_corpus(
         )
     if not isinstance(split, (str, datasets.NamedSplit, datasets.ReadInstruction)):
         raise ValueError(f"split is {split!r}, but the name of one split is needed, such as 'train' or 'train[:1%]'.")
+
+    split = str(split.to_spec() if isinstance(split, datasets.ReadInstruction) else split)
 
     protocol = PROTOCOLS.get(name_or_path)
     if protocol is None:
@@ -255,6 +259,7 @@ def select_text(dataset: Corpus, text_column: str | None, name: str) -> Corpus:
             text_column = "text"
         elif len(candidates) == 1:
             text_column = candidates[0]
+            tell_column(name, text_column)
 
     advice = "Write the texts into a column of strings."
     if candidates:
@@ -273,6 +278,13 @@ def select_text(dataset: Corpus, text_column: str | None, name: str) -> Corpus:
     # 3. That column alone
     dataset = dataset.select_columns([text_column])
     return dataset if text_column == "text" else dataset.rename_column(text_column, "text")
+
+
+@functools.cache
+def tell_column(name: str, column: str) -> None:
+    """Tell once on stderr which column is taken for the text. Of several processes only the first one does."""
+    if os.environ.get("RANK", "0") == "0":
+        tell(f"{name}: the text is the column {column!r}, the only one of strings. text_column chooses another.")
 
 
 def column_types(dataset: Corpus) -> dict[str, str]:

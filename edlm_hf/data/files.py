@@ -35,6 +35,7 @@ DAMAGED = (OSError, EOFError, zlib.error, lzma.LZMAError)
 
 UTF_8 = "utf-8-sig"  # with or without a byte order mark
 BYTE_ORDER_MARKS = {codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
+UTF_32_MARKS = (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)
 
 
 def find_files(name: str, split: str) -> dict[str, list[Path]]:
@@ -147,7 +148,7 @@ def columns_of_text(files: list[Path], encoding: str) -> dict:
         "sep": "\t" if suffix_of(files[0]) == ".tsv" else ",",
         "keep_default_na": False,
     }
-    names = []
+    names = None
     for file in files:
         try:
             start = pd.read_csv(file, nrows=1, encoding=encoding, dtype=str, **arguments)
@@ -162,7 +163,17 @@ def columns_of_text(files: list[Path], encoding: str) -> dict:
                 f"{len(start.columns) + surplus}. Put texts with {arguments['sep']!r} in them in quotes, or write "
                 ".jsonl files."
             )
-        names = names or list(start.columns)
+        # A file of a single column needs no separator, but a header has no reason for another one
+        header = str(start.columns[0])
+        if len(start.columns) == 1 and arguments["sep"] == "," and (";" in header or "\t" in header):
+            raise ValueError(
+                f"{file}: the fields of .csv files are separated by commas, and its header {header!r} has none. Write "
+                "commas, or a .tsv file with tabs."
+            )
+
+        # The columns that all files have
+        columns = list(start.columns)
+        names = columns if names is None else [name for name in names if name in columns]
 
     if names:
         arguments["features"] = Features({name: Value("string") for name in names})
@@ -216,6 +227,9 @@ def encoding_of(file: Path) -> str:
     except DAMAGED:
         return UTF_8  # the fault is reported where the file is read
 
+    # First, since the mark of UTF-16 is the first half of the one of UTF-32
+    if start.startswith(UTF_32_MARKS):
+        raise ValueError(f"{file} is UTF-32. Convert it, for example with iconv -f utf-32 -t utf-8.")
     for mark, encoding in BYTE_ORDER_MARKS.items():
         if start.startswith(mark):
             return encoding

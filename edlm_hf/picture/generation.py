@@ -9,6 +9,7 @@ from edlm_hf.modeling.generation_config_edlm import EDLMGenerationOutput
 from edlm_hf.picture.animation import animate as animated
 from edlm_hf.picture.drawing import draw
 from edlm_hf.picture.states import states_of
+from edlm_hf.tokenization import num_end_tokens
 
 # New tokens, where the model has room for them
 LENGTH = 112
@@ -76,7 +77,12 @@ def make_picture(
 
     # A start token is the context of every text that the model has seen: (1, L)
     start = [] if network.config.bos_token_id is None else [network.config.bos_token_id]
-    ids = start if prompt is None else tokenizer(prompt).input_ids
+    ids = start
+    if prompt is not None:
+        # New tokens follow the text, not an end token that the tokenizer puts behind it
+        ids = tokenizer(prompt).input_ids
+        if max_new_tokens != 0:
+            ids = ids[: len(ids) - num_end_tokens(tokenizer)]
     if max_new_tokens is None:
         max_new_tokens = room_for(network.config.max_position_embeddings, len(ids))
 

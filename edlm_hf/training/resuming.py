@@ -9,10 +9,12 @@ from accelerate.utils.constants import FSDP_MODEL_NAME
 from safetensors.torch import load_file
 from transformers import TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import has_length
 from transformers.utils import logging
 
 from edlm_hf.training.folder_lock import FolderLock
 from edlm_hf.training.saving import AVERAGE_OF_SHARDS
+from edlm_hf.training.streams import EndlessRows
 from edlm_hf.training.whole_checkpoints import (
     PRESENT_WEIGHTS,
     fault_of_checkpoint,
@@ -51,6 +53,19 @@ class ResumingMixin:
         is_first_process = self.args.process_index == 0
         with FolderLock(folder) if is_first_process else nullcontext():
             return super().train(checkpoint, *args, **kwargs)
+
+    def get_train_dataloader(self):
+        """As usual. Rows without a length come pass after pass, so that those of a resumed run can be found again."""
+        if self.train_dataset is None or has_length(self.train_dataset):
+            return super().get_train_dataloader()
+
+        # The Trainer makes the batches from its attribute
+        rows = self.train_dataset
+        self.train_dataset = EndlessRows(rows)
+        try:
+            return super().get_train_dataloader()
+        finally:
+            self.train_dataset = rows
 
     def restore(self, checkpoint: str | Path) -> None:
         """Load the weights, their average and the state of a run without training on.

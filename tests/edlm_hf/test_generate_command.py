@@ -5,11 +5,15 @@ import json
 import pytest
 import torch
 from command_line import call, generating
+from local_hub import write_bert
 from published import randomised, tiny_causal, tiny_config
 from typer.testing import CliRunner
 
 from edlm_hf import EDLMForMaskedDiffusion, MDLMForMaskedLM
 from edlm_hf.cli import app
+from edlm_hf.commands.generate import TextOptions
+from edlm_hf.commands.text_generation import prompt_inputs
+from edlm_hf.loading import load_with_tokenizer
 from edlm_hf.tokenization import text8_tokenizer
 
 PROMPT = "ab[MASK]d"
@@ -248,3 +252,27 @@ def test_a_text_longer_than_the_model_is_generated_block_after_block(denoiser_fo
     assert too_long.exit_code == 1 and "block_length" in too_long.stderr
     (text,) = json.loads(call(*arguments, "--block-length", 5).stdout)
     assert len(text) == 22 and text.startswith("ab")
+
+
+def test_a_continuation_follows_the_text_and_not_its_end_token(tmp_path):
+    """As BERT is given a text: [CLS] a b [SEP]. Where masks alone are filled, the end token stays."""
+    write_bert(tmp_path)
+    network, tokenizer = load_with_tokenizer(str(tmp_path))
+    cls, sep = tokenizer.cls_token_id, tokenizer.sep_token_id
+    a, mask = tokenizer.convert_tokens_to_ids(["a", "[MASK]"])
+
+    def given(prompt: str, **options) -> list[int]:
+        text = TextOptions(model=str(tmp_path), prompt=prompt, device="cpu")
+        inputs, _ = prompt_inputs(text, options, network, tokenizer)
+        assert inputs["attention_mask"].shape == inputs["input_ids"].shape
+        return inputs["input_ids"][0].tolist()
+
+    assert given("a", max_new_tokens=4) == [cls, a]
+    assert given("", max_new_tokens=4) == [cls]
+    assert given("a [MASK]") == [cls, a, mask, sep]
+
+    # The length may be that of the model
+    network.generation_config.max_length = 8
+    assert given("a") == [cls, a]
+    network.generation_config.max_length = 3
+    assert given("a") == [cls, a, sep]

@@ -89,6 +89,44 @@ def test_another_run_in_the_same_folder_is_refused_by_what_differs(tmp_path, rec
     assert nowhere.exit_code == 2 and "--output_dir" in nowhere.stderr
 
 
+@pytest.mark.parametrize(
+    ("flags", "difference"),
+    [
+        (("--optim", "sgd"), "optim is 'sgd', there 'adamw_torch"),
+        (("--adam_beta2", 0.9), "adam_beta2 is 0.9, there 0.999"),
+        (("--max_grad_norm", 2), "max_grad_norm is 2.0, there 1.0"),
+        (("--data_seed", 5), "data_seed is 5, there None"),
+        (("--neftune_noise_alpha", 1), "neftune_noise_alpha is 1.0, there None"),
+        (("--dataloader_drop_last", "true"), "dataloader_drop_last is True, there False"),
+    ],
+)
+def test_a_run_does_not_go_on_with_other_steps(tmp_path, recipe, flags, difference):
+    arguments = "train-denoiser", recipe("denoiser", max_steps=2)
+    result_of(call(*arguments, "--json"))
+    other = call(*arguments, "--max_steps", 4, *flags)
+    assert other.exit_code == 1 and difference in other.stderr
+
+
+def test_a_run_does_not_go_on_with_a_text_that_was_edited(tmp_path, recipe):
+    text = tmp_path / "edited.txt"
+    text.write_text(300 * "a text for this run ")
+    arguments = "train-denoiser", recipe("denoiser", max_steps=2, dataset=str(text))
+    result_of(call(*arguments, "--json"))
+    assert call(*arguments, "--max_steps", 3).exit_code == 0
+
+    # The same name
+    text.write_text(200 * "a text for this run ")
+    later = call(*arguments, "--max_steps", 4)
+    assert later.exit_code == 1 and "training_rows is" in later.stderr and "there" in later.stderr
+
+
+def test_a_run_without_a_step_says_what_is_missing(recipe):
+    result = call("train-denoiser", recipe("denoiser", max_steps=2), *(
+        "--per_device_train_batch_size", 100_000, "--dataloader_drop_last", "true",
+    ))  # fmt: skip
+    assert result.exit_code == 1 and "does not fill a batch of 100000 rows" in result.stderr
+
+
 def test_a_run_is_known_by_the_old_names_of_its_options(tmp_path):
     (tmp_path / RECIPE).write_text('{"denoising_steps": 4}')
     with pytest.raises(ValueError, match="max_denoising_steps is 8, there 4"):

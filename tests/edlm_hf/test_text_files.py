@@ -1,6 +1,7 @@
 """Text files as people have them: encodings, endings, compression, names, and what is wrong with the others."""
 
 import bz2
+import codecs
 import gzip
 import lzma
 
@@ -170,6 +171,44 @@ def test_surplus_fields_of_csv_files_are_not_dropped(tmp_path, content, fields, 
     (tmp_path / "rows.csv").write_text(content)
     with pytest.raises(ValueError, match=f"rows.csv: the header has {fields}.*in quotes"):
         texts_of(tmp_path / "rows.csv", streaming=streaming)
+
+
+@pytest.mark.parametrize("header", ["id;text", "id\\ttext"])
+def test_a_csv_file_with_another_separator_is_refused(tmp_path, header):
+    (tmp_path / "rows.csv").write_text(header.replace("\\t", "\t") + "\n1;day\n")
+    with pytest.raises(ValueError, match="rows.csv: the fields of .csv files are separated by commas"):
+        texts_of(tmp_path / "rows.csv")
+
+
+def test_the_column_that_is_taken_for_the_text_is_told(tmp_path, capsys):
+    (tmp_path / "rows.jsonl").write_text('{"id": "abc", "number": 5}\n')
+    (tmp_path / "texts.jsonl").write_text('{"id": "abc", "text": "day"}\n')
+    assert texts_of(tmp_path / "rows.jsonl") == ["abc"]
+    assert "rows.jsonl: the text is the column 'id'" in capsys.readouterr().err
+    assert texts_of(tmp_path / "texts.jsonl") == ["day"] and texts_of(tmp_path / "rows.jsonl", text_column="id")
+    assert "the text is" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("encoding", ["utf-32", "utf-32-be"])
+def test_utf_32_is_refused_by_its_name(tmp_path, encoding):
+    mark = codecs.BOM_UTF32_BE if encoding == "utf-32-be" else b""
+    (tmp_path / "a.txt").write_bytes(mark + "day".encode(encoding))
+    with pytest.raises(ValueError, match="a.txt is UTF-32. Convert it"):
+        texts_of(tmp_path / "a.txt")
+
+
+@pytest.mark.parametrize("split", ["train", datasets.Split.TRAIN, datasets.ReadInstruction("train")], ids=str)
+def test_a_split_may_be_an_object_of_datasets(tmp_path, split):
+    (tmp_path / "a.txt").write_text("day")
+    assert texts_of(tmp_path / "a.txt", split=split) == ["day"]
+
+
+@pytest.mark.parametrize("order", ["ab", "ba"])
+def test_files_of_a_folder_may_have_more_columns_than_the_text(tmp_path, order):
+    first, second = order
+    (tmp_path / f"{first}.csv").write_text("id,text\n1,day\n")
+    (tmp_path / f"{second}.csv").write_text("text\nnight\n")
+    assert sorted(texts_of(tmp_path)) == ["day", "night"]
 
 
 def test_a_folder_has_one_separator(tmp_path):

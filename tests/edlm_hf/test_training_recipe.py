@@ -44,6 +44,30 @@ def test_wrong_recipes_and_flags_are_exit_code_2(recipe, changes, flags, words):
     assert result.exit_code == 2 and words in result.stderr and len(result.stderr.splitlines()) < 4, result.stderr
 
 
+@pytest.mark.parametrize("line", ["save_strategy: no", "save_strategy: 'no'"])
+def test_the_word_no_may_be_written_without_quotes(tmp_path, line):
+    file = tmp_path / "recipe.yaml"
+    file.write_text(f"dataset: a.txt\noutput_dir: {tmp_path / 'out'}\n{line}\nmuon: no\n")
+    *_, args = parse(*CLASSES["denoiser"], [str(file)])
+    assert args.save_strategy == "no" and args.muon is False
+
+
+def test_an_output_folder_has_a_name_and_is_not_a_file(tmp_path, recipe):
+    empty = call("train-denoiser", recipe("denoiser"), "--output_dir", "")
+    assert empty.exit_code == 2 and "output_dir is empty" in empty.stderr
+
+    (tmp_path / "file").write_text("a text")
+    taken = call("train-denoiser", recipe("denoiser"), "--output_dir", tmp_path / "file")
+    assert taken.exit_code == 1 and "which is a file" in taken.stderr and (tmp_path / "file").read_text() == "a text"
+
+
+def test_a_key_that_is_given_twice_is_exit_code_2(tmp_path):
+    file = tmp_path / "recipe.yaml"
+    file.write_text("dataset: a.txt\noutput_dir: out\nmax_steps: 2\nmax_steps: 3\n")
+    result = call("train-denoiser", file)
+    assert result.exit_code == 2 and "max_steps is given twice" in result.stderr
+
+
 def test_a_recipe_that_is_not_there_is_exit_code_2(tmp_path):
     result = call("train-energy", tmp_path / "no.yaml")
     assert result.exit_code == 2 and "no.yaml cannot be read" in result.stderr
