@@ -10,7 +10,7 @@ from .canvas_edlm import Canvas, real_positions
 from .generation_arguments import check_size, checked_token_types
 from .generation_config_edlm import SUPPORTED, EDLMGenerationConfig, whole_number_from
 from .network_facts import input_embedding, longest_text, num_ids
-from .sampler_choice import PARAMETERS, parameters_of
+from .sampler_choice import CORRECTOR, PARAMETERS, SAMPLERS, parameters_of
 from .vocabulary import check_token_ids
 
 logger = logging.get_logger(__name__)
@@ -62,38 +62,17 @@ class PreparationMixin:
 
         # 3. The later values override the earlier ones
         config = EDLMGenerationConfig()
-        of_model = set_values(self.generation_config)
+        of_call = given | kwargs
+        of_model = without_other_samplers(set_values(self.generation_config), of_call)
         for values in (of_model, given):
             known = {name: value for name, value in values.items() if name in allowed}
             config.update(**known)
         config.update(**kwargs)
 
         # 4. Values that belong together
-        of_call = given | kwargs
         self._check_special_tokens(config, of_call)
-        self._drop_parameters_of_another_sampler(config, of_call)
         config.make_sampler()
         return config
-
-    def _drop_parameters_of_another_sampler(
-        self,
-        config: EDLMGenerationConfig,
-        given: dict,
-    ) -> None:
-        """Delete parameters in the model's configuration of a sampler that the call does not use.
-
-        `given` are the values of the call, which stay.
-        """
-        # An object has its parameters already
-        of_sampler = set()
-        if isinstance(config.sampler, str):
-            of_sampler = parameters_of(config.sampler)
-
-        # Parameters of the corrector belong to every sampler
-        stored = set(PARAMETERS) & set(vars(config))
-        for name in stored - of_sampler - set(given):
-            if not name.startswith("corrector_"):
-                delattr(config, name)
 
     def _check_special_tokens(self, config: EDLMGenerationConfig, given: dict) -> None:
         """Check that the special tokens of a call can stand in a text.
@@ -262,3 +241,15 @@ def set_values(config: GenerationConfig | None) -> dict:
     if config is None:
         return {}
     return {name: value for name, value in config.to_diff_dict().items() if value is not None}
+
+
+def without_other_samplers(stored: dict, of_call: dict) -> dict:
+    """Stored values without the parameters of other samplers than that of the call. Those of correctors are for all."""
+    named = stored.get("sampler")
+    sampler = of_call.get("sampler", named or "ancestral")
+
+    # An object has its own
+    kept = set(CORRECTOR)
+    if isinstance(sampler, str) and sampler in SAMPLERS and named in (None, sampler):
+        kept |= parameters_of(sampler)
+    return {name: value for name, value in stored.items() if name not in PARAMETERS - kept}

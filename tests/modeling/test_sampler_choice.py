@@ -6,10 +6,13 @@ import numpy as np
 import pytest
 import torch
 from hashed import LENGTH, MASK, HashedDenoiser
+from published import tiny_denoiser
 
 from edlm_hf import EDLMForMaskedDiffusion
 from edlm_hf.evaluation import sampler_bound
 from edlm_hf.modeling.generation_config_edlm import EDLMGenerationConfig
+from edlm_hf.modeling.planners import Klass, TopK
+from edlm_hf.modeling.remasking import Gibbs
 from edlm_hf.modeling.sampler_choice import SAMPLERS
 from edlm_hf.modeling.samplers import Step
 from edlm_hf.modeling.spacing import Spaced
@@ -296,6 +299,26 @@ def test_a_proposal_without_tokens_is_refused(name):
 def test_a_sampler_that_never_ends_is_refused(sampler, left):
     with pytest.raises(ValueError, match=f"changed nothing, with {left} masks left.*Let steps.. end"):
         sample(EMPTY[:1], sampler=sampler, max_denoising_steps=4)
+
+
+def test_stored_parameters_are_those_of_the_stored_sampler():
+    """`threshold` has a threshold as `klass` has, and `score` has other values for `top_k` than for `spaced`."""
+    model = tiny_denoiser()
+    made = model._prepare_generation_config
+
+    model.generation_config = EDLMGenerationConfig(sampler="threshold", threshold=0.3, corrector_sweeps=0.5)
+    assert made(None).make_sampler().base.threshold == 0.3
+    assert made(None, sampler="klass").make_sampler() == Gibbs(Klass(num_steps=128), 0.5, 1)
+    assert made(None, sampler="klass", threshold=0.4).make_sampler().base.threshold == 0.4
+    assert made(EDLMGenerationConfig(sampler="klass")).make_sampler() == Gibbs(Klass(num_steps=128), 0.5, 1)
+
+    model.generation_config = EDLMGenerationConfig(sampler="spaced", score="random")
+    assert made(None, sampler="top_k").make_sampler() == TopK(num_steps=128)
+    assert made(None, sampler="spaced", distance=3).make_sampler().score == "random"
+
+    # Without a stored sampler they are for whatever sampler has them
+    model.generation_config = EDLMGenerationConfig(score="margin")
+    assert made(None, sampler="top_k").make_sampler().score == "margin"
 
 
 def test_without_sampling_dilated_has_one_order():
