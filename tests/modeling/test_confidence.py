@@ -1,5 +1,9 @@
-"""Without sampling, what is equal up to rounding ties, and the lowest index is taken: alone and in a batch."""
+"""Without sampling, what is equal up to rounding ties, and the lowest index is taken.
 
+A row alone and a row of a batch agree in this.
+"""
+
+import itertools
 import math
 from types import SimpleNamespace
 
@@ -16,12 +20,17 @@ WAYS = [{"sampler": "first_hitting"}, {"max_denoising_steps": 2}, {"max_denoisin
 
 
 def wide(model, seed, scale=2.0):
-    """Random weights so large that the network is far from linear, and its rounding errors from zero."""
+    """Give a network random weights so large that it is far from linear.
+
+    Then its rounding errors are far from zero.
+    """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for p in model.parameters():
             if p.dim() > 1:
-                p.copy_(torch.randn(p.shape, generator=generator) * scale / p.shape[-1] ** 0.5)
+                noise = torch.randn(p.shape, generator=generator)
+                p.copy_(noise * scale / p.shape[-1] ** 0.5)
+
     return model.eval()
 
 
@@ -38,10 +47,17 @@ def denoiser(seed, hidden_dim, n_blocks=2):
 
 
 def order_of(out, row=0):
-    """The positions of a row in the order in which they were revealed, one list for every step that revealed some."""
+    """The positions of a row in the order in which they were revealed, one list for each step.
+
+    Steps that revealed nothing are left out.
+    """
     masked = [ids[row] == 39 for ids in out.history]
-    steps = [(a & ~b).nonzero()[:, 0].tolist() for a, b in zip(masked, masked[1:], strict=False)]
-    return [step for step in steps if step]
+    steps = []
+    for before, after in itertools.pairwise(masked):
+        revealed = (before & ~after).nonzero()[:, 0].tolist()
+        if revealed:
+            steps.append(revealed)
+    return steps
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
@@ -60,33 +76,44 @@ def test_masks_that_see_the_same_are_taken_by_index(dtype, way):
 @pytest.mark.parametrize("way", WAYS, ids=str)
 def test_texts_from_nothing_are_the_same_alone_and_in_a_batch(dtype, way):
     for seed in range(12):
-        model = denoiser(seed, [8, 16, 32, 64][seed % 4], 1 + seed % 2).to(dtype)
+        hidden_dim = [8, 16, 32, 64][seed % 4]
+        n_blocks = 1 + seed % 2
+        model = denoiser(seed, hidden_dim, n_blocks).to(dtype)
         for length in (2, 3, 4):
-            alone = model.generate(max_length=length, do_sample=False, **way)[0]
+            options = way | {"max_length": length, "do_sample": False}
+            alone = model.generate(**options)[0]
             for size in (2, 3, 5, 8):
-                several = model.generate(batch_size=size, max_length=length, do_sample=False, **way)
+                several = model.generate(batch_size=size, **options)
                 assert (several == alone).all()
 
 
 def test_a_network_without_positions_fills_equal_masks_from_left_to_right():
-    sizes = {"vocab_size": 40, "hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4}
-    bert = wide(BertForMaskedLM(BertConfig(**sizes, intermediate_size=64)), seed=0, scale=1.5)
+    config = BertConfig(
+        vocab_size=40,
+        hidden_size=64,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        intermediate_size=64,
+    )
+    bert = wide(BertForMaskedLM(config), seed=0, scale=1.5)
     with torch.no_grad():
         bert.bert.embeddings.position_embeddings.weight.zero_()
+
     model = EDLMForMaskedDiffusion.from_components(bert, mask_token_id=39)
     ids = torch.tensor([[3, 39, 39, 7, 39, 39], [39, 39, 39, 39, 39, 39]])
     out = model.generate(ids, sampler="first_hitting", **GREEDY)
-    assert order_of(out, 0) == [[1], [2], [4], [5]]
-    assert order_of(out, 1) == [[0], [1], [2], [3], [4], [5]]
+    assert order_of(out, row=0) == [[1], [2], [4], [5]]
+    assert order_of(out, row=1) == [[0], [1], [2], [3], [4], [5]]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_equal_tokens_tie_and_the_lowest_is_taken(dtype):
-    """Rows of the projection that are the same row, at both ends of a vocabulary that is computed in pieces."""
+    """Rows of the projection are the same row, at both ends of a vocabulary computed in pieces."""
     model = denoiser(5, 64).to(dtype)
+    masks = torch.full((1, 6), 39)
     with torch.no_grad():
         head = model.get_output_embeddings()
-        best = model(torch.full((1, 6), 39)).logits[0, 0, :39].argmax()
+        best = model(masks).logits[0, 0, :39].argmax()
         for twin in (2, 17, 38):
             head.weight[twin] = head.weight[best]
             head.bias[twin] = head.bias[best]
@@ -108,37 +135,37 @@ def test_what_is_larger_than_rounding_decides():
     model = EDLMForMaskedDiffusion.from_components(Close(), mask_token_id=4)
     out = model.generate(torch.full((2, 4), 4), sampler="first_hitting", **GREEDY)
     assert out.sequences.tolist() == [[2] * 4] * 2
-    assert [(ids[0] == 4).tolist() for ids in out.history[1:3]] == [
-        [True, True, True, False],
-        [True, True, False, False],
-    ]
+
+    # the last position is the first
+    masked = [(ids[0] == 4).tolist() for ids in out.history]
+    assert masked[1] == [True, True, True, False]
+    assert masked[2] == [True, True, False, False]
 
 
 def test_confidence_is_the_log_odds_of_the_likeliest_token():
-    logits = torch.tensor(
+    probabilities = torch.tensor(
         [[0.1, 0.2, 0.7], [0.6, 0.4, 0.0], [1.0, 0.0, 0.0]],
         dtype=torch.float64,
-    ).log()
-    assert likeliest_tokens(logits).tolist() == [2, 0, 0]
-    score = Score.of("confidence", logits, torch.float64)
-    log_odds, errors = score.values, score.errors
-    torch.testing.assert_close(
-        log_odds[:2].exp(),
-        torch.tensor([0.7 / 0.3, 0.6 / 0.4], dtype=torch.float64),
     )
-    assert log_odds[2] == torch.inf and (errors < 1e-12).all()
+    logits = probabilities.log()
+    assert likeliest_tokens(logits).tolist() == [2, 0, 0]
 
-    half = Score.of("confidence", logits.float(), torch.bfloat16).errors
-    assert ((half > 0.007) & (half < 0.012)).all()  # one unit in the last place of bfloat16
-    for wrong in (
-        torch.tensor([[torch.nan, 0.0]]),
-        torch.full((1, 2), -torch.inf),
-        torch.tensor([[torch.inf, 0.0]]),
-    ):
+    score = Score.of("confidence", logits, torch.float64)
+    odds = torch.tensor([0.7 / 0.3, 0.6 / 0.4], dtype=torch.float64)
+    torch.testing.assert_close(score.values[:2].exp(), odds)
+    assert score.values[2] == torch.inf
+    assert (score.errors < 1e-12).all()
+
+    # one unit in the last place of bfloat16
+    errors = Score.of("confidence", logits.float(), torch.bfloat16).errors
+    assert ((errors > 0.007) & (errors < 0.012)).all()
+
+    for row in ([math.nan, 0.0], [-math.inf, -math.inf], [math.inf, 0.0]):
+        logits = torch.tensor([row])
         with pytest.raises(ValueError, match="no token left"):
-            likeliest_tokens(wrong)
+            likeliest_tokens(logits)
         with pytest.raises(ValueError, match="no token left"):
-            Score.of("entropy", wrong, torch.float32)
+            Score.of("entropy", logits, torch.float32)
 
 
 def test_entropy_and_margin_are_those_of_the_probabilities():
@@ -146,50 +173,77 @@ def test_entropy_and_margin_are_those_of_the_probabilities():
         [[0.1, 0.2, 0.7], [0.5, 0.5, 0.0], [1.0, 0.0, 0.0]],
         dtype=torch.float64,
     )
+    expected = []
+    for row in probabilities.tolist():
+        expected.append(-sum(p * math.log(p) for p in row if p))
+
     entropy = Score.of("entropy", probabilities.log(), torch.float64)
-    expected = [-sum(p * math.log(p) for p in row if p) for row in probabilities.tolist()]
     torch.testing.assert_close(-entropy.values, torch.tensor(expected, dtype=torch.float64))
+    assert (entropy.errors < 1e-12).all()
+
+    expected = torch.tensor([0.5, 0.0, 1.0], dtype=torch.float64)
     margin = Score.of("margin", probabilities.log(), torch.float64)
-    torch.testing.assert_close(margin.values, torch.tensor([0.5, 0.0, 1.0], dtype=torch.float64))
-    assert (entropy.errors < 1e-12).all() and (margin.errors < 1e-12).all()
+    torch.testing.assert_close(margin.values, expected)
+    assert (margin.errors < 1e-12).all()
 
 
 @pytest.mark.parametrize("name", ["entropy", "confidence", "margin"])
 def test_scores_in_parts_are_those_of_all_positions_at_once(name, monkeypatch):
-    logits = torch.randn(7, 30, generator=torch.Generator().manual_seed(0)) * torch.logspace(-2, 3, 7)[:, None]
+    noise = torch.randn(7, 30, generator=torch.Generator().manual_seed(0))
+    logits = noise * torch.logspace(-2, 3, 7)[:, None]
     logits[:, 4] = -torch.inf
     logits[3, :29] = -torch.inf  # one token is left
+
     whole = Score.of(name, logits, torch.float32)
     monkeypatch.setattr("edlm_hf.modeling.confidence.CACHED_LOGITS", 60)
     parts = Score.of(name, logits, torch.float32)
-    assert torch.equal(parts.values, whole.values) and torch.equal(parts.errors, whole.errors)
-    assert Score.of(name, logits[:0], torch.float32).values.shape == (0,)
+    assert torch.equal(parts.values, whole.values)
+    assert torch.equal(parts.errors, whole.errors)
+
+    nothing = Score.of(name, logits[:0], torch.float32)
+    assert nothing.values.shape == (0,)
 
     # The entropy is exact within its error, also where it is nearly zero
     if name == "entropy":
         exact = torch.special.entr(logits.double().softmax(-1)).sum(-1)
-        assert ((-whole.values - exact).abs() <= whole.errors).all() and whole.values[3] == 0
+        assert ((-whole.values - exact).abs() <= whole.errors).all()
+        assert whole.values[3] == 0
 
 
 def test_ties_are_with_the_highest_that_is_left_and_do_not_chain():
-    log_odds = torch.tensor([[0.0, 1.0, 1.9, 2.5, -torch.inf], [5.0, 5.5, -torch.inf, -torch.inf, 5.9]])
-    errors = torch.full((2, 5), 1.0)
-    taken = [take_best(Score(log_odds, errors), torch.tensor([n, 1])) for n in range(5)]
+    log_odds = torch.tensor(
+        [
+            [0.0, 1.0, 1.9, 2.5, -torch.inf],
+            [5.0, 5.5, -torch.inf, -torch.inf, 5.9],
+        ]
+    )
+    score = Score(log_odds, torch.full((2, 5), 1.0))
+
     # 1.9 is within 1 of 2.5, then 2.5 is alone, then 1.0 and 0.0 tie with one another
-    assert [x[0].nonzero()[:, 0].tolist() for x in taken] == [[], [2], [2, 3], [0, 2, 3], [0, 1, 2, 3]]
-    assert all(x[1].nonzero()[:, 0].tolist() == [0] for x in taken)
-    assert take_best(Score(log_odds, errors), torch.tensor([4, 3]))[1].tolist() == [True, True, False, False, True]
-    assert take_best(Score(log_odds[:0], errors[:0]), torch.zeros(0, dtype=torch.long)).shape == (0, 5)
+    first_row = [[], [2], [2, 3], [0, 2, 3], [0, 1, 2, 3]]
+    for count, expected in enumerate(first_row):
+        taken = take_best(score, torch.tensor([count, 1]))
+        assert taken[0].nonzero()[:, 0].tolist() == expected
+        assert taken[1].nonzero()[:, 0].tolist() == [0]
+
+    taken = take_best(score, torch.tensor([4, 3]))
+    assert taken[1].tolist() == [True, True, False, False, True]
+
+    no_rows = Score(log_odds[:0], score.errors[:0])
+    assert take_best(no_rows, torch.zeros(0, dtype=torch.long)).shape == (0, 5)
 
 
 def test_padding_beside_a_row_changes_none_of_its_ties():
-    """The rows of a ragged batch from nothing but masks: the tie of the first step is by index in each of them."""
-    model, mask = tiny_denoiser(), 12
-    ids, real = torch.full((4, 6), mask), torch.ones(4, 6, dtype=torch.long)
-    for i in range(4):
-        ids[i, : 2 + i], real[i, 2 + i :] = mask, 0
-    ids = ids.masked_fill(real == 0, 0)
-    together = model.generate(ids, attention_mask=real, do_sample=False, max_denoising_steps=2)
-    for i in range(4):
-        alone = model.generate(ids[i : i + 1, : 2 + i], do_sample=False, max_denoising_steps=2)[0]
-        assert torch.equal(together[i, : 2 + i], alone)
+    """Rows of a ragged batch from nothing but masks break the ties of the first step by index."""
+    model = tiny_denoiser()
+    lengths = [2, 3, 4, 5]
+    attention_mask = torch.zeros(4, 6, dtype=torch.long)
+    for i, length in enumerate(lengths):
+        attention_mask[i, :length] = 1
+
+    ids = torch.full((4, 6), 12).masked_fill(attention_mask == 0, 0)
+    options = {"do_sample": False, "max_denoising_steps": 2}
+    together = model.generate(ids, attention_mask=attention_mask, **options)
+    for i, length in enumerate(lengths):
+        alone = model.generate(ids[i : i + 1, :length], **options)[0]
+        assert torch.equal(together[i, :length], alone)

@@ -1,23 +1,38 @@
-"""Names and shapes of the weights of LLaDA, Dream and their kin, by their config.json."""
+"""Names and shapes of the weights of LLaDA, Dream and their kin, by their config.json.
+
+Random weights are drawn in the order of the names.
+"""
 
 from published_configs import VOCABULARY
 
 
 def llada_shapes(config: dict) -> dict[str, tuple[int, ...]]:
-    width, hidden, rows = config["d_model"], config["mlp_hidden_size"], config["embedding_size"]
+    width = config["d_model"]
+    hidden = config["mlp_hidden_size"]
+    rows = config["embedding_size"]
     narrow = width // config["n_heads"] * config["n_kv_heads"]
-    shapes = {"model.transformer.wte": (rows, width), "model.transformer.ln_f": (width,)}
-    shapes["model.transformer.ff_out"] = (rows, width)
 
+    of_block = {
+        "attn_norm": (width,),
+        "ff_norm": (width,),
+        "q_proj": (width, width),
+        "attn_out": (width, width),
+        "k_proj": (narrow, width),
+        "v_proj": (narrow, width),
+        "ff_proj": (hidden, width),
+        "up_proj": (hidden, width),
+        "ff_out": (width, hidden),
+    }
+    shapes = {
+        "model.transformer.wte.weight": (rows, width),
+        "model.transformer.ln_f.weight": (width,),
+        "model.transformer.ff_out.weight": (rows, width),
+    }
     for n in range(config["n_layers"]):
-        block = f"model.transformer.blocks.{n}."
-        shapes |= {block + name: (width,) for name in ("attn_norm", "ff_norm")}
-        shapes |= {block + name: (width, width) for name in ("q_proj", "attn_out")}
-        shapes |= {block + name: (narrow, width) for name in ("k_proj", "v_proj")}
-        shapes |= {block + name: (hidden, width) for name in ("ff_proj", "up_proj")}
-        shapes[block + "ff_out"] = (width, hidden)
+        for name, shape in of_block.items():
+            shapes[f"model.transformer.blocks.{n}.{name}.weight"] = shape
 
-    return {f"{name}.weight": shape for name, shape in shapes.items()}
+    return shapes
 
 
 def llama_shapes(
@@ -25,27 +40,40 @@ def llama_shapes(
     qkv_bias: bool = False,
     qk_norm: bool = False,
 ) -> dict[str, tuple[int, ...]]:
-    width, rows = config["hidden_size"], config["vocab_size"]
-    size = config.get("head_dim") or width // config["num_attention_heads"]
-    out_of = {"q_proj": size * config["num_attention_heads"]}
-    out_of |= dict.fromkeys(("k_proj", "v_proj"), size * config["num_key_value_heads"])
+    width = config["hidden_size"]
+    rows = config["vocab_size"]
+    num_heads = config["num_attention_heads"]
+    head_dim = config.get("head_dim") or width // num_heads
+    query = head_dim * num_heads
+    key = head_dim * config["num_key_value_heads"]
 
-    shapes = {"model.embed_tokens.weight": (rows, width), "model.norm.weight": (width,)}
+    # the same in every layer, except for the MLP
+    of_layer = {
+        "input_layernorm.weight": (width,),
+        "post_attention_layernorm.weight": (width,),
+    }
+    for name, length in {"q_proj": query, "k_proj": key, "v_proj": key}.items():
+        of_layer[f"self_attn.{name}.weight"] = (length, width)
+        if qkv_bias:
+            of_layer[f"self_attn.{name}.bias"] = (length,)
+
+    of_layer["self_attn.o_proj.weight"] = (width, query)
+    if qk_norm:
+        of_layer["self_attn.q_norm.weight"] = (head_dim,)
+        of_layer["self_attn.k_norm.weight"] = (head_dim,)
+
+    shapes = {
+        "model.embed_tokens.weight": (rows, width),
+        "model.norm.weight": (width,),
+    }
     if not config["tie_word_embeddings"]:
         shapes["lm_head.weight"] = (rows, width)
 
     for n in range(config["num_hidden_layers"]):
         layer = f"model.layers.{n}."
-        shapes |= {f"{layer}{norm}.weight": (width,) for norm in ("input_layernorm", "post_attention_layernorm")}
-        for name, length in out_of.items():
-            shapes[f"{layer}self_attn.{name}.weight"] = (length, width)
-            if qkv_bias:
-                shapes[f"{layer}self_attn.{name}.bias"] = (length,)
-
-        shapes[f"{layer}self_attn.o_proj.weight"] = (width, out_of["q_proj"])
-        if qk_norm:
-            shapes |= {f"{layer}self_attn.{norm}.weight": (size,) for norm in ("q_norm", "k_norm")}
-        shapes |= mlp_shapes(f"{layer}mlp.", config, n)
+        for name, shape in of_layer.items():
+            shapes[layer + name] = shape
+        shapes.update(mlp_shapes(f"{layer}mlp.", config, n))
 
     return shapes
 
@@ -56,15 +84,21 @@ def mlp_shapes(mlp: str, config: dict, layer: int) -> dict[str, tuple[int, ...]]
         return swiglu_shapes(mlp, width, config["intermediate_size"])
     if not config["moe_layer_freq"][layer]:
         return swiglu_shapes(mlp, width, config["dense_intermediate_size"])
-    shapes = {f"{mlp}gate.weight": (config["num_experts"], width)}
-    for expert in range(config["num_experts"]):
-        shapes |= swiglu_shapes(f"{mlp}experts.{expert}.", width, config["expert_intermediate_size"])
+
+    num_experts = config["num_experts"]
+    hidden = config["expert_intermediate_size"]
+    shapes = {f"{mlp}gate.weight": (num_experts, width)}
+    for expert in range(num_experts):
+        shapes.update(swiglu_shapes(f"{mlp}experts.{expert}.", width, hidden))
     return shapes
 
 
 def swiglu_shapes(prefix: str, width: int, hidden: int) -> dict[str, tuple[int, ...]]:
-    shapes = {f"{prefix}{name}.weight": (hidden, width) for name in ("gate_proj", "up_proj")}
-    return shapes | {f"{prefix}down_proj.weight": (width, hidden)}
+    return {
+        f"{prefix}gate_proj.weight": (hidden, width),
+        f"{prefix}up_proj.weight": (hidden, width),
+        f"{prefix}down_proj.weight": (width, hidden),
+    }
 
 
 def diffullama_shapes(config: dict) -> dict[str, tuple[int, ...]]:
@@ -78,21 +112,31 @@ def diffullama_shapes(config: dict) -> dict[str, tuple[int, ...]]:
 def diffugpt_shapes(config: dict) -> dict[str, tuple[int, ...]]:
     width = config["n_embd"]
     rows = config.get("rows", VOCABULARY)
+
+    # GPT-2 keeps the weights of a projection as (inputs, outputs)
+    projections = {
+        "attn.c_attn": (width, 3 * width),
+        "attn.c_proj": (width, width),
+        "mlp.c_fc": (width, 4 * width),
+        "mlp.c_proj": (4 * width, width),
+    }
+    norms = ["denoise_model.ln_f"]
     shapes = {
         "embed_tokens.weight": (rows, width),
         "denoise_model.wpe.weight": (config["n_positions"], width),
     }
-    wide = {"attn.c_attn": (width, 3 * width), "attn.c_proj": (width, width)}
-    wide |= {"mlp.c_fc": (width, 4 * width), "mlp.c_proj": (4 * width, width)}
-    norms = ["denoise_model.ln_f"]
-
     for n in range(config["n_layer"]):
         layer = f"denoise_model.h.{n}."
         norms += [f"{layer}ln_1", f"{layer}ln_2"]
-        for name, shape in wide.items():
-            shapes |= {f"{layer}{name}.weight": shape, f"{layer}{name}.bias": shape[1:]}
+        for name, shape in projections.items():
+            shapes[f"{layer}{name}.weight"] = shape
+            shapes[f"{layer}{name}.bias"] = shape[1:]
 
-    return shapes | {f"{norm}.{kind}": (width,) for norm in norms for kind in ("weight", "bias")}
+    for norm in norms:
+        shapes[f"{norm}.weight"] = (width,)
+        shapes[f"{norm}.bias"] = (width,)
+
+    return shapes
 
 
 def qwen_shapes(config: dict) -> dict[str, tuple[int, ...]]:
