@@ -1,7 +1,8 @@
-"""Logits, normalisers and losses are in float32 under autocast, and layers of other kinds than nn.Linear are called.
+"""Logits, normalisers and losses are in float32 under autocast.
 
-Adding a constant to all logits changes no probability. Logits that were rounded to half precision would lose what is
-below it: near 64, bfloat16 numbers are 0.25 apart.
+Adding a constant to all logits changes no probability. Logits that were rounded to half precision
+would lose the digits below it: near 64, bfloat16 numbers are 0.25 apart. Layers of other kinds
+than nn.Linear are called, too.
 """
 
 import copy
@@ -16,20 +17,28 @@ from edlm_hf.evaluation import autoregressive_nll, discrete_nelbo, nelbo, sample
 from edlm_hf.modeling.masked_diffusion import subs_cross_entropy
 from edlm_hf.training.objectives import masked_token_losses
 
-MASK, SHIFT = 12, 64.0
+MASK = 12
+SHIFT = 64.0
 TEXTS = [[1, 2, 3, 4, 5, 6], [7, 8, 9, 1, 2, 3]]
 NOISY = torch.tensor([[1, 2, MASK, MASK, MASK, 6], [7, MASK, MASK, 1, 2, MASK]])
-CANDIDATES = NOISY[:, None].repeat(1, 3, 1)
-CANDIDATES[NOISY[:, None].expand_as(CANDIDATES) == MASK] = torch.tensor([3, 4, 5] * 6)
+MASKED = NOISY == MASK
+CANDIDATES = NOISY.unsqueeze(1).repeat(1, 3, 1)  # (B, k, L)
+CANDIDATES[CANDIDATES == MASK] = torch.tensor([3, 4, 5] * 6)
 
 build = EDLMForMaskedDiffusion.from_components
-half = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
+half = pytest.mark.parametrize(
+    "dtype",
+    [torch.bfloat16, torch.float16],
+    ids=["bfloat16", "float16"],
+)
 
 
 def shifted(model: nn.Module, by: float = SHIFT) -> nn.Module:
-    """The same probabilities by larger logits."""
+    """Give a model the same probabilities by larger logits."""
+    # a set, as both networks may share their head
+    heads = {module for module in model.modules() if getattr(module, "out_features", 0) == 13}
     with torch.no_grad():
-        for head in {module for module in model.modules() if getattr(module, "out_features", 0) == 13}:
+        for head in heads:
             head.bias += by
     return model
 
@@ -38,11 +47,29 @@ def with_ar() -> EDLMForMaskedDiffusion:
     return build(tiny_denoiser(), tiny_causal(bos_token_id=10))
 
 
+def continuous_bound(model):
+    return nelbo(model, TEXTS, num_samples=2).value
+
+
+def discrete_bound(model):
+    return discrete_nelbo(model, TEXTS, num_steps=3, num_samples=2).value
+
+
+def bound_of_sampler(model):
+    bound = sampler_bound(model, TEXTS, num_steps=3, num_candidates=3, num_samples=2)
+    return bound.value
+
+
+def nll_of_causal(model):
+    texts = [[10, *text] for text in TEXTS]
+    return autoregressive_nll(model.energy_model, texts).value
+
+
 READINGS = {
-    "nelbo": lambda model: nelbo(model, TEXTS, num_samples=2).value,
-    "discrete_nelbo": lambda model: discrete_nelbo(model, TEXTS, num_steps=3, num_samples=2).value,
-    "sampler_bound": lambda model: sampler_bound(model, TEXTS, num_steps=3, num_candidates=3, num_samples=2).value,
-    "autoregressive_nll": lambda model: autoregressive_nll(model.energy_model, [[10, *text] for text in TEXTS]).value,
+    "nelbo": continuous_bound,
+    "discrete_nelbo": discrete_bound,
+    "sampler_bound": bound_of_sampler,
+    "autoregressive_nll": nll_of_causal,
     "energy": lambda model: model.energy(CANDIDATES, NOISY),
 }
 
@@ -52,21 +79,28 @@ READINGS = {
 def test_a_constant_added_to_all_logits_changes_nothing_under_autocast(reading, dtype):
     read = READINGS[reading]
     with torch.no_grad(), torch.autocast("cpu", dtype=dtype):
-        found, moved = torch.as_tensor(read(with_ar())), torch.as_tensor(read(shifted(with_ar())))
-    torch.testing.assert_close(moved, found, rtol=1e-3, atol=1e-3)
+        plain = torch.as_tensor(read(with_ar()))
+        moved = torch.as_tensor(read(shifted(with_ar())))
+    torch.testing.assert_close(moved, plain, rtol=1e-3, atol=1e-3)
 
 
 @half
-@pytest.mark.parametrize("options", [{}, {"do_sample": False}, {"sampler": "first_hitting"}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"do_sample": False}, {"sampler": "first_hitting"}],
+    ids=str,
+)
 def test_generated_tokens_are_those_of_the_shifted_logits_under_autocast(options, dtype):
     def drawn(model):
-        given = {
+        arguments = {
+            "batch_size": 8,
+            "max_length": 8,
             "max_denoising_steps": 3,
             "num_candidates": 3,
             "generator": torch.Generator().manual_seed(0),
         }
         with torch.autocast("cpu", dtype=dtype):
-            return model.generate(batch_size=8, max_length=8, **(given | options))
+            return model.generate(**(arguments | options))
 
     assert torch.equal(drawn(with_ar()), drawn(shifted(with_ar())))
 
@@ -77,24 +111,36 @@ def test_the_energy_of_a_network_stays_in_float32_under_autocast(dtype):
     plain = model.energy(CANDIDATES, NOISY)
     with torch.autocast("cpu", dtype=dtype):
         mixed = model.energy(CANDIDATES, NOISY)
-    assert mixed.dtype == torch.float32 and not torch.equal(mixed, mixed.to(dtype).float())
+
+    # more digits than half precision has
+    assert mixed.dtype == torch.float32
+    assert not torch.equal(mixed, mixed.to(dtype).float())
     assert (mixed - plain).abs().max() < 0.05 * CANDIDATES.shape[-1] ** 0.5
 
 
 @half
 def test_losses_of_logits_in_half_precision_are_made_in_float32(dtype):
-    logits, labels = torch.randn(2, 6, 13, generator=torch.Generator().manual_seed(0)).to(dtype) * 9, CANDIDATES[:, 0]
-    labels = torch.where(NOISY == MASK, labels, -100)
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 6, 13, generator=generator).to(dtype) * 9
+    clean = CANDIDATES[:, 0]
+    labels = torch.where(MASKED, clean, -100)
     with torch.autocast("cpu", dtype=dtype):
-        losses = masked_token_losses(logits, CANDIDATES[:, 0], NOISY == MASK, MASK)
+        losses = masked_token_losses(logits, clean, MASKED, MASK)
         mean = subs_cross_entropy(logits, labels, NOISY, MASK)
-    wanted = masked_token_losses(logits.double(), CANDIDATES[:, 0], NOISY == MASK, MASK)
-    torch.testing.assert_close(losses, wanted.float(), rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(
-        mean,
-        (wanted.sum() / (NOISY == MASK).sum()).float(),
-        rtol=1e-5,
-        atol=1e-5,
+
+    expected = masked_token_losses(logits.double(), clean, MASKED, MASK)
+    torch.testing.assert_close(losses, expected.float(), rtol=1e-5, atol=1e-5)
+    expected_mean = expected.sum() / MASKED.sum()
+    torch.testing.assert_close(mean, expected_mean.float(), rtol=1e-5, atol=1e-5)
+
+
+def in_integers(weight: torch.Tensor) -> tuple[nn.Parameter, nn.Parameter]:
+    """Round a weight to int8, with one scale for each row."""
+    scale = weight.abs().amax(1, keepdim=True) / 127
+    integers = (weight / scale).round().to(torch.int8)
+    return (
+        nn.Parameter(integers, requires_grad=False),
+        nn.Parameter(scale, requires_grad=False),
     )
 
 
@@ -103,23 +149,22 @@ class Int8Linear(nn.Module):
 
     def __init__(self, linear: nn.Linear):
         super().__init__()
-        scale = linear.weight.detach().abs().amax(1, keepdim=True) / 127
-        self.weight = nn.Parameter((linear.weight / scale).round().to(torch.int8), requires_grad=False)
-        self.scale, self.bias = nn.Parameter(scale, requires_grad=False), linear.bias
-        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.weight, self.scale = in_integers(linear.weight.detach())
+        self.bias = linear.bias
+        self.in_features = linear.in_features
+        self.out_features = linear.out_features
 
     def forward(self, x):
-        return nn.functional.linear(x.float(), self.weight.float() * self.scale, self.bias)
+        weight = self.weight.float() * self.scale
+        return nn.functional.linear(x.float(), weight, self.bias)
 
 
 class Int8Embedding(nn.Module):
-    """An embedding of the same kind."""
+    """An embedding whose weight is of integers, too."""
 
     def __init__(self, embedding: nn.Embedding):
         super().__init__()
-        weight = embedding.weight.detach()
-        self.scale = nn.Parameter(weight.abs().amax(1, keepdim=True) / 127, requires_grad=False)
-        self.weight = nn.Parameter((weight / self.scale).round().to(torch.int8), requires_grad=False)
+        self.weight, self.scale = in_integers(embedding.weight.detach())
         self.num_embeddings = embedding.num_embeddings
 
     def forward(self, ids):
@@ -127,12 +172,16 @@ class Int8Embedding(nn.Module):
 
 
 def quantised(model: nn.Module, part: str) -> nn.Module:
-    """A copy with layers of integers in the trunk, the head, the embedding, or everywhere."""
+    """Copy a model, with layers of integers in a part of it.
+
+    The part is the trunk, the head, the embedding, or everywhere.
+    """
     model = copy.deepcopy(model)
     for name, module in list(model.named_modules()):
         for child, layer in list(module.named_children()):
-            place = "head" if "output_layer" in name and child == "linear" else "trunk"
-            if isinstance(layer, nn.Linear) and part in (place, "everywhere"):
+            is_head = "output_layer" in name and child == "linear"
+            part_of_layer = "head" if is_head else "trunk"
+            if isinstance(layer, nn.Linear) and part in (part_of_layer, "everywhere"):
                 setattr(module, child, Int8Linear(layer))
             if isinstance(layer, nn.Embedding) and part in ("embedding", "everywhere"):
                 setattr(module, child, Int8Embedding(layer))
@@ -144,14 +193,15 @@ def quantised(model: nn.Module, part: str) -> nn.Module:
 @pytest.mark.parametrize("part", ["trunk", "head", "embedding", "everywhere"])
 def test_layers_of_integers_cost_what_their_rounding_costs(part, conditioned):
     denoiser = tiny_denoiser(time_conditioning=conditioned)
-    small, sigma = quantised(denoiser, part), torch.tensor([0.3, 2.0])
+    small = quantised(denoiser, part)
+    sigma = torch.tensor([0.3, 2.0])
     with torch.no_grad():
-        wanted, found = (model(NOISY, timesteps=sigma).logits for model in (denoiser, small))
-    error = (found - wanted).abs().max()
-    assert 0 < error < 0.05 * wanted.std(), error
+        expected = denoiser(NOISY, timesteps=sigma).logits
+        found = small(NOISY, timesteps=sigma).logits
+    error = (found - expected).abs().max()
+    assert 0 < error < 0.05 * expected.std(), error
 
-    one, other = (nelbo(model, TEXTS, num_samples=2).value for model in (denoiser, small))
-    assert other == pytest.approx(one, abs=0.05)
+    assert continuous_bound(small) == pytest.approx(continuous_bound(denoiser), abs=0.05)
     assert (small.generate(NOISY, max_denoising_steps=2) != MASK).all()
 
 
@@ -165,6 +215,9 @@ def test_energies_of_layers_of_integers_are_near_those_of_floats(kind, part):
         model = randomised(build(tiny_denoiser(), energy_type="nce", **choices))
 
     small = quantised(model, part)
-    wanted, found = model.energy(CANDIDATES, NOISY), small.energy(CANDIDATES, NOISY)
-    assert (found - wanted).abs().max() < 0.05 * (1 + wanted.abs().max())
-    assert (small.generate(NOISY, max_denoising_steps=2, num_candidates=2) != MASK).all()
+    expected = model.energy(CANDIDATES, NOISY)
+    error = (small.energy(CANDIDATES, NOISY) - expected).abs().max()
+    assert error < 0.05 * (1 + expected.abs().max())
+
+    tokens = small.generate(NOISY, max_denoising_steps=2, num_candidates=2)
+    assert (tokens != MASK).all()

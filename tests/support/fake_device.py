@@ -149,27 +149,46 @@ def check_generators(function, kwargs) -> None:
 
 def count_waits(function, tensors: list[torch.Tensor], args, kwargs) -> None:
     """Count an operation for whose end the host waits."""
-    if function in READS:
+    # the length of the result is the sum of the repeats
+    is_repeat = function is aten.repeat_interleave.Tensor
+    if function in READS or (is_repeat and kwargs.get("output_size") is None):
         note_wait("read")
     elif function in INDEXING:
-        for index in tensors_in(args[1]):
-            if index.dtype in (torch.bool, torch.uint8):
-                note_wait("bool index")
-            elif not is_fake(index):
-                note_wait("index on the CPU")
-    elif function is aten.repeat_interleave.Tensor and kwargs.get("output_size") is None:
-        note_wait("read")
+        count_waits_of_indices(args[1])
     elif function in COPIES:
-        source = tensors[0] if function is not aten.copy_.default else tensors[1]
-        target = kwargs.get("device") or tensors[0].device
-        if function is aten._copy_from.default:
-            target = tensors[1].device
-        non_blocking = kwargs.get("non_blocking") or (len(args) > 2 and args[2])
-        if source.device.type != target.type:
-            if target.type == "cpu":
-                note_wait("copy to the CPU")
-            elif not non_blocking:
-                note_wait("copy from the CPU")
+        count_waits_of_copy(function, tensors, args, kwargs)
+
+
+def count_waits_of_indices(indices) -> None:
+    """Count boolean indices, whose number of elements is read, and indices that are copied."""
+    for index in tensors_in(indices):
+        if index.dtype in (torch.bool, torch.uint8):
+            note_wait("bool index")
+        elif not is_fake(index):
+            note_wait("index on the CPU")
+
+
+def count_waits_of_copy(function, tensors: list[torch.Tensor], args, kwargs) -> None:
+    """Count a copy between the device and the CPU, unless the host goes on at once."""
+    # copy_(target, source), _copy_from(source, target), _to_copy(source, device=...)
+    if function is aten.copy_.default:
+        target, source = tensors[:2]
+        device = target.device
+    elif function is aten._copy_from.default:
+        source, target = tensors[:2]
+        device = target.device
+    else:
+        source = tensors[0]
+        device = kwargs.get("device") or source.device
+
+    if source.device.type == device.type:
+        return
+
+    non_blocking = kwargs.get("non_blocking") or (len(args) > 2 and args[2])
+    if device.type == "cpu":
+        note_wait("copy to the CPU")
+    elif not non_blocking:
+        note_wait("copy from the CPU")
 
 
 def note_wait(reason: str) -> None:
@@ -272,10 +291,9 @@ def place() -> str:
     return "elsewhere"
 
 
-# -- The backend: what PyTorch asks of a device, and the operations that make tensors from nothing
-
-
 class FakeModule(backend_registration._DummyBackendModule):
+    """The answers to what PyTorch asks of a device."""
+
     def is_available(self):
         return False  # so that nobody takes it for the accelerator of this machine
 

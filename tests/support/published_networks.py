@@ -1,8 +1,8 @@
 """LLaDA, Dream and their kin by their published config.json and weights, written a second time.
 
-An oracle for the package, of which it knows nothing, nor of transformers: plain torch in float64, one row, no padding.
-The logits are those of position i for position i, as the published networks give them: Dream, DiffuGPT and DiffuLLaMA
-predict token i + 1 there.
+An oracle for the package, of which it knows nothing, nor of transformers: plain torch in float64,
+one row, no padding. The logits are those of position i for position i, as the published networks
+give them: Dream, DiffuGPT and DiffuLLaMA predict token i + 1 there.
 """
 
 import torch
@@ -28,28 +28,44 @@ class Weights:
     def linear(self, name: str, x: torch.Tensor) -> torch.Tensor:
         """W x (+ b)."""
         y = x @ self[f"{name}.weight"].T
-        return y + self[f"{name}.bias"] if self.has(f"{name}.bias") else y
+        if self.has(f"{name}.bias"):
+            y = y + self[f"{name}.bias"]
+        return y
 
     def rms(self, name: str, x: torch.Tensor, eps: float) -> torch.Tensor:
-        return x / (x.pow(2).mean(-1, keepdim=True) + eps).sqrt() * self[f"{name}.weight"]
+        """x / sqrt(mean x^2 + eps), times the weights."""
+        mean_square = x.pow(2).mean(-1, keepdim=True)
+        return x / (mean_square + eps).sqrt() * self[f"{name}.weight"]
 
 
 def rotate(x: torch.Tensor, theta: float) -> torch.Tensor:
-    """Rotary positions of x (heads, L, size): the pair (j, j + size / 2) turns by p theta^(-2 j / size)."""
+    """Rotary positions of x (heads, L, size).
+
+    At position p the pair (j, j + size / 2) turns by p theta^(-2 j / size).
+    """
     half = x.shape[-1] // 2
     frequencies = theta ** (-torch.arange(half, dtype=torch.float64) / half)
     angles = torch.arange(x.shape[1], dtype=torch.float64)[:, None] * frequencies  # (L, half)
-    left, right = x[..., :half], x[..., half:]
-    turned = left * angles.cos() - right * angles.sin(), right * angles.cos() + left * angles.sin()
-    return torch.cat(turned, dim=-1)
+
+    left = x[..., :half]
+    right = x[..., half:]
+    turned_left = left * angles.cos() - right * angles.sin()
+    turned_right = right * angles.cos() + left * angles.sin()
+    return torch.cat([turned_left, turned_right], dim=-1)
 
 
 def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    """Every position sees every position: q (heads, L, size), k and v of as many heads or fewer -> (L, width)."""
-    share = len(q) // len(k)
-    k, v = k.repeat_interleave(share, dim=0), v.repeat_interleave(share, dim=0)
-    scores = q @ k.transpose(1, 2) / q.shape[-1] ** 0.5
-    return (scores.softmax(-1) @ v).transpose(0, 1).flatten(1)
+    """Attention of every position to every position: (L, width).
+
+    q is (heads, L, size), k and v have as many heads or fewer.
+    """
+    queries_per_key = len(q) // len(k)
+    k = k.repeat_interleave(queries_per_key, dim=0)
+    v = v.repeat_interleave(queries_per_key, dim=0)
+
+    scores = q @ k.transpose(1, 2) / q.shape[-1] ** 0.5  # (heads, L, L)
+    mixed = scores.softmax(-1) @ v  # (heads, L, size)
+    return mixed.transpose(0, 1).flatten(1)
 
 
 def heads_of(x: torch.Tensor, count: int) -> torch.Tensor:
@@ -58,7 +74,9 @@ def heads_of(x: torch.Tensor, count: int) -> torch.Tensor:
 
 
 def swiglu(layer: Weights, x: torch.Tensor, gate: str, up: str, down: str) -> torch.Tensor:
-    return layer.linear(down, silu(layer.linear(gate, x)) * layer.linear(up, x))
+    """W_down (silu(W_gate x) * W_up x)."""
+    hidden = silu(layer.linear(gate, x)) * layer.linear(up, x)
+    return layer.linear(down, hidden)
 
 
 def experts(layer: Weights, x: torch.Tensor, count: int) -> torch.Tensor:
@@ -75,10 +93,11 @@ def experts(layer: Weights, x: torch.Tensor, count: int) -> torch.Tensor:
                 "down_proj",
             )
             y[token] += row[expert] * of_expert
+
     return y
 
 
-# How a layer's parts are called
+# What the parts of a layer are called
 LLAMA_NAMES = {
     "before_attention": "input_layernorm",
     "q": "self_attn.q_proj",
@@ -103,18 +122,27 @@ LLADA_NAMES = {
 }
 
 
-def decoder_layer(layer: Weights, x: torch.Tensor, names: dict[str, str], config: dict) -> torch.Tensor:
+def decoder_layer(
+    layer: Weights,
+    x: torch.Tensor,
+    names: dict[str, str],
+    config: dict,
+) -> torch.Tensor:
     """A layer of the Llama family on x (L, width)."""
-    eps, theta = config["rms_norm_eps"], config["rope_theta"]
-    heads, kv_heads = config["heads"], config["kv_heads"]
+    eps = config["rms_norm_eps"]
+    theta = config["rope_theta"]
 
+    # (heads, L, size)
     normed = layer.rms(names["before_attention"], x, eps)
-    q = heads_of(layer.linear(names["q"], normed), heads)
-    k = heads_of(layer.linear(names["k"], normed), kv_heads)
-    v = heads_of(layer.linear(names["v"], normed), kv_heads)
+    q = heads_of(layer.linear(names["q"], normed), config["heads"])
+    k = heads_of(layer.linear(names["k"], normed), config["kv_heads"])
+    v = heads_of(layer.linear(names["v"], normed), config["kv_heads"])
     if layer.has("self_attn.q_norm.weight"):
-        q, k = layer.rms("self_attn.q_norm", q, eps), layer.rms("self_attn.k_norm", k, eps)
-    x = x + layer.linear(names["out"], attend(rotate(q, theta), rotate(k, theta), v))
+        q = layer.rms("self_attn.q_norm", q, eps)
+        k = layer.rms("self_attn.k_norm", k, eps)
+
+    attended = attend(rotate(q, theta), rotate(k, theta), v)
+    x = x + layer.linear(names["out"], attended)
 
     normed = layer.rms(names["before_mlp"], x, eps)
     if layer.has("mlp.gate.weight"):
@@ -124,12 +152,17 @@ def decoder_layer(layer: Weights, x: torch.Tensor, names: dict[str, str], config
 
 def llada_logits(config: dict, tensors: dict, ids: torch.LongTensor) -> torch.Tensor:
     """(L,) ids -> (L, V)."""
-    config = config | {"heads": config["n_heads"], "kv_heads": config["n_kv_heads"]}
+    config = config | {
+        "heads": config["n_heads"],
+        "kv_heads": config["n_kv_heads"],
+    }
     network = Weights(tensors, "model.transformer.")
-    x = network["wte.weight"][ids]
+    x = network["wte.weight"][ids]  # (L, width)
     for n in range(config["n_layers"]):
         x = decoder_layer(network.under(f"blocks.{n}"), x, LLADA_NAMES, config)
-    return network.linear("ff_out", network.rms("ln_f", x, config["rms_norm_eps"]))
+
+    normed = network.rms("ln_f", x, config["rms_norm_eps"])
+    return network.linear("ff_out", normed)
 
 
 def llama_logits(config: dict, tensors: dict, ids: torch.LongTensor) -> torch.Tensor:
@@ -139,11 +172,13 @@ def llama_logits(config: dict, tensors: dict, ids: torch.LongTensor) -> torch.Te
         "kv_heads": config["num_key_value_heads"],
     }
     network = Weights(tensors, "model.")
-    x = network["embed_tokens.weight"][ids]
+    x = network["embed_tokens.weight"][ids]  # (L, width)
     for n in range(config["num_hidden_layers"]):
         x = decoder_layer(network.under(f"layers.{n}"), x, LLAMA_NAMES, config)
+
+    normed = network.rms("norm", x, config["rms_norm_eps"])
     head = "model.embed_tokens" if config["tie_word_embeddings"] else "lm_head"
-    return Weights(tensors).linear(head, network.rms("norm", x, config["rms_norm_eps"]))
+    return Weights(tensors).linear(head, normed)
 
 
 def diffullama_logits(config: dict, tensors: dict, ids: torch.LongTensor) -> torch.Tensor:
@@ -155,7 +190,9 @@ def diffullama_logits(config: dict, tensors: dict, ids: torch.LongTensor) -> tor
 def diffugpt_logits(config: dict, tensors: dict, ids: torch.LongTensor) -> torch.Tensor:
     """(L,) ids -> (L, V): a GPT-2 without its causal mask, whose matrices are stored transposed."""
     network = Weights(tensors, "denoise_model.")
-    width, eps = config["n_embd"], config["layer_norm_epsilon"]
+    width = config["n_embd"]
+    eps = config["layer_norm_epsilon"]
+    num_heads = config["n_head"]
 
     def norm(part: Weights, name: str, x: torch.Tensor) -> torch.Tensor:
         return layer_norm(x, (width,), part[f"{name}.weight"], part[f"{name}.bias"], eps)
@@ -167,9 +204,19 @@ def diffugpt_logits(config: dict, tensors: dict, ids: torch.LongTensor) -> torch
     x = embedding[ids] + network["wpe.weight"][: len(ids)]
     for n in range(config["n_layer"]):
         layer = network.under(f"h.{n}")
-        qkv = conv(layer, "attn.c_attn", norm(layer, "ln_1", x)).chunk(3, -1)
-        x = x + conv(layer, "attn.c_proj", attend(*(heads_of(part, config["n_head"]) for part in qkv)))
-        hidden = gelu(conv(layer, "mlp.c_fc", norm(layer, "ln_2", x)), approximate="tanh")
+
+        # q, k and v lie side by side in one matrix
+        normed = norm(layer, "ln_1", x)
+        q, k, v = conv(layer, "attn.c_attn", normed).chunk(3, -1)
+        attended = attend(
+            heads_of(q, num_heads),
+            heads_of(k, num_heads),
+            heads_of(v, num_heads),
+        )
+        x = x + conv(layer, "attn.c_proj", attended)
+
+        normed = norm(layer, "ln_2", x)
+        hidden = gelu(conv(layer, "mlp.c_fc", normed), approximate="tanh")
         x = x + conv(layer, "mlp.c_proj", hidden)
 
     return norm(network, "ln_f", x) @ embedding.T
