@@ -54,10 +54,13 @@ class EDLMPreTrainedModel(CheckpointingMixin, PreTrainedModel):
         missing = set(info["missing_keys"])
         unexpected = set(info["unexpected_keys"])
         if path is not None and (missing or unexpected):
+            advice = "Save it again with save_pretrained, or check energy_type and the two sub-configurations."
+            if any(".lora_" in key for key in missing):
+                advice = "These are of an adapter: load its base, then the adapter with PeftModel.from_pretrained."
             raise ValueError(
                 f"The weights of {path} do not fit its configuration: "
                 f"{list_keys('missing', missing)}{list_keys('not part of the model', unexpected)}"
-                "Save it again with save_pretrained, or check energy_type and the two sub-configurations."
+                f"{advice}"
             )
 
         # 2. An energy that is kept by reference

@@ -115,6 +115,26 @@ def test_adapter_alone_is_saved_and_loads_on_its_base(tmp_path, base):
         assert torch.equal(logits(other), logits(model))
 
 
+def test_an_adapter_of_dora_is_loaded_by_peft_and_never_in_part(tmp_path):
+    new_base("own").save_pretrained(tmp_path / "base")
+    base = AutoModelForMaskedLM.from_pretrained(tmp_path / "base")
+    model = adapted(base, use_dora=True)
+    model.save_pretrained(tmp_path / "adapter")
+    expected = energies(model)
+
+    base = AutoModelForMaskedLM.from_pretrained(tmp_path / "base")
+    loaded = PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
+    torch.testing.assert_close(energies(loaded), expected)
+
+    # Versions of transformers that have another name for its magnitudes say what to do
+    try:
+        alone = AutoModelForMaskedLM.from_pretrained(tmp_path / "adapter")
+    except ValueError as error:
+        assert "of an adapter: load its base, then the adapter with PeftModel" in str(error)
+    else:
+        torch.testing.assert_close(energies(alone.eval()), expected)
+
+
 def test_adapter_of_a_shared_energy_fits_a_copy_of_the_denoiser(tmp_path):
     model = adapted(new_base("shared"))
     model.save_pretrained(tmp_path)
