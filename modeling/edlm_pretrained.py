@@ -35,10 +35,10 @@ class EDLMPreTrainedModel(CheckpointingMixin, PreTrainedModel):
         trust_energy_code: bool = False,
         **kwargs,
     ):
-        """Load the whole by `PreTrainedModel.from_pretrained`, and the AR energy that it refers to.
+        """Load all by `PreTrainedModel.from_pretrained`, and the AR energy that it refers to.
 
         Args:
-            trust_energy_code: run the code in the repository of an energy that is kept by
+            trust_energy_code: run the code in the repository of an energy kept by
                 reference. Whoever wrote the configuration chose that repository:
                 `trust_remote_code` does not reach it. Pin the code that you have read by
                 `energy_revision`.
@@ -59,15 +59,13 @@ class EDLMPreTrainedModel(CheckpointingMixin, PreTrainedModel):
                 advice = "These are of an adapter: load its base, then the adapter with PeftModel.from_pretrained."
             raise ValueError(
                 f"The weights of {path} do not fit its configuration: "
-                f"{list_keys('missing', missing)}{list_keys('not part of the model', unexpected)}"
-                f"{advice}"
+                f"{list_keys('missing', missing)}{list_keys('not part of the model', unexpected)}{advice}"
             )
 
-        # 2. An energy that is kept by reference
+        # 2. An energy kept by reference
         config = model.config
         if config.energy_name_or_path is not None and model.energy_model is None:
-            of_networks = ("dtype", "torch_dtype", "device_map", "attn_implementation")
-            taken_over = (*of_networks, *HUB_ARGUMENTS)
+            taken_over = ("dtype", "torch_dtype", "device_map", "attn_implementation", *HUB_ARGUMENTS)
             model.energy_model = load_causal(
                 config.energy_name_or_path,
                 revision=config.energy_revision or "main",
@@ -98,7 +96,7 @@ class EDLMPreTrainedModel(CheckpointingMixin, PreTrainedModel):
 
         # 2. Their weights
         if self.config.energy_name_or_path is not None:
-            # An energy that is kept by reference stays in its own repository
+            # An energy kept by reference stays in its own repository
             weights = kwargs.get("state_dict") or self.state_dict()
             of_energy = {name for name in weights if name.startswith("energy_model.")}
             kept = {name: weight for name, weight in weights.items() if name not in of_energy}

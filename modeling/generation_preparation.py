@@ -64,9 +64,8 @@ class PreparationMixin:
         config = EDLMGenerationConfig()
         of_call = given | kwargs
         of_model = without_other_samplers(set_values(self.generation_config), of_call)
-        for values in (of_model, given):
-            known = {name: value for name, value in values.items() if name in allowed}
-            config.update(**known)
+        values = of_model | given
+        config.update(**{name: value for name, value in values.items() if name in allowed})
         config.update(**kwargs)
 
         # 4. Values that belong together
@@ -237,7 +236,7 @@ class PreparationMixin:
 
 
 def set_values(config: GenerationConfig | None) -> dict:
-    """The values of a configuration that differ from the defaults of transformers, without None."""
+    """The values of a configuration that are not defaults of transformers, without None."""
     if config is None:
         return {}
     return {name: value for name, value in config.to_diff_dict().items() if value is not None}

@@ -49,11 +49,9 @@ class EDLMForMaskedDiffusion(EDLMPreTrainedModel, MaskedDiffusionGenerationMixin
 
     generation_config_class = EDLMGenerationConfig
     _auto_class = "AutoModelForMaskedLM"
-    _auto_map = {
-        "AutoModel": "modeling_edlm.EDLMForMaskedDiffusion",
-        "AutoModelForMaskedLM": "modeling_edlm.EDLMForMaskedDiffusion",
-        "AutoModelForCausalLM": "modeling_edlm.EDLMForMaskedDiffusion",
-    }
+    _auto_map = dict.fromkeys(
+        ("AutoModel", "AutoModelForMaskedLM", "AutoModelForCausalLM"), "modeling_edlm.EDLMForMaskedDiffusion"
+    )
 
     def __init__(
         self,

@@ -26,9 +26,14 @@ class Planner(Sampler):
     reveal_counts: str = "even"
 
     def steps_in(self, free):
+        most = most_masks(free)
         if self.num_steps is None:
-            return most_masks(free)
-        return min(self.num_steps, most_masks(free))
+            return most
+
+        # Dream has steps that reveal nothing
+        if self.reveal_counts == "dream":
+            return self.num_steps if most else 0
+        return min(self.num_steps, most)
 
     def steps(self, state, noise):
         total = state.free.sum(-1).cpu()

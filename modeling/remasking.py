@@ -165,7 +165,7 @@ class Gibbs(Sampler):
 
     Positions are picked at random, which leaves the distribution of a consistent denoiser as it is
     where K = 1 (random scan; Koh et al. 2024, arXiv 2411.06438, pick by entropy). An energy weighs
-    these steps as any other. Every row has as many steps as it needs for itself.
+    these steps as any other.
 
     Args:
         base: the sampler that fills the masks.
@@ -210,8 +210,12 @@ class Gibbs(Sampler):
         return self.base.looks_at(state, rows)
 
     def steps(self, state, noise):
-        steps_before = self.base.steps_in(state.free.cpu())
-        yield from self.base.steps(state, noise)
+        steps_before = 0
+        for number, step in enumerate(self.base.steps(state, noise)):
+            yield step
+            steps_before = 1 + (number if step.index is None else step.index)
+        if self.base.has_clock:
+            steps_before = self.base.steps_in(state.free.cpu())
 
         free = state.free.cpu()
         total = free.sum(-1)
@@ -230,8 +234,7 @@ class Gibbs(Sampler):
             # They become masks, which the step reveals
             state.mask_again(picked)
             t = state.time_of(picked.sum(-1), total)
-            index = steps_before + n if self.base.has_clock else None
-            yield Step(t, reveal=picked, index=index)
+            yield Step(t, reveal=picked, index=steps_before + n)
 
     def reveal(self, step, proposal):
         return self.base.reveal(step, proposal)

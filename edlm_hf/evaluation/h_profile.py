@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from edlm_hf.evaluation.estimate import Estimate, ratio_estimate
-from edlm_hf.evaluation.likelihood import PLAIN_SAMPLING, reverse_process
+from edlm_hf.evaluation.likelihood import DENOISER_ALONE, reverse_process
 from edlm_hf.evaluation.noising import Noised, Noising
 from edlm_hf.evaluation.scoring import check_finite, in_eval_mode, nats_of_masked, sum_at
 from edlm_hf.evaluation.step_costs import propose
@@ -75,7 +75,7 @@ def h_profile(
         raise ValueError(f"times is {times}, but at least one is needed, all in (0, 1].")
 
     # The denoiser's own distribution, without filters
-    process = reverse_process(model, PLAIN_SAMPLING)
+    process = reverse_process(model, DENOISER_ALONE)
     texts = read_texts(model.config, input_ids, attention_mask, scored)
     noising = Noising(texts, process.schedule, num_samples, batch_size, seed, distributed)
 

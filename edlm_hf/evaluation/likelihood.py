@@ -18,6 +18,7 @@ from edlm_hf.evaluation.step_costs import path_cost, step_cost
 from edlm_hf.evaluation.texts import read_texts
 from edlm_hf.modeling.generation_config_edlm import given_whole_number
 from edlm_hf.modeling.network_facts import device_of
+from edlm_hf.modeling.own_sampler import OwnFunction
 from edlm_hf.modeling.reverse_chain import ReverseProcess
 from edlm_hf.modeling.sampler_choice import PARAMETERS
 from edlm_hf.modeling.samplers import MASKS, TOKENS, FirstHitting
@@ -33,6 +34,8 @@ PLAIN_SAMPLING = {
     "block_length": None,
     "corrector_sweeps": 0.0,
 }
+# The denoiser alone, whatever sampler the model is set to
+DENOISER_ALONE = PLAIN_SAMPLING | {"sampler": "ancestral", "num_candidates": 1}
 ENERGY_OPTIONS = {"energy_window", "energy_temperature", "energy_scope", "energy_chunk_size"}
 BOUND_OPTIONS = ENERGY_OPTIONS | set(PLAIN_SAMPLING) | {"sampler"} | PARAMETERS
 
@@ -78,7 +81,7 @@ def nelbo(
             log-probability is not finite.
     """
     # With one candidate no energy acts
-    process = reverse_process(model, PLAIN_SAMPLING | {"num_candidates": 1})
+    process = reverse_process(model, DENOISER_ALONE)
     texts = read_texts(model.config, input_ids, attention_mask, scored, text_numbers)
     noising = Noising(texts, process.schedule, num_samples, batch_size, seed, distributed)
 
@@ -244,6 +247,10 @@ def has_independent_steps(process: ReverseProcess) -> bool:
     """Whether one random step of a path can be drawn without the tokens of the steps before it."""
     sampler = process.sampler
     one_block = process.config.block_length is None
+
+    # A function gives its set only when it is called
+    if isinstance(sampler, OwnFunction):
+        return False
     return one_block and sampler.sees == MASKS and not sampler.is_deterministic
 
 

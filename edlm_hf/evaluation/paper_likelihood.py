@@ -15,6 +15,7 @@ from edlm_hf.modeling.energies import Candidates
 from edlm_hf.modeling.generation_config_edlm import given_whole_number
 from edlm_hf.modeling.network_facts import device_of
 from edlm_hf.modeling.reverse_chain import ReverseProcess
+from edlm_hf.modeling.sampler_choice import PARAMETERS
 from edlm_hf.modeling.samplers import FirstHitting
 
 
@@ -52,15 +53,20 @@ def paper_nll(
         partition_samples: proposals for these estimates.
 
     Raises:
-        ValueError: as `nelbo`, an unknown `log_partition`, or an energy of scope `revealed`.
+        ValueError: as `nelbo`, an unknown `log_partition`, a sampler, or an energy of scope `revealed`.
     """
     if log_partition not in ("one", "lower", "upper"):
         raise ValueError(f"log_partition is {log_partition!r}, but it must be one of one, lower, upper.")
     partition_samples = given_whole_number("partition_samples", partition_samples, 2)
     check_options(generation_options)
+    if unused := sorted(set(generation_options) & ({"sampler"} | PARAMETERS)):
+        raise ValueError(
+            f"The paper's estimator has no sampler, so that there is no use for {', '.join(unused)}. Leave it out, or "
+            "take sampler_bound."
+        )
 
     # No candidate is drawn, but with num_candidates=1 no energy would act
-    options = PLAIN_SAMPLING | generation_options | {"num_candidates": 2}
+    options = PLAIN_SAMPLING | generation_options | {"sampler": "ancestral", "num_candidates": 2}
     process = reverse_process(model, options, energy)
     texts = read_texts(model.config, input_ids, attention_mask, scored)
     noising = Noising(texts, process.schedule, num_samples, batch_size, seed, distributed)

@@ -25,8 +25,8 @@ from exact import SEQUENCES, L, TableCausalLM
 from published import golden, write_checkpoint
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
-from edlm_hf import EDLMForMaskedDiffusion
-from edlm_hf.evaluation import autoregressive_nll, nelbo, paper_nll, sampler_bound
+from edlm_hf import EDLMForMaskedDiffusion, EDLMGenerationConfig
+from edlm_hf.evaluation import autoregressive_nll, h_profile, nelbo, paper_nll, sampler_bound
 from edlm_hf.evaluation.paper_likelihood import joint_nats
 from edlm_hf.modeling.masked_diffusion import make_schedule, reveal_probability
 
@@ -169,3 +169,27 @@ def test_the_papers_estimator_has_its_energy_with_one_candidate_too():
     plain = paper_nll(network, texts, num_samples=2)
     network.generation_config.update(num_candidates=1)
     assert paper_nll(network, texts, num_samples=2) == plain != nelbo(network, texts, num_samples=2)
+
+
+@pytest.mark.parametrize("energy_type", ["ar", "coar"])
+def test_estimates_without_a_sampler_do_not_depend_on_the_stored_one(energy_type):
+    network = model(MARGINALS, TableCausalLM(JOINT), energy_type=energy_type)
+    options = {"num_samples": 2, "batch_size": 81}
+
+    def estimates(**stored) -> tuple[float, float, tuple]:
+        network.generation_config = EDLMGenerationConfig(**stored)
+        entropies = h_profile(network, ALL, times=(0.5, 1.0), **options).entropies
+        return (
+            paper_nll(network, ALL, energy_scope="sequence", **options).value,
+            nelbo(network, ALL, **options).value,
+            tuple(estimate.value for estimate in entropies),
+        )
+
+    expected = estimates()
+    assert estimates(sampler="speculative") == expected
+    assert estimates(sampler="edit", threshold=0.4) == expected
+    assert estimates(sampler="low_confidence", energy_scope="revealed") == expected
+    assert expected[0] != expected[1]  # the energy has a part in it
+
+    with pytest.raises(ValueError, match="has no sampler, so that there is no use for sampler, threshold"):
+        paper_nll(network, ALL, sampler="threshold", threshold=0.5)

@@ -141,3 +141,23 @@ def test_texts_of_probability_zero_are_named():
 
     with pytest.raises(ValueError, match="NaN"):
         sampler_bound(model(), ALL, num_steps=1, energy=broken)
+
+
+def test_a_function_that_sees_masks_alone_has_a_bound():
+    """It reveals the leftmost mask: the denoiser's likelihood from left to right."""
+
+    def leftmost(step, proposal):
+        first = proposal.masked.long().argmax(-1, keepdim=True)
+        return torch.zeros_like(proposal.masked).scatter(1, first, True)
+
+    leftmost.sees = "masks"
+    leftmost.is_deterministic = True
+    bounds = [
+        sampler_bound(model(MARGINALS), ALL, sampler=leftmost, num_steps=L, whole_path=path) for path in (False, True)
+    ]
+    assert bounds[0].value == pytest.approx(bounds[1].value, abs=1e-12)
+
+    # Without saying that it is not random
+    del leftmost.is_deterministic
+    bound = sampler_bound(model(MARGINALS), ALL, sampler=leftmost, num_steps=L, num_samples=2)
+    assert bound.value == pytest.approx(bounds[0].value, abs=1e-12)

@@ -13,6 +13,7 @@ from exact import (
     state_index,
 )
 from exact_sampling import PROPOSAL, TV, N, model, sample
+from published import tiny_denoiser
 from published_samplers import gibbs_law, remdm_chain_law, remdm_loop_alpha, remdm_sigma
 
 from edlm_hf.evaluation import sampler_bound
@@ -125,3 +126,30 @@ def test_the_corrector_counts_the_log_probabilities_of_the_last_draw():
             **options,
         )
         assert out.log_probs.isfinite().all() and (out.log_probs <= 0).all()
+
+
+@pytest.mark.parametrize("sampler", ["top_k", "low_confidence"])
+@pytest.mark.parametrize("num_steps", [2, 4, 5, 8])
+def test_a_corrector_goes_on_with_the_numbers_of_the_steps_before(sampler, num_steps):
+    """The counts of Dream leave steps out, which count all the same."""
+    numbers = []
+    options = {
+        "sampler": sampler,
+        "reveal_counts": "dream",
+        "max_denoising_steps": num_steps,
+        "corrector_sweeps": 1.0,
+    }
+    network = tiny_denoiser()
+    masks = torch.full((2, 4), network.config.mask_token_id)
+    output = network.generate(
+        masks,
+        generator=torch.Generator().manual_seed(0),
+        callback_on_step_end=lambda model, number, t, values: numbers.append(number),
+        output_history=True,
+        return_dict_in_generate=True,
+        **options,
+    )
+
+    # One sweep of one position each is as many steps as there are positions
+    assert numbers == sorted(set(numbers)) and numbers[-4:] == list(range(num_steps, num_steps + 4))
+    assert len(output.history) == 1 + network.count_steps(masks, **options) == num_steps + 5
