@@ -136,7 +136,7 @@ def read_options(path: str | Path) -> dict:
     # An empty file is no options
     try:
         with open(path, encoding="utf-8") as file:
-            options = yaml.load(file, OptionLoader) or {}
+            options = OptionLoader(file).get_single_data() or {}
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ValueError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
 

@@ -4,6 +4,7 @@ import argparse
 import sys
 from collections.abc import Callable
 from enum import Enum
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import Union, get_args, get_origin, get_type_hints
 
@@ -105,6 +106,8 @@ def parse(command: Callable, classes: tuple[type, ...], arguments: list[str]) ->
     args = parsed[-1]
     if not args.output_dir:
         parser.error("output_dir is empty. Give a folder, which may be a new one.")
+    if Path(args.output_dir).is_file():
+        parser.error(f"output_dir is {args.output_dir}, which is a file. Give a folder, which may be a new one.")
     args.resume_from_checkpoint = checkpoint_to_resume(parser, args.resume_from_checkpoint)
 
     # 3. From here on nothing that writes down how it was called, such as a card or a logger, sees a secret

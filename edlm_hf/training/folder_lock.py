@@ -30,7 +30,7 @@ class FolderLock:
         folder: made if it does not exist.
 
     Raises:
-        ValueError: another run works in the folder, or a file has its name.
+        ValueError: another run works in the folder.
         OSError: the folder cannot be written.
     """
 
@@ -38,9 +38,6 @@ class FolderLock:
         self.folder = Path(folder)
 
     def __enter__(self) -> "FolderLock":
-        if self.folder.exists() and not self.folder.is_dir():
-            raise ValueError(f"output_dir is {self.folder}, which is a file. Give a folder, which may be a new one.")
-
         # No waiting: a run lasts for hours
         self.folder.mkdir(parents=True, exist_ok=True)
         self.lock = FileLock(self.folder / LOCK, timeout=0)

@@ -58,7 +58,7 @@ def test_an_output_folder_has_a_name_and_is_not_a_file(tmp_path, recipe):
 
     (tmp_path / "file").write_text("a text")
     taken = call("train-denoiser", recipe("denoiser"), "--output_dir", tmp_path / "file")
-    assert taken.exit_code == 1 and "which is a file" in taken.stderr and (tmp_path / "file").read_text() == "a text"
+    assert taken.exit_code == 2 and "which is a file" in taken.stderr and (tmp_path / "file").read_text() == "a text"
 
 
 def test_a_key_that_is_given_twice_is_exit_code_2(tmp_path):
