@@ -19,8 +19,10 @@ def write_atomically(path: Path, content: bytes) -> None:
     A link stays a link to the file that is written, and a file that is replaced keeps its permissions. A pipe or a
     device is written into.
     """
-    # 1. What cannot be replaced. `/dev/stdout` leads to a file that somebody has open
-    if path.exists() and not path.is_file() or path.absolute().parts[1:2] in (("dev",), ("proc",)):
+    # 1. What cannot be replaced. `/dev/stdout` can lead to a file that somebody has open
+    is_special = path.exists() and not path.is_file()
+    is_open = path.absolute().parts[1:2] in (("dev",), ("proc",))
+    if is_special or is_open:
         with open(path, "wb") as stream:
             stream.write(content)
         return

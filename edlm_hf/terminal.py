@@ -54,6 +54,12 @@ def write(text: str) -> None:
     typer.echo(text, color=True)
 
 
+def is_first_process() -> bool:
+    """Whether this process is alone, or the first one of `torchrun`, which alone tells what all of them know."""
+    # torchrun sets RANK. torch itself is not asked, because it takes seconds to import
+    return os.environ.get("RANK", "0") == "0"
+
+
 def tell(text: str) -> None:
     """Write one line for the user to the standard error, without control characters and secrets."""
     # Messages of libraries have several lines

@@ -1,7 +1,9 @@
 """Plots that need no display and that are left out without matplotlib."""
 
-import os
+import io
 from pathlib import Path
+
+from edlm_hf.files import write_atomically
 
 
 def new_figure(width: float, height: float):
@@ -19,10 +21,9 @@ def save_figure(figure, path: Path) -> str:
     """Write a PNG, never half of one. Returns its name."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    # An interruption leaves a hidden file, and the picture before stays whole
-    unfinished = path.with_name(f".{path.name}")
-    FigureCanvasAgg(figure).print_png(unfinished)
-    os.replace(unfinished, path)
+    content = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(content)
+    write_atomically(path, content.getvalue())
     return path.name
 
 

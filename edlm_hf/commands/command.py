@@ -8,7 +8,7 @@ from typer.core import TyperCommand
 from edlm_hf import help_only
 from edlm_hf.errors import explanation
 from edlm_hf.hidden_secrets import hide_secrets
-from edlm_hf.terminal import quiet_libraries, tell, visible
+from edlm_hf.terminal import is_first_process, quiet_libraries, tell, visible
 
 
 class Command(TyperCommand):
@@ -56,8 +56,7 @@ class Command(TyperCommand):
 
 def tell_line(command: str, line: str) -> None:
     """Tell one line about a command (`edlm train-energy`). Of several processes only the first one does."""
-    # torchrun sets RANK. torch itself is not asked, because it takes seconds to import
-    if os.environ.get("RANK", "0") == "0":
+    if is_first_process():
         tell(f"{command}: {line}")
 
 

@@ -1,6 +1,5 @@
 """What makes a run another one, in a file beside its checkpoints."""
 
-import hashlib
 import json
 from dataclasses import fields
 from pathlib import Path
@@ -8,6 +7,8 @@ from pathlib import Path
 import datasets
 from transformers import TrainingArguments
 
+from edlm_hf.benchmarks.parts import digest_of_rows
+from edlm_hf.benchmarks.text_sets import TextSet
 from edlm_hf.commands.training_data import has_held_out_rows
 from edlm_hf.data.corpus import Corpus
 from edlm_hf.files import fault_of, to_json
@@ -15,7 +16,6 @@ from edlm_hf.hidden_secrets import hide_in_values
 from edlm_hf.old_names import OLD_NAMES
 
 COMPARED_ROWS = 64  # of the training rows, to find out whether they are the same
-
 RECIPE = "recipe.json"  # beside the checkpoints of a run: what it is
 # Of the training arguments, what makes a run another one; where and how often something is written does not
 SHAPING = ("learning_rate", "weight_decay", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "seed")
@@ -53,11 +53,10 @@ def description_of_rows(rows: Corpus) -> str | None:
     """The number of rows, and a hash of some of them at even distances. None for a stream."""
     if not isinstance(rows, datasets.Dataset):
         return None
-    count = min(COMPARED_ROWS, len(rows))
-    chosen = [i * len(rows) // count for i in range(count)]
-    ids = [[int(token) for token in row] for row in rows[chosen]["input_ids"]]
-    digest = hashlib.sha256(json.dumps(ids).encode()).hexdigest()
-    return f"{len(rows)} rows with hash {digest[:12]}"
+
+    # As lists of Python's own numbers, which are the same whatever reads the rows
+    compared = TextSet("training", rows.with_format(None)).rows(COMPARED_ROWS)
+    return f"{len(rows)} rows with hash {digest_of_rows(compared)[:12]}"
 
 
 def check_same_run(folder: str, recipe: dict) -> None:

@@ -56,7 +56,7 @@ def train(trainer_class: type[EDLMTrainer], model: PreTrainedModel, parsed: tupl
     checkpoint = starting_point(args, recipe)
     with args.main_process_first(desc="making blocks"):
         training, blocks = load_sets(data, tokenizer)
-    recipe |= {"training_rows": description_of_rows(training)}
+    recipe["training_rows"] = description_of_rows(training)
     if checkpoint is not None:
         check_same_run(str(Path(checkpoint).parent), recipe)
     if args.process_index == 0:

@@ -11,7 +11,6 @@ What is not chosen is decided by the model, its tokenizer and the protocol of th
 """
 
 import functools
-import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from edlm_hf.data.corpus import Corpus, load_corpus
 from edlm_hf.data.protocols import PROTOCOLS
 from edlm_hf.modeling.generation_config_edlm import whole_number
 from edlm_hf.modeling.network_facts import longest_text
-from edlm_hf.terminal import tell
+from edlm_hf.terminal import is_first_process, tell
 from edlm_hf.tokenization import is_text8, normalize_text8
 
 # Signs and letters with accents. White space and digits are read as they are meant
@@ -202,7 +201,7 @@ def evaluation_split(source: str) -> str:
 
 def tell_replaced(source: str, corpus: Corpus) -> None:
     """Tell on stderr how many characters text8 has no symbol for. Of several processes only the first one does."""
-    if os.environ.get("RANK", "0") != "0":
+    if not is_first_process():
         return
 
     # A stream is not counted, which would read all of it

@@ -5,7 +5,6 @@ A corpus is found by the name of a protocol, on the Hub, or in local files, and 
 
 import functools
 import logging
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from edlm_hf.data.file_faults import fault_of_text
 from edlm_hf.data.files import find_files, kind_of, reading
 from edlm_hf.data.protocols import PROTOCOLS, Protocol
 from edlm_hf.errors import one_line, why_not_written
-from edlm_hf.terminal import tell
+from edlm_hf.terminal import is_first_process, tell
 
 # Bytes of a file that are checked before it is streamed
 CHECKED_BYTES = 2**20
@@ -88,7 +87,10 @@ def load_corpus(
     if not isinstance(split, (str, datasets.NamedSplit, datasets.ReadInstruction)):
         raise ValueError(f"split is {split!r}, but the name of one split is needed, such as 'train' or 'train[:1%]'.")
 
-    split = str(split.to_spec() if isinstance(split, datasets.ReadInstruction) else split)
+    # Files are looked up by the name of a split
+    if isinstance(split, datasets.ReadInstruction):
+        split = split.to_spec()
+    split = str(split)
 
     protocol = PROTOCOLS.get(name_or_path)
     if protocol is None:
@@ -283,7 +285,7 @@ def select_text(dataset: Corpus, text_column: str | None, name: str) -> Corpus:
 @functools.cache
 def tell_column(name: str, column: str) -> None:
     """Tell once on stderr which column is taken for the text. Of several processes only the first one does."""
-    if os.environ.get("RANK", "0") == "0":
+    if is_first_process():
         tell(f"{name}: the text is the column {column!r}, the only one of strings. text_column chooses another.")
 
 

@@ -163,6 +163,7 @@ def columns_of_text(files: list[Path], encoding: str) -> dict:
                 f"{len(start.columns) + surplus}. Put texts with {arguments['sep']!r} in them in quotes, or write "
                 ".jsonl files."
             )
+
         # A file of a single column needs no separator, but a header has no reason for another one
         header = str(start.columns[0])
         if len(start.columns) == 1 and arguments["sep"] == "," and (";" in header or "\t" in header):
